@@ -1,0 +1,139 @@
+"""The backend interface: three nouns, and what each must do.
+
+Words. A **backend** holds one grammar library for one vocabulary. It compiles a grammar spec into a **grammar**, which is
+immutable and shared by many sequences. A **matcher** is the state of one sequence in one grammar: it **fills** a bitmask
+row with the tokens allowed next, **accepts** token ids, **rolls back** and **forks**. A matcher **terminates** when it
+accepts a stop token; a stop token is allowed exactly where the text so far is a complete match.
+
+Life of a matcher, with a grammar for ``(Paris|London)``, one token a word::
+
+    matcher = backend.compile(GrammarSpec("regex", "(Paris|London)")).matcher()
+    matcher.fill_bitmask(row)             # Paris and London are allowed, nothing else
+    matcher.accept([PARIS])               # 1
+    matcher.fill_bitmask(row)             # only the stop tokens
+    matcher.accept([STOP])                # 1; matcher.is_terminated
+    matcher.rollback(2)                   # as new
+
+A refused token::
+
+    matcher.accept([PARIS, LONDON])       # 1: Paris was taken, London was not; the matcher is good and stands after Paris
+
+A draft, one row per position::
+
+    for token_id in draft:                # fill, accept, fill, accept, ...
+        matcher.fill_bitmask(rows[i])
+        if not matcher.accept([token_id]): break
+    matcher.rollback(accepted)
+
+The two libraries differ in all of this (refusals that are fatal, rows after a stop token, stop tokens that do not count
+for rollback, bad grammars that only show at the first step, canonical tokens only); the adapters hide the differences and
+``tests/contract`` is the definition, run on every backend and on a brute-force reference.
+
+Optional powers are protocols of one method. The worker looks for them once per backend.
+
+Knows nothing about: configuration, torch, sequence ids, shared memory. Rows belong to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskd.grammar import GrammarReport, GrammarSpec
+from maskd.vocabulary import Vocabulary
+
+__all__ = ["Backend", "BackendFactory", "BatchFill", "Grammar", "Matcher"]
+
+
+class Matcher(Protocol):
+    """The state of one sequence. One caller at a time; every native call releases the GIL."""
+
+    def fill_bitmask(self, row: NDArray[np.int32]) -> None:
+        """Writes the tokens allowed next into ``row``. Does not change the matcher.
+
+        Args:
+            row: (row_stride_words,) int32, C-contiguous, CPU, the caller's; every word is overwritten. Bits from
+                ``len(vocabulary.tokens)`` on may be left set: the caller clears them.
+        Raises:
+            BackendError: the library gave up in this state (limits reached); the matcher stands where it stood.
+
+        Must not be called on a terminated matcher.
+        """
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        """Accepts the longest allowed prefix of ``token_ids`` and returns its length; the state moves by that many.
+
+        Ids are within [0, vocab_size). A terminated matcher accepts nothing and returns 0.
+
+        Raises:
+            BackendError: the library gave up; the matcher must be dropped.
+        """
+
+    def rollback(self, token_count: int) -> None:
+        """Undoes the last ``token_count`` accepted tokens, a stop token included: the exact inverse of ``accept``.
+
+        0 <= ``token_count`` <= number of accepted tokens; the caller keeps the count.
+        """
+
+    def fork(self) -> Matcher:
+        """Returns an independent copy in the same state, history included."""
+
+    @property
+    def is_terminated(self) -> bool:
+        """Whether a stop token was accepted."""
+
+
+class Grammar(Protocol):
+    """A compiled grammar. Immutable, shared by many sequences, safe to use from any thread."""
+
+    @property
+    def report(self) -> GrammarReport:
+        """What the compile did."""
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The ids that terminate a matcher of this grammar."""
+
+    def matcher(self) -> Matcher:
+        """Returns a new matcher at the start of the grammar. Microseconds."""
+
+
+class Backend(Protocol):
+    """One grammar library for one vocabulary. Thread-safe."""
+
+    name: str
+
+    def compile(self, spec: GrammarSpec) -> Grammar:
+        """Compiles ``spec``; releases the GIL for most of the time.
+
+        A grammar that nothing can match, or that fails at its first mask, is an error here and not at the first step.
+
+        Raises:
+            GrammarError: or one of its children: malformed, unsupported, unsatisfiable, too large.
+        """
+
+
+@runtime_checkable
+class BatchFill(Protocol):
+    """Optional: fills rows of many matchers in one native call, on native threads."""
+
+    def fill_bitmasks(self, matchers: Sequence[Matcher], rows: NDArray[np.int32], indices: Sequence[int]) -> None:
+        """Writes ``rows[indices[i]]`` for ``matchers[i]``, as ``Matcher.fill_bitmask`` would.
+
+        Args:
+            matchers: of this backend, none terminated.
+            rows: (row_count, row_stride_words) int32, C-contiguous.
+            indices: as long as ``matchers``, no two equal.
+        Raises:
+            BackendError: a matcher failed; which rows were written is not known. The caller then fills one by one.
+        """
+
+
+class BackendFactory(Protocol):
+    """What a backend module exports: ``create``, named on the command line as ``module:attribute``."""
+
+    def __call__(self, vocabulary: Vocabulary, *, threads: int) -> Backend:
+        """Returns the backend for ``vocabulary``; ``threads`` bounds its native threads. May take a second."""

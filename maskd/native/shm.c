@@ -1,0 +1,371 @@
+/* maskd._shm: what Python cannot do with shared memory: ordering, spinning, one bounded copy of foreign bytes.
+ *
+ * Stable ABI (Python >= 3.10), no dependency but maskd_shm.h. Memory is given as integer addresses; the caller
+ * (maskd/segments.py) owns the mapping and has checked that base + offset lies within it.
+ * Knows nothing about grammars, sequences or sessions.
+ */
+#define PY_SSIZE_T_CLEAN
+#define MASKD_NO_POSIX
+#include <Python.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "maskd_shm.h"
+
+#define POINTER(type, address) ((type *)(uintptr_t)(address))
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static PyObject *load_u64(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "K", &address)) return NULL;
+    return PyLong_FromUnsignedLongLong(maskd_load_u64(POINTER(void, address)));
+}
+
+static PyObject *load_u32(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "K", &address)) return NULL;
+    return PyLong_FromUnsignedLong(maskd_load_u32(POINTER(void, address)));
+}
+
+static PyObject *store_u64(PyObject *self, PyObject *args) {
+    unsigned long long address, value;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KK", &address, &value)) return NULL;
+    maskd_store_u64(POINTER(void, address), value);
+    Py_RETURN_NONE;
+}
+
+static PyObject *store_u32(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    unsigned int value;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KI", &address, &value)) return NULL;
+    maskd_store_u32(POINTER(void, address), value);
+    Py_RETURN_NONE;
+}
+
+static PyObject *fence(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    maskd_fence();
+    Py_RETURN_NONE;
+}
+
+/* publish(word, value, peer_flag, eventfd) -> bool: store, full fence, ring only if the peer sleeps. */
+static PyObject *publish(PyObject *self, PyObject *args) {
+    unsigned long long word, value, flag;
+    uint64_t one = 1;
+    int fd;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KKKi", &word, &value, &flag, &fd)) return NULL;
+    maskd_store_u64(POINTER(void, word), value);
+    maskd_fence();
+    if (!maskd_load_u32(POINTER(void, flag))) Py_RETURN_FALSE;
+    /* EAGAIN means that the counter is full: the peer has a wake-up waiting already. */
+    if (write(fd, &one, sizeof(one)) < 0 && errno != EAGAIN) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_TRUE;
+}
+
+/* spin(words, targets, nanoseconds) -> index of the first word that is >= its target, or -1. Releases the GIL. */
+static PyObject *spin(PyObject *self, PyObject *args) {
+    PyObject *words, *targets;
+    unsigned long long nanoseconds;
+    Py_ssize_t count, i, found = -1;
+    uint64_t *values;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOK", &words, &targets, &nanoseconds)) return NULL;
+    count = PyList_Size(words);
+    if (count < 0) return NULL;
+    if (PyList_Size(targets) != count) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "words and targets differ in length");
+        return NULL;
+    }
+    values = malloc(sizeof(uint64_t) * 2 * (size_t)(count ? count : 1));
+    if (!values) return PyErr_NoMemory();
+    for (i = 0; i < count; i++) {
+        values[2 * i] = PyLong_AsUnsignedLongLong(PyList_GetItem(words, i));
+        values[2 * i + 1] = PyLong_AsUnsignedLongLong(PyList_GetItem(targets, i));
+        if (PyErr_Occurred()) {
+            free(values);
+            return NULL;
+        }
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    uint64_t end = now_ns() + nanoseconds;
+    do {
+        for (int turn = 0; turn < 32 && found < 0; turn++) { /* the clock costs more than a look */
+            for (i = 0; i < count; i++)
+                if (maskd_load_u64(POINTER(void, values[2 * i])) >= values[2 * i + 1]) {
+                    found = i;
+                    break;
+                }
+            if (found < 0) maskd_pause();
+        }
+    } while (found < 0 && now_ns() < end);
+    Py_END_ALLOW_THREADS;
+    free(values);
+    return PyLong_FromSsize_t(found);
+}
+
+static PyObject *int32_tuple(const int32_t *values, Py_ssize_t count) {
+    PyObject *tuple = PyTuple_New(count);
+    for (Py_ssize_t i = 0; tuple && i < count; i++) {
+        PyObject *value = PyLong_FromLong(values[i]);
+        if (!value || PyTuple_SetItem(tuple, i, value) < 0) {
+            Py_DECREF(tuple);
+            return NULL;
+        }
+    }
+    return tuple;
+}
+
+/* Steals nothing; returns 0 on success. */
+static int put_int(PyObject *tuple, Py_ssize_t index, long long value) {
+    PyObject *number = PyLong_FromLongLong(value);
+    return number ? PyTuple_SetItem(tuple, index, number) : -1;
+}
+
+enum { /* detail_index of MASKD_INVALID_ITEM */
+    FIELD_SEQUENCE_ID = 0, FIELD_ACTION = 1, FIELD_FLAGS = 2, FIELD_ROLLBACK = 3, FIELD_ROW = 4, FIELD_TOKENS = 5, FIELD_ZERO = 6, FIELD_ROW_TAKEN = 7
+};
+
+/* What can be said about an item without knowing any sequence. */
+static int check_item(const maskd_item *item, const int32_t *tokens, uint32_t token_count, uint32_t vocab_size, uint32_t row_capacity,
+                      unsigned char *taken, int32_t *detail_index, int64_t *detail_value) {
+    static const uint8_t zero[16];
+    uint64_t used = (uint64_t)item->accept_count + item->draft_count;
+    *detail_value = 0;
+    *detail_index = FIELD_SEQUENCE_ID;
+    if (item->sequence_id <= 0) return MASKD_INVALID_ITEM;
+    *detail_index = FIELD_ACTION;
+    if (item->action > MASKD_CLOSE) return MASKD_INVALID_ITEM;
+    *detail_index = FIELD_FLAGS;
+    if (item->flags & ~MASKD_WANT_FORCED) return MASKD_INVALID_ITEM;
+    *detail_index = FIELD_ROLLBACK;
+    if (item->rollback < MASKD_ROLLBACK_ALL) return MASKD_INVALID_ITEM;
+    *detail_index = FIELD_ZERO;
+    if (memcmp(item->zero, zero, sizeof(zero))) return MASKD_INVALID_ITEM;
+    *detail_index = FIELD_TOKENS;
+    if (used && (uint64_t)item->accept_offset + used > token_count) return MASKD_INVALID_ITEM;
+    *detail_index = FIELD_ROW;
+    if (item->row < MASKD_NO_ROW || (item->draft_count && item->row < 0)) return MASKD_INVALID_ITEM;
+    if (item->row >= 0 && (uint64_t)item->row + item->draft_count >= row_capacity) return MASKD_INVALID_ITEM;
+    *detail_index = FIELD_ROW_TAKEN;
+    if (item->row >= 0) {
+        for (uint32_t i = 0; i <= item->draft_count; i++)
+            if (taken[(uint32_t)item->row + i]) return MASKD_INVALID_ITEM;
+        memset(taken + item->row, 1, (size_t)item->draft_count + 1);
+    }
+    for (uint64_t i = 0; i < used; i++) {
+        int32_t token = tokens[item->accept_offset + i];
+        if (token < 0 || (uint32_t)token >= vocab_size) {
+            *detail_index = (int32_t)i;
+            *detail_value = token;
+            return MASKD_TOKEN_OUT_OF_RANGE;
+        }
+    }
+    *detail_index = -1;
+    return MASKD_OK;
+}
+
+/* One item as (status, sequence_id, action, flags, grammar_id, source_sequence_id, rollback, row, accept, drafts, detail_index, detail_value). */
+static PyObject *item_tuple(const maskd_item *item, int status, const int32_t *tokens, int32_t detail_index, int64_t detail_value) {
+    PyObject *tuple = PyTuple_New(12), *accept, *drafts;
+    uint32_t offset = status ? 0 : item->accept_offset;
+    if (!tuple) return NULL;
+    accept = int32_tuple(tokens + offset, status ? 0 : item->accept_count);
+    drafts = int32_tuple(tokens + offset + (status ? 0 : item->accept_count), status ? 0 : item->draft_count);
+    if (!accept || !drafts) {
+        Py_XDECREF(accept);
+        Py_XDECREF(drafts);
+        Py_DECREF(tuple);
+        return NULL;
+    }
+    if (PyTuple_SetItem(tuple, 8, accept) < 0 || PyTuple_SetItem(tuple, 9, drafts) < 0 || put_int(tuple, 0, status) < 0 ||
+        put_int(tuple, 1, item->sequence_id) < 0 || put_int(tuple, 2, item->action) < 0 || put_int(tuple, 3, item->flags) < 0 ||
+        put_int(tuple, 4, item->grammar_id) < 0 || put_int(tuple, 5, item->source_sequence_id) < 0 || put_int(tuple, 6, item->rollback) < 0 ||
+        put_int(tuple, 7, item->row) < 0 || put_int(tuple, 10, detail_index) < 0 || put_int(tuple, 11, detail_value) < 0) {
+        Py_DECREF(tuple);
+        return NULL;
+    }
+    return tuple;
+}
+
+/* read_step(cell, items_offset, tokens_offset, item_capacity, token_capacity, vocab_size, row_capacity, step)
+ *   -> list of item tuples, or None if the cell itself is broken.
+ * Every byte of the foreign cell is copied once into private memory and only then looked at. */
+static PyObject *read_step(PyObject *self, PyObject *args) {
+    unsigned long long cell_address, items_offset, tokens_offset, step;
+    unsigned int item_capacity, token_capacity, vocab_size, row_capacity;
+    maskd_steps_cell cell;
+    maskd_item *items = NULL;
+    int32_t *tokens = NULL;
+    unsigned char *taken = NULL;
+    PyObject *list = NULL;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KKKIIIIK", &cell_address, &items_offset, &tokens_offset, &item_capacity, &token_capacity, &vocab_size, &row_capacity, &step))
+        return NULL;
+    memcpy(&cell, POINTER(void, cell_address), sizeof(cell));
+    if (cell.step != step || cell.item_count > item_capacity || cell.token_count > token_capacity) Py_RETURN_NONE;
+    items = malloc(sizeof(maskd_item) * ((size_t)cell.item_count + 1));
+    tokens = malloc(sizeof(int32_t) * ((size_t)cell.token_count + 1));
+    taken = calloc(row_capacity ? row_capacity : 1, 1);
+    if (!items || !tokens || !taken) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    memcpy(items, POINTER(void, cell_address + items_offset), sizeof(maskd_item) * (size_t)cell.item_count);
+    memcpy(tokens, POINTER(void, cell_address + tokens_offset), sizeof(int32_t) * (size_t)cell.token_count);
+    list = PyList_New(cell.item_count);
+    for (uint32_t i = 0; list && i < cell.item_count; i++) {
+        int32_t detail_index;
+        int64_t detail_value;
+        int status = check_item(&items[i], tokens, cell.token_count, vocab_size, row_capacity, taken, &detail_index, &detail_value);
+        PyObject *tuple = item_tuple(&items[i], status, tokens, detail_index, detail_value);
+        if (!tuple || PyList_SetItem(list, i, tuple) < 0) {
+            Py_DECREF(list);
+            list = NULL;
+        }
+    }
+done:
+    free(items);
+    free(tokens);
+    free(taken);
+    return list;
+}
+
+/* write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, results)
+ * Result: (sequence_id, status, flags, row, row_count, accepted_count, position, forced, detail_index, detail_value). The caller has set the lock. */
+static PyObject *write_results(PyObject *self, PyObject *args) {
+    unsigned long long cell_address, results_offset, forced_offset, step, duration_ns;
+    unsigned int forced_capacity, forced_at = 0;
+    PyObject *results;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KKKIKKO", &cell_address, &results_offset, &forced_offset, &forced_capacity, &step, &duration_ns, &results)) return NULL;
+    maskd_rows_cell *cell = POINTER(maskd_rows_cell, cell_address);
+    maskd_result *out = POINTER(maskd_result, cell_address + results_offset);
+    int32_t *forced_out = POINTER(int32_t, cell_address + forced_offset);
+    Py_ssize_t count = PyList_Size(results);
+    if (count < 0) return NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *one = PyList_GetItem(results, i), *forced;
+        long long field[10];
+        if (!one || PyTuple_Size(one) != 10) {
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "a result has ten fields");
+            return NULL;
+        }
+        for (int k = 0; k < 10; k++) field[k] = k == 7 ? 0 : PyLong_AsLongLong(PyTuple_GetItem(one, k));
+        if (PyErr_Occurred()) return NULL;
+        forced = PyTuple_GetItem(one, 7);
+        Py_ssize_t forced_count = PyTuple_Size(forced);
+        if (forced_count < 0) return NULL;
+        if ((unsigned long long)forced_count > forced_capacity - forced_at) forced_count = forced_capacity - forced_at; /* a hint: cut, not failed */
+        maskd_result result = {.sequence_id = field[0], .status = (uint16_t)field[1], .flags = (uint16_t)field[2], .row = (int32_t)field[3],
+                               .row_count = (uint32_t)field[4], .accepted_count = (uint32_t)field[5], .position = (uint32_t)field[6],
+                               .forced_offset = forced_at, .forced_count = (uint32_t)forced_count, .detail_index = (int32_t)field[8],
+                               .detail_value = field[9]};
+        for (Py_ssize_t k = 0; k < forced_count; k++) forced_out[forced_at++] = (int32_t)PyLong_AsLong(PyTuple_GetItem(forced, k));
+        out[i] = result;
+    }
+    cell->step = step;
+    cell->item_count = (uint32_t)count;
+    cell->forced_count = forced_at;
+    cell->duration_ns = duration_ns;
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+enum { ROW_EMPTY = 1, ROW_ACCEPTING = 2, ROW_ALL_ALLOWED = 4 };
+
+/* Clears the bits from token_count on, and says what kind of row it is. */
+static unsigned char finish_row(uint32_t *row, uint32_t stride_words, uint32_t token_count, const int32_t *stops, Py_ssize_t stop_count) {
+    uint32_t full = token_count / 32, rest = token_count % 32, word = 0;
+    unsigned char flags = 0;
+    if (full < stride_words) {
+        row[full] &= rest ? (UINT32_C(1) << rest) - 1 : 0;
+        memset(row + full + 1, 0, sizeof(uint32_t) * (stride_words - full - 1));
+    }
+    if (row[0] == UINT32_MAX) { /* ends at the first word that is not full: the second word of nearly every row */
+        while (word < full && row[word] == UINT32_MAX) word++;
+        if (word == full && (!rest || row[full] == (UINT32_C(1) << rest) - 1)) flags |= ROW_ALL_ALLOWED;
+    }
+    for (word = 0; word <= full && word < stride_words && !row[word];) word++;
+    if (word > full || word == stride_words) flags |= ROW_EMPTY;
+    for (Py_ssize_t i = 0; i < stop_count; i++)
+        if (row[stops[i] / 32] >> (stops[i] % 32) & 1) flags |= ROW_ACCEPTING;
+    return flags;
+}
+
+/* finish_rows(rows, stride_words, token_count, indices, stops) -> bytes, one flag byte a row; stops[i] is the packed int32 stop ids of row i. */
+static PyObject *finish_rows(PyObject *self, PyObject *args) {
+    unsigned long long rows;
+    unsigned int stride_words, token_count;
+    PyObject *indices, *stops;
+    char *flags;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KIIOO", &rows, &stride_words, &token_count, &indices, &stops)) return NULL;
+    Py_ssize_t count = PyList_Size(indices);
+    if (count < 0) return NULL;
+    PyObject *out = PyBytes_FromStringAndSize(NULL, count);
+    if (!out) return NULL;
+    flags = PyBytes_AsString(out);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        unsigned long long index = PyLong_AsUnsignedLongLong(PyList_GetItem(indices, i));
+        PyObject *stop = PyList_GetItem(stops, i);
+        char *stop_bytes = stop ? PyBytes_AsString(stop) : NULL;
+        if (!stop_bytes || PyErr_Occurred()) {
+            Py_DECREF(out);
+            return NULL;
+        }
+        flags[i] = (char)finish_row(POINTER(uint32_t, rows) + (size_t)index * stride_words, stride_words, token_count, (const int32_t *)(void *)stop_bytes,
+                                    PyBytes_Size(stop) / 4);
+    }
+    return out;
+}
+
+/* only_token(row, stride_words) -> the one id that the row allows, or -1. */
+static PyObject *only_token(PyObject *self, PyObject *args) {
+    unsigned long long address;
+    unsigned int stride_words;
+    long found = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KI", &address, &stride_words)) return NULL;
+    const uint32_t *row = POINTER(const uint32_t, address);
+    for (uint32_t word = 0; word < stride_words; word++) {
+        if (!row[word]) continue;
+        if (found >= 0 || (row[word] & (row[word] - 1))) return PyLong_FromLong(-1);
+        found = (long)word * 32 + __builtin_ctz(row[word]);
+    }
+    return PyLong_FromLong(found);
+}
+
+static PyMethodDef methods[] = {
+    {"load_u64", load_u64, METH_VARARGS, "load_u64(address) -> int: acquire load."},
+    {"load_u32", load_u32, METH_VARARGS, "load_u32(address) -> int: acquire load."},
+    {"store_u64", store_u64, METH_VARARGS, "store_u64(address, value): release store."},
+    {"store_u32", store_u32, METH_VARARGS, "store_u32(address, value): release store."},
+    {"fence", fence, METH_NOARGS, "fence(): full fence."},
+    {"publish", publish, METH_VARARGS, "publish(word, value, peer_flag, eventfd) -> bool: release store, full fence, ring if the peer sleeps."},
+    {"spin", spin, METH_VARARGS, "spin(words, targets, nanoseconds) -> int: index of the first word >= its target, or -1; releases the GIL."},
+    {"read_step", read_step, METH_VARARGS, "read_step(cell, items_offset, tokens_offset, item_capacity, token_capacity, vocab_size, row_capacity, step)"},
+    {"write_results", write_results, METH_VARARGS, "write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, results)"},
+    {"finish_rows", finish_rows, METH_VARARGS, "finish_rows(rows, stride_words, token_count, indices, stops) -> bytes: flags, one a row."},
+    {"only_token", only_token, METH_VARARGS, "only_token(row, stride_words) -> int: the one allowed id, or -1."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, .m_name = "maskd._shm", .m_doc = "Ordering, spinning and bounded copies for shared memory.", .m_size = 0, .m_methods = methods, .m_slots = slots};
+
+PyMODINIT_FUNC PyInit__shm(void) { return PyModuleDef_Init(&module); }

@@ -1,0 +1,201 @@
+"""One decode step of a batch, as plain values: items in, results out.
+
+Owns: ``Item``, ``Result``, ``Status``, the sentence for every status, and the error an engine gets from it.
+Knows nothing about: the bytes in shared memory (``layout.py``), the wire, the worker.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from maskd.errors import (
+    BackendError,
+    CapacityError,
+    DeadlineError,
+    InvalidRequestError,
+    MaskdError,
+    NotFoundError,
+    RollbackError,
+    SequenceExistsError,
+    TerminatedError,
+    TokenRejectedError,
+)
+
+__all__ = ["NO_ROW", "ROLLBACK_ALL", "Action", "Item", "ItemField", "Result", "Status"]
+
+ROLLBACK_ALL = -1
+"""``Item.rollback``: undo every token; the sequence stands as newly opened."""
+NO_ROW = -1
+"""``Item.row``: no row is wanted."""
+
+
+class Action(enum.IntEnum):
+    """What an item does before its tokens are looked at."""
+
+    ADVANCE = 0
+    OPEN = 1
+    FORK = 2
+    CLOSE = 3
+
+
+class Status(enum.IntEnum):
+    """How one item ended. Anything but OK leaves the sequence as it was, and its row must not be sampled from."""
+
+    OK = 0
+    INVALID_ITEM = 1
+    GRAMMAR_NOT_FOUND = 2
+    SEQUENCE_NOT_FOUND = 3
+    SEQUENCE_EXISTS = 4
+    SEQUENCE_CAPACITY = 5
+    TOKEN_OUT_OF_RANGE = 6
+    TOKEN_REJECTED = 7
+    SEQUENCE_TERMINATED = 8
+    ROLLBACK_TOO_FAR = 9
+    NO_TOKEN_ALLOWED = 10
+    BACKEND_FAILED = 11
+    STEP_DEADLINE = 12
+
+
+class ItemField(enum.IntEnum):
+    """``Result.detail_index`` of INVALID_ITEM: the field that is wrong."""
+
+    SEQUENCE_ID = 0
+    ACTION = 1
+    FLAGS = 2
+    ROLLBACK = 3
+    ROW = 4
+    TOKENS = 5
+    ZERO = 6
+    ROW_TAKEN = 7
+
+
+_FIELD_HELP = {
+    ItemField.SEQUENCE_ID: "sequence_id must be positive",
+    ItemField.ACTION: "action must be ADVANCE, OPEN, FORK or CLOSE",
+    ItemField.FLAGS: "unknown flag",
+    ItemField.ROLLBACK: "rollback must be a count, or -1 for all",
+    ItemField.ROW: "row .. row + draft count must lie within the rows of the session, and drafts need a row",
+    ItemField.TOKENS: "the tokens of the item must lie within the tokens of the step",
+    ItemField.ZERO: "reserved bytes must be zero",
+    ItemField.ROW_TAKEN: "another item of this step has the same row",
+}
+
+
+@dataclass(slots=True)
+class Item:
+    """One sequence in one step. Effects in this order: open or fork, rollback, accept, rows over the drafts, close.
+
+    Attributes:
+        sequence_id: chosen by the engine, positive, never reused within a session; at most once in a step.
+        action: what happens to the sequence itself.
+        grammar_id: for OPEN.
+        source_sequence_id: for FORK: the sequence to copy, as it stands when the item is reached.
+        rollback: tokens undone before anything is accepted; ``ROLLBACK_ALL`` for every one.
+        accept: token ids accepted, all or none.
+        drafts: token ids walked for their rows and then undone.
+        row: index of the row for the first position, draft i gets ``row + 1 + i``; ``NO_ROW`` if none is wanted.
+        want_forced: also ask for the tokens that the grammar forces from here on.
+    """
+
+    sequence_id: int
+    action: Action = Action.ADVANCE
+    grammar_id: int = 0
+    source_sequence_id: int = 0
+    rollback: int = 0
+    accept: Sequence[int] = ()
+    drafts: Sequence[int] = ()
+    row: int = NO_ROW
+    want_forced: bool = False
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one item.
+
+    Attributes:
+        sequence_id: of the item.
+        status: ``Status.OK`` or why not.
+        row: first row that was filled, or ``NO_ROW``.
+        row_count: rows filled: 1 + accepted drafts; 0 if none was wanted, the sequence terminated, or the item failed.
+        accepted_count: tokens accepted; with TOKEN_REJECTED, how many would have been.
+        position: tokens accepted since the sequence was opened.
+        terminated: a stop token was accepted.
+        accepting: the text so far is a complete match: a stop token is allowed in the first row.
+        all_allowed: the first row allows every token; applying it may be skipped.
+        forced: token ids that the grammar forces next, as far as asked for.
+        detail_index: which token, or which field (``ItemField``).
+        detail_value: the token id, sequence id, count or limit in question.
+    """
+
+    sequence_id: int
+    status: Status = Status.OK
+    row: int = NO_ROW
+    row_count: int = 0
+    accepted_count: int = 0
+    position: int = 0
+    terminated: bool = False
+    accepting: bool = False
+    all_allowed: bool = False
+    forced: tuple[int, ...] = ()
+    detail_index: int = -1
+    detail_value: int = 0
+
+    def error(self) -> MaskdError | None:
+        """Returns the typed error of this result, None if it is OK."""
+        return _ERRORS[self.status](self) if self.status else None
+
+
+def _invalid(r: Result) -> MaskdError:
+    field = ItemField(r.detail_index)
+    return InvalidRequestError(f"sequence {r.sequence_id}: {_FIELD_HELP[field]}", field=field.name.lower(), sequence_id=r.sequence_id)
+
+
+def _rejected(r: Result) -> MaskdError:
+    return TokenRejectedError(
+        f"sequence {r.sequence_id}: the grammar does not allow token {r.detail_value} (index {r.detail_index} of the step's tokens) "
+        f"at position {r.position}; the sequence is unchanged",
+        sequence_id=r.sequence_id, token_id=r.detail_value, index=r.detail_index, position=r.position,
+    )  # fmt: skip
+
+
+_ERRORS = {
+    Status.INVALID_ITEM: _invalid,
+    Status.GRAMMAR_NOT_FOUND: lambda r: NotFoundError(
+        f"sequence {r.sequence_id}: no grammar {r.detail_value} in this session; create it first", kind="grammar", grammar_id=r.detail_value
+    ),
+    Status.SEQUENCE_NOT_FOUND: lambda r: NotFoundError(
+        f"no sequence {r.detail_value} in this session; it was never opened, or closed", kind="sequence", sequence_id=r.detail_value
+    ),
+    Status.SEQUENCE_EXISTS: lambda r: SequenceExistsError(
+        f"sequence {r.detail_value} is open already, or stands twice in this step", sequence_id=r.detail_value
+    ),
+    Status.SEQUENCE_CAPACITY: lambda r: CapacityError(
+        f"sequence {r.sequence_id}: the session holds its {r.detail_value} sequences; close one first",
+        limit="sequence_capacity", value=r.detail_value,
+    ),
+    Status.TOKEN_OUT_OF_RANGE: lambda r: InvalidRequestError(
+        f"sequence {r.sequence_id}: token {r.detail_value} (index {r.detail_index}) is not in the vocabulary",
+        field="tokens", token_id=r.detail_value, index=r.detail_index,
+    ),
+    Status.TOKEN_REJECTED: _rejected,
+    Status.SEQUENCE_TERMINATED: lambda r: TerminatedError(
+        f"sequence {r.sequence_id} accepted a stop token at position {r.detail_value}; roll back or close it", sequence_id=r.sequence_id
+    ),
+    Status.ROLLBACK_TOO_FAR: lambda r: RollbackError(
+        f"sequence {r.sequence_id} has {r.detail_value} tokens; no more can be rolled back", sequence_id=r.sequence_id, tokens=r.detail_value
+    ),
+    Status.NO_TOKEN_ALLOWED: lambda r: BackendError(
+        f"sequence {r.sequence_id}: the grammar allows no token at position {r.position}; stop the sequence",
+        sequence_id=r.sequence_id, position=r.position,
+    ),
+    Status.BACKEND_FAILED: lambda r: BackendError(
+        f"sequence {r.sequence_id}: the grammar library failed at position {r.position}; "
+        + ("the sequence is closed" if r.detail_value else "the sequence is unchanged"),
+        sequence_id=r.sequence_id, position=r.position, closed=bool(r.detail_value),
+    ),
+    Status.STEP_DEADLINE: lambda r: DeadlineError(
+        f"sequence {r.sequence_id}: its row took longer than {r.detail_value} µs", sequence_id=r.sequence_id, limit_us=r.detail_value
+    ),
+}  # fmt: skip
