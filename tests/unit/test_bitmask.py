@@ -1,0 +1,76 @@
+"""Packed rows, checked against a plain set of token ids.
+
+Owns: the meaning of words and bits, and the padding of rows.
+Knows nothing about: grammar libraries and shared memory.
+Idea: a row is a set; every function has an obvious model over sets.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskd.bitmask import ROW_ALIGN_WORDS, allowed_token_ids, row_of, row_stride_words, row_words
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[int, set[int]]:
+    """A vocabulary size and the ids allowed."""
+    vocab_size = draw(st.integers(1, 5000) | st.sampled_from([31, 32, 33, 1023, 1024, 1025, 131072]))
+    return vocab_size, draw(st.sets(st.integers(0, vocab_size - 1) | st.just(vocab_size - 1), max_size=60))
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "words", "stride"),
+    [(1, 1, 32), (32, 1, 32), (33, 2, 32), (1024, 32, 32), (1025, 33, 64), (131072, 4096, 4096), (151936, 4748, 4768)],
+)
+def test_row_size_when_given_a_vocab_size_then_is_whole_lines(vocab_size: int, words: int, stride: int) -> None:
+    """32 tokens to a word, 32 words to a line of 128 bytes."""
+    assert (row_words(vocab_size), row_stride_words(vocab_size)) == (words, stride)
+
+
+@given(vocab_size=st.integers(1, 1 << 22))
+def test_row_stride_when_any_vocab_size_then_is_the_least_that_fits(vocab_size: int) -> None:
+    """Every bit has a place, and no whole line is spare."""
+    stride = row_stride_words(vocab_size)
+    assert stride % ROW_ALIGN_WORDS == 0
+    assert (stride - ROW_ALIGN_WORDS) * 32 < vocab_size <= row_words(vocab_size) * 32 <= stride * 32
+
+
+@given(case=rows())
+def test_row_when_made_of_ids_then_holds_exactly_their_bits(case: tuple[int, set[int]]) -> None:
+    """Bit j of word w is token 32*w + j; all the others, padding included, are 0."""
+    vocab_size, ids = case
+    row = row_of(ids, vocab_size)
+    assert (row.dtype, row.shape) == (np.dtype(np.int32), (row_stride_words(vocab_size),))
+    model = [0] * row_stride_words(vocab_size)
+    for token_id in ids:
+        model[token_id // 32] |= 1 << (token_id % 32)
+    assert [word & 0xFFFFFFFF for word in row.tolist()] == model
+
+
+@given(case=rows())
+def test_allowed_ids_when_read_from_a_row_then_are_those_it_was_made_of(case: tuple[int, set[int]]) -> None:
+    """Ascending, without repeats, and the row stays as it was."""
+    vocab_size, ids = case
+    row = row_of(ids, vocab_size)
+    row.flags.writeable = False  # rows in shared memory are read-only to engines
+    found = allowed_token_ids(row)
+    assert found.dtype == np.int64
+    assert found.tolist() == sorted(ids)
+
+
+def test_row_when_ids_are_numpy_integers_then_is_the_same() -> None:
+    """Ids from an array need no conversion, the sign bit of a word included."""
+    ids = [0, 31, 32, 63, 1000]
+    for dtype in (np.int32, np.int64, np.uint32):
+        assert np.array_equal(row_of(np.array(ids, dtype=dtype), 1001), row_of(ids, 1001))
+
+
+def test_allowed_ids_when_the_row_is_a_view_then_reads_the_view() -> None:
+    """Every second word of a wider array, as a caller may slice it."""
+    wide = np.zeros(64, dtype=np.int32)
+    wide[0::2] = row_of([5, 40], 64)
+    assert allowed_token_ids(wide[0::2]).tolist() == [5, 40]
