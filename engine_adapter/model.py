@@ -1,0 +1,208 @@
+"""The model: a Llama-like network from ``transformers`` over static slots.
+
+Owns: ``load_model`` (the bundled tiny network, or any local Hugging Face directory), the key-value cache whose rows each stand at a
+position of their own, prefill of one slot, and the decode step over all slots.
+Shapes never change between decode steps and every buffer is written in place, so that the step can be captured in a CUDA graph.
+Knows nothing about: requests, sampling, grammars, text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+__all__ = ["BUNDLED", "LoadedModel", "SlotModel", "load_model"]
+
+BUNDLED = Path(__file__).with_name("bundled")
+WEIGHT_SEED = 0
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What a model directory holds.
+
+    Attributes:
+        network: the ``transformers`` causal language model, in evaluation mode on its device.
+        tokenizer: text to token ids and back.
+        path: the directory; it holds ``tokenizer.json``.
+        stop_token_ids: ids that end a text.
+        trained: False if the weights are random numbers.
+    """
+
+    network: Any
+    tokenizer: Tokenizer
+    path: Path
+    stop_token_ids: tuple[int, ...]
+    trained: bool
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return int(self.network.config.vocab_size)
+
+
+def load_model(path: Path | str | None = None, device: torch.device | str | None = None) -> LoadedModel:
+    """Loads a model from a local directory; opens no connection.
+
+    A directory with a configuration but without weights gets random ones, the same on every machine: enough to exercise a decode loop.
+
+    Args:
+        path: directory with ``config.json``, ``tokenizer.json`` and, if trained, ``*.safetensors``; None = the bundled model.
+        device: where the weights live; None = the first CUDA device, or else the CPU. bfloat16 on CUDA, float32 on the CPU.
+
+    Raises:
+        ValueError: the network has attention windows, which the static slots cannot hold.
+    """
+    directory = BUNDLED if path is None else Path(path)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or getattr(config, "sliding_window", None):
+        raise ValueError(f"{directory}: the network has layers other than full attention")
+    trained = any(directory.glob("*.safetensors"))
+    if trained:
+        network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(WEIGHT_SEED)
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").to(dtype)
+    stop = network.generation_config.eos_token_id if network.generation_config.eos_token_id is not None else config.eos_token_id
+    return LoadedModel(
+        network=network.to(target).eval(),
+        tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),
+        path=directory,
+        stop_token_ids=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
+        trained=trained,
+    )
+
+
+class SlotModel:
+    """Runs a network over ``slot_count`` slots, each holding the tokens of one sequence.
+
+    A sequence joins by ``prefill`` and leaves by ``free``, between steps; the others do not notice. One caller at a time.
+
+    Attributes:
+        lengths: tokens in the cache of each slot.
+        logits: (S, V) in the network's dtype, on its device, overwritten in place: row s is valid after a ``prefill`` of slot s or a
+            ``decode`` that named it.
+    """
+
+    def __init__(self, network: Any, slot_count: int, context_length: int) -> None:
+        self.device: torch.device = network.device
+        self.slot_count = slot_count
+        self.context_length = context_length
+        self.lengths = [0] * slot_count
+        self.logits = torch.zeros(slot_count, network.config.vocab_size, dtype=network.dtype, device=self.device)
+        self._network = network
+        self._cache = SlotCache(network.config, slot_count, context_length, network.dtype, self.device)
+        self._token_ids = torch.zeros(slot_count, 1, dtype=torch.int64, device=self.device)
+        self._positions = torch.zeros(slot_count, 1, dtype=torch.int64, device=self.device)
+        self._columns = torch.arange(context_length, device=self.device)  # (C,)
+
+    def prefill(self, slot: int, token_ids: Sequence[int]) -> None:
+        """Appends ``token_ids`` to ``slot`` and sets ``logits[slot]`` to those after the last one.
+
+        Raises:
+            ValueError: none given, or more than the slot has room for.
+        """
+        start, end = self.lengths[slot], self.lengths[slot] + len(token_ids)
+        if not token_ids or end > self.context_length:
+            raise ValueError(f"slot {slot} holds {start} tokens and has room for {self.context_length - start} more, not {len(token_ids)}")
+        tokens = torch.tensor([token_ids], device=self.device)  # (1, T)
+        positions = torch.arange(start, end, device=self.device)[None]  # (1, T)
+        self.logits[slot] = self._forward(tokens, positions, slice(slot, slot + 1))[0]
+        self.lengths[slot] = end
+
+    def decode(self, token_ids: Tensor, slots: Sequence[int]) -> None:
+        """Appends one token to each of ``slots`` and sets their ``logits``.
+
+        All slots are computed, whoever is in them. An idle one writes at the position after its last token, which nobody reads and the
+        next token overwrites.
+
+        Args:
+            token_ids: (S,) int64, on the model's device; those of other slots are not looked at.
+            slots: no slot twice, each with room for one token.
+        """
+        self._token_ids.copy_(token_ids[:, None])
+        last = self.context_length - 1
+        self._positions.copy_(torch.tensor([[min(length, last)] for length in self.lengths]))
+        self._decode_all_slots()
+        for slot in slots:
+            self.lengths[slot] += 1
+
+    def free(self, slot: int) -> None:
+        """Empties ``slot``."""
+        self.lengths[slot] = 0
+
+    def _decode_all_slots(self) -> None:
+        """The part of a step that a CUDA graph can hold: no argument, no result, no new shape."""
+        self.logits.copy_(self._forward(self._token_ids, self._positions, slice(0, self.slot_count)))
+
+    @torch.inference_mode()
+    def _forward(self, token_ids: Tensor, positions: Tensor, slots: slice) -> Tensor:
+        """Runs (B, T) tokens at (B, T) positions of B neighbouring slots; returns the logits (B, V) after the last of each."""
+        self._cache.aim(slots, positions)
+        visible = self._columns[None, None, None, :] <= positions[:, None, :, None]  # (B, 1, T, C)
+        output = self._network(
+            input_ids=token_ids,
+            position_ids=positions,
+            attention_mask=visible,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """Keys and values of all slots, allocated once; ``aim`` says where the next forward pass writes."""
+
+    def __init__(self, config: Any, slot_count: int, context_length: int, dtype: torch.dtype, device: torch.device) -> None:
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (slot_count, config.num_key_value_heads, context_length, head_size)
+        self.slot_layers = [_SlotLayer(torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(config.num_hidden_layers)]
+        super().__init__(layers=self.slot_layers)
+
+    def aim(self, slots: slice, positions: Tensor) -> None:
+        """Lets the next pass write (B, T) ``positions`` of the B ``slots``, and attend to those slots only."""
+        for layer in self.slot_layers:
+            layer.slots, layer.positions = slots, positions
+
+
+class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    is_compileable = True
+
+    def __init__(self, memory: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = memory  # (S, H, C, D) each
+        self.is_initialized = True
+        self.slots = slice(0, 0)
+        self.positions: Tensor = torch.empty(0)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes (B, H, T, D) keys and values in place; returns views of the whole slots, (B, H, C, D)."""
+        index = self.positions[:, None, :, None].expand_as(key_states)
+        keys, values = self.keys[self.slots], self.values[self.slots]
+        return keys.scatter_(2, index, key_states), values.scatter_(2, index, value_states)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Does nothing: the memory is there from the start."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> int:
+        """Returns 0: the slots have no common length, and every pass is given its positions."""
+        return 0
+
+    def get_max_length(self) -> int:
+        return int(self.keys.shape[2])

@@ -1,0 +1,121 @@
+"""Logits to token ids, on the device, one set of parameters per slot.
+
+Owns: the parameters of every slot as tensors, changed in place when a request joins; the draw.
+The draw is a pure function of (seed, position, logits): no generator state, so a request gives the same tokens in any slot, beside any
+neighbours, and again after a restart. One 64-bit hash per row (SplitMix64, Steele et al. 2014) is its random number.
+Knows nothing about: grammars (a forbidden token is a logit of -inf and is never drawn), text, stop tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Sampler", "SamplingParams"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request is sampled.
+
+    Attributes:
+        temperature: 0 = greedy.
+        top_k: keep the k most likely tokens; 0 = all.
+        top_p: keep the smallest set of most likely tokens whose probability reaches this; 1 = all.
+        min_p: drop tokens less likely than this times the most likely one; 0 = none.
+        seed: same seed, same tokens; None = drawn from the system.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}; give 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; give 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; give more than 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}; give 0 to 1")
+
+
+class Sampler:
+    """Draws one token per slot. One caller at a time."""
+
+    def __init__(self, slot_count: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
+        self._vocab_size = vocab_size
+        self._truncating: set[int] = set()  # slots with top_k or top_p: only they need a sort
+        self._temperature = torch.ones(slot_count, 1, device=device)  # (S, 1) float32, as are the next three
+        self._top_k = torch.full((slot_count, 1), vocab_size, device=device)
+        self._top_p = torch.ones(slot_count, 1, device=device)
+        self._min_p = torch.zeros(slot_count, 1, device=device)
+        self._seed = torch.zeros(slot_count, dtype=torch.int64, device=device)  # (S,)
+
+    def set(self, slot: int, params: SamplingParams) -> None:
+        """Sets the parameters of ``slot``, for all draws from now on."""
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        self._temperature[slot] = params.temperature
+        self._top_k[slot] = min(params.top_k or self._vocab_size, self._vocab_size)
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._seed[slot] = (seed + 2**63) % 2**64 - 2**63
+        (self._truncating.add if params.top_k or params.top_p < 1 else self._truncating.discard)(slot)
+
+    def sample(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """Draws one token id per row. Changes neither the sampler nor its arguments.
+
+        A row whose logits are all -inf or NaN yields some id in range: whoever made the row knows, and drops it.
+
+        Args:
+            logits: (S, V) floating point, on the sampler's device.
+            positions: (S,) int64, same device: how many tokens each sequence has so far; each position is its own draw.
+
+        Returns:
+            (S,) int64, same device.
+        """
+        logits = logits.float()
+        greedy = logits.argmax(dim=-1)  # (S,)
+        scaled = logits / self._temperature.clamp(min=1e-5)  # (S, V)
+        if self._truncating:
+            scaled = self._truncate(scaled)
+        probabilities = torch.softmax(scaled, dim=-1)  # (S, V)
+        floor = self._min_p * probabilities.amax(dim=-1, keepdim=True)  # (S, 1)
+        probabilities = torch.where(probabilities < floor, 0.0, probabilities)
+        cumulative = probabilities.cumsum(dim=-1)  # (S, V)
+        target = _uniform(self._seed, positions)[:, None] * cumulative[:, -1:]  # (S, 1)
+        drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[1] - 1)  # (S, 1)
+        # Rounding in a parallel sum may point beside the token that was meant; one of probability 0 must never be drawn.
+        possible = probabilities.gather(1, drawn) > 0
+        return torch.where(possible & (self._temperature > 0), drawn, greedy[:, None]).squeeze(1)
+
+    def _truncate(self, scaled: Tensor) -> Tensor:
+        ordered, order = scaled.sort(dim=-1, descending=True, stable=True)  # (S, V) both
+        before = torch.softmax(ordered, dim=-1).cumsum(dim=-1).roll(1, dims=-1)  # probability of all more likely tokens
+        before[:, 0] = 0
+        rank = torch.arange(ordered.shape[1], device=ordered.device)
+        ordered = ordered.masked_fill((rank >= self._top_k) | (before >= self._top_p), -torch.inf)
+        return ordered.new_empty(ordered.shape).scatter_(1, order, ordered)
+
+
+def _uniform(seed: Tensor, position: Tensor) -> Tensor:
+    """Returns (S,) float32 in [0, 1), the SplitMix64 output number ``position`` of each seed; int64 wraps as uint64 would."""
+    x = seed + (position + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15
+    x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    x = x ^ _shift_right(x, 31)
+    return _shift_right(x, 40).float() * 2.0**-24  # 24 bits, the precision of float32
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return x >> bits & (1 << 64 - bits) - 1

@@ -1,0 +1,113 @@
+"""The bundled model: joins and leaves between steps must not show in anybody's logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine_adapter.model import BUNDLED, LoadedModel, SlotModel, load_model
+
+torch.set_num_threads(1)
+PROMPTS = [[3, 40, 500, 77], [9, 8, 7, 1000, 2000, 3, 4], [1500]]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load_model(device="cpu")
+
+
+def undisturbed(loaded: LoadedModel, token_ids: list[int]) -> torch.Tensor:
+    """Logits after the last token, computed by the network alone without any cache: (V,)."""
+    with torch.inference_mode():
+        logits: torch.Tensor = loaded.network(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0, -1]
+    return logits
+
+
+def test_load_when_twice_then_weights_are_equal_and_the_global_seed_is_untouched(loaded: LoadedModel) -> None:
+    torch.manual_seed(5)
+    want = torch.rand(1)
+    torch.manual_seed(5)
+    again = load_model(device="cpu")
+    assert torch.equal(want, torch.rand(1))
+    assert not again.trained
+    assert all(torch.equal(a, b) for a, b in zip(loaded.network.parameters(), again.network.parameters(), strict=True))
+
+
+def test_load_when_bundled_then_tokenizer_and_logits_agree(loaded: LoadedModel) -> None:
+    assert loaded.vocab_size == loaded.tokenizer.get_vocab_size() == 2048
+    assert [loaded.tokenizer.id_to_token(token_id) for token_id in loaded.stop_token_ids] == ["<|endoftext|>", "<|im_end|>"]
+    text = '{"work history": ["naïve 日本 \U0001f600"]}\n'
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode(text).ids) == text
+
+
+def test_load_when_directory_has_weights_then_they_are_used(loaded: LoadedModel, tmp_path: Path) -> None:
+    network = load_model(device="cpu").network
+    with torch.no_grad():
+        network.lm_head.weight.mul_(2)
+    network.save_pretrained(tmp_path)
+    shutil.copy(BUNDLED / "tokenizer.json", tmp_path)
+    trained = load_model(tmp_path, device="cpu")
+    assert trained.trained
+    assert torch.equal(trained.network.lm_head.weight, 2 * loaded.network.lm_head.weight)
+    assert trained.stop_token_ids == loaded.stop_token_ids
+
+
+def test_load_when_attention_has_windows_then_refused(tmp_path: Path) -> None:
+    config = json.loads((BUNDLED / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mistral", "sliding_window": 16}))
+    with pytest.raises(ValueError, match="full attention"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_slots_when_sequences_join_and_leave_then_logits_equal_the_network_alone(loaded: LoadedModel) -> None:
+    model = SlotModel(loaded.network, slot_count=3, context_length=32)
+    texts = [list(prompt) for prompt in PROMPTS]
+
+    def check(slot: int) -> None:
+        torch.testing.assert_close(model.logits[slot], undisturbed(loaded, texts[slot]), rtol=1e-4, atol=1e-4)
+
+    def decode(slots: list[int]) -> None:
+        chosen = [int(model.logits[slot].argmax()) for slot in range(3)]
+        model.decode(torch.tensor(chosen), slots)
+        for slot in slots:
+            texts[slot].append(chosen[slot])
+            check(slot)
+
+    model.prefill(0, texts[0])
+    decode([0])
+    model.prefill(1, texts[1][:3])  # a chunk
+    decode([0])  # must not disturb the half-filled neighbour
+    model.prefill(1, texts[1][3:])
+    check(1)
+    decode([0, 1])
+    model.prefill(2, texts[2])
+    decode([0, 1, 2])
+    model.free(0)
+    texts[0] = [11, 12]
+    model.prefill(0, texts[0])
+    check(0)
+    decode([0, 1, 2])
+    assert model.lengths == [len(text) for text in texts]
+
+
+def test_prefill_when_slot_has_no_room_then_refused(loaded: LoadedModel) -> None:
+    model = SlotModel(loaded.network, slot_count=1, context_length=4)
+    model.prefill(0, [1, 2, 3])
+    with pytest.raises(ValueError, match="room for 1 more"):
+        model.prefill(0, [4, 5])
+    with pytest.raises(ValueError, match="room"):
+        model.prefill(0, [])
+
+
+def test_decode_when_repeated_then_buffers_stay_where_they_are(loaded: LoadedModel) -> None:
+    """What a CUDA graph relies on."""
+    model = SlotModel(loaded.network, slot_count=2, context_length=8)
+    model.prefill(0, [1, 2])
+    before = [model.logits.data_ptr(), *(layer.keys.data_ptr() for layer in model._cache.slot_layers)]
+    for _ in range(3):
+        model.decode(torch.tensor([5, 6]), [0])
+    assert before == [model.logits.data_ptr(), *(layer.keys.data_ptr() for layer in model._cache.slot_layers)]

@@ -1,0 +1,110 @@
+"""The sampler: each parameter, seeds, and what must never be drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine_adapter.sampler import Sampler, SamplingParams, _uniform
+
+LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+
+
+def draws(params: SamplingParams, logits: torch.Tensor = LOGITS, count: int = 2000) -> list[int]:
+    """How often each token is drawn over ``count`` positions."""
+    sampler = Sampler(count, len(logits))
+    for slot in range(count):
+        sampler.set(slot, params)
+    ids = sampler.sample(logits.repeat(count, 1), torch.arange(count))
+    return torch.bincount(ids, minlength=len(logits)).tolist()
+
+
+def test_sample_when_plain_then_follows_the_probabilities() -> None:
+    counts = draws(SamplingParams(seed=1), count=5000)
+    assert torch.tensor(counts) / 5000 == pytest.approx(torch.tensor([0.4, 0.3, 0.2, 0.1]), abs=0.03)
+
+
+def test_sample_when_temperature_is_zero_then_is_greedy() -> None:
+    assert draws(SamplingParams(temperature=0.0, seed=1)) == [2000, 0, 0, 0]
+
+
+def test_sample_when_temperature_is_low_then_likely_tokens_gain() -> None:
+    assert draws(SamplingParams(temperature=0.25, seed=1))[0] > draws(SamplingParams(seed=1))[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        (SamplingParams(top_k=2, seed=3), 2),
+        (SamplingParams(top_k=100, seed=3), 4),
+        (SamplingParams(top_p=0.5, seed=3), 2),
+        (SamplingParams(top_p=0.01, seed=3), 1),
+        (SamplingParams(min_p=0.6, seed=3), 2),
+        (SamplingParams(top_k=3, top_p=0.95, min_p=0.4, seed=3), 3),
+    ],
+)
+def test_sample_when_truncated_then_only_the_most_likely_are_drawn(params: SamplingParams, kept: int) -> None:
+    counts = draws(params)
+    assert all(counts[:kept]) and not any(counts[kept:])
+
+
+def test_sample_when_a_token_is_forbidden_then_it_is_never_drawn() -> None:
+    """Forbidden first, last and between, under every kind of parameters."""
+    logits = torch.full((301,), -torch.inf)
+    logits[[100, 200]] = 0.0
+    for params in (SamplingParams(seed=5), SamplingParams(top_p=0.9, seed=5), SamplingParams(top_k=50, min_p=0.1, seed=5)):
+        counts = draws(params, logits)
+        assert counts[100] + counts[200] == 2000
+
+
+def test_sample_when_nothing_is_allowed_then_the_id_is_in_range() -> None:
+    sampler = Sampler(2, 5)
+    sampler.set(0, SamplingParams(top_k=2, seed=1))
+    ids = sampler.sample(torch.tensor([[-torch.inf] * 5, [torch.nan] * 5]), torch.tensor([0, 0]))
+    assert ((ids >= 0) & (ids < 5)).all()
+
+
+def test_sample_when_seed_is_equal_then_slot_and_neighbours_do_not_matter() -> None:
+    logits = torch.randn(3, 50)
+    logits[2] = logits[0]
+    sampler = Sampler(3, 50)
+    for slot, seed in enumerate([7, 8, 7]):
+        sampler.set(slot, SamplingParams(seed=seed))
+    rows = [sampler.sample(logits, torch.full((3,), position)).tolist() for position in range(20)]
+    assert [row[0] for row in rows] == [row[2] for row in rows]
+    assert [row[0] for row in rows] != [row[1] for row in rows]
+    sampler.set(1, SamplingParams(temperature=0.0))
+    assert rows[0][0] == sampler.sample(logits, torch.zeros(3, dtype=torch.int64))[0]
+
+
+def test_sample_when_slots_differ_then_each_keeps_its_own_parameters() -> None:
+    sampler = Sampler(3, 4)
+    sampler.set(0, SamplingParams(temperature=0.0))
+    sampler.set(1, SamplingParams(top_k=2, seed=1))
+    sampler.set(2, SamplingParams(seed=2))
+    seen = [set[int](), set[int](), set[int]()]
+    for position in range(100):
+        for slot, token_id in enumerate(sampler.sample(LOGITS.repeat(3, 1), torch.full((3,), position)).tolist()):
+            seen[slot].add(token_id)
+    assert seen == [{0}, {0, 1}, {0, 1, 2, 3}]
+
+
+def test_set_when_seed_is_any_integer_then_it_is_taken() -> None:
+    sampler = Sampler(1, 4)
+    for seed in (0, -1, 2**63, 2**64 + 5, -(2**80), None):
+        sampler.set(0, SamplingParams(seed=seed))
+
+
+def test_uniform_is_splitmix64() -> None:
+    """First outputs for seed 1234567 as published with the algorithm; the top 24 bits are used."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    got = _uniform(torch.full((3,), 1234567), torch.arange(3))
+    assert [value >> 40 for value in published] == (got * 2**24).long().tolist()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 2.0}]
+)
+def test_params_when_out_of_range_then_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="give"):
+        SamplingParams(**bad)  # type: ignore[arg-type]
