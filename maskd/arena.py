@@ -1,0 +1,329 @@
+"""The arena: an engine's side of a shared-memory session. Attach, submit a step, wait, read the reply.
+
+Owns: the two mappings, the two eventfds and the data socket, which is the session's lease: while it is open the session
+lives, and its end tells either side at once that the other is gone.
+Knows nothing about: gRPC (``client.py`` gets the token), grammars, what the engine does with the rows.
+
+Python stores no word that the peer waits on by itself: ordering is in ``maskd._shm`` (acquire, release, full fence).
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskd import _shm
+from maskd import layout as lay
+from maskd.errors import CapacityError, DeadlineError, PermissionDeniedError, ProtocolError, StepOrderError, UnavailableError
+from maskd.segments import Mapping
+from maskd.step import Item, Result, Status
+
+__all__ = ["Arena", "Reply", "result_of"]
+
+_RECHECK_SECONDS = 0.05
+"""A wake-up that got lost costs this long, and never a hang."""
+_REFUSALS = {
+    1: "the daemon did not understand the hello",
+    2: "the daemon has another layout version",
+    3: "the session token is wrong, used or expired",
+    4: "this user may not use the daemon",
+    5: "the session's worker is gone",
+}
+
+
+def result_of(row: Sequence[Any], forced: NDArray[np.int32]) -> Result:
+    """Returns the ``Result`` of one record of ``layout.RESULT_DTYPE``, given as a tuple."""
+    flags = row[2]
+    return Result(
+        row[0], Status(row[1]), row[3], row[4], row[5], row[6], bool(flags & 1), bool(flags & 2), bool(flags & 4),
+        tuple(forced[row[7] : row[7] + row[8]].tolist()) if row[8] else (), row[9], row[10],
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Reply:
+    """The answer to one step.
+
+    Attributes:
+        step: its number.
+        table: (item_count,) of ``layout.RESULT_DTYPE``, a private copy, in the order of the items.
+        rows: (row_capacity, row_stride_words) int32, read-only; with shared memory a view of it, valid until the second
+            next submit. Row r belongs to the item that asked for row r.
+        forced: (n,) int32, the forced tokens of all items.
+        worker_seconds: time the worker spent on this step.
+    """
+
+    step: int
+    table: NDArray[np.void]
+    rows: NDArray[np.int32]
+    forced: NDArray[np.int32]
+    worker_seconds: float
+    _results: list[Result] | None = field(default=None, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every item is OK."""
+        return not self.table["status"].any()
+
+    @property
+    def results(self) -> list[Result]:
+        """One ``Result`` an item, in the order of the items."""
+        if self._results is None:
+            self._results = [result_of(row, self.forced) for row in self.table.tolist()]
+        return self._results
+
+
+class Arena:
+    """One attached session. Not thread-safe: one thread submits and waits."""
+
+    def __init__(self, lease: socket.socket, *, timeout_seconds: float = 10.0) -> None:
+        """Receives the grant over ``lease``, a connected SOCK_SEQPACKET socket whose hello was sent, and maps the segments.
+
+        Raises:
+            PermissionDeniedError: the daemon refused. UnavailableError: it hung up. ProtocolError: it sent nonsense.
+        """
+        self._lease = lease
+        self._fds: list[int] = []
+        self._mappings: list[Mapping] = []
+        self.closed = False
+        try:
+            rows_bytes, steps_bytes = self._receive_grant(timeout_seconds)
+            rows = Mapping(self._fds[0], rows_bytes, writable=False)
+            self._mappings.append(rows)
+            steps = Mapping(self._fds[1], steps_bytes, writable=True)
+            self._mappings.append(steps)
+            if _shm.load_u64(rows.base) != lay.MAGIC_ROWS:
+                raise ProtocolError("the rows segment is not ready")
+            header = bytes(rows.bytes[: lay.ROWS_HEADER.size])
+            self.layout, self.session_id, self.worker_epoch, self.fingerprint = lay.Layout.unpack_rows_header(header, rows_bytes)
+            if self.layout.steps_bytes != steps_bytes:
+                raise ProtocolError(f"steps segment has {steps_bytes} bytes, its layout says {self.layout.steps_bytes}")
+            os.close(self._fds.pop(0))
+            os.close(self._fds.pop(0))
+        except BaseException:
+            self.close()
+            raise
+        self.doorbell_fd, self.reply_fd = self._fds
+        self._rows, self._steps = rows, steps
+        layout = self.layout
+        cells = range(lay.CELL_COUNT)
+        rows_at = [lay.PAGE_BYTES + c * layout.rows_cell_stride for c in cells]
+        steps_at = [lay.PAGE_BYTES + c * layout.steps_cell_stride for c in cells]
+        self._rows_cell_at = rows_at
+        self._row_blocks = [rows.int32(at + layout.rows_offset, (layout.row_capacity, layout.row_stride_words)) for at in rows_at]
+        self._results_at = [at + layout.results_offset for at in rows_at]
+        self._forced_at = [at + layout.forced_offset for at in rows_at]
+        self._steps_cell_at = steps_at
+        self._items = [
+            steps.bytes[at + layout.items_offset :][: lay.ITEM.size * layout.item_capacity].view(lay.ITEM_DTYPE) for at in steps_at
+        ]
+        self._tokens = [steps.int32(at + layout.tokens_offset, (layout.token_capacity,)) for at in steps_at]
+        self._published = steps.base + lay.PUBLISHED_STEP_OFFSET
+        self._need_wakeup = steps.base + lay.ENGINE_NEED_WAKEUP_OFFSET
+        self._completed = rows.base + lay.COMPLETED_STEP_OFFSET
+        self._peer_flag = rows.base + lay.WORKER_NEED_WAKEUP_OFFSET
+        self._poll = select.poll()
+        self._poll.register(self.reply_fd, select.POLLIN)
+        self._poll.register(self._lease, select.POLLIN)
+        self.submitted = 0
+        self.collected = 0
+
+    @classmethod
+    def attach(cls, data_socket: str, token: bytes, *, timeout_seconds: float = 10.0) -> Arena:
+        """Connects to the data socket at ``data_socket`` and claims the session of ``token`` (16 bytes, one use).
+
+        Raises:
+            UnavailableError: nothing listens there. PermissionDeniedError: the token or the user is refused.
+        """
+        lease = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        lease.settimeout(timeout_seconds)
+        try:
+            lease.connect(data_socket)
+            lease.send(lay.HELLO.pack(lay.MAGIC_HELLO, lay.MAJOR, lay.MINOR, 0, token))
+        except OSError as error:
+            lease.close()
+            raise UnavailableError(f"no daemon at {data_socket}: {error.strerror or error}") from None
+        return cls(lease, timeout_seconds=timeout_seconds)
+
+    def _receive_grant(self, timeout_seconds: float) -> tuple[int, int]:
+        self._lease.settimeout(timeout_seconds)
+        fds = array.array("i")
+        try:
+            data, ancillary, flags, _ = self._lease.recvmsg(lay.GRANT.size, socket.CMSG_SPACE(4 * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+        except TimeoutError:
+            raise UnavailableError(f"the daemon did not answer the hello within {timeout_seconds} s") from None
+        except OSError as error:
+            raise UnavailableError(f"the daemon hung up: {error.strerror}") from None
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        self._fds = list(fds)
+        if not data:
+            raise UnavailableError("the daemon hung up before it granted the session")
+        if len(data) != lay.GRANT.size:
+            raise ProtocolError(f"the grant has {len(data)} bytes, not {lay.GRANT.size}")
+        magic, refusal, _, _, _, rows_bytes, steps_bytes = lay.GRANT.unpack(data)
+        if magic != lay.MAGIC_GRANT:
+            raise ProtocolError("the data socket answered with something else than a grant")
+        if refusal:
+            raise PermissionDeniedError(f"the session was refused: {_REFUSALS.get(refusal, refusal)}", refusal=refusal)
+        if len(self._fds) != 4 or flags & socket.MSG_CTRUNC:
+            raise ProtocolError(f"the grant brought {len(self._fds)} descriptors, not 4; is the descriptor limit reached?")
+        return rows_bytes, steps_bytes
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def submit(self, items: Sequence[Item]) -> int:
+        """Publishes one step for the whole batch and returns its number, at once.
+
+        Raises:
+            CapacityError: more items or tokens than the session was opened for; nothing was published.
+            StepOrderError: two steps are unanswered already.
+        """
+        cell = self._next_cell()
+        out, tokens = self._items[cell], self._tokens[cell]
+        if len(items) > len(out):
+            raise CapacityError(f"{len(items)} items in a step; the session takes {len(out)}", limit="item_capacity", value=len(out))
+        flat: list[int] = []
+        records = []
+        for item in items:
+            offset = len(flat)
+            flat += item.accept
+            flat += item.drafts
+            records.append(
+                (
+                    item.sequence_id, item.grammar_id, item.source_sequence_id, item.action, int(item.want_forced),
+                    item.rollback, item.row, offset, len(item.accept), len(item.drafts), b"",
+                )
+            )  # fmt: skip
+        if len(flat) > len(tokens):
+            raise CapacityError(f"{len(flat)} tokens in a step; the session takes {len(tokens)}", limit="token_capacity", value=len(tokens))
+        out[: len(records)] = records
+        tokens[: len(flat)] = flat
+        return self._publish(cell, len(records), len(flat))
+
+    def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
+        """The same from arrays: ``items`` (n,) of ``layout.ITEM_DTYPE``, ``tokens`` (m,) int32. For engines that keep
+        their batch as arrays: two copies, whatever the batch size."""
+        cell = self._next_cell()
+        if len(items) > self.layout.item_capacity or len(tokens) > self.layout.token_capacity:
+            raise CapacityError(
+                f"{len(items)} items and {len(tokens)} tokens in a step; the session takes {self.layout.item_capacity} and "
+                f"{self.layout.token_capacity}",
+                limit="item_capacity",
+            )
+        self._items[cell][: len(items)] = items
+        self._tokens[cell][: len(tokens)] = tokens
+        return self._publish(cell, len(items), len(tokens))
+
+    def _next_cell(self) -> int:
+        if self.closed:
+            raise UnavailableError("the session is closed; open a new one and restore its sequences")
+        if self.submitted - self.collected >= lay.CELL_COUNT:
+            raise StepOrderError(f"steps {self.collected + 1} to {self.submitted} are unanswered; collect one before the next submit")
+        return (self.submitted + 1) % lay.CELL_COUNT
+
+    def _publish(self, cell: int, item_count: int, token_count: int) -> int:
+        self.submitted = step = self.submitted + 1
+        lay.STEPS_CELL.pack_into(self._steps.bytes, self._steps_cell_at[cell], step, item_count, token_count)
+        # HANDOFF engine -> worker
+        _shm.publish(self._published, step, self._peer_flag, self.doorbell_fd)
+        return step
+
+    def is_done(self, step: int) -> bool:
+        """Whether ``step`` is answered. Does not wait."""
+        return _shm.load_u64(self._completed) >= step
+
+    def collect(self, *, timeout_seconds: float = 5.0, spin_seconds: float = 0.0) -> Reply:
+        """Waits for the oldest unanswered step and returns its reply. Spins first, for ``spin_seconds``, without the GIL.
+
+        Raises:
+            StepOrderError: no step is unanswered.
+            DeadlineError: not answered in time; the step stays unanswered and may be collected later.
+            UnavailableError: the daemon or the worker is gone.
+        """
+        step = self.collected + 1
+        if step > self.submitted:
+            raise StepOrderError("there is no unanswered step to collect")
+        # HANDOFF worker -> engine
+        if _shm.load_u64(self._completed) < step and (
+            spin_seconds <= 0 or _shm.spin([self._completed], [step], int(spin_seconds * 1e9)) < 0
+        ):
+            self._park(step, timeout_seconds)
+        return self.read_reply()
+
+    def read_reply(self) -> Reply:
+        """Returns the reply of the oldest unanswered step, which must be done (``is_done``)."""
+        step = self.collected + 1
+        cell = step % lay.CELL_COUNT
+        lock, number, item_count, forced_count, duration_ns = lay.ROWS_CELL.unpack_from(self._rows.bytes, self._rows_cell_at[cell])
+        if lock != 2 * step or number != step or item_count > self.layout.item_capacity or forced_count > self.layout.forced_capacity:
+            raise ProtocolError(f"the reply of step {step} is stamped {number} (lock {lock})")
+        at, forced_at = self._results_at[cell], self._forced_at[cell]
+        table = np.frombuffer(self._rows.bytes[at : at + lay.RESULT.size * item_count].tobytes(), dtype=lay.RESULT_DTYPE)
+        forced = np.frombuffer(self._rows.bytes[forced_at : forced_at + 4 * forced_count].tobytes(), dtype=np.int32)
+        self.collected = step
+        return Reply(step, table, self._row_blocks[cell], forced, duration_ns / 1e9)
+
+    def _park(self, step: int, timeout_seconds: float) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            while True:
+                self.ask_for_wakeup()
+                if _shm.load_u64(self._completed) >= step:
+                    return
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise DeadlineError(f"step {step} was not answered within {timeout_seconds} s", step=step)
+                for fd, _ in self._poll.poll(1000 * min(left, _RECHECK_SECONDS)):
+                    if fd == self.reply_fd:
+                        self.clear_wakeup()
+                    elif _shm.load_u64(self._completed) < step:
+                        raise UnavailableError(f"the worker is gone, step {step} is unanswered", step=step)
+        finally:
+            _shm.store_u32(self._need_wakeup, 0)
+
+    def ask_for_wakeup(self) -> None:
+        """Asks the worker to ring ``reply_fd`` for its next reply. Look at ``is_done`` once more before sleeping."""
+        _shm.store_u32(self._need_wakeup, 1)
+        _shm.fence()
+
+    def clear_wakeup(self) -> None:
+        """Takes the rings off ``reply_fd``."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.reply_fd)
+
+    @property
+    def lease(self) -> socket.socket:
+        """The data socket; readable once the worker is gone."""
+        return self._lease
+
+    def is_alive(self) -> bool:
+        """Whether the worker still holds the other end of the lease. Does not wait."""
+        if self.closed:
+            return False
+        return not any(fd == self._lease.fileno() for fd, _ in self._poll.poll(0))
+
+    def close(self) -> None:
+        """Gives the session back. Rows that the caller still holds stay readable, but nobody writes them any more."""
+        if self.closed:
+            return
+        self.closed = True
+        self._lease.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        for name in ("_row_blocks", "_items", "_tokens"):
+            setattr(self, name, [])
+        for mapping in self._mappings:
+            mapping.close()

@@ -1,0 +1,99 @@
+"""Segments: anonymous memory with one writer, made here and passed by descriptor.
+
+A segment is a memfd: it has no name, so nothing can be guessed, left behind or registered by a client; it is allocated at
+once (``posix_fallocate``), so that a full machine is an error here and never a SIGBUS later; and it is sealed, so that
+nobody can shrink it and, for rows, nobody but the worker that mapped it first can write it.
+Owns: creation, sealing, mapping, and the lifetime of a mapping.
+Knows nothing about: what the bytes mean (``layout.py``), sessions, sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskd.errors import CapacityError, ProtocolError
+
+__all__ = ["Mapping", "create_segment", "seal"]
+
+SEAL_NO_RESIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if hasattr(fcntl, "F_SEAL_SHRINK") else 0x0002 | 0x0004
+_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
+_F_SEAL_SEAL, _F_SEAL_FUTURE_WRITE = 0x0001, 0x0010
+
+
+def create_segment(name: str, size_bytes: int) -> int:
+    """Creates an anonymous segment of ``size_bytes`` zero bytes, all of them allocated, and returns its descriptor.
+
+    ``name`` shows in /proc only. The mode is 0600: a descriptor opened for reading must not be reopened for writing.
+
+    Raises:
+        CapacityError: not so much memory, or no more descriptors; says how much was needed.
+    """
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise CapacityError(
+            f"no descriptor for a segment of {size_bytes} bytes: {error.strerror}", limit="descriptors", bytes=size_bytes
+        ) from None
+    try:
+        os.fchmod(fd, 0o600)
+        os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EINTR):
+            raise
+        raise CapacityError(
+            f"a segment of {size_bytes} bytes was needed and is not to be had: {error.strerror}; "
+            "ask for fewer rows, or use the inline transport",
+            limit="memory", bytes=size_bytes,
+        ) from None  # fmt: skip
+    return fd
+
+
+def seal(fd: int, *, foreign_writes: bool) -> None:
+    """Seals a segment for good: no resizing, no further seals and, unless ``foreign_writes``, no new writable mapping.
+
+    Mappings made before stay writable (Linux >= 5.1, F_SEAL_FUTURE_WRITE), so the writer maps first and seals then.
+    """
+    seals = SEAL_NO_RESIZE | _F_SEAL_SEAL | (0 if foreign_writes else _F_SEAL_FUTURE_WRITE)
+    fcntl.fcntl(fd, _F_ADD_SEALS, seals)
+
+
+class Mapping:
+    """A mapped segment. ``base`` is its address; it stays valid until ``close``, which the owner calls last.
+
+    Args:
+        fd: the segment; not closed and not kept.
+        size_bytes: what the peer said; checked against the real size, and against shrinking.
+        writable: whether to map for writing.
+    """
+
+    __slots__ = ("_mmap", "base", "bytes", "size")
+
+    def __init__(self, fd: int, size_bytes: int, *, writable: bool) -> None:
+        if os.fstat(fd).st_size != size_bytes:
+            raise ProtocolError(f"a segment of {size_bytes} bytes was announced, it has {os.fstat(fd).st_size}")
+        if fcntl.fcntl(fd, _F_GET_SEALS) & SEAL_NO_RESIZE != SEAL_NO_RESIZE and not writable:
+            raise ProtocolError("the segment is not sealed against shrinking; refusing to read it")
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._mmap = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, access)
+        self.bytes: NDArray[np.uint8] = np.frombuffer(self._mmap, dtype=np.uint8)
+        self.base: int = self.bytes.ctypes.data
+        self.size = size_bytes
+
+    def int32(self, offset: int, shape: tuple[int, ...]) -> NDArray[np.int32]:
+        """Returns an int32 view at ``offset``; it keeps the memory mapped for as long as it lives."""
+        count = int(np.prod(shape))
+        return self.bytes[offset : offset + 4 * count].view(np.int32).reshape(shape)
+
+    def close(self) -> None:
+        """Drops the mapping as soon as no view of it is left; views that a caller still holds stay readable."""
+        del self.bytes
+        with contextlib.suppress(BufferError):
+            self._mmap.close()

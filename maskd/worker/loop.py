@@ -1,0 +1,274 @@
+"""The worker's loop: one thread that serves every session's steps and, between steps, the front's messages.
+
+It sleeps in epoll on the doorbells of its sessions, their leases, the control channel and the compile threads. Before it
+sleeps it raises the need-wakeup word of every session, fences, and looks once more (io_uring's protocol), so an engine
+rings only a sleeping worker; no sleep is longer than 50 ms, so even a lost ring is no hang.
+Owns: the sessions and vocabularies of this worker.
+Knows nothing about: gRPC, tokens that open data sockets, other workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import socket
+import time
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from maskd import _shm, backends, control
+from maskd.backends.auto import AutoBackend
+from maskd.backends.base import Backend, BatchFill, Grammar
+from maskd.errors import CapacityError, GrammarError, GrammarUnsupportedError, MaskdError, NotFoundError, ProtocolError, UnavailableError
+from maskd.grammars import Compiled, GrammarCache
+from maskd.layout import Layout
+from maskd.sequences import HeldGrammar
+from maskd.vocabulary import Vocabulary
+from maskd.worker.compiler import CompilePool
+from maskd.worker.session import WorkerSession
+
+__all__ = ["WorkerLoop"]
+
+_SLEEP_SECONDS = 0.05
+_CONTROL_SECONDS = 0.001
+"""While steps keep coming, other descriptors are looked at this often."""
+_log = structlog.get_logger()
+
+
+class WorkerLoop:
+    """Runs until the front closes the control channel.
+
+    Args:
+        channel: socket to the front.
+        backend_names: what ``auto`` tries, in this order, and what specs may name.
+        native_threads: threads a library may use to fill a batch or compile.
+        compile_threads: compiles at a time.
+        cache_bytes: limit of the grammar cache.
+        grammars_per_session: grammars that one session may hold.
+        spin_seconds: how long to look for the next step before sleeping.
+    """
+
+    def __init__(
+        self, channel: socket.socket, *, backend_names: Sequence[str], native_threads: int, compile_threads: int, cache_bytes: int,
+        grammars_per_session: int, spin_seconds: float,
+    ) -> None:  # fmt: skip
+        channel.setblocking(False)
+        self._channel = channel
+        self._reader = control.FrameReader(channel, control.ToWorker)
+        self._outbox = bytearray()
+        self._factories = {name: backends.load(name) for name in backend_names}
+        self._native_threads = native_threads
+        self._vocabularies: dict[bytes, tuple[Vocabulary, Mapping[str, Backend]]] = {}
+        self._cache = GrammarCache(cache_bytes)
+        self._grammars_per_session = grammars_per_session
+        self._pool = CompilePool(compile_threads)
+        self._sessions: dict[int, WorkerSession] = {}
+        self._by_fd: dict[int, WorkerSession] = {}
+        self._spin_ns = int(spin_seconds * 1e9)
+        self._epoch = (os.getpid() << 32) | (time.time_ns() & 0xFFFFFFFF)
+        self._epoll = select.epoll()
+        self._epoll.register(channel.fileno(), select.EPOLLIN)
+        self._epoll.register(self._pool.done_fd, select.EPOLLIN)
+
+    def run(self) -> None:
+        """Serves until the front is gone."""
+        self._send(control.Ready(os.getpid(), tuple(self._factories)))
+        looked = time.monotonic()
+        with contextlib.suppress(UnavailableError):  # the front is gone: nobody is left to work for
+            while True:
+                if self._serve_ready() or self._spin():
+                    if time.monotonic() - looked < _CONTROL_SECONDS:
+                        continue
+                    self._poll(0)
+                else:
+                    self._sleep()
+                looked = time.monotonic()
+
+    # -- the data path ---------------------------------------------------------------------------------------------
+
+    def _serve_ready(self) -> bool:
+        """Serves one step of every session that has one; returns whether any had."""
+        served = False
+        for session in tuple(self._sessions.values()):
+            if session.has_work:
+                served = True
+                try:
+                    session.serve()
+                except ProtocolError as error:
+                    self._close(session, error.message)
+        return served
+
+    def _spin(self) -> bool:
+        """Looks for the next step without sleeping, for as long as configured."""
+        if not self._spin_ns or not self._sessions:
+            return False
+        sessions = self._sessions.values()
+        return _shm.spin([s.published_word for s in sessions], [s.completed + 1 for s in sessions], self._spin_ns) >= 0
+
+    def _sleep(self) -> None:
+        sessions = tuple(self._sessions.values())
+        for session in sessions:
+            _shm.store_u32(session.sleep_word, 1)
+        _shm.fence()
+        self._poll(0 if any(session.has_work for session in sessions) else _SLEEP_SECONDS)
+        for session in sessions:
+            if session.session_id in self._sessions:
+                _shm.store_u32(session.sleep_word, 0)
+                session.beat()
+
+    def _poll(self, seconds: float) -> None:
+        for fd, _ in self._epoll.poll(seconds):
+            if fd == self._channel.fileno():
+                self._flush()
+                for message, fds in self._reader.read():
+                    self._handle(message, fds)
+            elif fd == self._pool.done_fd:
+                self._pool.finish()
+            elif (session := self._by_fd.get(fd)) is not None:
+                if fd == session.doorbell_fd:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(fd)
+                else:
+                    self._close(session, "the engine went away")
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def _handle(self, message: object, fds: list[int]) -> None:
+        try:
+            match message:
+                case control.LoadVocabulary():
+                    self._load_vocabulary(message)
+                case control.OpenSession():
+                    self._open_session(message)
+                case control.AttachSession():
+                    self._attach(message.session_id, fds[0])
+                case control.CloseSession():
+                    if message.session_id in self._sessions:
+                        self._close(self._sessions[message.session_id], "the session was closed")
+                case control.CompileGrammar():
+                    self._compile(message)
+                case control.DropGrammar():
+                    if message.session_id in self._sessions:
+                        self._sessions[message.session_id].table.grammars.pop(message.grammar_id, None)
+                case control.ReadSession():
+                    session = self._session(message.session_id)
+                    state = control.SessionState(session.lease is not None, len(session.table), len(session.table.grammars), session.completed)
+                    self._reply(message.request, state)
+                case control.Drain():
+                    for session in self._sessions.values():
+                        session.set_draining()
+        except MaskdError as error:
+            self._reply(message.request, control.failure_of(error))  # type: ignore[attr-defined]
+
+    def _load_vocabulary(self, message: control.LoadVocabulary) -> None:
+        def build() -> tuple[Vocabulary, dict[str, Backend]]:
+            vocabulary = Vocabulary.from_bytes(message.data, message.name)
+            return vocabulary, {name: create(vocabulary, threads=self._native_threads) for name, create in self._factories.items()}
+
+        def built(result: tuple[Vocabulary, dict[str, Backend]] | MaskdError, _: float) -> None:
+            if isinstance(result, MaskdError):
+                self._reply(message.request, control.failure_of(result))
+                return
+            vocabulary, named = result
+            self._vocabularies[vocabulary.fingerprint] = (vocabulary, {**named, "auto": AutoBackend(list(named.values()))})
+            self._reply(message.request, None)
+
+        self._pool.submit(build, built)
+
+    def _open_session(self, message: control.OpenSession) -> None:
+        if message.fingerprint not in self._vocabularies:
+            raise NotFoundError(f"no vocabulary {message.fingerprint.hex()[:16]}…; upload it first", kind="vocabulary")
+        vocabulary, _ = self._vocabularies[message.fingerprint]
+        layout = Layout(vocabulary.vocab_size, message.item_capacity, message.row_capacity, message.token_capacity)
+        session = WorkerSession(message.session_id, vocabulary, layout, message.sequence_capacity, self._epoch)
+        self._sessions[message.session_id] = session
+        self._by_fd[session.doorbell_fd] = session
+        self._epoll.register(session.doorbell_fd, select.EPOLLIN)
+        self._reply(message.request, control.SessionOpened(layout.rows_bytes, layout.steps_bytes))
+
+    def _attach(self, session_id: int, fd: int) -> None:
+        lease = socket.socket(fileno=fd)
+        session = self._sessions.get(session_id)
+        if session is None:
+            lease.close()
+            return
+        try:
+            session.attach(lease)
+        except OSError as error:
+            self._close(session, f"the engine left before its grant: {error.strerror}")
+            return
+        self._by_fd[lease.fileno()] = session
+        self._epoll.register(lease.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _session(self, session_id: int) -> WorkerSession:
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise NotFoundError(f"no session {session_id}; it ended, open a new one", kind="session", session_id=session_id)
+        return session
+
+    def _compile(self, message: control.CompileGrammar) -> None:
+        session = self._session(message.session_id)
+        grammars = session.table.grammars
+        if message.grammar_id and len(grammars) >= self._grammars_per_session:
+            raise CapacityError(
+                f"the session holds its {self._grammars_per_session} grammars; delete one first",
+                limit="grammars_per_session", value=self._grammars_per_session,
+            )  # fmt: skip
+        spec = message.spec
+        _, named = self._vocabularies[session.vocabulary.fingerprint]
+        backend = named.get(spec.backend)
+        if backend is None:
+            raise GrammarUnsupportedError(f"no backend {spec.backend!r} here; give one of {', '.join(named)}", backends=", ".join(named))
+        key = (session.vocabulary.fingerprint, spec.digest())
+
+        def answer(compiled: Compiled) -> None:
+            outcome = compiled.outcome
+            if isinstance(outcome, MaskdError):
+                self._reply(message.request, control.failure_of(outcome))
+            elif session.session_id not in self._sessions:
+                self._reply(message.request, control.failure_of(NotFoundError("the session ended during the compile", kind="session")))
+            else:
+                if message.grammar_id:
+                    holder = named[outcome.report.backend]
+                    grammars[message.grammar_id] = HeldGrammar.of(outcome, holder if isinstance(holder, BatchFill) else None)
+                self._reply(message.request, control.GrammarCompiled(outcome.report, compiled.seconds, compiled.cached))
+
+        if self._cache.request(key, answer):
+            self._pool.submit(functools.partial(backend.compile, spec), functools.partial(self._finish_compile, key))
+
+    def _finish_compile(self, key: tuple[bytes, bytes], outcome: Grammar | MaskdError, seconds: float) -> None:
+        if isinstance(outcome, MaskdError) and not isinstance(outcome, GrammarError):
+            _log.warning("compile failed", reason=outcome.reason)
+        self._cache.finish(key, outcome, seconds)
+
+    # -- out -------------------------------------------------------------------------------------------------------
+
+    def _close(self, session: WorkerSession, why: str) -> None:
+        del self._sessions[session.session_id]
+        fds = [session.doorbell_fd] + ([session.lease.fileno()] if session.lease is not None else [])
+        for fd in fds:
+            if self._by_fd.pop(fd, None) is not None:
+                self._epoll.unregister(fd)
+        session.close()
+        self._send(control.SessionClosed(session.session_id, why))
+
+    def _reply(self, request: int, result: control.Failure | control.SessionOpened | control.GrammarCompiled | control.SessionState | None) -> None:
+        self._send(control.Reply(request, result))
+
+    def _send(self, message: control.ToFront) -> None:
+        """Queues a message; the data path never waits for the front."""
+        self._outbox += control.encode(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._outbox:
+                del self._outbox[: self._channel.send(self._outbox)]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise UnavailableError(f"the front is gone: {error.strerror}") from None
+        self._epoll.modify(self._channel.fileno(), select.EPOLLIN | (select.EPOLLOUT if self._outbox else 0))

@@ -1,0 +1,151 @@
+"""A session inside its worker: two segments, one sequence table, and the step that joins them.
+
+Owns: the worker's mappings, eventfds and end of the lease.
+Knows nothing about: the event loop (``loop.py``), compiling.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from maskd import _shm
+from maskd import layout as lay
+from maskd.errors import CapacityError, ProtocolError
+from maskd.segments import Mapping, create_segment, seal
+from maskd.sequences import Rows, SequenceTable
+from maskd.vocabulary import Vocabulary
+
+__all__ = ["WorkerSession"]
+
+_READY, _DRAINING, _CLOSED = 1, 2, 3
+
+
+class WorkerSession:
+    """One session. ``attach`` gives it to an engine, ``serve`` does one step, ``close`` frees everything.
+
+    Raises (on creation):
+        CapacityError: no memory or no descriptors for the segments.
+    """
+
+    def __init__(self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, sequence_capacity: int, epoch: int) -> None:
+        self.session_id = session_id
+        self.vocabulary = vocabulary
+        self.layout = layout
+        self.table = SequenceTable(len(vocabulary.tokens), vocabulary.vocab_size, vocabulary.stop_token_ids, sequence_capacity)
+        self.lease: socket.socket | None = None
+        self.completed = 0
+        self._cleanup = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._cleanup.close)
+            self._rows_fd = self._segment(f"maskd-rows-{session_id}", layout.rows_bytes)
+            self._steps_fd = self._segment(f"maskd-steps-{session_id}", layout.steps_bytes)
+            self.doorbell_fd, self._reply_fd = self._eventfd(), self._eventfd()
+            self._rows = self._map(self._rows_fd, layout.rows_bytes)
+            steps = self._map(self._steps_fd, layout.steps_bytes)
+            undo.pop_all()
+        header = layout.pack_steps_header(session_id)
+        steps.bytes[: len(header)] = bytearray(header)
+        header = layout.pack_rows_header(session_id, epoch, vocabulary.fingerprint)
+        self._rows.bytes[: len(header)] = bytearray(header)
+        seal(self._steps_fd, foreign_writes=True)
+        seal(self._rows_fd, foreign_writes=False)
+        self._base = self._rows.base
+        self._cells = [
+            (
+                steps.base + lay.PAGE_BYTES + c * layout.steps_cell_stride,
+                self._base + lay.PAGE_BYTES + c * layout.rows_cell_stride,
+                Rows(self._rows.int32(lay.PAGE_BYTES + c * layout.rows_cell_stride + layout.rows_offset, (layout.row_capacity, layout.row_stride_words))),
+            )
+            for c in range(lay.CELL_COUNT)
+        ]  # fmt: skip
+        self.published_word = steps.base + lay.PUBLISHED_STEP_OFFSET
+        self._engine_flag = steps.base + lay.ENGINE_NEED_WAKEUP_OFFSET
+        self._completed_word = self._base + lay.COMPLETED_STEP_OFFSET
+        self.sleep_word = self._base + lay.WORKER_NEED_WAKEUP_OFFSET
+        self._heartbeat = 0
+        _shm.store_u32(self._base + lay.STATE_OFFSET, _READY)
+        _shm.store_u64(self._base, lay.MAGIC_ROWS)
+
+    def _segment(self, name: str, size_bytes: int) -> int:
+        fd = create_segment(name, size_bytes)
+        self._cleanup.callback(os.close, fd)
+        return fd
+
+    def _eventfd(self) -> int:
+        try:
+            fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:
+            raise CapacityError(f"no descriptor for a session's eventfd: {error.strerror}", limit="descriptors") from None
+        self._cleanup.callback(os.close, fd)
+        return fd
+
+    def _map(self, fd: int, size_bytes: int) -> Mapping:
+        mapping = Mapping(fd, size_bytes, writable=True)
+        self._cleanup.callback(mapping.close)
+        return mapping
+
+    def attach(self, lease: socket.socket) -> None:
+        """Sends the grant, with the four descriptors, over ``lease`` and keeps it. The segments' own descriptors are closed.
+
+        Raises:
+            OSError: the engine is gone already.
+        """
+        lease.setblocking(False)
+        self.lease = lease
+        grant = lay.GRANT.pack(lay.MAGIC_GRANT, 0, lay.MAJOR, lay.MINOR, self.session_id, self.layout.rows_bytes, self.layout.steps_bytes)
+        fds = array.array("i", [self._rows_fd, self._steps_fd, self.doorbell_fd, self._reply_fd])
+        lease.sendmsg([grant], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step is published and not served."""
+        return _shm.load_u64(self.published_word) > self.completed
+
+    def serve(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        """Serves the next step: copy and check the items, run the table, write results and rows, publish.
+
+        Raises:
+            ProtocolError: the engine published nonsense; the session must be closed.
+        """
+        published = _shm.load_u64(self.published_word)
+        step = self.completed + 1
+        if not step <= published <= self.completed + lay.CELL_COUNT:
+            raise ProtocolError(f"step {published} was published, {self.completed} is the last one answered")
+        started = clock()
+        layout = self.layout
+        steps_cell, rows_cell, rows = self._cells[step % lay.CELL_COUNT]
+        items = _shm.read_step(
+            steps_cell, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
+            layout.vocab_size, layout.row_capacity, step,
+        )  # fmt: skip
+        if items is None:
+            raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
+        _shm.store_u64(rows_cell, 2 * step - 1)
+        results = self.table.step(step, items, rows)
+        _shm.write_results(rows_cell, layout.results_offset, layout.forced_offset, layout.forced_capacity, step, clock() - started, results)
+        _shm.store_u64(rows_cell, 2 * step)
+        self.completed = step
+        # HANDOFF worker -> engine
+        _shm.publish(self._completed_word, step, self._engine_flag, self._reply_fd)
+
+    def beat(self) -> None:
+        """Moves the heartbeat, so that an engine can tell a slow worker from a dead one."""
+        self._heartbeat += 1
+        _shm.store_u64(self._base + lay.HEARTBEAT_OFFSET, self._heartbeat)
+
+    def set_draining(self) -> None:
+        """Tells the engine, in the header, that the daemon is going away."""
+        _shm.store_u32(self._base + lay.STATE_OFFSET, _DRAINING)
+
+    def close(self) -> None:
+        """Frees everything. The engine sees the end of its lease, and keeps what it has mapped."""
+        _shm.store_u32(self._base + lay.STATE_OFFSET, _CLOSED)
+        if self.lease is not None:
+            self.lease.close()
+        self._cells.clear()
+        self._cleanup.close()
