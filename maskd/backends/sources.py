@@ -1,0 +1,80 @@
+"""Reading the source of a grammar spec, the part that is the same for every backend.
+
+Owns: checks of the text, choice lists, separators, regexes in the form that xgrammar reads as everybody else does.
+Knows nothing about: JSON Schema (``maskd.schema``), structural tags (``structural_tag.py``), the libraries themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from maskd import strict_json
+from maskd.errors import GrammarError, GrammarUnsatisfiableError, GrammarUnsupportedError
+from maskd.grammar import GrammarOptions, GrammarSpec
+
+__all__ = ["check_text", "json_options", "read_choices", "regex_for_xgrammar"]
+
+WHITESPACE = " \t\n\r"
+
+
+def check_text(spec: GrammarSpec) -> None:
+    """Raises GrammarError if the source is empty, or holds NUL or a lone surrogate; positions are in ``metadata``."""
+    if not spec.source and spec.kind not in ("json_object", "regex"):
+        raise GrammarError(f"the {spec.kind} source is empty; give the text of the grammar")
+    bad = re.search("[\0\ud800-\udfff]", spec.source)
+    if bad:
+        raise GrammarError(f"the {spec.kind} source has {ascii(bad[0])} at character {bad.start()}; remove it", offset=bad.start())
+
+
+def read_choices(source: str) -> Sequence[str]:
+    """Returns the strings of a ``choice`` spec, each once, in their order. Raises GrammarError if it is no list of strings."""
+    choices = strict_json.loads(source, "the choice list")
+    if not isinstance(choices, list):
+        raise GrammarError(f"a choice is a JSON list of strings, not {type(choices).__name__}", pointer="")
+    if not choices:
+        raise GrammarUnsatisfiableError("the choice list is empty, so nothing can match it; give at least one string", pointer="")
+    for index, choice in enumerate(choices):
+        if not isinstance(choice, str):
+            raise GrammarError(f"choice {index} is {type(choice).__name__}, not a string", pointer=f"/{index}")
+    return tuple(dict.fromkeys(choices))
+
+
+def json_options(options: GrammarOptions) -> tuple[str, str]:
+    """Returns the item and the key separator. Raises GrammarError if one is not "," or ":" within white space."""
+    for name, literal, needed in (("item_separator", options.item_separator, ","), ("key_separator", options.key_separator, ":")):
+        if literal is not None and literal.strip(WHITESPACE) != needed:
+            raise GrammarError(
+                f"{name} is {literal!r}, which is not JSON; give {needed!r}, with white space around it if wanted", field=name
+            )
+    return options.item_separator or ",", options.key_separator or ":"
+
+
+_REGEX_UNIT = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|.", re.DOTALL)
+_REGEX_LIKE = {".": r"[^\n]", r"\s": r"[ \t\n\r\f\v]", r"\S": r"[^ \t\n\r\f\v]"}
+_REGEX_STRANGE = re.compile(r"\\[AzZG0ecpP]|\\[1-9bBkK]|\[:|&&|~~|--")
+
+
+def regex_for_xgrammar(pattern: str) -> str:
+    """Returns ``pattern`` so that xgrammar gives it the meaning that it has elsewhere.
+
+    In xgrammar "." matches a newline and ``\\s`` a no-break space; an anchor in mid-pattern, and escapes such as ``\\A``,
+    are read as something else with no more than a line on stderr.
+
+    Raises:
+        GrammarUnsupportedError: the pattern has such a construct; llguidance reads or refuses it properly.
+    """
+    units = _REGEX_UNIT.findall(pattern)
+    for index, unit in enumerate(units):
+        if unit == "^" and index and units[index - 1] not in ("(", "|", ":"):
+            raise GrammarUnsupportedError("xgrammar ignores a ^ within a regex; use llguidance, or remove it", backends="llguidance")
+        if unit == "$" and index + 1 < len(units) and units[index + 1] not in (")", "|"):
+            raise GrammarUnsupportedError("xgrammar ignores a $ within a regex; use llguidance, or remove it", backends="llguidance")
+        strange = _REGEX_STRANGE.search(unit)
+        if strange:
+            raise GrammarUnsupportedError(
+                f"xgrammar does not read {strange[0]} in a regex as others do; use llguidance, or write it otherwise", backends="llguidance"
+            )
+        if len(unit) > 2 and unit[0] == "[":
+            units[index] = unit.replace(r"\s", r" \t\n\r\f\v")
+    return "".join([_REGEX_LIKE.get(unit, unit) for unit in units])

@@ -1,0 +1,274 @@
+"""xgrammar behind the backend interface.
+
+Owns: the tokenizer info and the compilers of one vocabulary, and what hides xgrammar's habits: empty rows for grammars
+that nothing matches, lines on stderr for special tokens, length-limited strings that are no JSON (``xgrammar_schema.py``).
+Knows nothing about: other backends, sequences, rows beyond the one it is given.
+Written against xgrammar 0.2.8. The native handles are called directly: one Python frame less per sequence and step.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xgrammar
+from numpy.typing import NDArray
+
+from maskd.backends import structural_tag
+from maskd.backends.sources import check_text, json_options, read_choices, regex_for_xgrammar
+from maskd.backends.xgrammar_schema import SURROGATES, rewrite
+from maskd.bitmask import row_stride_words
+from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
+from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, Unenforced
+from maskd.schema import JsonSchema, parse_schema
+from maskd.schema_enforcement import unenforced
+from maskd.vocabulary import Vocabulary
+
+__all__ = ["create"]
+
+# A thread pool costs about 90 µs a call (2 noisy cores, xgrammar 0.2.8), a row 9 µs.
+_ROWS_WORTH_THREADS = 16
+
+
+def create(vocabulary: Vocabulary, *, threads: int) -> XgrammarBackend:
+    """Returns the backend for ``vocabulary``; ``threads`` bounds compile threads and the threads of a batch fill."""
+    return XgrammarBackend(vocabulary, threads=threads)
+
+
+class XgrammarMatcher:
+    """The state of one sequence: a native handle. See ``Matcher``."""
+
+    __slots__ = ("_accept", "_fill", "_handle", "_never", "is_terminated")
+
+    def __init__(self, handle: Any, never: frozenset[int]) -> None:
+        self._handle = handle
+        self._accept: Callable[[int, bool], bool] = handle.accept_token
+        self._fill: Callable[[NDArray[np.int32], int, bool], bool] = handle.fill_next_token_bitmask
+        self._never = never
+        self.is_terminated: bool = handle.is_terminated()
+
+    def fill_bitmask(self, row: NDArray[np.int32]) -> None:
+        """See ``Matcher.fill_bitmask``."""
+        try:
+            self._fill(row, 0, False)
+        except RuntimeError as error:
+            raise BackendError(f"xgrammar cannot fill a row: {_short(error)}") from None
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        """See ``Matcher.accept``."""
+        accepted = 0
+        try:
+            for token_id in token_ids:
+                # The native matcher writes a line to stderr for each special token, and takes some of them as no text.
+                if self.is_terminated or token_id in self._never or not self._accept(token_id, False):
+                    break
+                accepted += 1
+                self.is_terminated = self._handle.is_terminated()
+        except RuntimeError as error:
+            raise BackendError(f"xgrammar failed on a token: {_short(error)}") from None
+        return accepted
+
+    def rollback(self, token_count: int) -> None:
+        """See ``Matcher.rollback``."""
+        if token_count:
+            self._handle.rollback(token_count)
+            self.is_terminated = False
+
+    def fork(self) -> XgrammarMatcher:
+        """See ``Matcher.fork``."""
+        return XgrammarMatcher(self._handle.fork(), self._never)
+
+
+class XgrammarGrammar:
+    """A compiled grammar. See ``Grammar``."""
+
+    __slots__ = ("_compiled", "_never", "_stop", "report", "stop_token_ids")
+
+    def __init__(self, compiled: Any, report: GrammarReport, stop_token_ids: Sequence[int], never: frozenset[int]) -> None:
+        self._compiled = compiled
+        self._stop = list(stop_token_ids)
+        self._never = never.difference(stop_token_ids)
+        self.report = report
+        self.stop_token_ids = frozenset(stop_token_ids)
+
+    def matcher(self) -> XgrammarMatcher:
+        """See ``Grammar.matcher``."""
+        return XgrammarMatcher(xgrammar.GrammarMatcher(self._compiled, override_stop_tokens=self._stop)._handle, self._never)
+
+
+class XgrammarBackend:
+    """xgrammar for one vocabulary. Thread-safe: compilers lock themselves, everything else is immutable."""
+
+    name = "xgrammar"
+
+    def __init__(self, vocabulary: Vocabulary, *, threads: int) -> None:
+        self._vocabulary = vocabulary
+        self._width = 32 * row_stride_words(vocabulary.vocab_size)
+        self._threads = max(1, threads)
+        self._special = frozenset(vocabulary.special_token_ids)
+        self._empty = frozenset(token_id for token_id, token in enumerate(vocabulary.tokens) if not token)
+        self._padding = frozenset(range(len(vocabulary.tokens), self._width))
+        self._text_compiler = self._new_compiler(lambda name: b"")
+        self._fill_one_thread = xgrammar.BatchGrammarMatcher(max_threads=1)._handle.batch_fill_next_token_bitmask
+        self._fill_threads = xgrammar.BatchGrammarMatcher(max_threads=self._threads)._handle.batch_fill_next_token_bitmask
+
+    @cached_property
+    def _token_compiler(self) -> Any:
+        """The compiler for grammars that name special tokens.
+
+        xgrammar never allows a token without bytes, and lets one with bytes match text. 0xFF is in no UTF-8 text, so a
+        token that starts with it can be named and nothing else.
+        """
+        return self._new_compiler(lambda name: b"\xff" + name)
+
+    def _new_compiler(self, special: Callable[[bytes], bytes]) -> Any:
+        tokens = list(self._vocabulary.tokens) + [b""] * (self._width - len(self._vocabulary.tokens))
+        for token_id in self._vocabulary.special_token_ids:
+            tokens[token_id] = special(tokens[token_id])
+        info = xgrammar.TokenizerInfo(
+            tokens, vocab_type=xgrammar.VocabType.RAW, vocab_size=self._width, stop_token_ids=list(self._vocabulary.stop_token_ids)
+        )
+        # The daemon caches compiled grammars by bytes; the library's own cache has no limit.
+        return xgrammar.GrammarCompiler(info, max_threads=self._threads, cache_enabled=False)
+
+    def compile(self, spec: GrammarSpec) -> XgrammarGrammar:
+        """See ``Backend.compile``."""
+        check_text(spec)
+        warnings: list[str] = []
+        relaxed: tuple[Unenforced, ...] = ()
+        never = self._special | self._empty | self._padding
+        try:
+            if spec.kind in ("json_schema", "json_object"):
+                compiled, relaxed = self._json(spec)
+                warnings.append(SURROGATES)
+            elif spec.kind == "regex":
+                compiled = self._text_compiler.compile_regex(regex_for_xgrammar(spec.source))
+            elif spec.kind == "choice":
+                compiled = self._text_compiler.compile_grammar("root ::= " + " | ".join(map(_literal, read_choices(spec.source))))
+            elif spec.kind == "ebnf":
+                compiled = self._text_compiler.compile_grammar(spec.source)
+            elif spec.kind == "lark":
+                compiled = self._text_compiler.compile_lark(spec.source)
+            else:
+                compiled, relaxed, never = self._structural_tag(spec, never)
+                warnings.append(SURROGATES)
+        except RecursionError:
+            raise GrammarTooLargeError(f"the {spec.kind} is nested too deeply for xgrammar; make it flatter", limit="depth") from None
+        except MemoryError:
+            raise GrammarTooLargeError(f"xgrammar ran out of memory on the {spec.kind}; simplify it", limit="memory") from None
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise _refusal(spec, error) from None
+        report = GrammarReport(self.name, "asked for", relaxed, tuple(warnings), compiled.memory_size_bytes)
+        grammar = XgrammarGrammar(compiled, report, spec.options.stop_token_ids or self._vocabulary.stop_token_ids, never)
+        row = np.zeros(self._width // 32, dtype=np.int32)
+        grammar.matcher().fill_bitmask(row)
+        if not row.any():
+            raise GrammarUnsatisfiableError(
+                f"nothing can match this {spec.kind}: xgrammar allows no first token; check for rules that need themselves"
+            )
+        return grammar
+
+    def _json(self, spec: GrammarSpec) -> tuple[Any, tuple[Unenforced, ...]]:
+        schema = parse_schema(spec.source if spec.kind == "json_schema" else '{"type":"object"}', spec.options)
+        relaxed = self._relaxed(schema, spec.options)
+        item_separator, key_separator = json_options(spec.options)
+        compact = spec.options.max_whitespace == 0
+        compiled = self._text_compiler.compile_json_schema(
+            json.dumps(rewrite(schema, compact=compact)),
+            any_whitespace=not compact,
+            separators=(item_separator, key_separator),
+            strict_mode=False,
+            max_whitespace_cnt=spec.options.max_whitespace or None,
+        )
+        return compiled, relaxed
+
+    def _relaxed(self, schema: JsonSchema, options: GrammarOptions) -> tuple[Unenforced, ...]:
+        relaxed = unenforced(schema, self.name)
+        if relaxed and options.strict:
+            listed = ", ".join(f"{entry.keyword} at {entry.pointer}" for entry in relaxed[:20])
+            raise GrammarUnsupportedError(
+                f"xgrammar does not enforce {listed}; drop the keywords, use llguidance, or leave out strict",
+                pointer=relaxed[0].pointer,
+                keyword=relaxed[0].keyword,
+                backends="llguidance",
+            )
+        return relaxed
+
+    def _structural_tag(self, spec: GrammarSpec, never: frozenset[int]) -> tuple[Any, tuple[Unenforced, ...], frozenset[int]]:
+        if spec.options.max_whitespace == 0 or spec.options.item_separator or spec.options.key_separator:
+            raise GrammarUnsupportedError(
+                "xgrammar has neither separators nor compact JSON within a structural tag; use llguidance, or leave the options out",
+                backends="llguidance",
+            )
+        tag = structural_tag.parse(spec.source, self._vocabulary)
+        relaxed: list[Unenforced] = []
+
+        def schema_of(value: object, pointer: str, max_whitespace: int | None) -> object:
+            schema = parse_schema(value, spec.options, pointer=pointer)
+            relaxed.extend(self._relaxed(schema, spec.options))
+            return rewrite(schema, compact=False, strict_mode=True)
+
+        text = json.dumps(tag.for_xgrammar(schema_of, regex_for_xgrammar))
+        if not tag.names_tokens:
+            return self._text_compiler.compile_structural_tag(text), tuple(relaxed), never
+        return self._token_compiler.compile_structural_tag(text), tuple(relaxed), self._empty | self._padding
+
+    def fill_bitmasks(self, matchers: Sequence[XgrammarMatcher], rows: NDArray[np.int32], indices: Sequence[int]) -> None:
+        """See ``BatchFill.fill_bitmasks``."""
+        fill = self._fill_threads if len(matchers) >= _ROWS_WORTH_THREADS else self._fill_one_thread
+        try:
+            fill([matcher._handle for matcher in matchers], rows, indices, False)
+        except RuntimeError as error:
+            raise BackendError(f"xgrammar cannot fill the batch: {_short(error)}") from None
+
+
+def _literal(text: str) -> str:
+    """Returns ``text`` as an EBNF string."""
+    return '"' + "".join(char if char.isalnum() else f"\\U{ord(char):08x}" for char in text) + '"'
+
+
+_PREFIX = re.compile(r"^\s*(\[\d\d:\d\d:\d\d\] \S+: )?(Check failed: \(.*?\) is false: )?")
+
+
+def _short(error: Exception) -> str:
+    """Returns the first line of what the library says, without its clock and source file; the rest repeats the grammar."""
+    lines = _PREFIX.sub("", str(error), count=1).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+_UNSATISFIABLE = (
+    "cannot accept any value",
+    "Invalid range",
+    "greater than",
+    "less than the number",
+    "contains false",
+    "contains no multipleOf",
+)
+_UNSUPPORTED = (
+    "not supported",
+    "Unsupported",
+    "not recognized",
+    "unsupported",
+    "not implemented",
+    "Integer exceeds",
+    "must be an object or boolean",
+)
+
+
+def _refusal(spec: GrammarSpec, error: Exception) -> GrammarError:
+    text = _short(error)
+    position = re.search(r"line (\d+), column (\d+)", text)
+    metadata = {"line": position[1], "column": position[2]} if position else {}
+    message = f"xgrammar refuses the {spec.kind}: {text}"
+    if spec.kind == "json_schema" and any(sign in text for sign in _UNSATISFIABLE):
+        return GrammarUnsatisfiableError(message)
+    if "recursion" in text.lower() or "nest" in text.lower():
+        return GrammarTooLargeError(message, limit="depth")
+    # The schema passed our own checks, so what is left is what xgrammar cannot do.
+    if spec.kind == "json_schema" or any(sign in text for sign in _UNSUPPORTED):
+        return GrammarUnsupportedError(message, backends="llguidance", **metadata)
+    return GrammarError(message, **metadata)
