@@ -1,0 +1,81 @@
+"""The command line: ``maskd serve``, ``maskd info``, ``maskd include``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import signal
+import sys
+from pathlib import Path
+
+from maskd import __version__, config
+from maskd.errors import ConfigError, MaskdError
+from maskd.logs import configure_logging
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 fine, 1 failed, 2 bad usage or configuration."""
+    parser = argparse.ArgumentParser(prog="maskd", description="Grammar masks as a service.")
+    parser.add_argument("--version", action="version", version=f"maskd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run the daemon", description="Run the daemon until SIGTERM or SIGINT.")
+    info = commands.add_parser("info", help="show what a running daemon is and holds")
+    commands.add_parser("include", help="print the directory of maskd_shm.h, for C and C++ engines")
+    info.add_argument("--listen", default=config.Config().listen, help="address of the daemon (default: %(default)s)")
+    try:
+        config.flags(serve)
+        arguments = vars(parser.parse_args(argv))
+        command = arguments.pop("command")
+        if command == "serve":
+            return _serve(arguments)
+        if command == "include":
+            print(Path(__file__).with_name("native"))  # noqa: T201
+            return 0
+        return _info(arguments["listen"])
+    except ConfigError as error:
+        print(f"maskd: {error.message}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _serve(arguments: dict[str, object]) -> int:
+    path = arguments.pop("config", None)
+    settings = config.load(arguments, os.environ, str(path) if path is not None else None)
+    configure_logging(settings.log_level, process="front")
+    asyncio.run(_serve_until_signal(settings))
+    return 0
+
+
+async def _serve_until_signal(settings: config.Config) -> None:
+    from maskd.front.server import run  # gRPC is imported once the configuration is known to be good
+
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)  # the second signal means now
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    gc.freeze()
+    await run(settings, stop.wait())
+
+
+def _info(listen: str) -> int:
+    from maskd.client import Client
+
+    try:
+        with Client.connect(listen, timeout_seconds=2.0) as client:
+            print(client.info())  # noqa: T201
+    except MaskdError as error:
+        print(f"maskd: {error.message}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

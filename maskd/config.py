@@ -1,0 +1,227 @@
+"""The daemon's configuration: one frozen object from defaults, a YAML file, the environment and flags, in this order.
+
+Every knob is a field of ``Config`` with its unit in its name and its reason in its docstring; the flag and the environment
+variable are derived from the field (``drain_seconds``: ``--drain-seconds``, ``MASKD_DRAIN_SECONDS``).
+Owns: the knobs and how they are read. Knows nothing about: what they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from maskd.errors import ConfigError
+
+__all__ = ["Config", "VocabularySource", "flags", "load", "parse_listen"]
+
+
+class VocabularySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A vocabulary to load before listening.
+
+    Attributes:
+        path: Hugging Face tokenizer directory, tokenizer.json, tekken or tiktoken file.
+        name: how clients may ask for it; default: the file's name.
+        vocab_size: width of the logits, where the files do not say.
+        stop_token_ids: where the files do not say.
+    """
+
+    path: str
+    name: str | None = None
+    vocab_size: int | None = None
+    stop_token_ids: list[int] | None = None
+
+
+def _default_listen() -> str:
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/maskd-{os.getuid()}"  # noqa: S108  (made 0700 and checked by the server)
+    return f"unix:{runtime}/maskd/maskd.sock" if "XDG_RUNTIME_DIR" in os.environ else f"unix:{runtime}/maskd.sock"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything the daemon can be told.
+
+    Attributes:
+        listen: "unix:/path/maskd.sock" (shared memory and inline) or "host:port" (inline only). The data socket of a
+            unix listener is the same path with ".data" appended.
+        insecure: serve TCP without TLS. Off: a TCP listener must be loopback, or it is refused.
+        vocabularies: loaded before listening; others may be uploaded.
+        backends: what "auto" tries, in this order.
+        workers: worker processes; a session lives on one of them.
+        native_threads: threads that a library may use in one worker for a batch; 0 = cores / workers, at most 8.
+        compile_threads: compiles at a time in one worker.
+        compile_seconds: a compile that takes longer is answered GRAMMAR_TIMEOUT.
+        cache_bytes: compiled grammars kept by one worker, approximate.
+        grammar_bytes: longest grammar source.
+        grammars_per_session: grammars that one session may hold.
+        sequences_per_session: sequences open at a time in one session.
+        rows_per_session: rows of one step; the segments hold twice as many.
+        sessions: sessions open at a time.
+        vocabularies_limit: vocabularies loaded at a time; the backends of one take about 100 MB in every worker.
+        message_bytes: longest gRPC message.
+        claim_seconds: how long a new session waits for its engine on the data socket.
+        lease_seconds: an inline session that is not used for so long ends.
+        step_seconds: longest wait for one inline step.
+        spin_seconds: how long a worker looks for the next step before it sleeps. More than 0 costs a core while engines
+            decode, and saves about 5 µs a step.
+        drain_seconds: on SIGTERM, how long engines may go on before the daemon exits.
+        restart_seconds: longest pause before a worker that keeps dying is started again.
+        log_level: debug, info, warning or error.
+    """
+
+    listen: str = msgspec.field(default_factory=_default_listen)
+    insecure: bool = False
+    vocabularies: list[VocabularySource] = msgspec.field(default_factory=list)
+    backends: list[str] = msgspec.field(default_factory=lambda: ["llguidance", "xgrammar"])
+    workers: int = 1
+    native_threads: int = 0
+    compile_threads: int = 2
+    compile_seconds: float = 10.0
+    cache_bytes: int = 512 << 20
+    grammar_bytes: int = 1 << 20
+    grammars_per_session: int = 4096
+    sequences_per_session: int = 4096
+    rows_per_session: int = 4096
+    sessions: int = 256
+    vocabularies_limit: int = 8
+    message_bytes: int = 4 << 20
+    claim_seconds: float = 5.0
+    lease_seconds: float = 600.0
+    step_seconds: float = 30.0
+    spin_seconds: float = 0.0
+    drain_seconds: float = 10.0
+    restart_seconds: float = 5.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "compile_threads", "sessions", "vocabularies_limit", "sequences_per_session", "rows_per_session",
+                     "grammars_per_session", "message_bytes", "grammar_bytes", "cache_bytes"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1", field=name)
+        for name in ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more", field=name)
+        for name in ("compile_seconds", "claim_seconds", "lease_seconds", "step_seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
+        if self.spin_seconds > 0.002:
+            raise ConfigError(
+                f"spin_seconds is {self.spin_seconds}; spinning longer than 0.002 starves the neighbours", field="spin_seconds"
+            )
+        if not self.backends:
+            raise ConfigError("backends is empty; name at least one", field="backends")
+        parse_listen(self.listen)
+
+
+def parse_listen(listen: str) -> tuple[Literal["unix"], str] | tuple[Literal["tcp"], str]:
+    """Splits ``listen`` into ("unix", path) or ("tcp", "host:port"). Raises ConfigError."""
+    scheme, _, rest = listen.partition(":")
+    if scheme == "unix":
+        path = rest.removeprefix("//")
+        if not path.startswith("/"):
+            raise ConfigError(f"listen is {listen!r}; a unix socket needs an absolute path", field="listen")
+        if len(os.fsencode(path)) + len(".data") > 107:
+            raise ConfigError(f"listen is {listen!r}; a socket path has at most 102 bytes (and .data is appended)", field="listen")
+        return "unix", path
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"listen is {listen!r}; give unix:/path/maskd.sock or host:port", field="listen")
+    return "tcp", listen
+
+
+def load(arguments: Mapping[str, Any], environment: Mapping[str, str], path: str | None) -> Config:
+    """Returns the configuration. ``arguments`` are the flags that were given, by field name.
+
+    Raises:
+        ConfigError: one line that says which source and which field is wrong.
+    """
+    merged: dict[str, Any] = {}
+    if path:
+        merged.update(_read_yaml(path))
+    fields = {field.name: field for field in msgspec.structs.fields(Config)}
+    for name, field in fields.items():
+        variable = f"MASKD_{name.upper()}"
+        if variable in environment:
+            merged[name] = _from_text(environment[variable], field.type, variable)
+    merged.update(arguments)
+    try:
+        return msgspec.convert(merged, Config)
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        raise (cause if isinstance(cause, ConfigError) else ConfigError(f"bad configuration: {error}")) from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", field="config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}", field="config") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, not settings", field="config")
+    return {str(key): value for key, value in content.items()}
+
+
+def _from_text(text: str, kind: Any, source: str) -> Any:
+    """Reads one value from a flag or an environment variable; lists are comma-separated, or JSON."""
+    try:
+        if typing.get_origin(kind) is list:
+            return json.loads(text) if text.lstrip().startswith("[") else [part.strip() for part in text.split(",") if part.strip()]
+        return msgspec.convert(text, kind, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigError(f"{source} is {text!r}: {error}", field=source) from None
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config`` and one flag for every field of ``Config`` to ``parser``; only given flags end up in the result."""
+    help_of = dict(_field_help())
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with any of the settings below")
+    for field in msgspec.structs.fields(Config):
+        flag = "--" + field.name.replace("_", "-")
+        text = help_of[field.name].replace("%", "%%")
+        if field.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(flag, type=_flag_type(field.type, flag), metavar=_metavar(field), default=argparse.SUPPRESS, help=text)
+
+
+def _flag_type(kind: Any, flag: str) -> typing.Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        if kind == list[VocabularySource]:
+            return [{"path": part} for part in text.split(",")] if not text.lstrip().startswith("[") else _from_text(text, kind, flag)
+        return _from_text(text, kind, flag)
+
+    return convert
+
+
+def _metavar(field: msgspec.structs.FieldInfo) -> str:
+    default = field.default if field.default is not msgspec.NODEFAULT else "…"
+    return "PATH,…" if field.name == "vocabularies" else "NAME,…" if field.name == "backends" else str(default)
+
+
+def _field_help() -> typing.Iterator[tuple[str, str]]:
+    """Yields (field, text) from the Attributes section of Config's docstring: the help is written once."""
+    name, lines = "", list[str]()
+    for line in (Config.__doc__ or "").split("Attributes:", 1)[1].splitlines():
+        head, colon, rest = line.strip().partition(": ")
+        if line.startswith(" " * 8) and not line.startswith(" " * 9) and colon:
+            if name:
+                yield name, " ".join(lines)
+            name, lines = head, [rest]
+        elif line.strip():
+            lines.append(line.strip())
+    yield name, " ".join(lines)
+
+
+def resolve_threads(config: Config) -> int:
+    """Returns the native threads of one worker."""
+    return config.native_threads or max(1, min(8, len(os.sched_getaffinity(0)) // config.workers))

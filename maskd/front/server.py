@@ -1,0 +1,175 @@
+"""The daemon from start to end, top to bottom: build, start workers, listen, serve, drain, stop.
+
+``run(config, stop)`` takes the reason to stop as an argument, so a test runs the real thing and nobody mocks signals.
+Owns: the order of things. Knows nothing about: flags, signals (``maskd.__main__``), grammar libraries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import os
+from collections.abc import Awaitable
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from maskd.config import Config, parse_listen
+from maskd.errors import ConfigError, MaskdError
+from maskd.front.data_socket import DataSocket
+from maskd.front.service import MaskService
+from maskd.front.sessions import SessionBook
+from maskd.front.vocabularies import VocabularyShelf
+from maskd.front.workers import Worker
+from maskd.tokenizer_files import load_vocabulary
+from maskd.v1 import mask_service_pb2, mask_service_pb2_grpc
+
+__all__ = ["run"]
+
+_SERVICE = mask_service_pb2.DESCRIPTOR.services_by_name["MaskService"].full_name
+_log = structlog.get_logger()
+
+
+async def run(config: Config, stop: Awaitable[object]) -> None:
+    """Serves until ``stop`` completes, then drains.
+
+    Raises:
+        ConfigError: before anything listens: bad address, unreadable vocabulary, unknown backend, already running.
+    """
+    scheme, address = parse_listen(config.listen)
+    if scheme == "tcp":
+        _check_tcp(address, config)
+    async with contextlib.AsyncExitStack() as stack:
+        if scheme == "unix":
+            stack.enter_context(_runtime_directory(address))
+        workers: list[Worker] = []
+        book = SessionBook(config, workers)
+        shelf = VocabularyShelf(config, workers)
+        _load_vocabularies(config, shelf)
+        for number in range(config.workers):
+            workers.append(Worker(number, config, shelf.as_bytes, book.on_closed))
+            stack.push_async_callback(workers[-1].stop)
+        try:
+            await asyncio.gather(*(worker.start() for worker in workers))
+        except MaskdError as error:
+            raise ConfigError(f"a worker cannot start: {error.message}") from None
+        if scheme == "unix":
+            data_socket = DataSocket(address + ".data", book.claim)
+            stack.callback(data_socket.close)
+            _background(stack, data_socket.serve())
+        _background(stack, book.expire())
+        server, health_of = _grpc_server(config, MaskService(
+            book, shelf, backends=config.backends, worker_count=config.workers, shared_memory=scheme == "unix"
+        ))  # fmt: skip
+        await health_of.set("", health_pb2.HealthCheckResponse.SERVING)
+        await health_of.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        _listen(server, scheme, address)
+        await server.start()
+        if scheme == "unix":
+            Path(address).chmod(0o600)
+        _background(stack, _watch_health(workers, health_of))
+        _log.info("ready", listen=config.listen, workers=config.workers, backends=config.backends, vocabularies=[v.name for v in shelf])
+        await stop
+        _log.info("draining", sessions=len(book), seconds=config.drain_seconds)
+        await health_of.enter_graceful_shutdown()
+        await book.drain(config.drain_seconds)
+        await server.stop(grace=1.0)
+        _log.info("stopped")
+
+
+def _background(stack: contextlib.AsyncExitStack, coroutine: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(coroutine)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
+def _check_tcp(address: str, config: Config) -> None:
+    """TCP is not authenticated: off the machine it must be asked for aloud."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not config.insecure:
+        raise ConfigError(
+            f"listen is {address}: anybody who reaches it may use the daemon; use a unix socket or 127.0.0.1, or say --insecure",
+            field="listen",
+        )
+
+
+@contextlib.contextmanager
+def _runtime_directory(path: str) -> contextlib._GeneratorContextManager[None] | object:  # type: ignore[misc]
+    """Makes the directory of the socket (0700), and holds a lock: one daemon a path, a stale socket is replaced."""
+    directory = Path(path).parent
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot use {directory}: {error.strerror}", field="listen") from None
+    try:
+        if directory.stat().st_uid not in (os.getuid(), 0):
+            raise ConfigError(f"{directory} belongs to another user; choose a directory of your own", field="listen")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another maskd serves {path}", field="listen") from None
+        Path(path).unlink(missing_ok=True)
+        try:
+            yield None
+        finally:
+            for suffix in ("", ".lock"):
+                Path(path + suffix).unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _load_vocabularies(config: Config, shelf: VocabularyShelf) -> None:
+    for source in config.vocabularies:
+        try:
+            shelf.keep(load_vocabulary(source.path, vocab_size=source.vocab_size, stop_token_ids=source.stop_token_ids, name=source.name))
+        except MaskdError as error:
+            raise ConfigError(f"vocabulary {source.path}: {error.message}", field="vocabularies") from None
+
+
+def _grpc_server(config: Config, service: MaskService) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", config.message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    health_of = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_of, server)
+    mask_service_pb2_grpc.add_MaskServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server, health_of
+
+
+def _listen(server: grpc.aio.Server, scheme: str, address: str) -> None:
+    try:
+        server.add_insecure_port(f"unix:{address}" if scheme == "unix" else address)
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen on {address}: {error}", field="listen") from None
+
+
+async def _watch_health(workers: list[Worker], health_of: health.aio.HealthServicer) -> None:
+    """SERVING while a worker can take a session."""
+    serving = True
+    while True:
+        await asyncio.sleep(0.1)
+        now = any(worker.is_ready for worker in workers)
+        if now != serving:
+            serving = now
+            state = health_pb2.HealthCheckResponse.SERVING if now else health_pb2.HealthCheckResponse.NOT_SERVING
+            for service in ("", _SERVICE):
+                await health_of.set(service, state)

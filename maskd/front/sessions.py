@@ -1,0 +1,343 @@
+"""The front's book of sessions: who holds which, which worker serves it, and how it ends.
+
+A shared-memory session is claimed on the data socket with its one-time token; the connection goes to the worker and is
+the lease. An inline session is the same thing with the front as the engine: it attaches to the worker's arena over a
+socketpair and copies rows into messages, so there is one data path and one implementation of a step.
+Owns: sessions, their tokens, leases and grammar ids. Knows nothing about: protobuf, listening sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from maskd import control
+from maskd import layout as lay
+from maskd.arena import Arena, Reply
+from maskd.config import Config
+from maskd.errors import (
+    CapacityError,
+    DeadlineError,
+    DrainingError,
+    GrammarTimeoutError,
+    GrammarTooLargeError,
+    InvalidRequestError,
+    NotFoundError,
+    StepOrderError,
+    UnavailableError,
+    VocabularyMismatchError,
+)
+from maskd.front.workers import Worker
+from maskd.grammar import GrammarSpec
+from maskd.step import Item
+from maskd.vocabulary import Vocabulary
+
+__all__ = ["Session", "SessionBook"]
+
+_DEFAULT_TOKENS_PER_ITEM = 64
+_MIN_TOKENS = 16384
+"""Room for the replay of a long sequence: a restored sequence accepts its whole history in one step."""
+_REQUEST_SECONDS = 10.0
+_log = structlog.get_logger()
+
+
+@dataclass(eq=False)
+class Session:
+    """One engine's lease."""
+
+    session_id: int
+    worker: Worker
+    vocabulary: Vocabulary
+    engine: str
+    opened: control.SessionOpened
+    row_capacity: int
+    token: bytes = b""
+    arena: Arena | None = None
+    used: float = field(default_factory=time.monotonic)
+    next_grammar: int = 1
+    answered: tuple[Reply, Sequence[Item]] | None = None
+    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class SessionBook:
+    """Every session of the daemon.
+
+    Args:
+        config: the limits.
+        workers: where sessions live.
+    """
+
+    def __init__(self, config: Config, workers: Sequence[Worker]) -> None:
+        self._config = config
+        self._workers = workers
+        self._sessions: dict[int, Session] = {}
+        self._next_id = 1
+        self._emptied = asyncio.Event()
+        self.draining = False
+
+        self.claim_seconds = config.claim_seconds
+        self.lease_seconds = config.lease_seconds
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, session_id: int) -> Session:
+        """Returns a session and renews its lease. Raises NotFoundError."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise NotFoundError(f"no session {session_id}; it ended, open a new one", kind="session", session_id=session_id)
+        session.used = time.monotonic()
+        return session
+
+    async def create(
+        self, vocabulary: Vocabulary, *, vocab_size: int, row_capacity: int, item_capacity: int, token_capacity: int, sequence_capacity: int,
+        inline: bool, engine: str,
+    ) -> Session:  # fmt: skip
+        """Opens a session on the least loaded worker.
+
+        Raises:
+            DrainingError, CapacityError, InvalidRequestError, VocabularyMismatchError, UnavailableError.
+        """
+        config = self._config
+        if self.draining:
+            raise DrainingError("the daemon is shutting down and takes no new session")
+        if len(self._sessions) >= config.sessions:
+            raise CapacityError(f"the daemon holds its {config.sessions} sessions", limit="sessions", value=config.sessions)
+        if vocab_size != vocabulary.vocab_size:
+            raise VocabularyMismatchError(
+                f"the engine's logits are {vocab_size} wide, the vocabulary {vocabulary.name!r} is {vocabulary.vocab_size}",
+                engine=vocab_size, vocabulary=vocabulary.vocab_size,
+            )  # fmt: skip
+        if not 1 <= row_capacity <= config.rows_per_session:
+            raise CapacityError(
+                f"row_capacity is {row_capacity}; give 1 to {config.rows_per_session}",
+                limit="rows_per_session",
+                value=config.rows_per_session,
+            )
+        if min(item_capacity, token_capacity, sequence_capacity) < 0:
+            raise InvalidRequestError("capacities are counts; leave them out for the defaults", field="item_capacity")
+        if sequence_capacity > config.sequences_per_session:
+            raise CapacityError(
+                f"sequence_capacity is {sequence_capacity}; at most {config.sequences_per_session}",
+                limit="sequences_per_session", value=config.sequences_per_session,
+            )  # fmt: skip
+        items = item_capacity or max(row_capacity, 16)
+        layout = lay.Layout(vocab_size, items, row_capacity, token_capacity or max(_MIN_TOKENS, items * _DEFAULT_TOKENS_PER_ITEM))
+        worker = self._choose_worker()
+        session_id = self._next_id
+        self._next_id += 1
+        opened = await worker.request(
+            lambda number: control.OpenSession(
+                number, session_id, vocabulary.fingerprint, layout.item_capacity, layout.row_capacity, layout.token_capacity,
+                sequence_capacity or config.sequences_per_session,
+            ),
+            _REQUEST_SECONDS,
+        )  # fmt: skip
+        assert isinstance(opened, control.SessionOpened)
+        session = Session(session_id, worker, vocabulary, engine, opened, row_capacity)
+        self._sessions[session_id] = session
+        worker.sessions.add(session_id)
+        if inline:
+            try:
+                session.arena = await self._attach_here(session)
+            except BaseException:
+                self.delete(session_id)
+                raise
+        else:
+            session.token = secrets.token_bytes(lay.TOKEN_BYTES)
+        _log.info("session opened", session=session_id, worker=worker.number, engine=engine, inline=inline, rows=row_capacity)
+        return session
+
+    def _choose_worker(self) -> Worker:
+        ready = [worker for worker in self._workers if worker.is_ready]
+        if not ready:
+            raise UnavailableError("no worker is up; they are restarting, try again")
+        return min(ready, key=lambda worker: len(worker.sessions))
+
+    async def _attach_here(self, session: Session) -> Arena:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        session.worker.send(control.AttachSession(session.session_id), [theirs.detach()])
+        return await asyncio.to_thread(Arena, ours)
+
+    def claim(self, token: bytes, lease: socket.socket) -> int | None:
+        """Gives the session of ``token`` to the engine at the other end of ``lease``, which is handed to the worker.
+
+        Returns the session id, or None if no session waits for this token. A token works once.
+        """
+        found = None
+        for session in self._sessions.values():  # every one is compared, so that the time tells nothing
+            if session.token and hmac.compare_digest(session.token, token):
+                found = session
+        if found is None:
+            return None
+        found.token = b""
+        found.worker.send(control.AttachSession(found.session_id), [lease.detach()])
+        return found.session_id
+
+    def delete(self, session_id: int) -> None:
+        """Ends a session. Safe to repeat."""
+        session = self._sessions.get(session_id)
+        if session is not None:
+            session.worker.send(control.CloseSession(session_id))
+            self.on_closed(session_id, "the session was closed")
+
+    def on_closed(self, session_id: int, why: str) -> None:
+        """Strikes a session that ended; the worker has freed it."""
+        session = self._sessions.pop(session_id, None)
+        if session is None:
+            return
+        session.worker.sessions.discard(session_id)
+        if session.arena is not None and not session.busy.locked():
+            session.arena.close()
+        _log.info("session closed", session=session_id, why=why)
+        if not self._sessions:
+            self._emptied.set()
+
+    async def expire(self) -> None:
+        """Ends sessions that were never claimed, and inline sessions that nobody uses. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(min(0.5, self._config.claim_seconds / 2, self._config.lease_seconds / 2))
+            now = time.monotonic()
+            for session in tuple(self._sessions.values()):
+                limit = self._config.claim_seconds if session.token else self._config.lease_seconds if session.arena else None
+                if limit is not None and now - session.used > limit:
+                    _log.warning("session expired", session=session.session_id, unclaimed=bool(session.token))
+                    self.delete(session.session_id)
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no new sessions, tells the engines, and waits until they have left, for at most ``seconds``."""
+        self.draining = True
+        for worker in self._workers:
+            if worker.is_ready:
+                worker.send(control.Drain())
+        self._emptied.clear()
+        if self._sessions:
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._emptied.wait(), seconds)
+
+    # -- grammars --------------------------------------------------------------------------------------------------
+
+    async def create_grammar(self, session_id: int, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, control.GrammarCompiled]:
+        """Compiles ``spec`` on the session's worker: (grammar id, or 0 for ``validate_only``; what came out).
+
+        Raises:
+            GrammarError: or a child. NotFoundError, CapacityError, UnavailableError.
+        """
+        session = self.get(session_id)
+        size = len(spec.source.encode("utf-8", "surrogatepass"))
+        if size > self._config.grammar_bytes:
+            raise GrammarTooLargeError(
+                f"the grammar has {size} bytes; the limit grammar_bytes is {self._config.grammar_bytes}",
+                limit="grammar_bytes", value=self._config.grammar_bytes,
+            )  # fmt: skip
+        for token_id in spec.options.stop_token_ids:
+            if not 0 <= token_id < len(session.vocabulary.tokens):
+                raise InvalidRequestError(f"stop token {token_id} is not in the vocabulary", field="stop_token_ids", token_id=token_id)
+        grammar_id = 0
+        if not validate_only:
+            grammar_id, session.next_grammar = session.next_grammar, session.next_grammar + 1
+        try:
+            compiled = await session.worker.request(
+                lambda number: control.CompileGrammar(number, session_id, grammar_id, spec), self._config.compile_seconds
+            )
+        except (TimeoutError, asyncio.TimeoutError):
+            if grammar_id:
+                session.worker.send(control.DropGrammar(session_id, grammar_id))
+            raise GrammarTimeoutError(
+                f"the compile did not end within compile_seconds = {self._config.compile_seconds}",
+                limit="compile_seconds", value=self._config.compile_seconds,
+            ) from None  # fmt: skip
+        assert isinstance(compiled, control.GrammarCompiled)
+        return grammar_id, compiled
+
+    def delete_grammar(self, session_id: int, grammar_id: int) -> None:
+        """Lets go of a grammar. Safe to repeat."""
+        self.get(session_id).worker.send(control.DropGrammar(session_id, grammar_id))
+
+    async def read(self, session_id: int) -> control.SessionState:
+        """Returns the counts of a session, from its worker."""
+        session = self.get(session_id)
+        state = await session.worker.request(lambda number: control.ReadSession(number, session_id), _REQUEST_SECONDS)
+        assert isinstance(state, control.SessionState)
+        return state
+
+    # -- inline steps ----------------------------------------------------------------------------------------------
+
+    async def step(self, session_id: int, step: int, items: Sequence[Item]) -> Reply:
+        """Runs one step of an inline session. The same step again gives the same reply, or goes on waiting for it.
+
+        Raises:
+            StepOrderError, CapacityError, DeadlineError, NotFoundError, UnavailableError.
+        """
+        session = self.get(session_id)
+        arena = session.arena
+        if arena is None:
+            raise InvalidRequestError(f"session {session_id} steps through shared memory, not through messages", field="session_id")
+        async with session.busy:
+            if session.answered is not None and session.answered[0].step == step:
+                return session.answered[0]
+            if arena.submitted == arena.collected and step == arena.submitted + 1:
+                arena.submit(items)
+            elif not (arena.submitted == step == arena.collected + 1):
+                raise StepOrderError(
+                    f"step {step} was sent, step {arena.collected + 1} comes next",
+                    step=step,
+                    expected=arena.collected + 1,
+                    session_id=session_id,
+                )
+            try:
+                await _done(arena, step, self._config.step_seconds)
+                reply = arena.read_reply()
+            finally:
+                if session_id not in self._sessions:
+                    arena.close()
+            # The cell is written again two steps on; the reply is kept for a repeat.
+            reply.rows = reply.rows[_rows_in_use(items)].copy()
+            session.answered = (reply, items)
+            session.used = time.monotonic()
+            return reply
+
+
+def _rows_in_use(items: Sequence[Item]) -> slice:
+    return slice(0, max((item.row + 1 + len(item.drafts) for item in items if item.row >= 0), default=0))
+
+
+async def _done(arena: Arena, step: int, seconds: float) -> None:
+    """Waits for ``step`` on the event loop."""
+    arena.ask_for_wakeup()
+    if arena.is_done(step):
+        return
+    loop, woken = asyncio.get_running_loop(), asyncio.Event()
+    lease = os.dup(arena.lease.fileno())  # the arena may be closed while we wait
+    loop.add_reader(arena.reply_fd, woken.set)
+    loop.add_reader(lease, woken.set)
+    reply_fd = arena.reply_fd
+    deadline = loop.time() + seconds
+    try:
+        while not arena.is_done(step):
+            if not arena.is_alive():
+                if arena.is_done(step):
+                    return
+                raise UnavailableError(f"the worker is gone, step {step} is unanswered", step=step)
+            if loop.time() > deadline:
+                raise DeadlineError(
+                    f"step {step} was not answered within step_seconds = {seconds}", step=step, limit="step_seconds", value=seconds
+                )
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(woken.wait(), 0.05)
+            woken.clear()
+            arena.clear_wakeup()
+            arena.ask_for_wakeup()
+    finally:
+        loop.remove_reader(reply_fd)
+        loop.remove_reader(lease)
+        os.close(lease)

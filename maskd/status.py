@@ -1,0 +1,72 @@
+"""Errors and ``google.rpc.Status``: the one map, both directions side by side.
+
+Knows nothing about: when an error is raised, or by whom.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from maskd.errors import (
+    CapacityError,
+    DeadlineError,
+    InvalidRequestError,
+    MaskdError,
+    PermissionDeniedError,
+    UnavailableError,
+    error_classes,
+)
+
+__all__ = ["DOMAIN", "abort", "from_rpc_error", "to_status"]
+
+DOMAIN = "maskd"
+_BY_REASON = {cls.reason: cls for cls in error_classes()}
+_CODES = {code.name: code for code in grpc.StatusCode}
+RETRY_SECONDS = 1
+_BARE: dict[grpc.StatusCode, type[MaskdError]] = {  # what gRPC itself says, without our details
+    grpc.StatusCode.RESOURCE_EXHAUSTED: CapacityError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+}
+
+
+def to_status(error: MaskdError) -> status_pb2.Status:
+    """Returns ``error`` as a status with one ErrorInfo, and RetryInfo where a retry is the answer."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={**error.metadata, "recovery": error.recovery})
+    details = [info]
+    if error.retryable:
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_SECONDS)))
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return status_pb2.Status(code=_CODES[error.code].value[0], message=error.message, details=packed)
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MaskdError) -> NoReturn:
+    """Ends a call with ``error``."""
+    status = rpc_status.to_status(to_status(error))
+    context.set_trailing_metadata(status.trailing_metadata)
+    await context.abort(status.code, status.details)
+    raise AssertionError("abort raises")
+
+
+def from_rpc_error(error: grpc.RpcError) -> MaskdError:
+    """Returns the error that the daemon raised, or UnavailableError if none came from it."""
+    status = rpc_status.from_call(error)
+    if status is not None:
+        for detail in status.details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                metadata = {key: value for key, value in info.metadata.items() if key != "recovery"}
+                return _BY_REASON.get(info.reason, MaskdError)(status.message, **metadata)
+    code, details = error.code(), error.details()
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return UnavailableError(f"the daemon does not answer: {details}")
+    return _BARE.get(code, MaskdError)(f"{code.name}: {details}")
