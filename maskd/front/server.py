@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import ipaddress
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import grpc
@@ -107,7 +107,7 @@ def _check_tcp(address: str, config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _runtime_directory(path: str) -> contextlib._GeneratorContextManager[None] | object:  # type: ignore[misc]
+def _runtime_directory(path: str) -> Iterator[None]:
     """Makes the directory of the socket (0700), and holds a lock: one daemon a path, a stale socket is replaced."""
     directory = Path(path).parent
     try:
@@ -124,7 +124,7 @@ def _runtime_directory(path: str) -> contextlib._GeneratorContextManager[None] |
             raise ConfigError(f"another maskd serves {path}", field="listen") from None
         Path(path).unlink(missing_ok=True)
         try:
-            yield None
+            yield
         finally:
             for suffix in ("", ".lock"):
                 Path(path + suffix).unlink(missing_ok=True)

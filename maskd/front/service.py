@@ -13,6 +13,7 @@ import structlog
 from maskd import __version__, control
 from maskd import layout as lay
 from maskd.arena import Reply
+from maskd.bitmask import row_stride_words
 from maskd.errors import InvalidRequestError, MaskdError, VocabularyError
 from maskd.front.sessions import SessionBook
 from maskd.front.vocabularies import VocabularyShelf
@@ -117,7 +118,7 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             data_token=session.token,
             claim_seconds=0 if inline else int(self._book.claim_seconds),
             lease_seconds=int(self._book.lease_seconds) if inline else 0,
-            row_stride_words=lay.row_stride_words(session.vocabulary.vocab_size),
+            row_stride_words=row_stride_words(session.vocabulary.vocab_size),
             rows_bytes=session.opened.rows_bytes,
             steps_bytes=session.opened.steps_bytes,
         )
@@ -213,6 +214,13 @@ def _grammar_answer(grammar_id: int, compiled: control.GrammarCompiled) -> pb.Cr
     )
 
 
+def _action(number: int) -> Action:
+    try:
+        return Action(max(0, number - 1))  # unspecified is ADVANCE
+    except ValueError:
+        raise InvalidRequestError(f"unknown action {number}; give ADVANCE, OPEN, FORK or CLOSE", field="action") from None
+
+
 def _items(request: pb.StepSequencesRequest) -> list[Item]:
     """Reads the items; rows are handed out in order, for the answer has them one after the other."""
     items, row = [], 0
@@ -222,7 +230,7 @@ def _items(request: pb.StepSequencesRequest) -> list[Item]:
         items.append(
             Item(
                 message.sequence_id,
-                Action(max(0, message.action - 1)) if message.action <= pb.ACTION_CLOSE else message.action,
+                _action(message.action),
                 message.grammar_id,
                 message.source_sequence_id,
                 message.rollback_count,
@@ -244,7 +252,7 @@ def _step_answer(reply: Reply) -> pb.StepSequencesResponse:
         results.append(
             pb.ItemResult(
                 sequence_id=result.sequence_id,
-                status=int(result.status),  # the numbers are the same by construction; a test holds them together
+                status=int(result.status),  # type: ignore[arg-type]  # the same numbers, a test holds them together
                 row_count=result.row_count,
                 accepted_count=result.accepted_count,
                 position=result.position,

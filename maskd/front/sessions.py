@@ -249,7 +249,7 @@ class SessionBook:
             compiled = await session.worker.request(
                 lambda number: control.CompileGrammar(number, session_id, grammar_id, spec), self._config.compile_seconds
             )
-        except (TimeoutError, asyncio.TimeoutError):
+        except DeadlineError:
             if grammar_id:
                 session.worker.send(control.DropGrammar(session_id, grammar_id))
             raise GrammarTimeoutError(

@@ -23,7 +23,7 @@ import structlog
 
 from maskd import control
 from maskd.config import Config, resolve_threads
-from maskd.errors import MaskdError, UnavailableError
+from maskd.errors import DeadlineError, MaskdError, UnavailableError
 
 __all__ = ["Worker"]
 
@@ -95,7 +95,7 @@ class Worker:
         """Sends ``make(request number)`` and returns the result of its reply.
 
         Raises:
-            MaskdError: what the worker answered. UnavailableError: it is gone. TimeoutError: no answer in time.
+            MaskdError: what the worker answered. UnavailableError: it is gone. DeadlineError: no answer in time.
         """
         if not self._ready.is_set():
             raise UnavailableError("the worker is restarting; try again", worker=self.number)
@@ -185,6 +185,8 @@ class Worker:
         try:
             self.send(make(number))
             result = await asyncio.wait_for(future, seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise DeadlineError(f"worker {self.number} did not answer within {seconds} s", worker=self.number) from None
         finally:
             self._pending.pop(number, None)
         if isinstance(result, control.Failure):
@@ -204,6 +206,7 @@ class Worker:
                         self._handle(message, up)
         finally:
             loop.remove_reader(channel)
+            self._fail_pending()
 
     def _handle(self, message: object, up: asyncio.Future[None]) -> None:
         match message:
@@ -237,12 +240,14 @@ class Worker:
                 for fd in fds:
                     os.close(fd)
 
-    def _bury(self) -> None:
-        self._process = None
+    def _fail_pending(self) -> None:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(UnavailableError("the worker died", worker=self.number))
         self._pending.clear()
+
+    def _bury(self) -> None:
+        self._process = None
         while not self._outbox.empty():
             for fd in self._outbox.get_nowait()[1]:
                 os.close(fd)
