@@ -1,3 +1,5 @@
+from typing import TypeAlias
+
 def load_u64(address: int, /) -> int: ...
 def load_u32(address: int, /) -> int: ...
 def store_u64(address: int, value: int, /) -> None: ...
@@ -6,11 +8,19 @@ def fence() -> None: ...
 def publish(word: int, value: int, peer_flag: int, eventfd: int, /) -> bool: ...
 def spin(words: list[int], targets: list[int], nanoseconds: int, /) -> int: ...
 
-ItemTuple = tuple[int, int, int, int, int, int, int, int, tuple[int, ...], tuple[int, ...], int, int]
-ResultTuple = tuple[int, int, int, int, int, int, int, tuple[int, ...], int, int]
+ItemTuple: TypeAlias = tuple[int, int, int, int, int, int, int, int, tuple[int, ...], tuple[int, ...], int, int]
+ResultTuple: TypeAlias = tuple[int, int, int, int, int, int, int, tuple[int, ...], int, int]
 
 def read_step(
-    cell: int, items_offset: int, tokens_offset: int, item_capacity: int, token_capacity: int, vocab_size: int, row_capacity: int, step: int, /
+    cell: int,
+    items_offset: int,
+    tokens_offset: int,
+    item_capacity: int,
+    token_capacity: int,
+    vocab_size: int,
+    row_capacity: int,
+    step: int,
+    /,
 ) -> list[ItemTuple] | None: ...
 def write_results(
     cell: int, results_offset: int, forced_offset: int, forced_capacity: int, step: int, duration_ns: int, results: list[ResultTuple], /

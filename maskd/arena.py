@@ -235,7 +235,7 @@ class Arena:
 
     def _publish(self, cell: int, item_count: int, token_count: int) -> int:
         self.submitted = step = self.submitted + 1
-        lay.STEPS_CELL.pack_into(self._steps.bytes, self._steps_cell_at[cell], step, item_count, token_count)
+        lay.STEPS_CELL.pack_into(self._steps.view, self._steps_cell_at[cell], step, item_count, token_count)
         # HANDOFF engine -> worker
         _shm.publish(self._published, step, self._peer_flag, self.doorbell_fd)
         return step
@@ -266,7 +266,7 @@ class Arena:
         """Returns the reply of the oldest unanswered step, which must be done (``is_done``)."""
         step = self.collected + 1
         cell = step % lay.CELL_COUNT
-        lock, number, item_count, forced_count, duration_ns = lay.ROWS_CELL.unpack_from(self._rows.bytes, self._rows_cell_at[cell])
+        lock, number, item_count, forced_count, duration_ns = lay.ROWS_CELL.unpack_from(self._rows.view, self._rows_cell_at[cell])
         if lock != 2 * step or number != step or item_count > self.layout.item_capacity or forced_count > self.layout.forced_capacity:
             raise ProtocolError(f"the reply of step {step} is stamped {number} (lock {lock})")
         at, forced_at = self._results_at[cell], self._forced_at[cell]

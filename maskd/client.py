@@ -14,6 +14,7 @@ Owns: the channel, and the session's transport. Knows nothing about: torch, hist
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import threading
@@ -29,11 +30,12 @@ from numpy.typing import NDArray
 from maskd import __version__
 from maskd import layout as lay
 from maskd.arena import Arena, Reply
+from maskd.bitmask import row_stride_words
 from maskd.config import parse_listen
 from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, StepOrderError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec, Unenforced
 from maskd.status import from_rpc_error
-from maskd.step import NO_ROW, Item
+from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
@@ -226,7 +228,7 @@ class Session:
         self.session_id = session_id
         self.vocab_size = vocab_size
         self.row_capacity = row_capacity
-        self.row_stride_words = lay.row_stride_words(vocab_size)
+        self.row_stride_words = row_stride_words(vocab_size)
         self._client = client
         self._transport = transport
 
@@ -364,7 +366,7 @@ class _Inline:
         flat = tokens.tolist()
         return self.submit(
             [
-                Item(s, action, grammar, source, rollback, flat[at : at + n], flat[at + n : at + n + d], row, bool(flags))
+                Item(s, Action(action), grammar, source, rollback, flat[at : at + n], flat[at + n : at + n + d], row, bool(flags))
                 for s, grammar, source, action, flags, rollback, row, at, n, d, _ in items.tolist()
             ]
         )
@@ -412,10 +414,8 @@ class _Inline:
         if self._ended is None:
             self._ended = UnavailableError("the session is closed")
             self._requests.put(None)
-            try:
+            with contextlib.suppress(MaskdError):  # the daemon is gone, and the session with it
                 self._client._call(self._client._stub.DeleteSession, pb.DeleteSessionRequest(session_id=self._session_id), 2.0)
-            except MaskdError:
-                pass  # the daemon is gone, and the session with it
             self._call.cancel()
 
 
@@ -449,7 +449,7 @@ def _spec_message(spec: GrammarSpec) -> pb.GrammarSpec:
 def _item_message(item: Item) -> pb.Item:
     return pb.Item(
         sequence_id=item.sequence_id,
-        action=int(item.action) + 1,
+        action=int(item.action) + 1,  # type: ignore[arg-type]
         grammar_id=item.grammar_id,
         source_sequence_id=item.source_sequence_id,
         rollback_count=item.rollback,

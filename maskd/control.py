@@ -20,7 +20,7 @@ from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
     "AttachSession", "CloseSession", "CompileGrammar", "Drain", "DropGrammar", "Failure", "FrameReader", "GrammarCompiled",
-    "LoadVocabulary", "OpenSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState", "ToFront", "ToWorker", "encode",
+    "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState", "ToFront", "ToWorker", "encode",
     "error_of", "failure_of", "write_frame",
 ]  # fmt: skip
 
@@ -29,7 +29,7 @@ MAX_FRAME_BYTES = 1 << 29
 MAX_FDS = 4
 
 
-class _Message(msgspec.Struct, tag=True, frozen=True):
+class _Message(msgspec.Struct, tag=True):
     pass
 
 

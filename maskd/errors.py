@@ -1,7 +1,9 @@
 """The exception tree of maskd: one class per thing that can go wrong, one code and one reason each.
 
-Owns: the classes, their wire code (a name of ``grpc.StatusCode``), their reason, and what the caller does next (``recovery``).
-Knows nothing about: gRPC, protobuf, shared memory; ``status.py`` maps the tree to ``google.rpc.Status`` and ``layout.py`` to the 16-bit codes of a reply.
+Owns: the classes, their wire code (a name of ``grpc.StatusCode``), their reason, and what the caller does next
+(``recovery``).
+Knows nothing about: gRPC, protobuf, shared memory; ``status.py`` maps the tree to ``google.rpc.Status``, ``step.py`` to
+the 16-bit status of a result.
 
     MaskdError
     ├── InvalidRequestError         a field is missing, out of range or contradicts another
@@ -92,6 +94,7 @@ class MaskdError(Exception):
 
     @property
     def message(self) -> str:
+        """What is wrong, with which thing, and what to do next."""
         return str(self.args[0])
 
 

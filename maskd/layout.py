@@ -125,48 +125,59 @@ class Layout:
 
     @property
     def row_stride_words(self) -> int:
+        """int32 words from one row to the next."""
         return row_stride_words(self.vocab_size)
 
     @property
     def row_stride_bytes(self) -> int:
+        """Bytes from one row to the next."""
         return 4 * self.row_stride_words
 
     # Steps segment.
     @property
     def items_offset(self) -> int:
+        """Of the items within a steps cell."""
         return CELL_HEADER_BYTES
 
     @property
     def tokens_offset(self) -> int:
+        """Of the tokens within a steps cell."""
         return self.items_offset + ITEM.size * self.item_capacity
 
     @property
     def steps_cell_stride(self) -> int:
+        """Bytes from one steps cell to the next."""
         return _align(self.tokens_offset + 4 * self.token_capacity, PAGE_BYTES)
 
     @property
     def steps_bytes(self) -> int:
+        """Size of the steps segment."""
         return PAGE_BYTES + CELL_COUNT * self.steps_cell_stride
 
     # Rows segment.
     @property
     def results_offset(self) -> int:
+        """Of the results within a rows cell."""
         return CELL_HEADER_BYTES
 
     @property
     def forced_offset(self) -> int:
+        """Of the forced tokens within a rows cell."""
         return self.results_offset + RESULT.size * self.item_capacity
 
     @property
     def rows_offset(self) -> int:
+        """Of the rows within a rows cell; whole pages, so that a GPU driver can register them."""
         return _align(self.forced_offset + 4 * self.forced_capacity, PAGE_BYTES)
 
     @property
     def rows_cell_stride(self) -> int:
+        """Bytes from one rows cell to the next."""
         return _align(self.rows_offset + self.row_stride_bytes * self.row_capacity, PAGE_BYTES)
 
     @property
     def rows_bytes(self) -> int:
+        """Size of the rows segment."""
         return PAGE_BYTES + CELL_COUNT * self.rows_cell_stride
 
     def pack_steps_header(self, session_id: int) -> bytes:

@@ -74,7 +74,7 @@ class Mapping:
         writable: whether to map for writing.
     """
 
-    __slots__ = ("_mmap", "base", "bytes", "size")
+    __slots__ = ("_mmap", "base", "bytes", "size", "view")
 
     def __init__(self, fd: int, size_bytes: int, *, writable: bool) -> None:
         if os.fstat(fd).st_size != size_bytes:
@@ -84,6 +84,7 @@ class Mapping:
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self._mmap = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, access)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._mmap, dtype=np.uint8)
+        self.view = memoryview(self._mmap)
         self.base: int = self.bytes.ctypes.data
         self.size = size_bytes
 
@@ -94,6 +95,7 @@ class Mapping:
 
     def close(self) -> None:
         """Drops the mapping as soon as no view of it is left; views that a caller still holds stay readable."""
+        self.view.release()
         del self.bytes
         with contextlib.suppress(BufferError):
             self._mmap.close()

@@ -70,9 +70,9 @@ class _Sequence:
         self.matcher = matcher
         self.history: list[int] = []
         self.terminated = False
-        self.stop_token_ids = like.stop_token_ids
-        self.stop_bytes = like.stop_bytes
-        self.batch = like.batch
+        self.stop_token_ids: frozenset[int] = like.stop_token_ids
+        self.stop_bytes: bytes = like.stop_bytes
+        self.batch: BatchFill | None = like.batch
         self.seen_in = -1
 
     def rollback(self, token_count: int) -> list[int]:

@@ -7,7 +7,7 @@ Knows nothing about: the bytes in shared memory (``layout.py``), the wire, the w
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from maskd.errors import (
@@ -160,7 +160,7 @@ def _rejected(r: Result) -> MaskdError:
     )  # fmt: skip
 
 
-_ERRORS = {
+_ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
     Status.INVALID_ITEM: _invalid,
     Status.GRAMMAR_NOT_FOUND: lambda r: NotFoundError(
         f"sequence {r.sequence_id}: no grammar {r.detail_value} in this session; create it first", kind="grammar", grammar_id=r.detail_value

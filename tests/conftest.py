@@ -23,7 +23,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Data that is not part of the repository; tests that need it skip where it is absent."""
 
 
-def byte_vocabulary(vocab_size: int = 300, words: tuple[bytes, ...] = (b"Paris", b"London", b'":', b'{"', b"true", b"null", b" is ")) -> Vocabulary:
+def byte_vocabulary(
+    vocab_size: int = 300, words: tuple[bytes, ...] = (b"Paris", b"London", b'":', b'{"', b"true", b"null", b" is ")
+) -> Vocabulary:
     """Ids 0..255 are the bytes, then some words, then <stop> and <pad>, then padding up to ``vocab_size``."""
     tokens = [bytes([b]) for b in range(256)] + list(words) + [b"<stop>", b"<pad>"]
     stop = len(tokens) - 2

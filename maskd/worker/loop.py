@@ -155,7 +155,9 @@ class WorkerLoop:
                         self._sessions[message.session_id].table.grammars.pop(message.grammar_id, None)
                 case control.ReadSession():
                     session = self._session(message.session_id)
-                    state = control.SessionState(session.lease is not None, len(session.table), len(session.table.grammars), session.completed)
+                    state = control.SessionState(
+                        session.lease is not None, len(session.table), len(session.table.grammars), session.completed
+                    )
                     self._reply(message.request, state)
                 case control.Drain():
                     for session in self._sessions.values():
@@ -255,7 +257,9 @@ class WorkerLoop:
         session.close()
         self._send(control.SessionClosed(session.session_id, why))
 
-    def _reply(self, request: int, result: control.Failure | control.SessionOpened | control.GrammarCompiled | control.SessionState | None) -> None:
+    def _reply(
+        self, request: int, result: control.Failure | control.SessionOpened | control.GrammarCompiled | control.SessionState | None
+    ) -> None:
         self._send(control.Reply(request, result))
 
     def _send(self, message: control.ToFront) -> None:
