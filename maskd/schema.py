@@ -51,16 +51,33 @@ class JsonSchema:
 
     def pointer_to(self, path: Path) -> str:
         """Returns the JSON pointer, in the caller's document, of ``path`` in ``value``."""
-        for length in range(len(path), 0, -1):
-            origin = self.origins.get(path[:length])
-            if origin is not None:
-                path = (*origin, *path[length:])
-                break
-        return self.pointer + pointer(path)
+        return self.pointer + pointer(_origin(self.origins, path))
+
+    def schemas(self) -> Iterator[tuple[Path, Json]]:
+        """Yields every schema within, each object once, with its path: subschemas, and what a ``$ref`` leads to."""
+        stack: list[tuple[Path, Json]] = [((), self.value)]
+        seen: set[int] = set()
+        while stack:
+            path, schema = stack.pop()
+            if id(schema) in seen and isinstance(schema, dict):
+                continue
+            seen.add(id(schema))
+            yield path, schema
+            stack.extend([((*path, *step), child) for step, child in subschemas(schema)])
+            if isinstance(schema, dict) and "$ref" in schema:
+                stack.append(self.lookup(schema["$ref"]))
 
     def lookup(self, ref: str) -> tuple[Path, Json]:
         """Returns path and value of the target of ``ref``, one of the ``$ref`` of this schema."""
         return _lookup(self.value, ref)
+
+
+def _origin(origins: dict[Path, Path], path: Path) -> Path:
+    for length in range(len(path), 0, -1):
+        origin = origins.get(path[:length])
+        if origin is not None:
+            return (*origin, *path[length:])
+    return path
 
 
 def subschemas(schema: Json) -> Iterator[tuple[Path, Json]]:
@@ -94,10 +111,10 @@ def parse_schema(source: Json, options: GrammarOptions, *, pointer: str = "") ->
         raise GrammarError(f"a schema is a JSON object, true or false, not {_kind(value)}", pointer=pointer)
     origins = _Refs(value, pointer).resolve()
     if options.additional_properties == "forbid":
-        from maskd.schema_closing import close_objects
+        from maskd.schema_closing import close_objects  # it builds on this module
 
         value, closed = close_objects(value)
-        origins = {path: origins.get(origin, origin) for path, origin in closed.items()}
+        origins = {path: _origin(origins, origin) for path, origin in closed.items()}
     return JsonSchema(value, pointer, origins)
 
 
@@ -157,6 +174,7 @@ class _Refs:
             if not isinstance(schema, dict):
                 self._refuse(f"a schema is a JSON object, true or false, not {_kind(schema)}", path)
             self._check_keywords(schema, path)
+            _name_unevaluated(schema)
             own_id = schema.get("$id", schema.get("id"))
             if isinstance(own_id, str) and "$ref" not in schema:
                 base, fragment = urldefrag(urljoin(base, own_id))
@@ -268,6 +286,18 @@ class _Refs:
                     schema[bound] = schema.pop(limit)
             elif value is not None and not isinstance(value, (int, float)):
                 refuse(bound, "a number")
+
+
+_IN_PLACE = ("$dynamicRef", "$recursiveRef", "$ref", "allOf", "anyOf", "contains", "dependentSchemas", "if", "not", "oneOf")
+
+
+def _name_unevaluated(schema: Json) -> None:
+    """Where nothing beside it evaluates anything, "unevaluated" is "additional", which both libraries can do."""
+    if any(keyword in schema for keyword in _IN_PLACE):
+        return
+    for keyword, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+        if keyword in schema and plain not in schema:
+            schema[plain] = schema.pop(keyword)
 
 
 def _at(root: Json, path: Path) -> Json:

@@ -1,10 +1,355 @@
-"""What of a JSON schema a backend does not enforce. Stub until the table is in."""
+"""What of a JSON schema a backend does not enforce, keyword by keyword.
+
+Owns: the table for xgrammar 0.2.8. llguidance refuses what it cannot enforce, so it has no table.
+Knows nothing about: grammars, tokens, the libraries' code. ``tests/contract/test_keyword_enforcement.py`` probes the
+library with a valid and an invalid instance for each entry, and fails where table and library disagree.
+
+How xgrammar reads a schema: the first of ``$ref const enum anyOf oneOf allOf type`` that is present decides, and its
+siblings are not read (``DECIDING``). Of an ``allOf`` with two members or more nothing is read. Without any of them,
+object or array keywords make it an object or an array, and everything else makes it any value.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+
 from maskd.grammar import Unenforced
-from maskd.schema import JsonSchema
+from maskd.schema import TYPES, JsonSchema, subschemas
+from maskd.strict_json import Json, Path
+
+__all__ = ["DECIDING", "KNOWN_FORMATS", "NAMES_AGAIN", "deciding_keyword", "may_name_again", "types_of", "unenforced"]
+
+DECIDING = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf", "type")
+
+KNOWN_FORMATS = frozenset(
+    {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "json-pointer", "relative-json-pointer", "time"}
+    | {"uri", "uri-reference", "uri-template", "uuid"}
+)
+
+# The keywords that look at values of one type only.
+_OF_TYPE = {
+    "string": ("format", "maxLength", "minLength", "pattern"),
+    "number": ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"),
+    "array": (
+        "additionalItems", "contains", "items", "maxContains", "maxItems", "minContains", "minItems", "prefixItems",
+        "unevaluatedItems", "uniqueItems",
+    ),
+    "object": (
+        "additionalProperties", "dependencies", "dependentRequired", "dependentSchemas", "maxProperties", "minProperties",
+        "patternProperties", "properties", "propertyNames", "required", "unevaluatedProperties",
+    ),
+}  # fmt: skip
+_TYPE_OF = {keyword: name for name, keywords in _OF_TYPE.items() for keyword in keywords}
+_ANYWHERE = ("$dynamicRef", "$recursiveRef", "if", "not")
+_IDLE_IF_TRUE = ("additionalItems", "additionalProperties", "items", "unevaluatedItems", "unevaluatedProperties")
+_IMPLIES_OBJECT = ("properties", "additionalProperties", "unevaluatedProperties")
+_IMPLIES_ARRAY = ("items", "prefixItems", "unevaluatedItems")
+
+_EFFECTS = {
+    "$dynamicRef": "the schema it leads to is not applied",
+    "$recursiveRef": "the schema it leads to is not applied",
+    "additionalProperties": "further properties may have any name and value",
+    "allOf": "none of its schemas is applied; any value may appear",
+    "contains": "no item need match it",
+    "dependencies": "properties that it asks for may be missing",
+    "dependentRequired": "properties that it asks for may be missing",
+    "dependentSchemas": "its schemas are not applied",
+    "format": "the string may be any string",
+    "if": "then and else are not applied",
+    "maxContains": "more items may match",
+    "minContains": "fewer items may match",
+    "multipleOf": "the number need not be a multiple",
+    "not": "values that it forbids may appear",
+    "oneOf": "values that match more than one of its schemas may appear",
+    "patternProperties": "properties with these names may have other values",
+    "properties": "a name that is not ASCII may come again, with any value",
+    "propertyNames": "properties may have other names",
+    "required": "properties that it asks for may be missing",
+    "unevaluatedItems": "further items may appear",
+    "unevaluatedProperties": "further properties may appear",
+    "uniqueItems": "items may repeat",
+}
 
 
 def unenforced(schema: JsonSchema, backend: str) -> tuple[Unenforced, ...]:
-    return ()
+    """Returns what the masks of ``backend`` do not enforce of ``schema``, in the order of the document."""
+    if backend != "xgrammar" or schema.value is True:
+        return ()
+    found: dict[str, Unenforced] = {}
+    stack: list[tuple[Path, Json, str | None]] = [((), schema.value, None)]
+    seen: set[int] = set()
+    while stack:
+        path, node, default_type = stack.pop()
+        if not isinstance(node, dict) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        reader = _Reader(schema, node, default_type)
+        for keyword in reader.ignored():
+            where = schema.pointer_to((*path, keyword))
+            found.setdefault(where, Unenforced(where, keyword, _EFFECTS.get(keyword, "values that it forbids may appear")))
+        if "$ref" in node:
+            stack.append((*schema.lookup(node["$ref"]), None))
+        else:
+            read = [(step, child) for step, child in subschemas(node) if step[0] in reader.read]
+            stack.extend(((*path, *step), child, "string" if step == ("propertyNames",) else None) for step, child in reversed(read))
+    return tuple(found.values())
+
+
+NAMES_AGAIN = (
+    "in an object that allows further properties, a name may come twice or be spelled with \\u escapes; "
+    "it then counts as a further property, and escapes the schema of that name"
+)
+"""True of both libraries: they compare names as they are spelled."""
+
+
+def may_name_again(schema: JsonSchema) -> bool:
+    """Whether ``NAMES_AGAIN`` matters: some object has named properties and allows others."""
+    return any(
+        isinstance(node, dict) and node.get("properties") and node.get("additionalProperties") is not False for _, node in schema.schemas()
+    )
+
+
+def deciding_keyword(node: Json) -> str | None:
+    """Returns the keyword of ``DECIDING`` that xgrammar goes by, if any."""
+    return next((keyword for keyword in DECIDING if keyword in node), None)
+
+
+def types_of(node: Json) -> tuple[str, ...]:
+    """Returns the types that a schema without a deciding keyword other than ``type`` stands for; () = any value."""
+    if "type" in node:
+        return (node["type"],) if isinstance(node["type"], str) else tuple(node["type"])
+    if any(keyword in node for keyword in _IMPLIES_OBJECT):
+        return ("object",)
+    return ("array",) if any(keyword in node for keyword in _IMPLIES_ARRAY) else ()
+
+
+class _Reader:
+    """One schema as xgrammar reads it. ``read``: the keywords whose subschemas it reads."""
+
+    def __init__(self, schema: JsonSchema, node: Json, default_type: str | None) -> None:
+        self._schema = schema
+        self._node = node
+        self._deciding = deciding_keyword(node)
+        self._types = types_of(node) or ((default_type,) if default_type else ())
+        self.read: frozenset[str] = frozenset()
+
+    def ignored(self) -> Iterator[str]:
+        """Yields the keywords that constrain the value and are not enforced; sets ``read``."""
+        if self._deciding == "$ref" and self._draft_ignores_siblings():
+            return
+        if self._deciding in (None, "type"):
+            yield from self._of_types()
+        else:
+            yield from self._beside_deciding()
+
+    def _draft_ignores_siblings(self) -> bool:
+        root = self._schema.value
+        return bool(re.search(r"draft-0[3467]/", root.get("$schema", "")))
+
+    def _constraints(self) -> Iterator[str]:
+        """Yields the keywords of the schema that constrain anything."""
+        for keyword, value in self._node.items():
+            idle = (
+                (keyword == "if" and not ("then" in self._node or "else" in self._node))
+                or (keyword in ("minContains", "maxContains") and "contains" not in self._node)
+                or (keyword in _IDLE_IF_TRUE and value is True)
+                or (keyword == "uniqueItems" and value is False)
+            )
+            if not idle and (keyword in _TYPE_OF or keyword in _ANYWHERE or keyword in DECIDING):
+                yield keyword
+
+    def _beside_deciding(self) -> Iterator[str]:
+        node, deciding = self._node, self._deciding
+        lost = deciding == "allOf" and len(node["allOf"]) > 1
+        self.read = frozenset({deciding} if deciding in ("anyOf", "oneOf", "allOf") and not lost else ())
+        values = [node["const"]] if deciding == "const" else node["enum"] if deciding == "enum" else None
+        for keyword in self._constraints():
+            if keyword == deciding:
+                enforced = not (lost or (keyword == "oneOf" and not _disjoint(self._schema, node["oneOf"])))
+            elif values is not None:
+                enforced = all(fits(value, keyword, node[keyword]) for value in values)
+            else:
+                enforced = keyword == "type" and self._branches_imply_type()
+            if not enforced:
+                yield keyword
+
+    def _branches_imply_type(self) -> bool:
+        branches = [self._node] if self._deciding == "$ref" else self._node[self._deciding]
+        wanted = set(self._types) | ({"integer"} if "number" in self._types else set())
+        return all(set(_possible_types(self._schema, branch)) <= wanted for branch in branches)
+
+    def _of_types(self) -> Iterator[str]:
+        reads: set[str] = set()
+        enforced_by_type = [_READERS.get(name, _nothing)(self._node, reads) for name in self._types]
+        relevant = {{"integer": "number"}.get(name, name) for name in self._types}
+        for keyword in self._constraints():
+            if keyword == "type":
+                continue
+            if keyword not in _TYPE_OF or not self._types:
+                yield keyword
+            elif _TYPE_OF[keyword] in relevant:
+                readers = [
+                    enforced
+                    for name, enforced in zip(self._types, enforced_by_type, strict=True)
+                    if {"integer": "number"}.get(name, name) == _TYPE_OF[keyword]
+                ]
+                if not all(keyword in enforced for enforced in readers):
+                    yield keyword
+        self.read = frozenset(reads)
+
+
+def _nothing(node: Json, reads: set[str]) -> set[str]:
+    return set()
+
+
+def _string(node: Json, reads: set[str]) -> set[str]:
+    if node.get("format") in KNOWN_FORMATS:
+        return {"format"}
+    return {"pattern"} if "pattern" in node else {"minLength", "maxLength"}
+
+
+def _integer(node: Json, reads: set[str]) -> set[str]:
+    bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+    factor = node.get("multipleOf", 1)
+    low = max((node[key] for key in ("minimum", "exclusiveMinimum") if key in node), default=None)
+    high = min((node[key] for key in ("maximum", "exclusiveMaximum") if key in node), default=None)
+    unbounded = low is None and high is None
+    narrow = low is not None and high is not None and high - low < 10_000
+    return bounds | ({"multipleOf"} if factor == int(factor) and factor <= 1024 and (unbounded or narrow) else set())
+
+
+def _number(node: Json, reads: set[str]) -> set[str]:
+    return {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+
+
+def _array(node: Json, reads: set[str]) -> set[str]:
+    reads |= {"items", "prefixItems", "additionalItems"}
+    return {"items", "prefixItems", "additionalItems", "minItems", "maxItems"}
+
+
+def _object(node: Json, reads: set[str]) -> set[str]:
+    reads |= {"properties", "additionalProperties", "patternProperties"}
+    properties, patterns = node.get("properties") or {}, node.get("patternProperties") or {}
+    enforced = {"additionalProperties", "minProperties", "maxProperties"}
+    closed = node.get("additionalProperties") is False
+    if closed or all(map(str.isascii, properties)):
+        enforced.add("properties")
+    if all(name in properties for name in node.get("required", ())):
+        enforced.add("required")
+    if (
+        len(patterns) == 1
+        and (closed or not properties)
+        and not any(_matches(pattern, name) is not False for pattern in patterns for name in properties)
+    ):
+        enforced.add("patternProperties")
+    names = node.get("propertyNames")
+    if isinstance(names, dict) and not patterns:
+        reads.add("propertyNames")
+        if all(fits(name, keyword, names[keyword]) for name in properties for keyword in names):
+            enforced.add("propertyNames")
+    return enforced
+
+
+_READERS: dict[str, Callable[[Json, set[str]], set[str]]] = {
+    "string": _string,
+    "integer": _integer,
+    "number": _number,
+    "array": _array,
+    "object": _object,
+}
+
+
+def _matches(pattern: str, text: str) -> bool | None:
+    """Whether ``pattern`` is found in ``text``; None if Python cannot say."""
+    if len(pattern) > 200 or len(text) > 200 or re.search(r"[*+}].*[*+}{]", pattern):
+        return None  # Python's matcher backtracks, and this runs on text from strangers
+    try:
+        return re.search(pattern, text) is not None
+    except (re.error, RecursionError, OverflowError):
+        return None
+
+
+def fits(value: Json, keyword: str, argument: Json) -> bool:
+    """Whether ``value`` surely is as ``keyword`` wants it; False where that is not simple to say."""
+    if keyword in _TYPE_OF and not _has_type(value, _TYPE_OF[keyword]):
+        return True
+    if keyword == "pattern":
+        return _matches(argument, value) is True
+    comparison = _COMPARISONS.get(keyword)
+    return comparison is not None and comparison(value, argument)
+
+
+_COMPARISONS: dict[str, Callable[[Json, Json], bool]] = {
+    "const": lambda value, argument: bool(value == argument),
+    "enum": lambda value, argument: value in argument,
+    "exclusiveMaximum": lambda value, argument: bool(value < argument),
+    "exclusiveMinimum": lambda value, argument: bool(value > argument),
+    "maxLength": lambda value, argument: len(value) <= argument,
+    "maximum": lambda value, argument: bool(value <= argument),
+    "minLength": lambda value, argument: len(value) >= argument,
+    "minimum": lambda value, argument: bool(value >= argument),
+    "type": lambda value, argument: any(_has_type(value, name) for name in ([argument] if isinstance(argument, str) else argument)),
+}
+
+
+def _has_type(value: Json, name: str) -> bool:
+    """Whether ``value`` is of the JSON Schema type ``name``."""
+    kinds = {"null": type(None), "boolean": bool, "string": str, "array": list, "object": dict}
+    if name in kinds:
+        return isinstance(value, kinds[name])
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and (name == "number" or float(value).is_integer())
+
+
+def _possible_types(schema: JsonSchema, node: Json, depth: int = 8) -> tuple[str, ...]:
+    """Returns the types that xgrammar lets a value of ``node`` have; too many rather than too few."""
+    if not isinstance(node, dict) or depth == 0:
+        return TYPES
+    deciding = deciding_keyword(node)
+    if deciding == "$ref":
+        return _possible_types(schema, schema.lookup(node["$ref"])[1], depth - 1)
+    if deciding in ("const", "enum"):
+        values = [node["const"]] if deciding == "const" else node["enum"]
+        return tuple(name for name in TYPES if any(_has_type(value, name) for value in values) and name != "number") + (
+            ("number",) if any(_has_type(value, "number") and not _has_type(value, "integer") for value in values) else ()
+        )
+    if deciding in ("anyOf", "oneOf") or (deciding == "allOf" and len(node["allOf"]) == 1):
+        return tuple({name for branch in node[deciding] for name in _possible_types(schema, branch, depth - 1)})
+    return types_of(node) or TYPES if deciding != "allOf" else TYPES
+
+
+def _disjoint(schema: JsonSchema, branches: list[Json]) -> bool:
+    """Whether no value can match two of ``branches``, going by types, constants and constants in required properties."""
+    facts = [_facts(schema, branch) for branch in branches]
+    return all(_apart(one, other) for index, one in enumerate(facts) for other in facts[:index])
+
+
+def _facts(schema: JsonSchema, node: Json) -> tuple[set[str], list[Json] | None, dict[str, list[Json]]]:
+    """Returns types, constants if only those are allowed, and the constants of required properties."""
+    for _ in range(8):
+        if isinstance(node, dict) and "$ref" in node:
+            node = schema.lookup(node["$ref"])[1]
+    types = set(_possible_types(schema, node))
+    types |= {"integer"} if "number" in types else set()
+    if not isinstance(node, dict):
+        return types, None, {}
+    constants = [node["const"]] if "const" in node else node.get("enum")
+    tags = {}
+    if types == {"object"} and deciding_keyword(node) in (None, "type"):
+        for name in node.get("required", ()):
+            value = (node.get("properties") or {}).get(name)
+            if isinstance(value, dict) and "$ref" not in value and ("const" in value or "enum" in value):
+                tags[name] = [value["const"]] if "const" in value else value["enum"]
+    return types, constants, tags
+
+
+def _apart(
+    one: tuple[set[str], list[Json] | None, dict[str, list[Json]]], other: tuple[set[str], list[Json] | None, dict[str, list[Json]]]
+) -> bool:
+    if not one[0] & other[0]:
+        return True
+    if one[1] is not None and other[1] is not None:
+        return not any(left == right for left in one[1] for right in other[1])
+    return any(
+        name in other[2] and not any(left == right for left in values for right in other[2][name]) for name, values in one[2].items()
+    )

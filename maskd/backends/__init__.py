@@ -22,7 +22,7 @@ def load(name: str) -> BackendFactory:
     target = BUILTIN.get(name, name)
     module_name, _, attribute = target.partition(":")
     try:
-        return cast(BackendFactory, getattr(importlib.import_module(module_name), attribute or "create"))
+        return cast("BackendFactory", getattr(importlib.import_module(module_name), attribute or "create"))
     except (ImportError, AttributeError, ValueError) as error:
         raise GrammarUnsupportedError(
             f"no backend {name!r} ({error}); give one of {', '.join(BUILTIN)}, or module:attribute", backend=name

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from ctypes import addressof, c_char
-from typing import Any
+from typing import Any, cast
 
 import llguidance
 import numpy as np
@@ -21,12 +21,13 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from numpy.typing import NDArray
 
 from maskd.backends import structural_tag
-from maskd.backends.sources import WHITESPACE, check_text, json_options, read_choices
+from maskd.backends.sources import WHITESPACE, check_text, json_options, read_choices, read_schema
 from maskd.backends.structural_tag_lark import lark_string
 from maskd.bitmask import row_stride_words
 from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec
-from maskd.schema import parse_schema
+from maskd.schema import JsonSchema, parse_schema
+from maskd.schema_enforcement import NAMES_AGAIN, may_name_again
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]
@@ -34,6 +35,9 @@ __all__ = ["create"]
 _OPTIONS = {"name": "maskd_options", "lark_grammar": '%llguidance {"no_forcing": true}\nstart: "x"'}
 """A grammar that nothing refers to. Options hold for the whole list, so this makes rows complete for every kind, where
 llguidance would allow only the canonical tokens of forced text, and no grammar of a user can undo it."""
+
+# Resident memory of 1,010 compiled schemas of 0.1 to 36 kB, divided: 117 to 186 kB each (Tekken, llguidance 1.9.1).
+_MEMORY_BYTES, _MEMORY_FACTOR = 128 << 10, 4
 
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 
@@ -79,7 +83,7 @@ class LlguidanceMatcher:
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:
         """See ``Matcher.fill_bitmask``."""
-        self._fill(addressof(c_char.from_buffer(row)), row)
+        self._fill(_address(row), row)
 
     def _fill(self, address: int, row: NDArray[np.int32]) -> None:
         native = self._native
@@ -176,11 +180,13 @@ class LlguidanceBackend:
     def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
         """See ``Backend.compile``."""
         check_text(spec)
-        grammars = [*self._grammars(spec), _OPTIONS]
-        template = llguidance.LLMatcher(self._tokenizer, json.dumps({"grammars": grammars}), log_level=0, limits=_LIMITS)
+        warnings: list[str] = []
+        text = json.dumps({"grammars": [*self._grammars(spec, warnings), _OPTIONS]})
+        template = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=_LIMITS)
         if template.is_error():
             raise _refusal(spec, template.get_error())
-        report = GrammarReport(self.name, "asked for", (), tuple(map(_short, template.get_grammar_warnings())))
+        warnings.extend(map(_short, template.get_grammar_warnings()))
+        report = GrammarReport(self.name, "asked for", (), tuple(dict.fromkeys(warnings)), _MEMORY_BYTES + _MEMORY_FACTOR * len(text))
         grammar = LlguidanceGrammar(template, report, self._vocabulary, spec.options.stop_token_ids)
         try:
             grammar.matcher().fill_bitmask(np.zeros(self._width // 32, dtype=np.int32))
@@ -194,10 +200,15 @@ class LlguidanceBackend:
             ) from None
         return grammar
 
-    def _grammars(self, spec: GrammarSpec) -> list[dict[str, object]]:
+    def _grammars(self, spec: GrammarSpec, warnings: list[str]) -> list[dict[str, object]]:
+
+        def for_library(schema: JsonSchema, options: GrammarOptions) -> Any:
+            if may_name_again(schema):
+                warnings.append(NAMES_AGAIN)
+            return with_options(schema.value, options)
+
         if spec.kind in ("json_schema", "json_object"):
-            schema = parse_schema(spec.source if spec.kind == "json_schema" else '{"type":"object"}', spec.options)
-            return [{"json_schema": with_options(schema.value, spec.options)}]
+            return [{"json_schema": for_library(read_schema(spec), spec.options)}]
         if spec.kind == "regex":
             return [{"lark_grammar": f"start: /{regex_body(spec.source)}/"}]
         if spec.kind == "choice":
@@ -211,29 +222,32 @@ class LlguidanceBackend:
 
         def schema_of(value: object, pointer: str, max_whitespace: int | None) -> object:
             options = spec.options if max_whitespace is None else dataclasses.replace(spec.options, max_whitespace=max_whitespace)
-            return with_options(parse_schema(value, spec.options, pointer=pointer).value, options)
+            return for_library(parse_schema(value, spec.options, pointer=pointer), options)
 
         return tag.for_llguidance(schema_of, regex_body, lark_of_gbnf)
 
     def fill_bitmasks(self, matchers: Sequence[LlguidanceMatcher], rows: NDArray[np.int32], indices: Sequence[int]) -> None:
         """See ``BatchFill.fill_bitmasks``. One thread; saves looking up the address of each row."""
-        address, stride = addressof(c_char.from_buffer(rows)), rows.strides[0]
+        address, stride = _address(rows), rows.strides[0]
         for matcher, index in zip(matchers, indices, strict=True):
             matcher._fill(address + index * stride, rows[index])
+
+
+def _address(array: NDArray[np.int32]) -> int:
+    """Returns where the data are: 0.3 µs, where ``array.ctypes.data`` takes 0.9 µs."""
+    return addressof(c_char.from_buffer(cast("memoryview", array)))
 
 
 def with_options(schema: Any, options: GrammarOptions) -> Any:
     """Returns ``schema`` with llguidance's options in it; options that the schema brought along are overridden."""
     item_separator, key_separator = json_options(options)
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
     white = re.escape(WHITESPACE)
     given: dict[str, object] = {"item_separator": re.escape(item_separator), "key_separator": re.escape(key_separator)}
     if options.max_whitespace == 0:
         given["whitespace_flexible"] = False
     elif options.max_whitespace is not None:
         given["whitespace_pattern"] = f"[{white}]{{1,{options.max_whitespace}}}"
-    return {**schema, "x-guidance": given}
+    return {**(schema if isinstance(schema, dict) else {}), "x-guidance": given}
 
 
 def regex_body(pattern: str) -> str:

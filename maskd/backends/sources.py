@@ -1,19 +1,21 @@
 """Reading the source of a grammar spec, the part that is the same for every backend.
 
 Owns: checks of the text, choice lists, separators, regexes in the form that xgrammar reads as everybody else does.
-Knows nothing about: JSON Schema (``maskd.schema``), structural tags (``structural_tag.py``), the libraries themselves.
+Knows nothing about: structural tags (``structural_tag.py``), the libraries themselves.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
 from maskd import strict_json
 from maskd.errors import GrammarError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarSpec
+from maskd.schema import JsonSchema, parse_schema
 
-__all__ = ["check_text", "json_options", "read_choices", "regex_for_xgrammar"]
+__all__ = ["WHITESPACE", "check_text", "json_options", "read_choices", "read_schema", "regex_for_xgrammar"]
 
 WHITESPACE = " \t\n\r"
 
@@ -24,7 +26,7 @@ def check_text(spec: GrammarSpec) -> None:
         raise GrammarError(f"the {spec.kind} source is empty; give the text of the grammar")
     bad = re.search("[\0\ud800-\udfff]", spec.source)
     if bad:
-        raise GrammarError(f"the {spec.kind} source has {ascii(bad[0])} at character {bad.start()}; remove it", offset=bad.start())
+        raise GrammarError(f"the {spec.kind} source has {bad[0]!a} at character {bad.start()}; remove it", offset=bad.start())
 
 
 def read_choices(source: str) -> Sequence[str]:
@@ -38,6 +40,13 @@ def read_choices(source: str) -> Sequence[str]:
         if not isinstance(choice, str):
             raise GrammarError(f"choice {index} is {type(choice).__name__}, not a string", pointer=f"/{index}")
     return tuple(dict.fromkeys(choices))
+
+
+def read_schema(spec: GrammarSpec) -> JsonSchema:
+    """Returns the schema of a ``json_schema`` or ``json_object`` spec, as ``parse_schema`` does."""
+    if spec.kind == "json_object":  # any object, so there is nothing to close
+        return parse_schema({"type": "object"}, dataclasses.replace(spec.options, additional_properties="allow"))
+    return parse_schema(spec.source, spec.options)
 
 
 def json_options(options: GrammarOptions) -> tuple[str, str]:

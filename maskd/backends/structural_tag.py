@@ -61,8 +61,9 @@ class StructuralTag:
     root: Path
     names_tokens: bool
 
-    def for_xgrammar(self, schema: SchemaReader, regex: Callable[[str], str]) -> Json:
-        """Returns the structural tag as xgrammar takes it, with every schema and regex read by the functions given."""
+    def for_xgrammar(self, schema: SchemaReader, regex: Callable[[str], str], max_whitespace: int | None) -> Json:
+        """Returns the structural tag as xgrammar takes it, with every schema and regex read by the functions given;
+        ``max_whitespace`` holds for the schemas that do not set their own limit."""
 
         def convert(value: Json, path: Path) -> Json:
             if isinstance(value, list):
@@ -72,7 +73,10 @@ class StructuralTag:
             converted = {key: item if key == "json_schema" else convert(item, (*path, key)) for key, item in value.items()}
             if value.get("type") in ("json_schema", "qwen_xml_parameter"):
                 where = (*path, "json_schema")
-                converted["json_schema"] = schema(value["json_schema"], pointer(where), value.get("max_whitespace_cnt"))
+                limit = value.get("max_whitespace_cnt")
+                converted["json_schema"] = schema(value["json_schema"], pointer(where), limit)
+                if limit is None and max_whitespace is not None:
+                    converted["max_whitespace_cnt"] = max_whitespace
             elif value.get("type") == "regex":
                 converted["pattern"] = regex(value["pattern"])
             return converted
@@ -181,7 +185,7 @@ def _check_fields(item: Json, path: Path) -> None:
         if not isinstance(item["begin"], (str, dict)):
             refuse("begin", "a string or a token format")
         ends = item["end"] if isinstance(item["end"], list) else [item["end"]]
-        if not ends or not all(isinstance(end, str) for end in ends) and not isinstance(item["end"], dict):
+        if not ends or not (isinstance(item["end"], dict) or all(isinstance(end, str) for end in ends)):
             refuse("end", "a string, a list of strings or a token format")
     if item["type"] == "triggered_tags":
         for index, tag in enumerate(item["tags"]):

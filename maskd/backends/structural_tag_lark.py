@@ -70,12 +70,13 @@ class LarkTranslation:
         self._subgrammars: list[dict[str, object]] = []
 
     def grammars(self, value: Json, path: Path) -> list[dict[str, object]]:
+        """Returns the grammars for the format ``value`` at ``path``, the main one first. Call once."""
         start = self._rule(self._format(value, path, ()))
         return [{"lark_grammar": "\n".join([f"start: {start}", *self._lines])}, *self._subgrammars]
 
     def _format(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         """Returns the Lark of a format; free text at its end must not contain one of ``ends``."""
-        translate = getattr(self, "of_" + value["type"], None)
+        translate = getattr(self, "_of_" + value["type"], None)
         unknown = value.keys() - _UNDERSTOOD.get(value["type"], {"type"})
         if translate is None or any(value[field] for field in unknown):
             what = value["type"] if translate is None else f"{value['type']} with {min(unknown)}"
@@ -108,7 +109,7 @@ class LarkTranslation:
             else:
                 if joined and joined[-1].is_free:
                     raise GrammarUnsupportedError(
-                        "llguidance cannot find where free text ends and structure starts without a trigger; use triggered_tags, or xgrammar",
+                        "llguidance cannot tell where free text ends and structure starts; use triggered_tags, or xgrammar",
                         pointer=pointer(path),
                         backends="xgrammar",
                     )
@@ -127,16 +128,16 @@ class LarkTranslation:
             raise GrammarUnsupportedError("llguidance cannot repeat free text that holds structure; use xgrammar", backends="xgrammar")
         return _Part(f"({part.text}){operator}", part.is_terminal, part.is_free)
 
-    def of_const_string(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_const_string(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return _Part(lark_string(value["value"]))
 
-    def of_regex(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_regex(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return _Part(f"/{self._regex(value['pattern'])}/")
 
-    def of_any_text(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_any_text(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return _Part(self._text_without([*value.get("excludes", []), *ends]), True, True)
 
-    def of_json_schema(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_json_schema(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         if value.get("style", "json") != "json":
             raise GrammarUnsupportedError(
                 f"llguidance has no JSON schema style {value['style']!r}; use xgrammar", pointer=pointer(path), backends="xgrammar"
@@ -144,15 +145,15 @@ class LarkTranslation:
         schema = self._schema(value["json_schema"], pointer((*path, "json_schema")), value.get("max_whitespace_cnt"))
         return _Part(self._name("j", "%json " + json.dumps(schema)), False)
 
-    def of_grammar(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_grammar(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         name = f"g{len(self._subgrammars)}"
         self._subgrammars.append({"name": name, "lark_grammar": self._gbnf(value["grammar"])})
         return _Part(self._name("s", f"@{name}"), False)
 
-    def of_token(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_token(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return _Part(self._name("t", f"<[{value['token']}]>"), False)
 
-    def of_sequence(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_sequence(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         last = len(value["elements"]) - 1
         parts = [
             self._format(element, (*path, "elements", index), ends if index == last else ())
@@ -160,29 +161,29 @@ class LarkTranslation:
         ]
         return self._join(parts, path)
 
-    def of_or(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_or(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return self._either([self._format(element, (*path, "elements", index), ends) for index, element in enumerate(value["elements"])])
 
-    def of_optional(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_optional(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return self._times(self._format(value["content"], (*path, "content"), ends), "?")
 
-    def of_star(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_star(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return self._times(self._format(value["content"], (*path, "content"), ends), "*")
 
-    def of_plus(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_plus(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return self._times(self._format(value["content"], (*path, "content"), ends), "+")
 
-    def of_repeat(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_repeat(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         most = "" if value["max"] == -1 else value["max"]
         return self._times(self._format(value["content"], (*path, "content"), ends), f"{{{value['min']},{most}}}")
 
     def _edge(self, value: Json) -> _Part:
         """Returns the begin or the end of a tag."""
         if isinstance(value, dict):
-            return self.of_token(value, (), ())
+            return self._of_token(value, (), ())
         return self._either([_Part(lark_string(text)) for text in ([value] if isinstance(value, str) else value)])
 
-    def of_tag(self, value: Json, path: Path, ends: Sequence[str], after: int = 0) -> _Part:
+    def _of_tag(self, value: Json, path: Path, ends: Sequence[str], after: int = 0) -> _Part:
         """``after``: length of what was already read of the begin string."""
         begin = value["begin"][after:] if after else value["begin"]
         strings = [] if isinstance(value["end"], dict) else [value["end"]] if isinstance(value["end"], str) else value["end"]
@@ -192,15 +193,15 @@ class LarkTranslation:
         return self._join([self._edge(begin), content, self._edge(value["end"])], path)
 
     def _tags(self, value: Json, path: Path) -> list[_Part]:
-        return [self.of_tag(tag, (*path, "tags", index), ()) for index, tag in enumerate(value["tags"])]
+        return [self._of_tag(tag, (*path, "tags", index), ()) for index, tag in enumerate(value["tags"])]
 
-    def of_tags_with_separator(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_tags_with_separator(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         tag = self._either(self._tags(value, path))
         if not value.get("stop_after_first"):
             tag = self._join([tag, self._times(self._join([_Part(lark_string(value["separator"])), tag], path), "*")], path)
         return tag if value.get("at_least_one") else self._times(tag, "?")
 
-    def of_triggered_tags(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+    def _of_triggered_tags(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         first = self._either(self._tags(value, path)) if value.get("at_least_one") else None
         if first and value.get("stop_after_first"):
             return first
@@ -208,7 +209,7 @@ class LarkTranslation:
         calls = []
         for trigger in value["triggers"]:
             tags = [
-                self.of_tag(tag, (*path, "tags", index), (), after=len(trigger))
+                self._of_tag(tag, (*path, "tags", index), (), after=len(trigger))
                 for index, tag in enumerate(value["tags"])
                 if tag["begin"].startswith(trigger)
             ]

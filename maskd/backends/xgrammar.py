@@ -19,13 +19,13 @@ import xgrammar
 from numpy.typing import NDArray
 
 from maskd.backends import structural_tag
-from maskd.backends.sources import check_text, json_options, read_choices, regex_for_xgrammar
-from maskd.backends.xgrammar_schema import SURROGATES, rewrite
+from maskd.backends.sources import check_text, json_options, read_choices, read_schema, regex_for_xgrammar
+from maskd.backends.xgrammar_schema import NOT_UTF8, SURROGATES, rewrite
 from maskd.bitmask import row_stride_words
 from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, Unenforced
 from maskd.schema import JsonSchema, parse_schema
-from maskd.schema_enforcement import unenforced
+from maskd.schema_enforcement import NAMES_AGAIN, may_name_again, unenforced
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]
@@ -100,6 +100,14 @@ class XgrammarGrammar:
         return XgrammarMatcher(xgrammar.GrammarMatcher(self._compiled, override_stop_tokens=self._stop)._handle, self._never)
 
 
+class _Notes:
+    """What a report will say, collected on the way."""
+
+    def __init__(self) -> None:
+        self.relaxed: list[Unenforced] = []
+        self.warnings: list[str] = []
+
+
 class XgrammarBackend:
     """xgrammar for one vocabulary. Thread-safe: compilers lock themselves, everything else is immutable."""
 
@@ -138,13 +146,11 @@ class XgrammarBackend:
     def compile(self, spec: GrammarSpec) -> XgrammarGrammar:
         """See ``Backend.compile``."""
         check_text(spec)
-        warnings: list[str] = []
-        relaxed: tuple[Unenforced, ...] = ()
+        notes = _Notes()
         never = self._special | self._empty | self._padding
         try:
             if spec.kind in ("json_schema", "json_object"):
-                compiled, relaxed = self._json(spec)
-                warnings.append(SURROGATES)
+                compiled = self._json(spec, notes)
             elif spec.kind == "regex":
                 compiled = self._text_compiler.compile_regex(regex_for_xgrammar(spec.source))
             elif spec.kind == "choice":
@@ -154,15 +160,17 @@ class XgrammarBackend:
             elif spec.kind == "lark":
                 compiled = self._text_compiler.compile_lark(spec.source)
             else:
-                compiled, relaxed, never = self._structural_tag(spec, never)
-                warnings.append(SURROGATES)
+                notes.warnings.append(NOT_UTF8)
+                compiled, never = self._structural_tag(spec, never, notes)
         except RecursionError:
             raise GrammarTooLargeError(f"the {spec.kind} is nested too deeply for xgrammar; make it flatter", limit="depth") from None
         except MemoryError:
             raise GrammarTooLargeError(f"xgrammar ran out of memory on the {spec.kind}; simplify it", limit="memory") from None
         except (RuntimeError, ValueError, TypeError) as error:
             raise _refusal(spec, error) from None
-        report = GrammarReport(self.name, "asked for", relaxed, tuple(warnings), compiled.memory_size_bytes)
+        report = GrammarReport(
+            self.name, "asked for", tuple(notes.relaxed), tuple(dict.fromkeys(notes.warnings)), compiled.memory_size_bytes
+        )
         grammar = XgrammarGrammar(compiled, report, spec.options.stop_token_ids or self._vocabulary.stop_token_ids, never)
         row = np.zeros(self._width // 32, dtype=np.int32)
         grammar.matcher().fill_bitmask(row)
@@ -172,21 +180,40 @@ class XgrammarBackend:
             )
         return grammar
 
-    def _json(self, spec: GrammarSpec) -> tuple[Any, tuple[Unenforced, ...]]:
-        schema = parse_schema(spec.source if spec.kind == "json_schema" else '{"type":"object"}', spec.options)
-        relaxed = self._relaxed(schema, spec.options)
+    def _json(self, spec: GrammarSpec, notes: _Notes) -> Any:
+        schema = read_schema(spec)
+        self._note(schema, spec.options, notes)
         item_separator, key_separator = json_options(spec.options)
         compact = spec.options.max_whitespace == 0
-        compiled = self._text_compiler.compile_json_schema(
+        return self._text_compiler.compile_json_schema(
             json.dumps(rewrite(schema, compact=compact)),
             any_whitespace=not compact,
             separators=(item_separator, key_separator),
             strict_mode=False,
             max_whitespace_cnt=spec.options.max_whitespace or None,
         )
-        return compiled, relaxed
 
-    def _relaxed(self, schema: JsonSchema, options: GrammarOptions) -> tuple[Unenforced, ...]:
+    def _structural_tag(self, spec: GrammarSpec, never: frozenset[int], notes: _Notes) -> tuple[Any, frozenset[int]]:
+        """Returns the compiled tag, and ``never`` less the special tokens if the tag speaks of tokens."""
+        if spec.options.max_whitespace == 0 or spec.options.item_separator or spec.options.key_separator:
+            raise GrammarUnsupportedError(
+                "xgrammar has neither separators nor compact JSON within a structural tag; use llguidance, or leave the options out",
+                backends="llguidance",
+            )
+        tag = structural_tag.parse(spec.source, self._vocabulary)
+
+        def schema_of(value: object, pointer: str, max_whitespace: int | None) -> object:
+            schema = parse_schema(value, spec.options, pointer=pointer)
+            self._note(schema, spec.options, notes)
+            return rewrite(schema, compact=False, strict_mode=True)
+
+        text = json.dumps(tag.for_xgrammar(schema_of, regex_for_xgrammar, spec.options.max_whitespace))
+        if not tag.names_tokens:
+            return self._text_compiler.compile_structural_tag(text), never
+        return self._token_compiler.compile_structural_tag(text), self._empty | self._padding
+
+    def _note(self, schema: JsonSchema, options: GrammarOptions, notes: _Notes) -> None:
+        """Adds what there is to say about ``schema`` to ``notes``; refuses it under ``strict``."""
         relaxed = unenforced(schema, self.name)
         if relaxed and options.strict:
             listed = ", ".join(f"{entry.keyword} at {entry.pointer}" for entry in relaxed[:20])
@@ -196,26 +223,10 @@ class XgrammarBackend:
                 keyword=relaxed[0].keyword,
                 backends="llguidance",
             )
-        return relaxed
-
-    def _structural_tag(self, spec: GrammarSpec, never: frozenset[int]) -> tuple[Any, tuple[Unenforced, ...], frozenset[int]]:
-        if spec.options.max_whitespace == 0 or spec.options.item_separator or spec.options.key_separator:
-            raise GrammarUnsupportedError(
-                "xgrammar has neither separators nor compact JSON within a structural tag; use llguidance, or leave the options out",
-                backends="llguidance",
-            )
-        tag = structural_tag.parse(spec.source, self._vocabulary)
-        relaxed: list[Unenforced] = []
-
-        def schema_of(value: object, pointer: str, max_whitespace: int | None) -> object:
-            schema = parse_schema(value, spec.options, pointer=pointer)
-            relaxed.extend(self._relaxed(schema, spec.options))
-            return rewrite(schema, compact=False, strict_mode=True)
-
-        text = json.dumps(tag.for_xgrammar(schema_of, regex_for_xgrammar))
-        if not tag.names_tokens:
-            return self._text_compiler.compile_structural_tag(text), tuple(relaxed), never
-        return self._token_compiler.compile_structural_tag(text), tuple(relaxed), self._empty | self._padding
+        notes.relaxed.extend(relaxed)
+        notes.warnings.append(SURROGATES)
+        if may_name_again(schema):
+            notes.warnings.append(NAMES_AGAIN)
 
     def fill_bitmasks(self, matchers: Sequence[XgrammarMatcher], rows: NDArray[np.int32], indices: Sequence[int]) -> None:
         """See ``BatchFill.fill_bitmasks``."""

@@ -1,10 +1,121 @@
+"""JSON schemas in the form in which xgrammar does what they say.
+
+Owns: the rewriting of a checked schema for xgrammar 0.2.8; every step works around one measured defect.
+Knows nothing about: what xgrammar cannot do in any form (``maskd.schema_enforcement``), grammars, tokens.
+"""
+
 from __future__ import annotations
 
-from maskd.schema import JsonSchema
+import copy
+import dataclasses
+
+from maskd.errors import GrammarUnsupportedError
+from maskd.schema import JsonSchema, subschemas
+from maskd.schema_enforcement import KNOWN_FORMATS, deciding_keyword, types_of
 from maskd.strict_json import Json
 
-SURROGATES = "x"
+__all__ = ["NOT_UTF8", "SURROGATES", "rewrite"]
+
+SURROGATES = "xgrammar lets through strings with UTF-8 encoded surrogates (ED A0..BF), which no JSON reader takes"
+NOT_UTF8 = "xgrammar lets through bytes that are not UTF-8 in the free text of a structural tag"
+
+# One character of a JSON string, escapes included, as raw bytes of the output. Characters beyond ASCII in a pattern make
+# xgrammar expand it over the bytes of the output, not over the characters that a JSON string stands for, so that the
+# escapes can be spelled; and it then compiles to well-formed UTF-8 only.
+_HEX = "[0-9a-fA-F]"
+_PLAIN = " !#-\\[\\]-\ud7ff\ue000-\U0010ffff"
+_ESCAPE = f'\\\\(["\\\\/bfnrt]|u([0-9a-cefA-CEF]{_HEX}{{3}}|[dD]([0-7]{_HEX}{{2}}|[89abAB]{_HEX}{{2}}\\\\u[dD][c-fC-F]{_HEX}{{2}})))'
+_CHARACTER = f"([{_PLAIN}]|{_ESCAPE})"
+# The library's own patterns for these two formats let quotes and control characters through.
+_POINTER = "(/([ !#-.0-\\[\\]-}\x7f-\ud7ff\ue000-\U0010ffff]|~[01])*)*"
+_FORMATS = {"json-pointer": f"^{_POINTER}$", "relative-json-pointer": f"^(0|[1-9][0-9]*)(#|{_POINTER})$"}
+
+_ANY_NAME = "maskd_any"
 
 
 def rewrite(schema: JsonSchema, *, compact: bool, strict_mode: bool = False) -> Json:
-    return schema.value
+    """Returns the schema for xgrammar; the given one is not changed.
+
+    Args:
+        compact: no white space is allowed. xgrammar then separates with ", " within values that no schema describes,
+            so these get a schema.
+        strict_mode: xgrammar will read it in its strict mode, as it always does within a structural tag. What the
+            standard allows is then said explicitly.
+    Raises:
+        GrammarUnsupportedError: a combination that has no such form.
+    """
+    root = copy.deepcopy(schema.value)
+    if root is True:
+        root = {}
+    any_value = {"$ref": f"#/$defs/{_ANY_NAME}"}
+    rewritten = dataclasses.replace(schema, value=root)
+    key_schemas = {id(node["propertyNames"]) for _, node in rewritten.schemas() if isinstance(node, dict) and "propertyNames" in node}
+    for path, node in list(rewritten.schemas()):
+        if not isinstance(node, dict):
+            continue
+        _modern_items(node)
+        if node.get("additionalProperties") is False and not node.get("properties"):
+            node.pop("propertyNames", None)  # there are no names; the library would take them as permission
+        for step, child in list(subschemas(node)):
+            if child is True:
+                _set(node, step, {})
+        if deciding_keyword(node) is None or deciding_keyword(node) == "type":
+            types = types_of(node) or (("string",) if id(node) in key_schemas else ())
+            if "string" in types:
+                _lengths(node)
+            if strict_mode or compact:
+                _open(node, types, any_value if compact else {}, schema.pointer_to(path))
+        if compact and id(node) not in key_schemas and _is_any(node):
+            node.update(any_value)
+    if compact:
+        # Compiled from the list of types, not from the basic rules of the library.
+        kinds: list[Json] = [{"type": name} for name in ("null", "boolean", "number", "string")]
+        kinds += [{"type": "array", "items": any_value}, {"type": "object", "additionalProperties": any_value}]
+        root.setdefault("$defs", {})[_ANY_NAME] = {"anyOf": kinds}
+    return root
+
+
+def _set(node: Json, step: tuple[str | int, ...], value: Json) -> None:
+    for part in step[:-1]:
+        node = node[part]
+    node[step[-1]] = value
+
+
+def _modern_items(node: Json) -> None:
+    """Gives the array form of ``items`` (before 2020-12) its present name."""
+    if isinstance(node.get("items"), list):
+        node["prefixItems"] = node.pop("items")
+        if "additionalItems" in node:
+            node["items"] = node.pop("additionalItems")
+
+
+def _lengths(node: Json) -> None:
+    """Turns limits on the length into a pattern: the library's own rule allows control characters and no escapes."""
+    if node.get("format") in _FORMATS and "pattern" not in node:
+        node["pattern"] = _FORMATS[node.pop("format")]
+    least, most = node.get("minLength", 0), node.get("maxLength")
+    if "pattern" in node or node.get("format") in KNOWN_FORMATS or (most is not None and most < max(least, 1)):
+        return
+    if least or most is not None:
+        node["pattern"] = f"^{_CHARACTER}{{{least},{'' if most is None else most}}}$"
+    node.pop("minLength", None)
+    node.pop("maxLength", None)
+
+
+def _open(node: Json, types: tuple[str, ...], anything: Json, where: str) -> None:
+    """Says what an object or array schema allows where it says nothing."""
+    if "object" in types and node.get("additionalProperties", {}) in ({}, True) and "unevaluatedProperties" not in node:
+        if "propertyNames" in node and not node.get("properties") and anything:
+            raise GrammarUnsupportedError(
+                "xgrammar cannot do propertyNames without white space; use llguidance, or allow white space",
+                pointer=where,
+                backends="llguidance",
+            )
+        node["additionalProperties"] = anything
+    if "array" in types and node.get("items", {}) in ({}, True) and "unevaluatedItems" not in node:
+        node["items"] = anything
+
+
+def _is_any(node: Json) -> bool:
+    keyword = deciding_keyword(node)
+    return (keyword is None and not types_of(node)) or (keyword == "allOf" and len(node["allOf"]) > 1)

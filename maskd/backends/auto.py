@@ -1,0 +1,82 @@
+"""The backend that picks one: each grammar goes to the first backend that can do all of it, and the report says why.
+
+Owns: the order of trying, and which errors end it.
+Knows nothing about: the libraries. llguidance should come first: it refuses what it does not enforce, while xgrammar
+compiles more and reports what it leaves out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from maskd.backends.base import Backend, Grammar, Matcher
+from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError, clip
+from maskd.grammar import GrammarReport, GrammarSpec
+
+__all__ = ["AutoBackend"]
+
+
+class _Chosen:
+    """A grammar of another backend, with the reason for the choice in its report. See ``Grammar``."""
+
+    __slots__ = ("_grammar", "report", "stop_token_ids")
+
+    def __init__(self, grammar: Grammar, report: GrammarReport) -> None:
+        self._grammar = grammar
+        self.report = report
+        self.stop_token_ids = grammar.stop_token_ids
+
+    def matcher(self) -> Matcher:
+        """See ``Grammar.matcher``."""
+        return self._grammar.matcher()
+
+
+class AutoBackend:
+    """Tries ``backends`` in their order. Thread-safe if they are."""
+
+    name = "auto"
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        self._backends = tuple(backends)
+
+    def compile(self, spec: GrammarSpec) -> Grammar:
+        """See ``Backend.compile``. ``report.backend`` names the backend that has the grammar.
+
+        Raises:
+            GrammarUnsatisfiableError: a backend read the whole grammar and found that nothing matches; no other is asked.
+            GrammarError: no backend can do it; of the class that all of them raised if it is one, with each one's reason.
+        """
+        refusals: list[tuple[str, GrammarError]] = []
+        for backend in self._backends:
+            try:
+                grammar = backend.compile(spec)
+            except GrammarUnsatisfiableError:
+                raise
+            except GrammarError as error:
+                refusals.append((backend.name, error))
+                continue
+            return _Chosen(grammar, dataclasses.replace(grammar.report, backend_reason=_reason(grammar.report, refusals)))
+        raise _combined(refusals)
+
+
+def _reason(report: GrammarReport, refusals: Sequence[tuple[str, GrammarError]]) -> str:
+    if refusals:
+        return clip("; ".join(f"{name} refused it: {error.message}" for name, error in refusals), 512)
+    return f"{report.backend} is asked first and enforces all of it" if not report.unenforced else f"{report.backend} is asked first"
+
+
+def _combined(refusals: Sequence[tuple[str, GrammarError]]) -> GrammarError:
+    if not refusals:
+        return GrammarUnsupportedError("no backend is configured; give at least one")
+    first = refusals[0][1]
+    messages = {error.message for _, error in refusals}
+    if len(messages) == 1:  # found before any library saw it, so it is the same for all of them
+        return first
+    classes = {type(error) for _, error in refusals}
+    # Where one backend cannot do it and another calls it malformed, malformed is the more useful answer, and a limit the least.
+    order = (GrammarError, GrammarUnsupportedError, GrammarTooLargeError)
+    raised = classes.pop() if len(classes) == 1 else next((kind for kind in order if kind in classes), GrammarError)
+    metadata = next(error.metadata for _, error in refusals if type(error) is raised or raised not in order)
+    message = "; ".join(f"{name}: {clip(error.message, 900 // len(refusals))}" for name, error in refusals)
+    return raised(f"no backend can do this grammar. {message}", **{key: value for key, value in metadata.items() if key != "backends"})
