@@ -1,0 +1,282 @@
+"""The decode loop: continuous batching over static slots, with masks that are made while the model runs.
+
+A turn reads: forward, mask, sample, deliver, schedule. What one turn leaves for the next is one value, ``_Pending``: the tokens that were
+just sampled went to the masker at its end, so the daemon makes the rows of the next position while the next forward pass computes its
+logits. Requests join and leave between turns; with or without a grammar they are the same to the loop.
+Owns: slots, requests and their endings. Knows nothing about: text, networks, how masks are made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine_adapter.masker import Masker
+from engine_adapter.model import SlotModel
+from engine_adapter.request import FinishReason, Generation, Request
+from engine_adapter.sampler import Sampler
+from maskd.errors import UnavailableError
+
+__all__ = ["DecodeLoop", "TurnTiming"]
+
+_TIMINGS_KEPT = 100_000
+_IDLE_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTiming:
+    """Where one turn went, by the host's clock. On CUDA the forward pass is only launched, and ends within ``mask_wait_seconds`` or
+    ``sample_seconds``.
+
+    Attributes:
+        batch_size: sequences that got a token.
+        forward_seconds: decode of all slots and prefill of those that join.
+        mask_wait_seconds: rows that were not ready when the forward pass returned: what the overlap did not hide.
+        sample_seconds: mask, sample, and tokens to the host.
+        turn_seconds: all of it, delivering and scheduling included.
+    """
+
+    batch_size: int
+    forward_seconds: float
+    mask_wait_seconds: float
+    sample_seconds: float
+    turn_seconds: float
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A generation in its slot: its handle at the masker, the end of the prompt that the cache lacks, its stop tokens."""
+
+    generation: Generation
+    handle: int
+    unread: Sequence[int]
+    stop_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """What one turn leaves for the next. The masker is at work on the rows of ``sampling``.
+
+    Attributes:
+        token_ids: (S,) int64, on the model's device: what was sampled last.
+        decoding: slots whose sampled token goes through the model now.
+        reading: (slot, tokens of its prompt) that go through the model now.
+        sampling: slots that have logits afterwards.
+    """
+
+    token_ids: Tensor
+    decoding: Sequence[int]
+    reading: Sequence[tuple[int, Sequence[int]]]
+    sampling: Sequence[int]
+
+
+class DecodeLoop:
+    """Generates for many requests at a time. ``add`` and ``Generation`` are for any thread; the rest belongs to one.
+
+    Attributes:
+        timings: of the latest turns, newest last.
+    """
+
+    def __init__(self, model: SlotModel, masker: Masker, stop_token_ids: Sequence[int], *, chunk_tokens: int = 256) -> None:
+        """Takes over ``model`` and ``masker``.
+
+        Args:
+            model: its slots are the batch.
+            masker: with a row for every slot.
+            stop_token_ids: end an output, unless its grammar names others.
+            chunk_tokens: most tokens of one prompt in one turn, so that a long prompt does not hold up the others.
+        """
+        self.timings: deque[TurnTiming] = deque(maxlen=_TIMINGS_KEPT)
+        self._model = model
+        self._masker = masker
+        self._sampler = Sampler(model.slot_count, model.logits.shape[1], model.device)
+        self._stop_token_ids = frozenset(stop_token_ids)
+        self._chunk_tokens = chunk_tokens
+        self._slots: list[_Slot | None] = [None] * model.slot_count
+        self._pending: _Pending | None = None
+        self._no_tokens = torch.zeros(model.slot_count, dtype=torch.int64, device=model.device)
+        self._compiling = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
+        self._compiled: queue.SimpleQueue[tuple[Generation, int]] = queue.SimpleQueue()
+        self._joining: deque[tuple[Generation, int]] = deque()
+        self._unfinished: set[Generation] = set()
+
+    def add(self, request: Request) -> Generation:
+        """Queues ``request`` and returns its output to be. Its grammar is compiled beside the loop; it joins when that is done.
+
+        Raises:
+            ValueError: the prompt is empty or too long, or ``max_tokens`` is below 1.
+        """
+        if not 0 < len(request.prompt) < self._model.context_length:
+            raise ValueError(f"the prompt has {len(request.prompt)} tokens; give 1 to {self._model.context_length - 1}")
+        if request.max_tokens < 1:
+            raise ValueError(f"max_tokens is {request.max_tokens}; give at least 1")
+        generation = Generation(request)
+        self._unfinished.add(generation)
+        if request.grammar is None:
+            self._open(generation)
+        else:
+            self._compiling.submit(self._open, generation)
+        return generation
+
+    def run(self, stop: threading.Event | None = None) -> None:
+        """Turns until everything that was added is finished; with ``stop``, until that is set."""
+        while not stop.is_set() if stop else self._unfinished:
+            if not self.step():
+                with contextlib.suppress(queue.Empty):
+                    self._joining.append(self._compiled.get(timeout=_IDLE_SECONDS))
+
+    def step(self) -> bool:
+        """Makes one turn. Returns False if no request was there to make it for."""
+        pending = self._pending or self._schedule(self._no_tokens, {})
+        self._pending = self._turn(pending) if pending else None
+        return pending is not None
+
+    def close(self) -> None:
+        """Ends whatever is unfinished as cancelled. Model and masker stay open."""
+        self._compiling.shutdown(cancel_futures=True)
+        for generation in list(self._unfinished):
+            self._finish(generation, "cancelled")
+
+    def __enter__(self) -> DecodeLoop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- a turn ----------------------------------------------------------------------------------------------------
+
+    def _turn(self, pending: _Pending) -> _Pending | None:
+        started = time.perf_counter()
+        self._forward(pending)
+        forwarded = time.perf_counter()
+        failed, waited = self._mask()
+        token_ids = self._sample()
+        host_ids = token_ids.tolist()  # waits for the device
+        sampled = time.perf_counter()
+        accepted = self._deliver(pending, host_ids, failed)
+        following = self._schedule(token_ids, accepted)
+        ended = time.perf_counter()
+        self.timings.append(TurnTiming(len(pending.sampling), forwarded - started, waited, sampled - forwarded - waited, ended - started))
+        return following
+
+    def _forward(self, pending: _Pending) -> None:
+        if pending.decoding:
+            self._model.decode(pending.token_ids, pending.decoding)
+        for index, token_ids in pending.reading:
+            self._model.prefill(index, token_ids)
+
+    def _mask(self) -> tuple[Mapping[int, Exception], float]:
+        """Masks the logits; returns who must not be sampled from, and how long the rows were waited for."""
+        started = time.perf_counter()
+        try:
+            masks = self._masker.apply_(self._model.logits)
+        except UnavailableError as error:  # the others go on
+            return {slot.handle: error for slot in self._slots if slot and slot.generation.request.grammar}, time.perf_counter() - started
+        return masks.errors, masks.wait_seconds
+
+    def _sample(self) -> Tensor:
+        positions = [len(slot.generation.token_ids) if slot else 0 for slot in self._slots]
+        return self._sampler.sample(self._model.logits, torch.tensor(positions, device=self._model.device))
+
+    def _deliver(self, pending: _Pending, host_ids: Sequence[int], failed: Mapping[int, Exception]) -> dict[int, int]:
+        """Gives every sampled token to its generation, and frees the slots of those that end.
+
+        Returns:
+            handle to token id of those that go on.
+        """
+        accepted: dict[int, int] = {}
+        for index in pending.sampling:
+            slot = self._slots[index]
+            if slot is None:
+                continue
+            if ending := self._append(slot, host_ids[index], self._model.lengths[index], failed.get(slot.handle)):
+                self._leave(index, slot, *ending)
+            else:
+                accepted[slot.handle] = host_ids[index]
+        return accepted
+
+    def _append(self, slot: _Slot, token_id: int, length: int, error: Exception | None) -> tuple[FinishReason, Exception | None] | None:
+        """Appends ``token_id`` to its generation; returns how that ended it, or None."""
+        generation = slot.generation
+        if error is not None:
+            return "error", error
+        if generation.is_cancelled:
+            return "cancelled", None
+        if token_id in slot.stop_token_ids:
+            return "stop", None
+        generation.token_ids.append(token_id)
+        if generation.request.on_token is not None:
+            try:
+                generation.request.on_token(token_id)
+            except Exception as error:  # the caller's mistake is no reason to stop the others
+                return "error", error
+        if len(generation.token_ids) == generation.request.max_tokens or length == self._model.context_length:
+            return "length", None
+        return None
+
+    def _schedule(self, token_ids: Tensor, accepted: Mapping[int, int]) -> _Pending | None:
+        """Lets requests join, sends the tokens to the masker, and says what goes through the model next; None if nothing does."""
+        self._join()
+        decoding: list[int] = []
+        reading: list[tuple[int, Sequence[int]]] = []
+        sampling: list[int] = []
+        rows: list[int | None] = [None] * len(self._slots)
+        for index, slot in enumerate(self._slots):
+            if slot is None:
+                continue
+            if slot.unread:
+                reading.append((index, slot.unread[: self._chunk_tokens]))
+                slot.unread = slot.unread[self._chunk_tokens :]
+            else:
+                decoding.append(index)
+            if not slot.unread:
+                sampling.append(index)
+                rows[index] = slot.handle
+        if not decoding and not reading:
+            self._masker.flush()
+            return None
+        self._masker.advance(accepted, rows)
+        return _Pending(token_ids, decoding, reading, sampling)
+
+    # -- joining and leaving ---------------------------------------------------------------------------------------
+
+    def _open(self, generation: Generation) -> None:
+        """Compiles the grammar, on a thread of its own; the loop hears of it by ``_compiled``."""
+        try:
+            handle = self._masker.open(generation.request.grammar)
+            generation.report = self._masker.report(handle)
+        except Exception as error:  # whatever it is, somebody waits for this generation
+            self._finish(generation, "error", error)
+        else:
+            self._compiled.put((generation, handle))
+
+    def _join(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._joining.append(self._compiled.get_nowait())
+        for index, slot in enumerate(self._slots):
+            if slot is None and self._joining:
+                generation, handle = self._joining.popleft()
+                options = generation.request.grammar.options if generation.request.grammar else None
+                stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
+                self._slots[index] = _Slot(generation, handle, generation.request.prompt, stop)
+                self._sampler.set(index, generation.request.sampling)
+
+    def _leave(self, index: int, slot: _Slot, reason: FinishReason, error: Exception | None) -> None:
+        self._slots[index] = None
+        self._model.free(index)
+        self._masker.close(slot.handle)
+        self._finish(slot.generation, reason, error)
+
+    def _finish(self, generation: Generation, reason: FinishReason, error: Exception | None = None) -> None:
+        self._unfinished.discard(generation)
+        generation.finish(reason, error)

@@ -1,0 +1,225 @@
+"""The decode loop with the bundled model and real daemons: mixed batches, endings, and what nobody may notice."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jsonschema
+import pytest
+import torch
+
+from engine_adapter.bounded import bounded_spec
+from engine_adapter.loop import DecodeLoop
+from engine_adapter.masker import Masker
+from engine_adapter.model import LoadedModel, SlotModel, load_model
+from engine_adapter.request import Generation, Request
+from engine_adapter.sampler import SamplingParams
+from maskd.client import Client
+from maskd.errors import GrammarError, UnavailableError
+from maskd.grammar import GrammarOptions, GrammarSpec
+from maskd.tokenizer_files import load_vocabulary
+from maskd.vocabulary import Vocabulary
+from tests.conftest import Daemon
+
+torch.set_num_threads(1)
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "work history": {"type": "array", "items": {"type": "integer"}, "minItems": 1}},
+    "required": ["name", "work history"],
+}
+JSON = bounded_spec(GrammarSpec("json_schema", json.dumps(SCHEMA)))
+CITY = GrammarSpec("regex", "(Paris|London)", backend="xgrammar")
+CAPITAL = GrammarSpec(
+    "ebnf", 'root ::= city " is the capital of " country\ncity ::= "Rome" | "Oslo"\ncountry ::= "Italy" | "Norway"', backend="llguidance"
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load_model(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(loaded: LoadedModel) -> Vocabulary:
+    return load_vocabulary(loaded.path)
+
+
+@contextmanager
+def looping(
+    loaded: LoadedModel, vocabulary: Vocabulary, target: str | Callable[[], Client], slots: int = 4, **masking: float
+) -> Iterator[DecodeLoop]:
+    model = SlotModel(loaded.network, slot_count=slots, context_length=160)
+    with (
+        Masker(target, vocabulary, row_capacity=slots, restore_seconds=masking.get("restore_seconds", 30.0)) as masker,
+        DecodeLoop(model, masker, vocabulary.stop_token_ids, chunk_tokens=8) as loop,
+    ):
+        yield loop
+
+
+def request(loaded: LoadedModel, grammar: GrammarSpec | None, seed: int, max_tokens: int = 100, prompt: str = "Tell me:") -> Request:
+    return Request(loaded.tokenizer.encode(prompt).ids, grammar, SamplingParams(seed=seed), max_tokens)
+
+
+def batch(loaded: LoadedModel) -> list[Request]:
+    """More requests than slots, with prompts of several lengths, of every kind."""
+    grammars = [JSON, CITY, None, CAPITAL] * 3
+    return [
+        request(loaded, grammar, seed, prompt="Tell me " * (1 + seed % 4 * 3), max_tokens=100 if grammar else 30)
+        for seed, grammar in enumerate(grammars)
+    ]
+
+
+def text(loaded: LoadedModel, generation: Generation) -> str:
+    return str(loaded.tokenizer.decode(generation.token_ids))
+
+
+def check(loaded: LoadedModel, generation: Generation) -> None:
+    """A finished output is what its request asked for."""
+    grammar = generation.request.grammar
+    if grammar is None:
+        assert generation.finish_reason == "length" and len(generation.token_ids) == generation.request.max_tokens
+        return
+    assert generation.finish_reason == "stop", (generation.finish_reason, generation.error)
+    output = text(loaded, generation)
+    if grammar is JSON:
+        jsonschema.validate(json.loads(output), SCHEMA)
+    else:
+        assert re.fullmatch("Paris|London|(Rome|Oslo) is the capital of (Italy|Norway)", output)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> list[list[int]]:
+    """What the batch generates when nothing happens."""
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        generations = [loop.add(each) for each in batch(loaded)]
+        loop.run()
+    for generation in generations:
+        check(loaded, generation)
+    reports = [generation.report and generation.report.backend for generation in generations]
+    assert reports[1:4] == ["xgrammar", None, "llguidance"]
+    assert len(loop.timings) > 30 and all(0 < turn.forward_seconds < turn.turn_seconds for turn in loop.timings)
+    assert max(turn.batch_size for turn in loop.timings) == 4
+    return [generation.token_ids for generation in generations]
+
+
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_output_when_alone_then_is_that_of_a_full_batch(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, undisturbed: list[list[int]], index: int
+) -> None:
+    with looping(loaded, vocabulary, daemon.target, slots=2) as loop:
+        generation = loop.add(batch(loaded)[index])
+        loop.run()
+    assert undisturbed[index] == generation.token_ids
+
+
+@pytest.mark.parametrize("victim", ["worker", "daemon"])
+def test_output_when_killed_in_mid_decode_then_is_that_of_an_undisturbed_run(
+    loaded: LoadedModel, vocabulary: Vocabulary, start_daemon: Callable[..., Daemon], undisturbed: list[list[int]], victim: str
+) -> None:
+    daemon = start_daemon()
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        generations = [loop.add(each) for each in batch(loaded)]
+        while len(loop.timings) < 12:
+            loop.step()
+        assert any(generation.finish_reason is None and generation.token_ids for generation in generations)
+        restart = threading.Thread(target=daemon.restart)
+        if victim == "worker":
+            daemon.kill_worker()
+        else:
+            daemon.kill()
+            restart.start()
+        loop.run()
+        if victim == "daemon":
+            restart.join()
+    assert undisturbed == [generation.token_ids for generation in generations]
+
+
+def test_output_when_the_daemon_stays_away_then_masked_sequences_end_and_others_go_on(
+    loaded: LoadedModel, vocabulary: Vocabulary, start_daemon: Callable[..., Daemon]
+) -> None:
+    daemon = start_daemon()
+    with looping(loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.1), restore_seconds=0.2) as loop:
+        masked, free = loop.add(request(loaded, JSON, 1)), loop.add(request(loaded, None, 2, max_tokens=40))
+        while len(masked.token_ids) < 5:
+            loop.step()
+        daemon.kill()
+        loop.run()
+    assert masked.finish_reason == "error" and isinstance(masked.error, UnavailableError)
+    check(loaded, free)
+
+
+def test_output_when_a_grammar_is_bad_then_only_its_request_fails(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        bad, good = loop.add(request(loaded, GrammarSpec("regex", "("), 1)), loop.add(request(loaded, CITY, 2))
+        loop.run()
+    assert bad.finish_reason == "error" and isinstance(bad.error, GrammarError) and bad.wait(0)
+    check(loaded, good)
+
+
+def test_output_when_a_callback_raises_or_cancels_then_only_its_request_ends(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+) -> None:
+    seen: list[int] = []
+
+    def raise_at_third(token_id: int) -> None:
+        seen.append(token_id)
+        if len(seen) == 3:
+            raise RuntimeError("the caller is gone")
+
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        asked = request(loaded, None, 1)
+        raising = loop.add(Request(asked.prompt, None, asked.sampling, 50, raise_at_third))
+        cancelled, good = loop.add(request(loaded, None, 2)), loop.add(request(loaded, CITY, 3))
+        while len(raising.token_ids) < 2:
+            loop.step()
+        cancelled.cancel()
+        loop.run()
+    assert raising.finish_reason == "error" and raising.token_ids == seen and len(seen) == 3
+    assert cancelled.finish_reason == "cancelled" and len(cancelled.token_ids) < 5
+    check(loaded, good)
+
+
+def test_output_when_the_context_is_full_then_ends_by_length(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        generation = loop.add(Request([5] * 155, None, SamplingParams(seed=1), 100))
+        loop.run()
+        with pytest.raises(ValueError, match="160 tokens; give 1 to 159"):
+            loop.add(Request([5] * 160))
+        with pytest.raises(ValueError, match="prompt"):
+            loop.add(Request([]))
+        with pytest.raises(ValueError, match="max_tokens"):
+            loop.add(Request([5], max_tokens=0))
+    assert (generation.finish_reason, len(generation.token_ids)) == ("length", 6)
+
+
+def test_output_when_the_grammar_names_its_stop_token_then_that_one_ends_it(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+) -> None:
+    end = loaded.tokenizer.token_to_id("<|im_start|>")
+    spec = GrammarSpec("regex", "(Paris|London)", options=GrammarOptions(stop_token_ids=(end,)))
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        generation = loop.add(request(loaded, spec, 1))
+        loop.run()
+    check(loaded, generation)
+
+
+def test_run_when_given_a_stop_event_then_serves_other_threads_until_it_is_set(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+) -> None:
+    stop = threading.Event()
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        thread = threading.Thread(target=loop.run, args=(stop,))
+        thread.start()
+        for _ in range(2):
+            generations = [loop.add(request(loaded, grammar, 5)) for grammar in (CITY, JSON)]
+            assert all(generation.wait(60) for generation in generations)
+            for generation in generations:
+                check(loaded, generation)
+        stop.set()
+        thread.join()
+        unfinished = loop.add(request(loaded, None, 1))
+    assert unfinished.finish_reason == "cancelled"
