@@ -56,7 +56,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         workers: worker processes; a session lives on one of them.
         native_threads: threads that a library may use in one worker for a batch; 0 = cores / workers, at most 8.
         compile_threads: compiles at a time in one worker.
-        compile_seconds: a compile that takes longer is answered GRAMMAR_TIMEOUT.
+        jail: compile grammars in killable children first. Off only where every grammar's source is trusted.
+        compile_seconds: a compile that takes longer is killed and answered GRAMMAR_TIMEOUT.
+        compile_bytes: memory that a compile may use beyond the libraries' own.
+        compile_nice: added to the niceness of compile children, so that sequences in progress come first.
+        compile_cpus: cores that compile children may use; empty = any.
+        mask_seconds: a grammar with one mask slower than this, in a short walk after the compile, is refused.
+        hang_seconds: a worker that is longer than this in one native call is killed; its sessions restore by replay.
+        verdicts: outcomes of compiles that are remembered, by content.
         cache_bytes: compiled grammars kept by one worker, approximate.
         grammar_bytes: longest grammar source.
         grammars_per_session: grammars that one session may hold.
@@ -82,7 +89,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: int = 1
     native_threads: int = 0
     compile_threads: int = 2
+    jail: bool = True
     compile_seconds: float = 10.0
+    compile_bytes: int = 1 << 30
+    compile_nice: int = 5
+    compile_cpus: list[int] = msgspec.field(default_factory=list)
+    mask_seconds: float = 0.25
+    hang_seconds: float = 2.0
+    verdicts: int = 16384
     cache_bytes: int = 512 << 20
     grammar_bytes: int = 1 << 20
     grammars_per_session: int = 4096
@@ -101,13 +115,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def __post_init__(self) -> None:
         for name in ("workers", "compile_threads", "sessions", "vocabularies_limit", "sequences_per_session", "rows_per_session",
-                     "grammars_per_session", "message_bytes", "grammar_bytes", "cache_bytes"):  # fmt: skip
+                     "grammars_per_session", "message_bytes", "grammar_bytes", "cache_bytes", "compile_bytes", "verdicts"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1", field=name)
         for name in ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more", field=name)
-        for name in ("compile_seconds", "claim_seconds", "lease_seconds", "step_seconds"):
+        for name in ("compile_seconds", "mask_seconds", "hang_seconds", "claim_seconds", "lease_seconds", "step_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
         if self.spin_seconds > 0.002:

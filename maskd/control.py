@@ -1,4 +1,4 @@
-"""Messages between the front and a worker, and the stream that carries them, descriptors included.
+"""Messages between the front, its workers and the nursery, and the stream that carries them, descriptors included.
 
 A frame is ``<II`` (payload bytes, descriptors), then the payload: one msgpack-encoded message. Both ends are our own
 processes over a socketpair; nothing is ever pickled.
@@ -12,6 +12,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -19,8 +20,8 @@ from maskd.errors import MaskdError, UnavailableError, error_classes
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
-    "AttachSession", "CloseSession", "CompileGrammar", "Drain", "DropGrammar", "Failure", "FrameReader", "GrammarCompiled",
-    "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState", "ToFront", "ToWorker", "encode",
+    "AttachSession", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits", "Compiled", "Drain", "DropGrammar", "Failure", "FrameReader", "GrammarCompiled",
+    "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "ToFront", "ToNursery", "WorkerExited", "ToWorker", "encode",
     "error_of", "failure_of", "write_frame",
 ]  # fmt: skip
 
@@ -68,13 +69,53 @@ class CloseSession(_Message):
     session_id: int
 
 
+class CompileLimits(_Message):
+    """What a compile may use.
+
+    Attributes:
+        seconds: wall time until it is killed.
+        bytes: address space beyond what the libraries have mapped.
+        mask_seconds: longest time of one mask in the walk after the compile.
+        nice: added to the child's niceness, so that sequences in progress come first.
+        cpus: cores that it may use; empty = any.
+    """
+
+    seconds: float
+    bytes: int
+    mask_seconds: float
+    nice: int
+    cpus: tuple[int, ...]
+
+
+class Compiled(_Message):
+    """The verdict of a compile child: the grammar is good.
+
+    Attributes:
+        report: what the backend said.
+        seconds: the compile took.
+        slowest_mask_seconds: in the walk.
+        artefact: the compiled grammar as bytes, where the library can serialise; else empty.
+    """
+
+    report: GrammarReport
+    seconds: float
+    slowest_mask_seconds: float
+    artefact: bytes
+
+
 class CompileGrammar(_Message):
-    """Compiles a grammar for a session; answered by Reply(GrammarCompiled). Grammar id 0 = report only."""
+    """Makes a grammar for a session, from its verdict if it has one; answered by Reply(GrammarCompiled).
+
+    Grammar id 0 = report only. Without a verdict the source is trusted and compiled in the worker. ``solo``: never fill it
+    together with others, so that a crash has one suspect.
+    """
 
     request: int
     session_id: int
     grammar_id: int
     spec: GrammarSpec
+    verdict: Compiled | None
+    solo: bool
 
 
 class DropGrammar(_Message):
@@ -93,6 +134,38 @@ class ReadSession(_Message):
 
 class Drain(_Message):
     """Tells every session that the daemon is going away."""
+
+
+# -- front to nursery ----------------------------------------------------------------------------------------------
+
+
+class SpawnWorker(_Message):
+    """Forks a worker (two descriptors: its control channel, its marker); answered by Reply(Spawned)."""
+
+    request: int
+    number: int
+    log_level: str
+    backend_names: tuple[str, ...]
+    native_threads: int
+    compile_threads: int
+    cache_bytes: int
+    grammars_per_session: int
+    spin_seconds: float
+
+
+class Compile(_Message):
+    """Compiles in a child of its own; answered by Reply(Compiled)."""
+
+    request: int
+    fingerprint: bytes
+    spec: GrammarSpec
+    limits: CompileLimits
+
+
+class CancelCompile(_Message):
+    """Kills a compile that nobody waits for; it is answered all the same."""
+
+    compile: int
 
 
 # -- worker to front -----------------------------------------------------------------------------------------------
@@ -128,6 +201,12 @@ class GrammarCompiled(_Message):
     cached: bool
 
 
+class Spawned(_Message):
+    """A worker was forked."""
+
+    pid: int
+
+
 class SessionState(_Message):
     """Counts of a session."""
 
@@ -141,7 +220,14 @@ class Reply(_Message):
     """The answer to a request."""
 
     request: int
-    result: Failure | SessionOpened | GrammarCompiled | SessionState | None = None
+    result: Failure | SessionOpened | GrammarCompiled | SessionState | Spawned | Compiled | None = None
+
+
+class WorkerExited(_Message):
+    """A worker that the nursery forked is dead."""
+
+    pid: int
+    signal: int
 
 
 class SessionClosed(_Message):
@@ -152,7 +238,8 @@ class SessionClosed(_Message):
 
 
 ToWorker = LoadVocabulary | OpenSession | AttachSession | CloseSession | CompileGrammar | DropGrammar | ReadSession | Drain
-ToFront = Ready | Reply | SessionClosed
+ToNursery = LoadVocabulary | SpawnWorker | Compile | CancelCompile
+ToFront = Ready | Reply | WorkerExited | SessionClosed
 
 _ERRORS = {cls.reason: cls for cls in error_classes()}
 _encoder = msgspec.msgpack.Encoder()
@@ -168,7 +255,7 @@ def error_of(failure: Failure) -> MaskdError:
     return _ERRORS.get(failure.reason, MaskdError)(failure.message, **failure.metadata)
 
 
-def encode(message: ToWorker | ToFront, fd_count: int = 0) -> bytes:
+def encode(message: ToWorker | ToNursery | ToFront, fd_count: int = 0) -> bytes:
     """Returns the frame of ``message``."""
     payload = _encoder.encode(message)
     return _HEAD.pack(len(payload), fd_count) + payload
@@ -190,7 +277,7 @@ class FrameReader:
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
 
-    def read(self) -> Iterator[tuple[ToWorker | ToFront, list[int]]]:
+    def read(self) -> Iterator[tuple[Any, list[int]]]:
         """Reads what is there (blocks once if the socket blocks) and yields the complete messages.
 
         Raises:

@@ -12,7 +12,8 @@ the 16-bit status of a result.
     │   ├── GrammarUnsupportedError     this backend cannot do this kind or keyword
     │   ├── GrammarUnsatisfiableError   no token sequence matches
     │   ├── GrammarTooLargeError        a limit is named
-    │   └── GrammarTimeoutError         the compile passed its deadline
+    │   ├── GrammarTimeoutError         the compile passed its deadline
+    │   └── GrammarPoisonedError        it killed its process twice
     ├── TokenRejectedError          the grammar does not allow this token here
     ├── TerminatedError             the sequence accepted a stop token
     ├── RollbackError               more tokens than were accepted
@@ -42,6 +43,7 @@ __all__ = [
     "DeadlineError",
     "DrainingError",
     "GrammarError",
+    "GrammarPoisonedError",
     "GrammarTimeoutError",
     "GrammarTooLargeError",
     "GrammarUnsatisfiableError",
@@ -154,6 +156,14 @@ class GrammarTimeoutError(GrammarError):
     code = "DEADLINE_EXCEEDED"
     reason = "GRAMMAR_TIMEOUT"
     recovery = "simplify the grammar, or raise the limit"
+
+
+class GrammarPoisonedError(GrammarError):
+    """The grammar crashed or hung its process twice. Remembered until the daemon restarts."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "GRAMMAR_POISONED"
+    recovery = "change the grammar; never decode unconstrained"
 
 
 class TokenRejectedError(MaskdError):

@@ -1,9 +1,9 @@
-"""Worker processes as the front sees them: start, talk, notice death, start again.
+"""Worker processes as the front sees them: start, talk, watch, notice death, start again.
 
 A worker may die at any time. Its sessions die with it: their engines see the end of their leases at once, open new
-sessions, and restore their sequences by replay. The front starts the worker again, with a pause that grows while it keeps
-dying, and gives it the vocabularies; nothing else needs repair.
-Owns: the processes, the control channels and the pending requests.
+sessions, and restore their sequences by replay. The front has the nursery fork a new worker, in milliseconds, with a pause
+that grows while it keeps dying; nothing else needs repair.
+Owns: the control channels, the markers, and the judgement which grammar a dead or hung worker was busy with.
 Knows nothing about: gRPC, the data socket, what a session is for.
 """
 
@@ -11,24 +11,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
+import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from maskd import control
-from maskd.config import Config, resolve_threads
-from maskd.errors import DeadlineError, MaskdError, UnavailableError
+from maskd.config import Config
+from maskd.errors import MaskdError, UnavailableError
+from maskd.front.nursery import Nursery
+from maskd.front.peer import Peer
+from maskd.marker import Marker
 
 __all__ = ["Worker"]
 
 _STABLE_SECONDS = 30.0
 """A worker that lived so long has its next restart without a pause."""
+_LOOK_SECONDS = 0.05
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _log = structlog.get_logger()
 
 
@@ -37,47 +40,41 @@ class Worker:
 
     Args:
         number: for logs.
-        vocabularies: called at every start: what the worker must load before it is ready.
+        nursery: forks it.
         on_session_closed: called with (session_id, why) when a session ends on its own, or with its worker.
+        on_blame: called with (session_id, grammar_id, why) when the worker died or hung while busy with that grammar;
+            grammar 0 = with a batch of that session's grammars.
     """
 
     def __init__(
-        self,
-        number: int,
-        config: Config,
-        vocabularies: Callable[[], Iterable[tuple[str, bytes]]],
-        on_session_closed: Callable[[int, str], None],
-    ) -> None:
+        self, number: int, config: Config, nursery: Nursery, on_session_closed: Callable[[int, str], None],
+        on_blame: Callable[[int, int, str], None],
+    ) -> None:  # fmt: skip
         self.number = number
         self.sessions: set[int] = set()
         self.restarts = 0
+        self.pid: int | None = None
         self._config = config
-        self._vocabularies = vocabularies
+        self._nursery = nursery
         self._on_session_closed = on_session_closed
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
-        self._pending: dict[int, asyncio.Future[object]] = {}
-        self._next_request = 0
-        self._outbox: asyncio.Queue[tuple[bytes, Sequence[int]]] = asyncio.Queue()
+        self._on_blame = on_blame
+        self._pidfd = -1
+        self._hung = False
+        self._peer: Peer | None = None
         self._ready = asyncio.Event()
         self._stopping = False
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
     def is_ready(self) -> bool:
-        """Whether the worker is up and has its vocabularies."""
+        """Whether the worker is up."""
         return self._ready.is_set()
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, None while there is no process."""
-        return self._process.pid if self._process else None
 
     async def start(self) -> None:
         """Starts the process and its supervision; returns when it is ready for sessions.
 
         Raises:
-            MaskdError: a vocabulary cannot be loaded, or the worker dies at once.
+            MaskdError: the worker dies at once.
         """
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(first))
@@ -86,9 +83,9 @@ class Worker:
     async def stop(self) -> None:
         """Ends the worker; its sessions end with it."""
         self._stopping = True
-        if self._process:
-            self._process.kill()
+        self.kill()
         if self._supervisor:
+            self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
 
     async def request(self, make: Callable[[int], control.ToWorker], seconds: float) -> object:
@@ -97,18 +94,23 @@ class Worker:
         Raises:
             MaskdError: what the worker answered. UnavailableError: it is gone. DeadlineError: no answer in time.
         """
-        if not self._ready.is_set():
+        if self._peer is None or not self._ready.is_set():
             raise UnavailableError("the worker is restarting; try again", worker=self.number)
-        return await self._request(make, seconds)
+        return await self._peer.request(make, seconds)
 
     def send(self, message: control.ToWorker, fds: Sequence[int] = ()) -> None:
         """Sends a message without an answer. The descriptors are closed here once they are sent."""
-        self._outbox.put_nowait((control.encode(message, len(fds)), fds))
+        if self._peer is not None:
+            self._peer.send(message, fds)
+        else:
+            for fd in fds:
+                os.close(fd)
 
     def kill(self) -> None:
         """Kills the process; the supervisor starts it again."""
-        if self._process:
-            self._process.kill()
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     # -- supervision -----------------------------------------------------------------------------------------------
 
@@ -128,129 +130,75 @@ class Worker:
             if not first.done():
                 first.set_exception(UnavailableError("the worker died while it started; its log says why"))
                 return
-            pause = 0.0 if time.monotonic() - started > _STABLE_SECONDS else min(self._config.restart_seconds, 2 * pause + 0.05)
+            pause = 0.0 if time.monotonic() - started > _STABLE_SECONDS else min(self._config.restart_seconds, 2 * pause + 0.01)
             self.restarts += 1
             _log.warning("worker died, restarting", worker=self.number, restarts=self.restarts, pause_seconds=pause)
             await asyncio.sleep(pause)
 
     async def _live(self, first: asyncio.Future[None]) -> None:
-        """One life of the process: spawn, load, serve, until the channel closes."""
+        """One life of the process: fork, serve, until its channel closes."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        options = {
-            "front_pid": os.getpid(), "number": self.number, "log_level": self._config.log_level,
-            "backend_names": self._config.backends, "native_threads": resolve_threads(self._config),
-            "compile_threads": self._config.compile_threads, "cache_bytes": self._config.cache_bytes,
-            "grammars_per_session": self._config.grammars_per_session, "spin_seconds": self._config.spin_seconds,
-        }  # fmt: skip
         ours.setblocking(False)
-        self._channel = ours
-        self._outbox = asyncio.Queue()
-        with theirs:
-            command = [sys.executable, "-m", "maskd.worker", str(theirs.fileno()), json.dumps(options)]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603
-        up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        tasks = [asyncio.create_task(self._read(ours, up)), asyncio.create_task(self._write(ours))]
-        try:
-            await asyncio.wait([up, tasks[0]], return_when=asyncio.FIRST_COMPLETED)
-            if up.done():
-                for name, data in self._vocabularies():
-                    await self._load(name, data)
+        with contextlib.ExitStack() as stack:
+            stack.callback(ours.close)
+            marker = Marker()
+            stack.callback(marker.close)
+            self.pid = await self._nursery.spawn_worker(self.number, theirs.detach(), os.dup(marker.fd))
+            self._pidfd = os.pidfd_open(self.pid)
+            stack.callback(self._forget)
+            self._peer = Peer(f"worker {self.number}", ours, lambda message: self._on_message(message, first))
+            watch = asyncio.create_task(self._watch(marker))
+            try:
+                await self._peer.run()
+            finally:
+                self._ready.clear()
+                watch.cancel()
+                self.kill()
+                if not self._stopping:
+                    await self._find_guilty(marker)
+                sessions, self.sessions = self.sessions, set()
+                for session_id in sessions:
+                    self._on_session_closed(session_id, "its worker died")
+
+    async def _find_guilty(self, marker: Marker) -> None:
+        """Blames the grammar that the worker was busy with if it crashed in it, or hung; a kill from outside proves nothing."""
+        busy, hung = marker.busy_with, self._hung
+        self._hung = False
+        assert self.pid is not None
+        crashed = await self._nursery.exit_signal(self.pid) in _CRASHES
+        if busy is not None and (crashed or hung):
+            self._on_blame(busy[1], busy[2], "it hung" if hung else "its worker crashed")
+
+    def _forget(self) -> None:
+        os.close(self._pidfd)
+        self._pidfd, self.pid = -1, None
+
+    async def _watch(self, marker: Marker) -> None:
+        """Kills a worker that is too long in one native call."""
+        since, last = time.monotonic(), None
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            busy = marker.busy_with
+            if busy is None or busy != last:
+                since, last = time.monotonic(), busy
+            elif time.monotonic() - since > self._config.hang_seconds:
+                _log.error("worker hangs, killing it", worker=self.number, session=busy[1], grammar=busy[2])
+                self._hung = True
+                self.kill()
+                return
+
+    def _on_message(self, message: object, first: asyncio.Future[None]) -> None:
+        match message:
+            case control.Ready():
+                _log.info("worker is up", worker=self.number, pid=message.pid)
                 self._ready.set()
                 if not first.done():
                     first.set_result(None)
-            await tasks[0]
-        finally:
-            self._ready.clear()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            ours.close()
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-            self._bury()
-
-    async def load_vocabulary(self, name: str, data: bytes) -> None:
-        """Gives the worker one more vocabulary. Raises what the worker answers."""
-        if self.is_ready:
-            await self._load(name, data)
-
-    async def _load(self, name: str, data: bytes) -> None:
-        await self._request(lambda number: control.LoadVocabulary(number, name, data), 120.0)
-
-    async def _request(self, make: Callable[[int], control.ToWorker], seconds: float) -> object:
-        self._next_request += 1
-        number = self._next_request
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._pending[number] = future
-        try:
-            self.send(make(number))
-            result = await asyncio.wait_for(future, seconds)
-        except (TimeoutError, asyncio.TimeoutError):
-            raise DeadlineError(f"worker {self.number} did not answer within {seconds} s", worker=self.number) from None
-        finally:
-            self._pending.pop(number, None)
-        if isinstance(result, control.Failure):
-            raise control.error_of(result)
-        return result
-
-    async def _read(self, channel: socket.socket, up: asyncio.Future[None]) -> None:
-        loop, reader = asyncio.get_running_loop(), control.FrameReader(channel, control.ToFront)
-        readable = asyncio.Event()
-        loop.add_reader(channel, readable.set)
-        try:
-            with contextlib.suppress(UnavailableError):
-                while True:
-                    await readable.wait()
-                    readable.clear()
-                    for message, _ in reader.read():
-                        self._handle(message, up)
-        finally:
-            loop.remove_reader(channel)
-            self._fail_pending()
-
-    def _handle(self, message: object, up: asyncio.Future[None]) -> None:
-        match message:
-            case control.Ready():
-                _log.info("worker is up", worker=self.number, pid=message.pid, backends=message.backends)
-                if not up.done():
-                    up.set_result(None)
-            case control.Reply():
-                future = self._pending.get(message.request)
-                if future is not None and not future.done():
-                    future.set_result(message.result)
             case control.SessionClosed():
                 self.sessions.discard(message.session_id)
                 self._on_session_closed(message.session_id, message.why)
 
-    async def _write(self, channel: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            frame, fds = await self._outbox.get()
-            try:
-                while fds:
-                    try:
-                        frame = frame[control.write_frame(channel, frame, fds) :]
-                        break
-                    except BlockingIOError:
-                        await asyncio.sleep(0.001)
-                await loop.sock_sendall(channel, frame)
-            except OSError:
-                return  # the reader sees the end of the channel
-            finally:
-                for fd in fds:
-                    os.close(fd)
-
-    def _fail_pending(self) -> None:
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(UnavailableError("the worker died", worker=self.number))
-        self._pending.clear()
-
-    def _bury(self) -> None:
-        self._process = None
-        while not self._outbox.empty():
-            for fd in self._outbox.get_nowait()[1]:
-                os.close(fd)
-        sessions, self.sessions = self.sessions, set()
-        for session_id in sessions:
-            self._on_session_closed(session_id, "its worker died")
+    async def load_vocabulary(self, name: str, data: bytes) -> None:
+        """Gives the worker one more vocabulary. Raises what the worker answers."""
+        if self.is_ready:
+            await self.request(lambda number: control.LoadVocabulary(number, name, data), 120.0)

@@ -25,6 +25,7 @@ from maskd.backends.base import Backend, BatchFill, Grammar
 from maskd.errors import CapacityError, GrammarError, GrammarUnsupportedError, MaskdError, NotFoundError, ProtocolError, UnavailableError
 from maskd.grammars import Compiled, GrammarCache
 from maskd.layout import Layout
+from maskd.marker import Marker
 from maskd.sequences import HeldGrammar
 from maskd.vocabulary import Vocabulary
 from maskd.worker.compiler import CompilePool
@@ -43,31 +44,29 @@ class WorkerLoop:
 
     Args:
         channel: socket to the front.
-        backend_names: what ``auto`` tries, in this order, and what specs may name.
-        native_threads: threads a library may use to fill a batch or compile.
-        compile_threads: compiles at a time.
-        cache_bytes: limit of the grammar cache.
-        grammars_per_session: grammars that one session may hold.
-        spin_seconds: how long to look for the next step before sleeping.
+        marker_fd: the page where the worker says what it computes.
+        options: from the front.
+        loaded: vocabularies by fingerprint, with their backends by name, as the nursery built them.
     """
 
     def __init__(
-        self, channel: socket.socket, *, backend_names: Sequence[str], native_threads: int, compile_threads: int, cache_bytes: int,
-        grammars_per_session: int, spin_seconds: float,
+        self, channel: socket.socket, marker_fd: int, options: control.SpawnWorker,
+        loaded: Mapping[bytes, tuple[Vocabulary, Mapping[str, Backend]]],
     ) -> None:  # fmt: skip
         channel.setblocking(False)
         self._channel = channel
         self._reader = control.FrameReader(channel, control.ToWorker)
         self._outbox = bytearray()
-        self._factories = {name: backends.load(name) for name in backend_names}
-        self._native_threads = native_threads
-        self._vocabularies: dict[bytes, tuple[Vocabulary, Mapping[str, Backend]]] = {}
-        self._cache = GrammarCache(cache_bytes)
-        self._grammars_per_session = grammars_per_session
-        self._pool = CompilePool(compile_threads)
+        self._factories = {name: backends.load(name) for name in options.backend_names}
+        self._native_threads = options.native_threads
+        self._vocabularies = dict(loaded)
+        self._marker = Marker(marker_fd)
+        self._cache = GrammarCache(options.cache_bytes)
+        self._grammars_per_session = options.grammars_per_session
+        self._pool = CompilePool(options.compile_threads)
         self._sessions: dict[int, WorkerSession] = {}
         self._by_fd: dict[int, WorkerSession] = {}
-        self._spin_ns = int(spin_seconds * 1e9)
+        self._spin_ns = int(options.spin_seconds * 1e9)
         self._epoch = (os.getpid() << 32) | (time.time_ns() & 0xFFFFFFFF)
         self._epoll = select.epoll()
         self._epoll.register(channel.fileno(), select.EPOLLIN)
@@ -185,7 +184,7 @@ class WorkerLoop:
             raise NotFoundError(f"no vocabulary {message.fingerprint.hex()[:16]}…; upload it first", kind="vocabulary")
         vocabulary, _ = self._vocabularies[message.fingerprint]
         layout = Layout(vocabulary.vocab_size, message.item_capacity, message.row_capacity, message.token_capacity)
-        session = WorkerSession(message.session_id, vocabulary, layout, message.sequence_capacity, self._epoch)
+        session = WorkerSession(message.session_id, vocabulary, layout, message.sequence_capacity, self._epoch, self._marker.words)
         self._sessions[message.session_id] = session
         self._by_fd[session.doorbell_fd] = session
         self._epoll.register(session.doorbell_fd, select.EPOLLIN)

@@ -1,0 +1,130 @@
+"""One end of a control channel on the event loop: requests with answers, messages without, until the other end is gone.
+
+Owns: the pending requests and the order of what goes out. Knows nothing about: processes, what a message means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from maskd import control
+from maskd.errors import DeadlineError, UnavailableError
+
+__all__ = ["Peer"]
+
+
+class Peer:
+    """Speaks to the process at the other end of ``channel``.
+
+    Args:
+        name: for error messages.
+        channel: non-blocking; closed by ``run``.
+        on_message: called with every message that is no answer.
+    """
+
+    def __init__(self, name: str, channel: socket.socket, on_message: Callable[[object], None]) -> None:
+        self._name = name
+        self._channel = channel
+        self._on_message = on_message
+        self._pending: dict[int, asyncio.Future[object]] = {}
+        self._next_request = 0
+        self._outbox: asyncio.Queue[tuple[bytes, Sequence[int]]] = asyncio.Queue()
+        self._gone = False
+
+    async def run(self) -> None:
+        """Reads and writes until the other end closes; then every pending request fails. Call once."""
+        writer = asyncio.create_task(self._write())
+        try:
+            await self._read()
+        finally:
+            self._gone = True
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            self._channel.close()
+            for future in self._pending.values():
+                if not future.done():
+                    future.set_exception(UnavailableError(f"{self._name} died"))
+            self._pending.clear()
+            while not self._outbox.empty():
+                for fd in self._outbox.get_nowait()[1]:
+                    os.close(fd)
+
+    async def request(
+        self, make: Callable[[int], control.ToWorker | control.ToNursery], seconds: float, fds: Sequence[int] = (),
+        cancel: Callable[[int], control.ToNursery] | None = None,
+    ) -> object:  # fmt: skip
+        """Sends ``make(number)`` and returns the result of its answer. ``cancel(number)`` is sent if the caller gives up.
+
+        Raises:
+            MaskdError: what the other end answered. UnavailableError: it is gone. DeadlineError: no answer in time.
+        """
+        if self._gone:
+            raise UnavailableError(f"{self._name} is gone")
+        self._next_request += 1
+        number = self._next_request
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._pending[number] = future
+        try:
+            self.send(make(number), fds)
+            result = await asyncio.wait_for(future, seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise DeadlineError(f"{self._name} did not answer within {seconds} s") from None
+        finally:
+            self._pending.pop(number, None)
+            if cancel is not None and not self._gone and (future.cancelled() or not future.done()):
+                self.send(cancel(number))
+        if isinstance(result, control.Failure):
+            raise control.error_of(result)
+        return result
+
+    def send(self, message: control.ToWorker | control.ToNursery, fds: Sequence[int] = ()) -> None:
+        """Sends a message. The descriptors are closed here once they are sent, or when the other end is gone."""
+        if self._gone:
+            for fd in fds:
+                os.close(fd)
+        else:
+            self._outbox.put_nowait((control.encode(message, len(fds)), fds))
+
+    async def _read(self) -> None:
+        loop, reader = asyncio.get_running_loop(), control.FrameReader(self._channel, control.ToFront)
+        readable = asyncio.Event()
+        loop.add_reader(self._channel, readable.set)
+        try:
+            with contextlib.suppress(UnavailableError):
+                while True:
+                    await readable.wait()
+                    readable.clear()
+                    for message, _ in reader.read():
+                        self._handle(message)
+        finally:
+            loop.remove_reader(self._channel)
+
+    def _handle(self, message: object) -> None:
+        if not isinstance(message, control.Reply):
+            self._on_message(message)
+            return
+        future = self._pending.get(message.request)
+        if future is not None and not future.done():
+            future.set_result(message.result)
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            frame, fds = await self._outbox.get()
+            try:
+                while fds:
+                    try:
+                        frame = frame[control.write_frame(self._channel, frame, fds) :]
+                        break
+                    except BlockingIOError:
+                        await asyncio.sleep(0.001)
+                await loop.sock_sendall(self._channel, frame)
+            except OSError:
+                return  # the reader sees the end of the channel
+            finally:
+                for fd in fds:
+                    os.close(fd)

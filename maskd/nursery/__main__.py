@@ -1,0 +1,36 @@
+"""Entry of the nursery, started by the front: ``python -m maskd.nursery FD JSON``. Not for people."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+
+from maskd.logs import configure_logging
+from maskd.nursery.loop import NurseryLoop
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+
+
+def main() -> None:
+    """Runs the loop in the main thread: the only one, so that forks are safe."""
+    fd, options = int(sys.argv[1]), json.loads(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group; the front decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(_PR_SET_NAME, b"maskd-nursery")
+    if os.getppid() != options.pop("front_pid"):
+        sys.exit("the front is gone")
+    configure_logging(options.pop("log_level"), process="nursery")
+    loop = NurseryLoop(socket.socket(fileno=fd), **options)
+    gc.freeze()  # what is loaded stays, and stays shared
+    loop.run()
+
+
+if __name__ == "__main__":
+    main()

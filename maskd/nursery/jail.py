@@ -1,0 +1,145 @@
+"""The inside of a compile child: limits first, then the grammar, then a short walk, then the verdict.
+
+A grammar is somebody else's program. It may hang, eat memory or crash its library, and it may compile well and then need
+a second for one mask. So it is compiled here, in a forked child with hard limits that its parent kills at a deadline, and
+walked for some tokens with the clock running. Where the library can serialise, the result is sent along, so that the
+worker need not compile again.
+Owns: the limits and the walk. Knows nothing about: who asked, what is done with the verdict.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from maskd import _shm
+from maskd.backends.base import Backend, Grammar, Serializer
+from maskd.bitmask import allowed_token_ids, row_stride_words
+from maskd.control import CompileLimits, Compiled, Failure, failure_of
+from maskd.errors import BackendError, GrammarTooLargeError, GrammarUnsatisfiableError, MaskdError
+from maskd.grammar import GrammarSpec
+from maskd.vocabulary import Vocabulary
+
+__all__ = ["run_child"]
+
+STACK_BYTES = 64 << 20
+"""Both libraries recurse over the grammar; 8 MiB are not enough for chains of a few thousand references."""
+_WALK_TOKENS = 24
+_ARTEFACT_BYTES = 64 << 20
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
+
+
+def run_child(out: int, backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits) -> None:
+    """Compiles ``spec`` and writes the verdict to the descriptor ``out``. Called in a fresh fork; the caller exits after it."""
+    _confine(out, limits)
+    verdicts: list[Compiled | Failure] = []
+    threading.stack_size(STACK_BYTES)
+    thread = threading.Thread(target=lambda: verdicts.append(_judge(backend, named, vocabulary, spec, limits)))
+    thread.start()
+    thread.join()
+    data = memoryview(msgspec.msgpack.encode(verdicts[0]))
+    while data:
+        data = data[os.write(out, data) :]
+
+
+def _confine(out: int, limits: CompileLimits) -> None:
+    """Drops every descriptor but ``out`` and stderr, and sets the limits. From here on nothing can be opened for writing."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(_PR_SET_NAME, b"maskd-jail")
+    prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    os.closerange(3, out)
+    os.closerange(out + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    with open("/proc/self/statm") as statm:  # noqa: PTH123
+        mapped = int(statm.read().split()[0]) * resource.getpagesize()
+    for kind, value in (
+        (resource.RLIMIT_AS, mapped + STACK_BYTES + limits.bytes),
+        (resource.RLIMIT_CPU, math.ceil(limits.seconds) + 1),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+    ):
+        resource.setrlimit(kind, (value, value))
+    os.nice(limits.nice)
+    if limits.cpus:
+        os.sched_setaffinity(0, limits.cpus)
+
+
+def _judge(backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits) -> Compiled | Failure:
+    started = time.perf_counter()
+    try:
+        grammar = backend.compile(spec)
+        seconds = time.perf_counter() - started
+        slowest = _walk(grammar, vocabulary, limits)
+        holder = named[grammar.report.backend]
+        artefact = holder.serialize(grammar) if isinstance(holder, Serializer) else b""
+        return Compiled(grammar.report, seconds, slowest, artefact if len(artefact) <= _ARTEFACT_BYTES else b"")
+    except MaskdError as error:
+        return failure_of(error)
+    except MemoryError:
+        return failure_of(out_of_memory(limits.bytes))
+    except Exception as error:  # the library's own surprise
+        if "bad_alloc" in str(error):
+            return failure_of(out_of_memory(limits.bytes))
+        return failure_of(BackendError(f"the grammar library failed to compile this: {type(error).__name__}"))
+
+
+def out_of_memory(limit_bytes: int) -> GrammarTooLargeError:
+    """Returns the error of a compile that passed its memory limit."""
+    return GrammarTooLargeError(
+        f"the compile needed more than compile_bytes = {limit_bytes}; simplify the grammar, or raise the limit",
+        limit="compile_bytes", value=limit_bytes,
+    )  # fmt: skip
+
+
+def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> float:
+    """Walks some tokens, seeded, and returns the longest time of one mask in seconds.
+
+    Raises:
+        GrammarTooLargeError: one mask took longer than ``mask_seconds``. GrammarUnsatisfiableError: a dead end.
+    """
+    matcher = grammar.matcher()
+    stride = row_stride_words(vocabulary.vocab_size)
+    rows = np.zeros((1, stride), dtype=np.int32)
+    stops = np.array(sorted(grammar.stop_token_ids), dtype=np.int32).tobytes()
+    chooser = random.Random(0)  # noqa: S311  (a walk, no secret)
+    slowest, began = 0.0, time.perf_counter()
+    for position in range(_WALK_TOKENS):
+        started = time.perf_counter()
+        matcher.fill_bitmask(rows[0])
+        taken = time.perf_counter() - started
+        slowest = max(slowest, taken)
+        if taken > limits.mask_seconds:
+            raise GrammarTooLargeError(
+                f"one mask took {taken:.3f} s at position {position}; the limit mask_seconds is {limits.mask_seconds}",
+                limit="mask_seconds", value=limits.mask_seconds, position=position,
+            )  # fmt: skip
+        if _shm.finish_rows(rows.ctypes.data, stride, len(vocabulary.tokens), [0], [stops])[0] & 1:
+            if position == 0:
+                raise GrammarUnsatisfiableError("the grammar allows no token at its start; nothing can match it")
+            break
+        if time.perf_counter() - began > limits.seconds / 4:
+            break
+        choice = _choose(allowed_token_ids(rows[0]).tolist(), grammar.stop_token_ids, chooser)
+        if choice is None or not matcher.accept((choice,)):
+            break
+    return slowest
+
+
+def _choose(allowed: Sequence[int], stops: frozenset[int], chooser: random.Random) -> int | None:
+    for _ in range(8):
+        token_id = chooser.choice(allowed)
+        if token_id not in stops:
+            return token_id
+    return next((token_id for token_id in allowed if token_id not in stops), None)

@@ -1,0 +1,46 @@
+"""A worker process from its first line: the nursery forks, and calls ``run_worker`` in the child."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import select
+import socket
+import threading
+from collections.abc import Mapping
+
+from maskd.backends.base import Backend
+from maskd.control import SpawnWorker
+from maskd.logs import configure_logging
+from maskd.vocabulary import Vocabulary
+from maskd.worker.compiler import STACK_BYTES
+from maskd.worker.loop import WorkerLoop
+
+__all__ = ["run_worker"]
+
+_PR_SET_NAME, _PR_SET_TIMERSLACK = 15, 29
+
+
+def run_worker(
+    channel_fd: int, marker_fd: int, options: SpawnWorker, loaded: Mapping[bytes, tuple[Vocabulary, Mapping[str, Backend]]]
+) -> None:
+    """Runs the loop on a thread with a large stack, for matchers recurse as compilers do. Never returns.
+
+    The worker outlives its nursery; it ends with the front, even when the data path is stuck in native code: the main thread
+    does nothing but wait for the other end of the control channel to close.
+    """
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_NAME, b"maskd-worker")
+    prctl(_PR_SET_TIMERSLACK, 1000)
+    configure_logging(options.log_level, process=f"worker-{options.number}")
+    channel = socket.socket(fileno=channel_fd)
+    loop = WorkerLoop(channel, marker_fd, options, loaded)
+    threading.stack_size(STACK_BYTES)
+    thread = threading.Thread(target=loop.run, name="data-path", daemon=True)
+    thread.start()
+    gc.freeze()
+    end = select.poll()
+    end.register(channel, select.POLLRDHUP)
+    end.poll()
+    os._exit(0)
