@@ -43,7 +43,9 @@ class GrammarOptions:
 
     def __post_init__(self) -> None:
         if self.max_whitespace is not None and not 0 <= self.max_whitespace <= 1024:
-            raise InvalidRequestError(f"max_whitespace is {self.max_whitespace}; give 0 to 1024, or leave it out for any", field="max_whitespace")
+            raise InvalidRequestError(
+                f"max_whitespace is {self.max_whitespace}; give 0 to 1024, or leave it out for any", field="max_whitespace"
+            )
         if self.additional_properties not in ("allow", "forbid"):
             raise InvalidRequestError(
                 f"additional_properties is {self.additional_properties!r}; give 'allow' or 'forbid'", field="additional_properties"
@@ -76,7 +78,9 @@ class GrammarSpec:
 
         Source text is compared as it is: property order matters to both libraries, so no JSON is normalised.
         """
-        parts = json.dumps([self.kind, self.source, self.backend, dataclasses.astuple(self.options)], ensure_ascii=True, separators=(",", ":"))
+        parts = json.dumps(
+            [self.kind, self.source, self.backend, dataclasses.astuple(self.options)], ensure_ascii=True, separators=(",", ":")
+        )
         return hashlib.sha256(parts.encode("ascii")).digest()
 
 

@@ -49,25 +49,27 @@ class Rows:
 class HeldGrammar:
     """A grammar that a session holds, with what the step needs of it at hand."""
 
+    grammar_id: int
     grammar: Grammar
     stop_token_ids: frozenset[int]
     stop_bytes: bytes
     batch: BatchFill | None
 
     @classmethod
-    def of(cls, grammar: Grammar, batch: BatchFill | None) -> HeldGrammar:
+    def of(cls, grammar_id: int, grammar: Grammar, batch: BatchFill | None) -> HeldGrammar:
         """Returns ``grammar`` with its stop ids packed; ``batch`` is its backend if that fills in batches."""
         stop = grammar.stop_token_ids
-        return cls(grammar, stop, np.array(sorted(stop), dtype=np.int32).tobytes(), batch)
+        return cls(grammar_id, grammar, stop, np.array(sorted(stop), dtype=np.int32).tobytes(), batch)
 
 
 class _Sequence:
     """One sequence: its matcher, and every token that the matcher accepted."""
 
-    __slots__ = ("batch", "history", "matcher", "seen_in", "stop_bytes", "stop_token_ids", "terminated")
+    __slots__ = ("batch", "history", "mark", "matcher", "seen_in", "stop_bytes", "stop_token_ids", "terminated")
 
-    def __init__(self, matcher: Matcher, like: HeldGrammar | _Sequence) -> None:
+    def __init__(self, matcher: Matcher, like: HeldGrammar | _Sequence, mark: int) -> None:
         self.matcher = matcher
+        self.mark = mark
         self.history: list[int] = []
         self.terminated = False
         self.stop_token_ids: frozenset[int] = like.stop_token_ids
@@ -131,10 +133,21 @@ class SequenceTable:
         vocab_size: width of the logits.
         stop_token_ids: of the vocabulary, for the row that failed and terminated items get.
         sequence_capacity: sequences open at a time.
+        marker: two words: the second gets what is computed, for ``maskd.marker``.
+        session_id: for the marker.
         forced_limit: forced tokens looked for per item.
     """
 
-    def __init__(self, token_count: int, vocab_size: int, stop_token_ids: Seq[int], sequence_capacity: int, forced_limit: int = 16) -> None:
+    def __init__(
+        self,
+        token_count: int,
+        vocab_size: int,
+        stop_token_ids: Seq[int],
+        sequence_capacity: int,
+        marker: memoryview | None = None,
+        session_id: int = 0,
+        forced_limit: int = 16,
+    ) -> None:
         self.grammars: dict[int, HeldGrammar] = {}
         self._sequences: dict[int, _Sequence] = {}
         self._token_count = token_count
@@ -142,6 +155,8 @@ class SequenceTable:
         self._scratch = Rows(np.zeros((1, len(self._stop_row)), dtype=np.int32))
         self._capacity = sequence_capacity
         self._forced_limit = forced_limit
+        self._marker = marker if marker is not None else memoryview(bytearray(16)).cast("Q")
+        self._mark_base = session_id << 32
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -155,7 +170,7 @@ class SequenceTable:
         """
         results: list[_shm.ResultTuple] = []
         pending: list[tuple[int, int, _Sequence, _Effect | None]] = []  # (index of its result, row, sequence, effect)
-        sequences = self._sequences
+        sequences, marker = self._sequences, self._marker
         for item in items:
             status, sequence_id, action, flags, _, _, rollback, row, accept, drafts, _, _ = item
             sequence = sequences.get(sequence_id)
@@ -165,6 +180,7 @@ class SequenceTable:
                 and accept[0] not in sequence.stop_token_ids
             ):  # fmt: skip  # the short way of nearly every item; the long way gives the same answer
                 sequence.seen_in = number
+                marker[1] = sequence.mark
                 try:
                     accepted = sequence.matcher.accept(accept)
                 except BackendError:
@@ -201,6 +217,7 @@ class SequenceTable:
         created = action in (Action.OPEN, Action.FORK)
         sequence = self._create(sequence_id, action, grammar_id, source_id) if created else self._known(sequence_id, number)
         sequence.seen_in = number
+        self._marker[1] = sequence.mark
         if action == Action.CLOSE:
             del self._sequences[sequence_id]
             return (sequence_id, 0, 0, NO_ROW, 0, 0, len(sequence.history), _NOTHING, -1, 0), None
@@ -248,11 +265,12 @@ class SequenceTable:
                 held = self.grammars.get(grammar_id)
                 if held is None:
                     raise _ItemFailed(Status.GRAMMAR_NOT_FOUND, value=grammar_id)
-                return _Sequence(held.grammar.matcher(), held)
+                self._marker[1] = mark = self._mark_base | held.grammar_id
+                return _Sequence(held.grammar.matcher(), held, mark)
             source = self._sequences.get(source_id)
             if source is None:
                 raise _ItemFailed(Status.SEQUENCE_NOT_FOUND, value=source_id)
-            fork = _Sequence(source.matcher.fork(), source)
+            fork = _Sequence(source.matcher.fork(), source, source.mark)
         except BackendError:
             raise _ItemFailed(Status.BACKEND_FAILED, value=1) from None
         fork.history = source.history.copy()
@@ -368,12 +386,14 @@ class SequenceTable:
             if len(entries) == 1:
                 singles += entries
                 continue
+            self._marker[1] = self._mark_base  # grammar 0: several
             try:
                 batch.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
             except BackendError:  # one of them failed: find out which, and serve the others
                 singles += entries
         row_of_number = rows.row
         for at, row, sequence, effect in singles:
+            self._marker[1] = sequence.mark
             try:
                 sequence.matcher.fill_bitmask(row_of_number[row])
             except BackendError:

@@ -59,7 +59,9 @@ class Vocabulary:
             if not isinstance(token, bytes):
                 raise VocabularyError(f"token {token_id} is {type(token).__name__}, not bytes", field="tokens", token_id=token_id)
             if len(token) > MAX_TOKEN_BYTES:
-                raise VocabularyError(f"token {token_id} has {len(token)} bytes; at most {MAX_TOKEN_BYTES} are taken", field="tokens", token_id=token_id)
+                raise VocabularyError(
+                    f"token {token_id} has {len(token)} bytes; at most {MAX_TOKEN_BYTES} are taken", field="tokens", token_id=token_id
+                )
 
     @functools.cached_property
     def fingerprint(self) -> bytes:

@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from maskd.grammar import GrammarReport, GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Backend", "BackendFactory", "BatchFill", "Grammar", "Matcher"]
+__all__ = ["Backend", "BackendFactory", "BatchFill", "Grammar", "Matcher", "Serializer"]
 
 
 class Matcher(Protocol):
@@ -129,6 +129,21 @@ class BatchFill(Protocol):
             indices: as long as ``matchers``, no two equal.
         Raises:
             BackendError: a matcher failed; which rows were written is not known. The caller then fills one by one.
+        """
+
+
+@runtime_checkable
+class Serializer(Protocol):
+    """Optional: grammars travel between processes as bytes, so that what one compiled another need not."""
+
+    def serialize(self, grammar: Grammar) -> bytes:
+        """Returns ``grammar``, of this backend, as bytes; empty if this one cannot be serialised."""
+
+    def deserialize(self, data: bytes, spec: GrammarSpec, report: GrammarReport) -> Grammar:
+        """Returns the grammar that ``serialize`` packed, compiled from ``spec`` for the same vocabulary.
+
+        Raises:
+            GrammarError: not bytes of this library version.
         """
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -49,6 +50,7 @@ class CompileDesk:
         self._flights: dict[Key, _Flight] = {}
         self._verdicts: OrderedDict[Key, control.Compiled | GrammarError] = OrderedDict()
         self._strikes: dict[Key, int] = {}
+        self._suspects: set[Key] = set()
         self._slots = asyncio.Semaphore(config.compile_threads)
 
     async def admit(self, fingerprint: bytes, spec: GrammarSpec) -> control.Compiled | None:
@@ -96,6 +98,14 @@ class CompileDesk:
         self._strikes[key] = self._strikes.get(key, 0) + 1
         self._verdicts.pop(key, None)
         _log.warning("grammar held responsible", digest=key[1].hex()[:16], strikes=self._strikes[key], why=why)
+
+    def suspect(self, keys: Iterable[Key]) -> None:
+        """Marks grammars that were filled together when their worker died: from now on each is filled alone."""
+        self._suspects.update(keys)
+
+    def is_suspect(self, key: Key) -> bool:
+        """Whether the grammar must be filled alone."""
+        return key in self._suspects
 
     async def _compile(self, key: Key, spec: GrammarSpec) -> control.Compiled:
         async with self._slots:

@@ -186,6 +186,12 @@ class Nursery:
     async def _load(self, name: str, data: bytes) -> None:
         await self._request(lambda request: control.LoadVocabulary(request, name, data), _LOAD_SECONDS)
 
-    async def _request(self, make: Callable[[int], control.ToNursery], seconds: float, fds: tuple[int, ...] = (), cancel: Callable[[int], control.ToNursery] | None = None) -> object:
+    async def _request(
+        self,
+        make: Callable[[int], control.ToNursery],
+        seconds: float,
+        fds: tuple[int, ...] = (),
+        cancel: Callable[[int], control.ToNursery] | None = None,
+    ) -> object:
         assert self._peer is not None
         return await self._peer.request(make, seconds, fds, cancel)

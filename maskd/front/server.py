@@ -21,7 +21,9 @@ from grpc_reflection.v1alpha import reflection
 
 from maskd.config import Config, parse_listen
 from maskd.errors import ConfigError, MaskdError
+from maskd.front.compiles import CompileDesk
 from maskd.front.data_socket import DataSocket
+from maskd.front.nursery import Nursery
 from maskd.front.service import MaskService
 from maskd.front.sessions import SessionBook
 from maskd.front.vocabularies import VocabularyShelf
@@ -48,13 +50,16 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
         if scheme == "unix":
             stack.enter_context(_runtime_directory(address))
         workers: list[Worker] = []
-        book = SessionBook(config, workers)
-        shelf = VocabularyShelf(config, workers)
+        nursery = Nursery(config, lambda: shelf.as_bytes())
+        shelf = VocabularyShelf(config, nursery, workers)
+        book = SessionBook(config, workers, CompileDesk(config, nursery))
         _load_vocabularies(config, shelf)
+        stack.push_async_callback(nursery.stop)
         for number in range(config.workers):
-            workers.append(Worker(number, config, shelf.as_bytes, book.on_closed))
+            workers.append(Worker(number, config, nursery, book.on_closed, book.blame))
             stack.push_async_callback(workers[-1].stop)
         try:
+            await nursery.start()
             await asyncio.gather(*(worker.start() for worker in workers))
         except MaskdError as error:
             raise ConfigError(f"a worker cannot start: {error.message}") from None

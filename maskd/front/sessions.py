@@ -36,6 +36,7 @@ from maskd.errors import (
     UnavailableError,
     VocabularyMismatchError,
 )
+from maskd.front.compiles import CompileDesk, Key
 from maskd.front.workers import Worker
 from maskd.grammar import GrammarSpec
 from maskd.step import Item
@@ -64,6 +65,7 @@ class Session:
     arena: Arena | None = None
     used: float = field(default_factory=time.monotonic)
     next_grammar: int = 1
+    grammar_keys: dict[int, Key] = field(default_factory=dict)
     answered: tuple[Reply, Sequence[Item]] | None = None
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -74,10 +76,12 @@ class SessionBook:
     Args:
         config: the limits.
         workers: where sessions live.
+        desk: admits grammars.
     """
 
-    def __init__(self, config: Config, workers: Sequence[Worker]) -> None:
+    def __init__(self, config: Config, workers: Sequence[Worker], desk: CompileDesk) -> None:
         self._config = config
+        self._desk = desk
         self._workers = workers
         self._sessions: dict[int, Session] = {}
         self._next_id = 1
@@ -242,12 +246,18 @@ class SessionBook:
         for token_id in spec.options.stop_token_ids:
             if not 0 <= token_id < len(session.vocabulary.tokens):
                 raise InvalidRequestError(f"stop token {token_id} is not in the vocabulary", field="stop_token_ids", token_id=token_id)
-        grammar_id = 0
+        fingerprint = session.vocabulary.fingerprint
+        verdict = await self._desk.admit(fingerprint, spec)
+        if validate_only and verdict is not None:
+            return 0, control.GrammarCompiled(verdict.report, verdict.seconds, cached=False)
+        grammar_id, key = 0, (fingerprint, spec.digest())
         if not validate_only:
             grammar_id, session.next_grammar = session.next_grammar, session.next_grammar + 1
+            session.grammar_keys[grammar_id] = key
         try:
             compiled = await session.worker.request(
-                lambda number: control.CompileGrammar(number, session_id, grammar_id, spec), self._config.compile_seconds
+                lambda number: control.CompileGrammar(number, session_id, grammar_id, spec, verdict, self._desk.is_suspect(key)),
+                self._config.compile_seconds,
             )
         except DeadlineError:
             if grammar_id:
@@ -257,11 +267,26 @@ class SessionBook:
                 limit="compile_seconds", value=self._config.compile_seconds,
             ) from None  # fmt: skip
         assert isinstance(compiled, control.GrammarCompiled)
+        if verdict is not None:  # what the jail saw is the whole story: the worker only loaded it
+            seconds = 0.0 if compiled.cached else verdict.seconds
+            compiled = control.GrammarCompiled(verdict.report, seconds, compiled.cached)
         return grammar_id, compiled
 
     def delete_grammar(self, session_id: int, grammar_id: int) -> None:
         """Lets go of a grammar. Safe to repeat."""
-        self.get(session_id).worker.send(control.DropGrammar(session_id, grammar_id))
+        session = self.get(session_id)
+        session.grammar_keys.pop(grammar_id, None)  # a sequence may still use it, but a crash will not be blamed on it
+        session.worker.send(control.DropGrammar(session_id, grammar_id))
+
+    def blame(self, session_id: int, grammar_id: int, why: str) -> None:
+        """Passes on which grammar a worker died or hung in; 0 = one of the session's, so all of them are suspects."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return
+        if grammar_id in session.grammar_keys:
+            self._desk.strike(session.grammar_keys[grammar_id], why)
+        elif grammar_id == 0:
+            self._desk.suspect(session.grammar_keys.values())
 
     async def read(self, session_id: int) -> control.SessionState:
         """Returns the counts of a session, from its worker."""

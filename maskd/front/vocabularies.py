@@ -1,6 +1,6 @@
 """The front's shelf of vocabularies: what is loaded, and in every worker.
 
-Owns: the vocabularies as bytes, so that a restarted worker gets them back.
+Owns: the vocabularies as bytes, so that a restarted nursery gets them back.
 Knows nothing about: files (``maskd.tokenizer_files`` reads them), protobuf.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from maskd.config import Config
 from maskd.errors import CapacityError, NotFoundError
+from maskd.front.nursery import Nursery
 from maskd.front.workers import Worker
 from maskd.tokenizer_files import validate_vocabulary
 from maskd.vocabulary import Vocabulary
@@ -23,13 +24,15 @@ class VocabularyShelf:
 
     Args:
         config: ``vocabularies_limit``.
+        nursery: gets every vocabulary first, so that every worker forked later has it.
         workers: everyone gets every vocabulary.
     """
 
     limit_bytes = 64 << 20
 
-    def __init__(self, config: Config, workers: Sequence[Worker]) -> None:
+    def __init__(self, config: Config, nursery: Nursery, workers: Sequence[Worker]) -> None:
         self._limit = config.vocabularies_limit
+        self._nursery = nursery
         self._workers = workers
         self._kept: dict[bytes, Vocabulary] = {}
         self._adding = asyncio.Lock()
@@ -59,14 +62,15 @@ class VocabularyShelf:
                 return kept, warnings
             if len(self._kept) >= self._limit:
                 raise CapacityError(f"the daemon holds its {self._limit} vocabularies", limit="vocabularies_limit", value=self._limit)
+            await self._nursery.load_vocabulary(vocabulary.name, vocabulary.to_bytes())
             await asyncio.gather(*(worker.load_vocabulary(vocabulary.name, vocabulary.to_bytes()) for worker in self._workers))
             self._kept[vocabulary.fingerprint] = vocabulary
             return vocabulary, warnings
 
     def keep(self, vocabulary: Vocabulary) -> None:
-        """Keeps a vocabulary that workers will load when they start."""
+        """Keeps a vocabulary that the nursery will load when it starts."""
         self._kept[vocabulary.fingerprint] = vocabulary
 
     def as_bytes(self) -> list[tuple[str, bytes]]:
-        """Returns (name, bytes) of every vocabulary, for a worker that starts."""
+        """Returns (name, bytes) of every vocabulary, for a nursery that starts."""
         return [(vocabulary.name, vocabulary.to_bytes()) for vocabulary in self._kept.values()]

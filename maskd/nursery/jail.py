@@ -25,7 +25,7 @@ import numpy as np
 from maskd import _shm
 from maskd.backends.base import Backend, Grammar, Serializer
 from maskd.bitmask import allowed_token_ids, row_stride_words
-from maskd.control import CompileLimits, Compiled, Failure, failure_of
+from maskd.control import Compiled, CompileLimits, Failure, failure_of
 from maskd.errors import BackendError, GrammarTooLargeError, GrammarUnsatisfiableError, MaskdError
 from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
@@ -39,7 +39,9 @@ _ARTEFACT_BYTES = 64 << 20
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 
 
-def run_child(out: int, backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits) -> None:
+def run_child(
+    out: int, backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits
+) -> None:
     """Compiles ``spec`` and writes the verdict to the descriptor ``out``. Called in a fresh fork; the caller exits after it."""
     _confine(out, limits)
     verdicts: list[Compiled | Failure] = []
@@ -76,12 +78,17 @@ def _confine(out: int, limits: CompileLimits) -> None:
         os.sched_setaffinity(0, limits.cpus)
 
 
-def _judge(backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits) -> Compiled | Failure:
+def _judge(
+    backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits
+) -> Compiled | Failure:
     started = time.perf_counter()
     try:
         grammar = backend.compile(spec)
         seconds = time.perf_counter() - started
-        slowest = _walk(grammar, vocabulary, limits)
+        try:
+            slowest = _walk(grammar, vocabulary, limits)
+        except BackendError as error:  # the library passes its own limits within a few tokens
+            raise GrammarTooLargeError(error.message, limit="library") from None
         holder = named[grammar.report.backend]
         artefact = holder.serialize(grammar) if isinstance(holder, Serializer) else b""
         return Compiled(grammar.report, seconds, slowest, artefact if len(artefact) <= _ARTEFACT_BYTES else b"")

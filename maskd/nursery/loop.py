@@ -30,7 +30,7 @@ from maskd.worker.process import run_worker
 __all__ = ["NurseryLoop"]
 
 _log = structlog.get_logger()
-_Verdict = msgspec.msgpack.Decoder(control.Compiled | control.Failure)
+_Verdict: msgspec.msgpack.Decoder[control.Compiled | control.Failure] = msgspec.msgpack.Decoder(control.Compiled | control.Failure)
 
 
 @dataclass
@@ -157,7 +157,12 @@ class NurseryLoop:
         backend = named.get(message.spec.backend)
         if backend is None:
             names = ", ".join(named)
-            self._reply(message.request, control.failure_of(GrammarUnsupportedError(f"no backend {message.spec.backend!r} here; give one of {names}", backends=names)))
+            self._reply(
+                message.request,
+                control.failure_of(
+                    GrammarUnsupportedError(f"no backend {message.spec.backend!r} here; give one of {names}", backends=names)
+                ),
+            )
             return
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()

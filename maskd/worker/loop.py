@@ -15,14 +15,15 @@ import os
 import select
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import structlog
 
 from maskd import _shm, backends, control
 from maskd.backends.auto import AutoBackend
-from maskd.backends.base import Backend, BatchFill, Grammar
+from maskd.backends.base import Backend, BatchFill, Grammar, Serializer
 from maskd.errors import CapacityError, GrammarError, GrammarUnsupportedError, MaskdError, NotFoundError, ProtocolError, UnavailableError
+from maskd.grammar import GrammarSpec
 from maskd.grammars import Compiled, GrammarCache
 from maskd.layout import Layout
 from maskd.marker import Marker
@@ -218,11 +219,12 @@ class WorkerLoop:
                 f"the session holds its {self._grammars_per_session} grammars; delete one first",
                 limit="grammars_per_session", value=self._grammars_per_session,
             )  # fmt: skip
-        spec = message.spec
+        spec, verdict = message.spec, message.verdict
         _, named = self._vocabularies[session.vocabulary.fingerprint]
-        backend = named.get(spec.backend)
+        name = verdict.report.backend if verdict is not None else spec.backend
+        backend = named.get(name)
         if backend is None:
-            raise GrammarUnsupportedError(f"no backend {spec.backend!r} here; give one of {', '.join(named)}", backends=", ".join(named))
+            raise GrammarUnsupportedError(f"no backend {name!r} here; give one of {', '.join(named)}", backends=", ".join(named))
         key = (session.vocabulary.fingerprint, spec.digest())
 
         def answer(compiled: Compiled) -> None:
@@ -234,11 +236,12 @@ class WorkerLoop:
             else:
                 if message.grammar_id:
                     holder = named[outcome.report.backend]
-                    grammars[message.grammar_id] = HeldGrammar.of(outcome, holder if isinstance(holder, BatchFill) else None)
+                    batch = holder if isinstance(holder, BatchFill) and not message.solo else None
+                    grammars[message.grammar_id] = HeldGrammar.of(message.grammar_id, outcome, batch)
                 self._reply(message.request, control.GrammarCompiled(outcome.report, compiled.seconds, compiled.cached))
 
         if self._cache.request(key, answer):
-            self._pool.submit(functools.partial(backend.compile, spec), functools.partial(self._finish_compile, key))
+            self._pool.submit(functools.partial(_make, backend, spec, verdict), functools.partial(self._finish_compile, key))
 
     def _finish_compile(self, key: tuple[bytes, bytes], outcome: Grammar | MaskdError, seconds: float) -> None:
         if isinstance(outcome, MaskdError) and not isinstance(outcome, GrammarError):
@@ -275,3 +278,10 @@ class WorkerLoop:
         except OSError as error:
             raise UnavailableError(f"the front is gone: {error.strerror}") from None
         self._epoll.modify(self._channel.fileno(), select.EPOLLIN | (select.EPOLLOUT if self._outbox else 0))
+
+
+def _make(backend: Backend, spec: GrammarSpec, verdict: control.Compiled | None) -> Grammar:
+    """Returns the grammar: from the artefact of its verdict where there is one, else compiled."""
+    if verdict is not None and verdict.artefact and isinstance(backend, Serializer):
+        return backend.deserialize(verdict.artefact, spec, verdict.report)
+    return backend.compile(spec)

@@ -32,13 +32,18 @@ class WorkerSession:
         CapacityError: no memory or no descriptors for the segments.
     """
 
-    def __init__(self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, sequence_capacity: int, epoch: int) -> None:
+    def __init__(
+        self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, sequence_capacity: int, epoch: int, marker: memoryview
+    ) -> None:
         self.session_id = session_id
         self.vocabulary = vocabulary
         self.layout = layout
-        self.table = SequenceTable(len(vocabulary.tokens), vocabulary.vocab_size, vocabulary.stop_token_ids, sequence_capacity)
+        self.table = SequenceTable(
+            len(vocabulary.tokens), vocabulary.vocab_size, vocabulary.stop_token_ids, sequence_capacity, marker, session_id
+        )
         self.lease: socket.socket | None = None
         self.completed = 0
+        self._marker = marker
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self._cleanup.close)
@@ -126,7 +131,9 @@ class WorkerSession:
         if items is None:
             raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
         _shm.store_u64(rows_cell, 2 * step - 1)
+        self._marker[0] += 1
         results = self.table.step(step, items, rows)
+        self._marker[0] += 1
         _shm.write_results(rows_cell, layout.results_offset, layout.forced_offset, layout.forced_capacity, step, clock() - started, results)
         _shm.store_u64(rows_cell, 2 * step)
         self.completed = step
