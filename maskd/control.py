@@ -20,12 +20,11 @@ from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
     "AttachSession", "CloseSession", "CompileGrammar", "Drain", "DropGrammar", "Failure", "FrameReader", "GrammarCompiled",
-    "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState", "ToFront", "ToWorker", "encode",
-    "error_of", "failure_of", "write_frame",
+    "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState", "ToFront",
+    "ToWorker", "encode", "error_of", "failure_of", "write_frame",
 ]  # fmt: skip
 
 _HEAD = struct.Struct("<II")
-MAX_FRAME_BYTES = 1 << 29
 MAX_FDS = 4
 
 
@@ -182,7 +181,10 @@ def write_frame(sock: socket.socket, frame: bytes | memoryview, fds: Sequence[in
 
 
 class FrameReader:
-    """Turns what comes in on a socket into messages with their descriptors."""
+    """Turns what comes in on a socket into messages with their descriptors.
+
+    A descriptor that this process had no room for (EMFILE) comes as -1: its message must fail, the channel must not.
+    """
 
     def __init__(self, sock: socket.socket, kind: object) -> None:
         self._sock = sock
@@ -197,13 +199,15 @@ class FrameReader:
             UnavailableError: the other end is closed.
         """
         try:
-            data, fds, flags, _ = socket.recv_fds(self._sock, 1 << 18, MAX_FDS)
+            data, fds, flags, _ = socket.recv_fds(self._sock, 1 << 18, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError as error:
             raise UnavailableError(f"the control channel broke: {error.strerror}") from None
         self._fds.extend(fds)
-        if not data or flags & socket.MSG_CTRUNC:
+        if flags & socket.MSG_CTRUNC:
+            self._fds.append(-1)  # every frame brings one at most
+        if not data:
             raise UnavailableError("the control channel is closed")
         self._buffer += data
         at = 0

@@ -33,6 +33,7 @@ class VocabularyShelf:
         self._workers = workers
         self._kept: dict[bytes, Vocabulary] = {}
         self._adding = asyncio.Lock()
+        self._incoming: Vocabulary | None = None
 
     def __iter__(self) -> Iterator[Vocabulary]:
         return iter(self._kept.values())
@@ -59,7 +60,11 @@ class VocabularyShelf:
                 return kept, warnings
             if len(self._kept) >= self._limit:
                 raise CapacityError(f"the daemon holds its {self._limit} vocabularies", limit="vocabularies_limit", value=self._limit)
-            await asyncio.gather(*(worker.load_vocabulary(vocabulary.name, vocabulary.to_bytes()) for worker in self._workers))
+            self._incoming = vocabulary  # a worker that starts right now loads it by itself
+            try:
+                await asyncio.gather(*(worker.load_vocabulary(vocabulary.name, vocabulary.to_bytes()) for worker in self._workers))
+            finally:
+                self._incoming = None
             self._kept[vocabulary.fingerprint] = vocabulary
             return vocabulary, warnings
 
@@ -69,4 +74,5 @@ class VocabularyShelf:
 
     def as_bytes(self) -> list[tuple[str, bytes]]:
         """Returns (name, bytes) of every vocabulary, for a worker that starts."""
-        return [(vocabulary.name, vocabulary.to_bytes()) for vocabulary in self._kept.values()]
+        every = (*self._kept.values(), *([self._incoming] if self._incoming else []))
+        return [(vocabulary.name, vocabulary.to_bytes()) for vocabulary in every]

@@ -55,7 +55,6 @@ class Worker:
         self._vocabularies = vocabularies
         self._on_session_closed = on_session_closed
         self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
         self._pending: dict[int, asyncio.Future[object]] = {}
         self._next_request = 0
         self._outbox: asyncio.Queue[tuple[bytes, Sequence[int]]] = asyncio.Queue()
@@ -123,6 +122,11 @@ class Worker:
                     first.set_exception(error)
                     return
                 _log.error("worker failed", worker=self.number, reason=error.reason, error=error.message)
+            except Exception as error:  # no descriptor or no memory for a process, or no answer: try again later
+                if not first.done():
+                    first.set_exception(UnavailableError(f"the worker cannot be started: {type(error).__name__}: {error}"))
+                    return
+                _log.exception("worker failed", worker=self.number)
             if self._stopping:
                 break
             if not first.done():
@@ -135,26 +139,33 @@ class Worker:
 
     async def _live(self, first: asyncio.Future[None]) -> None:
         """One life of the process: spawn, load, serve, until the channel closes."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         options = {
             "front_pid": os.getpid(), "number": self.number, "log_level": self._config.log_level,
             "backend_names": self._config.backends, "native_threads": resolve_threads(self._config),
             "compile_threads": self._config.compile_threads, "cache_bytes": self._config.cache_bytes,
             "grammars_per_session": self._config.grammars_per_session, "spin_seconds": self._config.spin_seconds,
         }  # fmt: skip
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
-        self._channel = ours
         self._outbox = asyncio.Queue()
         with theirs:
             command = [sys.executable, "-m", "maskd.worker", str(theirs.fileno()), json.dumps(options)]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603
+            try:
+                self._process = process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)  # noqa: S603
+            except OSError:
+                ours.close()
+                raise
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tasks = [asyncio.create_task(self._read(ours, up)), asyncio.create_task(self._write(ours))]
         try:
             await asyncio.wait([up, tasks[0]], return_when=asyncio.FIRST_COMPLETED)
             if up.done():
-                for name, data in self._vocabularies():
-                    await self._load(name, data)
+                up.result()
+                loaded = set[bytes]()
+                while missing := [(name, data) for name, data in self._vocabularies() if data not in loaded]:
+                    for name, data in missing:  # others may be uploaded meanwhile
+                        await self._load(name, data)
+                        loaded.add(data)
                 self._ready.set()
                 if not first.done():
                     first.set_result(None)
@@ -165,8 +176,8 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             ours.close()
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+            process.kill()
+            await asyncio.to_thread(process.wait)
             self._bury()
 
     async def load_vocabulary(self, name: str, data: bytes) -> None:
@@ -214,6 +225,9 @@ class Worker:
                 _log.info("worker is up", worker=self.number, pid=message.pid, backends=message.backends)
                 if not up.done():
                     up.set_result(None)
+            case control.Reply(request=0):  # it could not be built, and has exited
+                if isinstance(message.result, control.Failure) and not up.done():
+                    up.set_exception(control.error_of(message.result))
             case control.Reply():
                 future = self._pending.get(message.request)
                 if future is not None and not future.done():
@@ -248,6 +262,7 @@ class Worker:
 
     def _bury(self) -> None:
         self._process = None
+        self._fail_pending()
         while not self._outbox.empty():
             for fd in self._outbox.get_nowait()[1]:
                 os.close(fd)

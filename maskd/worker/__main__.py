@@ -10,6 +10,8 @@ import socket
 import sys
 import threading
 
+from maskd import control
+from maskd.errors import MaskdError
 from maskd.logs import configure_logging
 from maskd.worker.compiler import STACK_BYTES
 from maskd.worker.loop import WorkerLoop
@@ -28,7 +30,12 @@ def main() -> None:
     if os.getppid() != options.pop("front_pid"):
         sys.exit("the front is gone")
     configure_logging(options.pop("log_level"), process=f"worker-{options.pop('number')}")
-    loop = WorkerLoop(socket.socket(fileno=fd), **options)
+    channel = socket.socket(fileno=fd)
+    try:
+        loop = WorkerLoop(channel, **options)
+    except MaskdError as error:
+        channel.sendall(control.encode(control.Reply(0, control.failure_of(error))))
+        sys.exit(2)
     threading.stack_size(STACK_BYTES)
     thread = threading.Thread(target=loop.run, name="data-path", daemon=True)
     thread.start()
