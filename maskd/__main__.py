@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def _serve(arguments: dict[str, object]) -> int:
     path = arguments.pop("config", None)
     settings = config.load(arguments, os.environ, str(path) if path is not None else None)
     configure_logging(settings.log_level, process="front")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes five descriptors; workers inherit it
     asyncio.run(_serve_until_signal(settings))
     return 0
 
@@ -52,17 +55,18 @@ def _serve(arguments: dict[str, object]) -> int:
 async def _serve_until_signal(settings: config.Config) -> None:
     from maskd.front.server import run  # gRPC is imported once the configuration is known to be good
 
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    stop = loop.create_future()
 
     def on_signal() -> None:
-        if stop.is_set():
+        if stop.done():
             os._exit(130)  # the second signal means now
-        stop.set()
+        stop.set_result(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     gc.freeze()
-    await run(settings, stop.wait())
+    await run(settings, stop)
 
 
 def _info(listen: str) -> int:

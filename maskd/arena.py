@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 
 from maskd import _shm
 from maskd import layout as lay
-from maskd.errors import CapacityError, DeadlineError, PermissionDeniedError, ProtocolError, StepOrderError, UnavailableError
+from maskd.errors import (
+    CapacityError,
+    DeadlineError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    ProtocolError,
+    StepOrderError,
+    UnavailableError,
+)
 from maskd.segments import Mapping
 from maskd.step import Item, Result, Status
 
@@ -188,6 +196,7 @@ class Arena:
 
         Raises:
             CapacityError: more items or tokens than the session was opened for; nothing was published.
+            InvalidRequestError: a number does not fit its field; nothing was published.
             StepOrderError: two steps are unanswered already.
         """
         cell = self._next_cell()
@@ -208,8 +217,11 @@ class Arena:
             )  # fmt: skip
         if len(flat) > len(tokens):
             raise CapacityError(f"{len(flat)} tokens in a step; the session takes {len(tokens)}", limit="token_capacity", value=len(tokens))
-        out[: len(records)] = records
-        tokens[: len(flat)] = flat
+        try:
+            out[: len(records)] = records
+            tokens[: len(flat)] = flat
+        except OverflowError as error:
+            raise InvalidRequestError(f"a number of the step does not fit its field: {error}", field="items") from None
         return self._publish(cell, len(records), len(flat))
 
     def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
@@ -227,8 +239,7 @@ class Arena:
         return self._publish(cell, len(items), len(tokens))
 
     def _next_cell(self) -> int:
-        if self.closed:
-            raise UnavailableError("the session is closed; open a new one and restore its sequences")
+        self._check_open()
         if self.submitted - self.collected >= lay.CELL_COUNT:
             raise StepOrderError(f"steps {self.collected + 1} to {self.submitted} are unanswered; collect one before the next submit")
         return (self.submitted + 1) % lay.CELL_COUNT
@@ -240,8 +251,14 @@ class Arena:
         _shm.publish(self._published, step, self._peer_flag, self.doorbell_fd)
         return step
 
+    def _check_open(self) -> None:
+        """Raises UnavailableError once the mappings are gone: their words must not be touched then."""
+        if self.closed:
+            raise UnavailableError("the session is closed; open a new one and restore its sequences")
+
     def is_done(self, step: int) -> bool:
         """Whether ``step`` is answered. Does not wait."""
+        self._check_open()
         return _shm.load_u64(self._completed) >= step
 
     def collect(self, *, timeout_seconds: float = 5.0, spin_seconds: float = 0.0) -> Reply:
@@ -255,6 +272,7 @@ class Arena:
         step = self.collected + 1
         if step > self.submitted:
             raise StepOrderError("there is no unanswered step to collect")
+        self._check_open()
         # HANDOFF worker -> engine
         if _shm.load_u64(self._completed) < step and (
             spin_seconds <= 0 or _shm.spin([self._completed], [step], int(spin_seconds * 1e9)) < 0
@@ -264,6 +282,7 @@ class Arena:
 
     def read_reply(self) -> Reply:
         """Returns the reply of the oldest unanswered step, which must be done (``is_done``)."""
+        self._check_open()
         step = self.collected + 1
         cell = step % lay.CELL_COUNT
         lock, number, item_count, forced_count, duration_ns = lay.ROWS_CELL.unpack_from(self._rows.view, self._rows_cell_at[cell])
@@ -295,11 +314,13 @@ class Arena:
 
     def ask_for_wakeup(self) -> None:
         """Asks the worker to ring ``reply_fd`` for its next reply. Look at ``is_done`` once more before sleeping."""
+        self._check_open()
         _shm.store_u32(self._need_wakeup, 1)
         _shm.fence()
 
     def clear_wakeup(self) -> None:
         """Takes the rings off ``reply_fd``."""
+        self._check_open()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.reply_fd)
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from maskd import __version__
 from maskd import layout as lay
 from maskd.arena import Arena, Reply
-from maskd.bitmask import row_stride_words
+from maskd.bitmask import row_of, row_stride_words
 from maskd.config import parse_listen
 from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, StepOrderError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec, Unenforced
@@ -200,7 +200,8 @@ class Client:
                     raise
         request.transport = pb.TRANSPORT_INLINE
         answer = self._call(self._stub.CreateSession, request)
-        return Session(self, answer.session_id, vocab_size, row_capacity, _Inline(self, answer.session_id, answer.row_stride_words))
+        stops = next((v.stop_token_ids for v in self.info().vocabularies if v.fingerprint == fingerprint), ())
+        return Session(self, answer.session_id, vocab_size, row_capacity, _Inline(self, answer, row_capacity, row_of(stops, vocab_size)))
 
     def _call(self, method: Callable[..., _Answer], request: object, timeout_seconds: float = _CALL_SECONDS) -> _Answer:
         try:
@@ -263,7 +264,7 @@ class Session:
         """Publishes one step for the whole batch and returns its number, at once. At most two steps may be unanswered.
 
         Raises:
-            CapacityError, StepOrderError: nothing was published. UnavailableError.
+            CapacityError, StepOrderError, InvalidRequestError: nothing was published. UnavailableError.
         """
         return self._transport.submit(items)
 
@@ -331,15 +332,18 @@ class _Inline:
 
     name: Literal["shm", "inline"] = "inline"
 
-    def __init__(self, client: Client, session_id: int, row_stride_words: int) -> None:
+    def __init__(self, client: Client, opened: pb.CreateSessionResponse, row_capacity: int, stop_row: NDArray[np.int32]) -> None:
         self._client = client
-        self._session_id = session_id
-        self._stride = row_stride_words
+        self._session_id = opened.session_id
+        self._item_capacity, self._token_capacity = opened.item_capacity, opened.token_capacity
+        self._row_capacity = row_capacity
+        self._stop_row = stop_row
         self._requests: queue.SimpleQueue[pb.StreamStepsRequest | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[pb.StepSequencesResponse | MaskdError] = queue.SimpleQueue()
         self._unanswered: list[Sequence[Item]] = []
         self._submitted = 0
         self._ended: MaskdError | None = None
+        self._closed = False
         self._call = client._stub.StreamSteps(iter(self._requests.get, None))
         threading.Thread(target=self._receive, name="maskd-inline", daemon=True).start()
 
@@ -356,11 +360,33 @@ class _Inline:
             raise self._ended
         if len(self._unanswered) >= lay.CELL_COUNT:
             raise StepOrderError("two steps are unanswered; collect one before the next submit")
+        self._check(items)
+        try:
+            messages = [_item_message(item) for item in items]
+        except ValueError as error:
+            raise InvalidRequestError(f"a number of the step does not fit its field: {error}", field="items") from None
         self._submitted += 1
-        request = pb.StepSequencesRequest(session_id=self._session_id, step=self._submitted, items=[_item_message(item) for item in items])
+        request = pb.StepSequencesRequest(session_id=self._session_id, step=self._submitted, items=messages)
         self._requests.put(pb.StreamStepsRequest(step=request))
         self._unanswered.append(items)
         return self._submitted
+
+    def _check(self, items: Sequence[Item]) -> None:
+        """Refuses here what would end the stream there, and rows that the daemon never sees: it hands out its own."""
+        token_count = sum(len(item.accept) + len(item.drafts) for item in items)
+        for what, count, capacity in (("item", len(items), self._item_capacity), ("token", token_count, self._token_capacity)):
+            if count > capacity:
+                raise CapacityError(f"{count} {what}s in a step; the session takes {capacity}", limit=f"{what}_capacity", value=capacity)
+        taken: set[int] = set()
+        for item in items:
+            rows = range(item.row, item.row + 1 + len(item.drafts)) if item.row >= 0 or len(item.drafts) else range(0)
+            if item.row < NO_ROW or (rows and not 0 <= rows[0] <= rows[-1] < self._row_capacity) or not taken.isdisjoint(rows):
+                raise InvalidRequestError(
+                    f"sequence {item.sequence_id}: row {item.row} with {len(item.drafts)} drafts lies outside of the {self._row_capacity} "
+                    "rows of the session, or is another item's",
+                    field="row", sequence_id=item.sequence_id,
+                )  # fmt: skip
+            taken.update(rows)
 
     def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
         flat = tokens.tolist()
@@ -387,15 +413,17 @@ class _Inline:
 
     def _reply(self, answer: pb.StepSequencesResponse, items: Sequence[Item]) -> Reply:
         """Puts the rows where the items wanted them: the same picture as in shared memory."""
-        packed = np.frombuffer(answer.rows, dtype=np.int32).reshape(-1, self._stride)
-        row_count = max((item.row + 1 + len(item.drafts) for item in items if item.row >= 0), default=0)
-        rows = np.zeros((row_count, self._stride), dtype=np.int32)
+        stride = len(self._stop_row)
+        packed = np.frombuffer(answer.rows, dtype=np.int32).reshape(-1, stride)
+        rows = np.zeros((self._row_capacity, stride), dtype=np.int32)
         table = np.zeros(len(answer.results), dtype=lay.RESULT_DTYPE)
         forced: list[int] = []
         at = 0
         for i, (result, item) in enumerate(zip(answer.results, items, strict=True)):
             flags = result.terminated | result.accepting << 1 | result.all_allowed << 2
             row = item.row if result.row_count else NO_ROW
+            if item.row >= 0:
+                rows[item.row : item.row + 1 + len(item.drafts)] = self._stop_row
             table[i] = (
                 result.sequence_id, result.status, flags, row, result.row_count, result.accepted_count, result.position,
                 len(forced), len(result.forced_token_ids), result.detail_index, result.detail_value, b"",
@@ -411,12 +439,15 @@ class _Inline:
         return self._ended is None
 
     def close(self) -> None:
-        if self._ended is None:
+        if self._closed:
+            return
+        self._closed = True
+        self._requests.put(None)
+        if not isinstance(self._ended, UnavailableError):
             self._ended = UnavailableError("the session is closed")
-            self._requests.put(None)
             with contextlib.suppress(MaskdError):  # the daemon is gone, and the session with it
                 self._client._call(self._client._stub.DeleteSession, pb.DeleteSessionRequest(session_id=self._session_id), 2.0)
-            self._call.cancel()
+        self._call.cancel()
 
 
 def _spec_message(spec: GrammarSpec) -> pb.GrammarSpec:

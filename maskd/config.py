@@ -8,6 +8,7 @@ Owns: the knobs and how they are read. Knows nothing about: what they do.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import typing
@@ -119,7 +120,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1", field=name)
         for name in ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more", field=name)
         for name in ("compile_seconds", "mask_seconds", "hang_seconds", "claim_seconds", "lease_seconds", "step_seconds"):
             if not getattr(self, name) > 0:
@@ -144,7 +145,7 @@ def parse_listen(listen: str) -> tuple[Literal["unix"], str] | tuple[Literal["tc
             raise ConfigError(f"listen is {listen!r}; a socket path has at most 102 bytes (and .data is appended)", field="listen")
         return "unix", path
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"listen is {listen!r}; give unix:/path/maskd.sock or host:port", field="listen")
     return "tcp", listen
 
@@ -189,7 +190,10 @@ def _from_text(text: str, kind: Any, source: str) -> Any:
     """Reads one value from a flag or an environment variable; lists are comma-separated, or JSON."""
     try:
         if typing.get_origin(kind) is list:
-            return json.loads(text) if text.lstrip().startswith("[") else [part.strip() for part in text.split(",") if part.strip()]
+            if text.lstrip().startswith("["):
+                return json.loads(text)
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            return [{"path": part} for part in parts] if kind == list[VocabularySource] else parts
         return msgspec.convert(text, kind, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError(f"{source} is {text!r}: {error}", field=source) from None
@@ -205,16 +209,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
         if field.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
-            parser.add_argument(flag, type=_flag_type(field.type, flag), metavar=_metavar(field), default=argparse.SUPPRESS, help=text)
-
-
-def _flag_type(kind: Any, flag: str) -> typing.Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        if kind == list[VocabularySource]:
-            return [{"path": part} for part in text.split(",")] if not text.lstrip().startswith("[") else _from_text(text, kind, flag)
-        return _from_text(text, kind, flag)
-
-    return convert
+            parser.add_argument(
+                flag,
+                type=functools.partial(_from_text, kind=field.type, source=flag),
+                metavar=_metavar(field),
+                default=argparse.SUPPRESS,
+                help=text,
+            )
 
 
 def _metavar(field: msgspec.structs.FieldInfo) -> str:

@@ -20,13 +20,13 @@ from maskd.errors import MaskdError, UnavailableError, error_classes
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
-    "AttachSession", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits", "Compiled", "Drain", "DropGrammar", "Failure", "FrameReader", "GrammarCompiled",
-    "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "ToFront", "ToNursery", "WorkerExited", "ToWorker", "encode",
-    "error_of", "failure_of", "write_frame",
+    "AttachSession", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits", "Compiled", "Drain",
+    "DropGrammar", "Failure", "FrameReader", "GrammarCompiled", "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply",
+    "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "ToFront", "ToNursery", "ToWorker", "WorkerExited",
+    "encode", "error_of", "failure_of", "write_frame",
 ]  # fmt: skip
 
 _HEAD = struct.Struct("<II")
-MAX_FRAME_BYTES = 1 << 29
 MAX_FDS = 4
 
 
@@ -269,13 +269,17 @@ def write_frame(sock: socket.socket, frame: bytes | memoryview, fds: Sequence[in
 
 
 class FrameReader:
-    """Turns what comes in on a socket into messages with their descriptors."""
+    """Turns what comes in on a socket into messages with their descriptors.
+
+    A descriptor that this process had no room for (EMFILE) comes as -1: its message must fail, the channel must not.
+    """
 
     def __init__(self, sock: socket.socket, kind: object) -> None:
         self._sock = sock
         self._decoder = msgspec.msgpack.Decoder(kind)
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
+        self._truncated = False
 
     def read(self) -> Iterator[tuple[Any, list[int]]]:
         """Reads what is there (blocks once if the socket blocks) and yields the complete messages.
@@ -284,20 +288,27 @@ class FrameReader:
             UnavailableError: the other end is closed.
         """
         try:
-            data, fds, flags, _ = socket.recv_fds(self._sock, 1 << 18, MAX_FDS)
+            data, fds, flags, _ = socket.recv_fds(self._sock, 1 << 18, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError as error:
             raise UnavailableError(f"the control channel broke: {error.strerror}") from None
         self._fds.extend(fds)
-        if not data or flags & socket.MSG_CTRUNC:
+        if flags & socket.MSG_CTRUNC:
+            self._truncated = True
+        if not data:
             raise UnavailableError("the control channel is closed")
         self._buffer += data
         at = 0
         while len(self._buffer) - at >= _HEAD.size:
             length, fd_count = _HEAD.unpack_from(self._buffer, at)
-            if len(self._buffer) - at - _HEAD.size < length or len(self._fds) < fd_count:
+            if len(self._buffer) - at - _HEAD.size < length:
                 break
+            if len(self._fds) < fd_count:
+                if not self._truncated:
+                    break
+                self._fds.extend([-1] * (fd_count - len(self._fds)))
+                self._truncated = False
             start = at + _HEAD.size
             payload = bytes(memoryview(self._buffer)[start : start + length])
             at = start + length

@@ -16,6 +16,9 @@ from maskd.errors import MaskdError
 
 __all__ = ["Compiled", "GrammarCache", "Key"]
 
+_LEAST_BYTES = 64 << 10
+"""What a grammar is counted as at least: not every library can tell its size, and a count of 0 would bound nothing."""
+
 Key = tuple[bytes, bytes]
 """(fingerprint of the vocabulary, digest of the spec)"""
 
@@ -67,9 +70,13 @@ class GrammarCache:
         """Answers everybody who waits for ``key``. Errors are not remembered: the next request compiles again."""
         if not isinstance(outcome, MaskdError):
             self._compiled[key] = outcome
-            self.bytes += outcome.report.memory_bytes
+            self.bytes += _bytes_of(outcome)
             while self.bytes > self._limit and len(self._compiled) > 1:
                 _, evicted = self._compiled.popitem(last=False)
-                self.bytes -= evicted.report.memory_bytes
+                self.bytes -= _bytes_of(evicted)
         for number, waiter in enumerate(self._waiting.pop(key, ())):
             waiter(Compiled(outcome, seconds, cached=number > 0))
+
+
+def _bytes_of(grammar: Grammar) -> int:
+    return max(_LEAST_BYTES, grammar.report.memory_bytes)

@@ -78,7 +78,8 @@ ITEM_DTYPE = np.dtype(
 RESULT_DTYPE = np.dtype(
     [
         ("sequence_id", "<i8"), ("status", "<u2"), ("flags", "<u2"), ("row", "<i4"), ("row_count", "<u4"), ("accepted_count", "<u4"),
-        ("position", "<u4"), ("forced_offset", "<u4"), ("forced_count", "<u4"), ("detail_index", "<i4"), ("detail_value", "<i8"), ("zero", "V16"),
+        ("position", "<u4"), ("forced_offset", "<u4"), ("forced_count", "<u4"),
+        ("detail_index", "<i4"), ("detail_value", "<i8"), ("zero", "V16"),
     ]
 )  # fmt: skip
 

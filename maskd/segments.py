@@ -72,6 +72,8 @@ class Mapping:
         fd: the segment; not closed and not kept.
         size_bytes: what the peer said; checked against the real size, and against shrinking.
         writable: whether to map for writing.
+    Raises:
+        ProtocolError: another size, or not sealed. CapacityError: no address space or no descriptor left.
     """
 
     __slots__ = ("_mmap", "base", "bytes", "size", "view")
@@ -82,7 +84,11 @@ class Mapping:
         if fcntl.fcntl(fd, _F_GET_SEALS) & SEAL_NO_RESIZE != SEAL_NO_RESIZE and not writable:
             raise ProtocolError("the segment is not sealed against shrinking; refusing to read it")
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._mmap = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, access)
+        try:
+            self._mmap = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, access)  # duplicates the descriptor
+        except OSError as error:
+            limit = "descriptors" if error.errno in (errno.EMFILE, errno.ENFILE) else "memory"
+            raise CapacityError(f"cannot map a segment of {size_bytes} bytes: {error.strerror}", limit=limit, bytes=size_bytes) from None
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._mmap, dtype=np.uint8)
         self.view = memoryview(self._mmap)
         self.base: int = self.bytes.ctypes.data

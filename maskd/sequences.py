@@ -152,6 +152,7 @@ class SequenceTable:
         self._sequences: dict[int, _Sequence] = {}
         self._token_count = token_count
         self._stop_row = row_of(stop_token_ids, vocab_size)
+        self._row_flags = _ACCEPTING | (_ALL_ALLOWED if token_count == vocab_size else 0)  # padding is never allowed
         self._scratch = Rows(np.zeros((1, len(self._stop_row)), dtype=np.int32))
         self._capacity = sequence_capacity
         self._forced_limit = forced_limit
@@ -219,6 +220,7 @@ class SequenceTable:
         sequence.seen_in = number
         self._marker[1] = sequence.mark
         if action == Action.CLOSE:
+            self._stop_rows(rows, row, 1 + len(drafts))
             del self._sequences[sequence_id]
             return (sequence_id, 0, 0, NO_ROW, 0, 0, len(sequence.history), _NOTHING, -1, 0), None
         count = len(sequence.history) if rollback == ROLLBACK_ALL else rollback
@@ -302,7 +304,7 @@ class SequenceTable:
 
     def _failed(self, item: _shm.ItemTuple, failure: _ItemFailed, rows: Rows) -> _shm.ResultTuple:
         sequence_id, sequence = item[1], self._sequences.get(item[1])
-        if item[0] == 0:  # the row numbers of a malformed item mean nothing
+        if item[0] in (0, Status.TOKEN_OUT_OF_RANGE):  # the row numbers of a malformed item mean nothing
             self._stop_rows(rows, item[7], 1 + len(item[9]))
         position = len(sequence.history) if sequence else 0
         flags = _TERMINATED if sequence and sequence.terminated else 0
@@ -330,7 +332,7 @@ class SequenceTable:
             for position in range(len(drafts) + 1):
                 flags = self._fill(sequence, rows, row + position)
                 if position == 0:
-                    flags_out = flags & (_ACCEPTING | _ALL_ALLOWED)
+                    flags_out = flags & self._row_flags
                 row_count += 1
                 if position == len(drafts) or not sequence.accept(drafts[position : position + 1]) or sequence.terminated:
                     break
@@ -405,9 +407,9 @@ class SequenceTable:
         for (at, _, sequence, effect), flag in zip(pending, flags, strict=True):
             if flag & _ROW_EMPTY:
                 failed.append((at, sequence, effect, Status.NO_TOKEN_ALLOWED))
-            elif flag:
+            elif flag & self._row_flags:
                 result = results[at]
-                results[at] = (*result[:2], flag, *result[3:])
+                results[at] = (*result[:2], flag & self._row_flags, *result[3:])
         for at, sequence, effect, status in failed:
             item = items[at]
             try:

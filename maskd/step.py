@@ -184,7 +184,8 @@ _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
         f"sequence {r.sequence_id} accepted a stop token at position {r.detail_value}; roll back or close it", sequence_id=r.sequence_id
     ),
     Status.ROLLBACK_TOO_FAR: lambda r: RollbackError(
-        f"sequence {r.sequence_id} has {r.detail_value} tokens; no more can be rolled back", sequence_id=r.sequence_id, tokens=r.detail_value
+        f"sequence {r.sequence_id} has {r.detail_value} tokens; no more can be rolled back",
+        sequence_id=r.sequence_id, tokens=r.detail_value,
     ),
     Status.NO_TOKEN_ALLOWED: lambda r: BackendError(
         f"sequence {r.sequence_id}: the grammar allows no token at position {r.position}; stop the sequence",

@@ -63,15 +63,20 @@ class Daemon:
         """The log lines that are JSON."""
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
-    def worker_pids(self) -> list[int]:
-        """Processes whose parent is the front."""
-        pids = []
+    def pids(self, name: str) -> list[int]:
+        """Live processes of this daemon called ``name``: maskd-nursery, maskd-worker or maskd-jail."""
+        found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[1]) == self.process.pid and fields[0] != "Z":
-                    pids.append(int(stat.parent.name))
-        return pids
+                head, _, tail = stat.read_text().rpartition(")")
+                fields = tail.split()
+                if head.endswith(f"({name}") and int(fields[3]) == self.process.pid and fields[0] != "Z":
+                    found.append(int(stat.parent.name))
+        return found
+
+    def worker_pids(self) -> list[int]:
+        """The live workers."""
+        return self.pids("maskd-worker")
 
     def kill_worker(self) -> int:
         """kill -9 of the first worker; returns its pid."""

@@ -72,12 +72,12 @@ class LlguidanceMatcher:
     bits say whether the text is a complete match, and the matcher keeps the stop token itself.
     """
 
-    __slots__ = ("_grammar", "_history", "_native", "_stop", "is_terminated")
+    __slots__ = ("_grammar", "_history", "_native", "_not_text", "is_terminated")
 
     def __init__(self, grammar: LlguidanceGrammar, native: Any, history: list[int], is_terminated: bool) -> None:
         self._grammar = grammar
         self._native = native
-        self._stop = grammar.stop_token_ids
+        self._not_text = grammar.not_text
         self._history = history  # to stand again where it stood after a failed fill, which kills the native matcher
         self.is_terminated = is_terminated
 
@@ -105,7 +105,7 @@ class LlguidanceMatcher:
             return 0
         text = token_ids
         for index, token_id in enumerate(token_ids):
-            if token_id in self._stop:
+            if token_id in self._not_text:
                 text = token_ids[:index]
                 break
         accepted: int = 0
@@ -117,7 +117,7 @@ class LlguidanceMatcher:
                 self._history.extend(text[:accepted])
                 return accepted
             self._history.extend(text)
-        if len(text) < len(token_ids) and self._native.is_accepting():
+        if len(text) < len(token_ids) and token_ids[len(text)] in self._grammar.stop_token_ids and self._native.is_accepting():
             self.is_terminated = True
             return accepted + 1
         return accepted
@@ -143,6 +143,7 @@ class LlguidanceGrammar:
         self._template = template
         self.report = report
         self.stop_token_ids = frozenset(stop_token_ids or vocabulary.stop_token_ids)
+        self.not_text = self.stop_token_ids.union(vocabulary.stop_token_ids)
         self.overrides_stop = self.stop_token_ids != frozenset(vocabulary.stop_token_ids)
         self._default_stop = tuple((token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in vocabulary.stop_token_ids)
         self._new_stop = tuple((token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in self.stop_token_ids)

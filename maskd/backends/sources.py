@@ -60,30 +60,47 @@ def json_options(options: GrammarOptions) -> tuple[str, str]:
 
 
 _REGEX_UNIT = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|.", re.DOTALL)
-_REGEX_LIKE = {".": r"[^\n]", r"\s": r"[ \t\n\r\f\v]", r"\S": r"[^ \t\n\r\f\v]"}
 _REGEX_STRANGE = re.compile(r"\\[AzZG0ecpP]|\\[1-9bBkK]|\[:|&&|~~|--")
+_SURROGATES = r"\ud800-\udfff"
+_BEYOND = r"-\ud7ff\ue000-\U0010ffff"
+# The classes as ranges within brackets: xgrammar's own include surrogates, and its \s a no-break space.
+_REGEX_CLASSES = {
+    r"\d": "0-9",
+    r"\D": r"\x00-/:" + _BEYOND,
+    r"\s": r" \t\n\r\f\v",
+    r"\S": r"\x00-\x08\x0e-\x1f!" + _BEYOND,
+    r"\w": "a-zA-Z0-9_",
+    r"\W": r"\x00-/:-@\[-\^`{" + _BEYOND,
+}
 
 
 def regex_for_xgrammar(pattern: str) -> str:
     """Returns ``pattern`` so that xgrammar gives it the meaning that it has elsewhere.
 
-    In xgrammar "." matches a newline and ``\\s`` a no-break space; an anchor in mid-pattern, and escapes such as ``\\A``,
-    are read as something else with no more than a line on stderr.
+    In xgrammar "." matches a newline, ``\\s`` a no-break space, and every negated class UTF-8 encoded surrogates; an anchor
+    in mid-pattern, and escapes such as ``\\A``, are read as something else with no more than a line on stderr.
 
     Raises:
         GrammarUnsupportedError: the pattern has such a construct; llguidance reads or refuses it properly.
     """
     units = _REGEX_UNIT.findall(pattern)
+    read: list[str] = []
     for index, unit in enumerate(units):
-        if unit == "^" and index and units[index - 1] not in ("(", "|", ":"):
-            raise GrammarUnsupportedError("xgrammar ignores a ^ within a regex; use llguidance, or remove it", backends="llguidance")
-        if unit == "$" and index + 1 < len(units) and units[index + 1] not in (")", "|"):
-            raise GrammarUnsupportedError("xgrammar ignores a $ within a regex; use llguidance, or remove it", backends="llguidance")
+        inside = ("^" if index and units[index - 1] not in ("(", "|", ":") else "") + (
+            "$" if index + 1 < len(units) and units[index + 1] not in (")", "|") else ""
+        )
         strange = _REGEX_STRANGE.search(unit)
-        if strange:
+        if strange or unit in tuple(inside):
             raise GrammarUnsupportedError(
-                f"xgrammar does not read {strange[0]} in a regex as others do; use llguidance, or write it otherwise", backends="llguidance"
+                f"xgrammar does not read {strange[0] if strange else unit} here in a regex as others do; use llguidance, or write it otherwise",
+                backends="llguidance",
             )
-        if len(unit) > 2 and unit[0] == "[":
-            units[index] = unit.replace(r"\s", r" \t\n\r\f\v")
-    return "".join([_REGEX_LIKE.get(unit, unit) for unit in units])
+        if unit == ".":
+            unit = f"[^\\n{_SURROGATES}]"
+        elif unit in _REGEX_CLASSES:
+            unit = f"[{_REGEX_CLASSES[unit]}]"
+        elif len(unit) > 2 and unit[0] == "[":
+            body = re.sub(r"\\.", lambda match: _REGEX_CLASSES.get(match[0], match[0]), unit[1:-1], flags=re.DOTALL)
+            unit = f"[{body}{_SURROGATES if body[0] == '^' else ''}]"
+        read.append(unit)
+    return "".join(read)

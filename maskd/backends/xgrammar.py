@@ -42,13 +42,14 @@ def create(vocabulary: Vocabulary, *, threads: int) -> XgrammarBackend:
 class XgrammarMatcher:
     """The state of one sequence: a native handle. See ``Matcher``."""
 
-    __slots__ = ("_accept", "_fill", "_handle", "_never", "is_terminated")
+    __slots__ = ("_accept", "_fill", "_grammar", "_handle", "_never", "is_terminated")
 
-    def __init__(self, handle: Any, never: frozenset[int]) -> None:
+    def __init__(self, grammar: XgrammarGrammar, handle: Any) -> None:
+        self._grammar = grammar
         self._handle = handle
         self._accept: Callable[[int, bool], bool] = handle.accept_token
         self._fill: Callable[[NDArray[np.int32], int, bool], bool] = handle.fill_next_token_bitmask
-        self._never = never
+        self._never = grammar.never
         self.is_terminated: bool = handle.is_terminated()
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:
@@ -57,6 +58,8 @@ class XgrammarMatcher:
             self._fill(row, 0, False)
         except RuntimeError as error:
             raise BackendError(f"xgrammar cannot fill a row: {_short(error)}") from None
+        if self._grammar.replaced_stop:
+            self._grammar.clear_replaced_stop(row)
 
     def accept(self, token_ids: Sequence[int]) -> int:
         """See ``Matcher.accept``."""
@@ -80,24 +83,38 @@ class XgrammarMatcher:
 
     def fork(self) -> XgrammarMatcher:
         """See ``Matcher.fork``."""
-        return XgrammarMatcher(self._handle.fork(), self._never)
+        return XgrammarMatcher(self._grammar, self._handle.fork())
 
 
 class XgrammarGrammar:
-    """A compiled grammar. See ``Grammar``."""
+    """A compiled grammar. See ``Grammar``.
 
-    __slots__ = ("_compiled", "_never", "_stop", "report", "stop_token_ids")
+    Attributes:
+        never: ids that are never accepted.
+        replaced_stop: stop tokens of the vocabulary that this grammar replaces. xgrammar leaves them allowed in free text.
+    """
 
-    def __init__(self, compiled: Any, report: GrammarReport, stop_token_ids: Sequence[int], never: frozenset[int]) -> None:
+    __slots__ = ("_compiled", "_stop", "never", "replaced_stop", "report", "stop_token_ids")
+
+    def __init__(
+        self, compiled: Any, report: GrammarReport, options: GrammarOptions, vocabulary: Vocabulary, never: frozenset[int]
+    ) -> None:
         self._compiled = compiled
-        self._stop = list(stop_token_ids)
-        self._never = never.difference(stop_token_ids)
+        self._stop = list(options.stop_token_ids or vocabulary.stop_token_ids)
         self.report = report
-        self.stop_token_ids = frozenset(stop_token_ids)
+        self.stop_token_ids = frozenset(self._stop)
+        self.replaced_stop = tuple(token_id for token_id in vocabulary.stop_token_ids if token_id not in self.stop_token_ids)
+        self.never = never.union(self.replaced_stop) - self.stop_token_ids
 
     def matcher(self) -> XgrammarMatcher:
         """See ``Grammar.matcher``."""
-        return XgrammarMatcher(xgrammar.GrammarMatcher(self._compiled, override_stop_tokens=self._stop)._handle, self._never)
+        return XgrammarMatcher(self, xgrammar.GrammarMatcher(self._compiled, override_stop_tokens=self._stop)._handle)
+
+    def clear_replaced_stop(self, row: NDArray[np.int32]) -> None:
+        """Forbids ``replaced_stop`` in ``row``."""
+        words = row.view(np.uint32)
+        for token_id in self.replaced_stop:
+            words[token_id >> 5] &= ~np.uint32(1 << (token_id & 31))
 
 
 class _Notes:
@@ -171,7 +188,7 @@ class XgrammarBackend:
         report = GrammarReport(
             self.name, "asked for", tuple(notes.relaxed), tuple(dict.fromkeys(notes.warnings)), compiled.memory_size_bytes
         )
-        grammar = XgrammarGrammar(compiled, report, spec.options.stop_token_ids or self._vocabulary.stop_token_ids, never)
+        grammar = XgrammarGrammar(compiled, report, spec.options, self._vocabulary, never)
         row = np.zeros(self._width // 32, dtype=np.int32)
         grammar.matcher().fill_bitmask(row)
         if not row.any():
@@ -235,6 +252,9 @@ class XgrammarBackend:
             fill([matcher._handle for matcher in matchers], rows, indices, False)
         except RuntimeError as error:
             raise BackendError(f"xgrammar cannot fill the batch: {_short(error)}") from None
+        for matcher, index in zip(matchers, indices, strict=True):
+            if matcher._grammar.replaced_stop:
+                matcher._grammar.clear_replaced_stop(rows[index])
 
 
 def _literal(text: str) -> str:

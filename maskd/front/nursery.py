@@ -137,13 +137,13 @@ class Nursery:
             self._process = subprocess.Popen(  # noqa: S603
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **_QUIET}
             )
-        up = asyncio.Event()
+        up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._peer = Peer("the nursery", ours, lambda message: self._on_message(message, up))
         life = asyncio.create_task(self._peer.run())
-        ready = asyncio.create_task(up.wait())
         try:
-            await asyncio.wait([ready, life], return_when=asyncio.FIRST_COMPLETED)
-            if up.is_set():
+            await asyncio.wait([up, life], return_when=asyncio.FIRST_COMPLETED)
+            if up.done():
+                up.result()
                 for name, data in self._vocabularies():
                     await self._load(name, data)
                 self._ready.set()
@@ -152,16 +152,17 @@ class Nursery:
             await life
         finally:
             self._ready.clear()
-            for task in (ready, life):
-                task.cancel()
-            await asyncio.gather(ready, life, return_exceptions=True)
+            life.cancel()
+            await asyncio.gather(life, return_exceptions=True)
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
 
-    def _on_message(self, message: object, up: asyncio.Event) -> None:
+    def _on_message(self, message: object, up: asyncio.Future[None]) -> None:
         match message:
-            case control.Ready():
-                up.set()
+            case control.Ready() if not up.done():
+                up.set_result(None)
+            case control.Reply(result=control.Failure() as failure) if not up.done():  # it could not be built, and has exited
+                up.set_exception(control.error_of(failure))
             case control.WorkerExited():
                 exited = self._exits.get(message.pid)
                 if exited is not None and not exited.done():

@@ -104,7 +104,7 @@ class Peer:
             loop.remove_reader(self._channel)
 
     def _handle(self, message: object) -> None:
-        if not isinstance(message, control.Reply):
+        if not isinstance(message, control.Reply) or message.request == 0:
             self._on_message(message)
             return
         future = self._pending.get(message.request)

@@ -125,9 +125,15 @@ def _runtime_directory(path: str) -> Iterator[None]:
             raise ConfigError(f"{directory} belongs to another user; choose a directory of your own", field="listen")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another maskd serves {path}", field="listen") from None
-        Path(path).unlink(missing_ok=True)
+            ours = os.path.samestat(os.fstat(lock), os.stat(path + ".lock"))  # noqa: PTH116
+        except (BlockingIOError, FileNotFoundError):  # held, or removed by the one that is just leaving
+            ours = False
+        if not ours:
+            raise ConfigError(f"another maskd serves {path}", field="listen")
+        for socket_path in (Path(path), Path(path + ".data")):
+            if socket_path.exists() and not socket_path.is_socket():
+                raise ConfigError(f"{socket_path} is there already and is no socket; choose another path", field="listen")
+            socket_path.unlink(missing_ok=True)
         try:
             yield
         finally:

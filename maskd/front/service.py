@@ -40,7 +40,7 @@ def _typed(method: Callable[..., Awaitable[_Answer]]) -> Callable[..., Awaitable
             return await method(self, request, context)
         except MaskdError as error:
             await abort(context, error)
-        except (grpc.aio.AbortError, TimeoutError):
+        except grpc.aio.AbortError:
             raise
         except Exception as error:
             _log.exception("call failed", call=method.__name__)
@@ -121,6 +121,8 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             row_stride_words=row_stride_words(session.vocabulary.vocab_size),
             rows_bytes=session.opened.rows_bytes,
             steps_bytes=session.opened.steps_bytes,
+            item_capacity=session.layout.item_capacity,
+            token_capacity=session.layout.token_capacity,
         )
 
     @_typed
@@ -161,6 +163,9 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
                 yield pb.StreamStepsResponse(step=await self._step(request.step))
         except MaskdError as error:
             await abort(context, error)
+        except Exception as error:
+            _log.exception("call failed", call="StreamSteps")
+            await abort(context, MaskdError(f"the daemon failed in StreamSteps: {type(error).__name__}; its log says more"))
 
     async def _step(self, request: pb.StepSequencesRequest) -> pb.StepSequencesResponse:
         items = _items(request)

@@ -60,7 +60,7 @@ class Session:
     vocabulary: Vocabulary
     engine: str
     opened: control.SessionOpened
-    row_capacity: int
+    layout: lay.Layout
     token: bytes = b""
     arena: Arena | None = None
     used: float = field(default_factory=time.monotonic)
@@ -85,6 +85,7 @@ class SessionBook:
         self._workers = workers
         self._sessions: dict[int, Session] = {}
         self._next_id = 1
+        self._opening = 0
         self._emptied = asyncio.Event()
         self.draining = False
 
@@ -103,8 +104,8 @@ class SessionBook:
         return session
 
     async def create(
-        self, vocabulary: Vocabulary, *, vocab_size: int, row_capacity: int, item_capacity: int, token_capacity: int, sequence_capacity: int,
-        inline: bool, engine: str,
+        self, vocabulary: Vocabulary, *, vocab_size: int, row_capacity: int, item_capacity: int, token_capacity: int,
+        sequence_capacity: int, inline: bool, engine: str,
     ) -> Session:  # fmt: skip
         """Opens a session on the least loaded worker.
 
@@ -114,7 +115,7 @@ class SessionBook:
         config = self._config
         if self.draining:
             raise DrainingError("the daemon is shutting down and takes no new session")
-        if len(self._sessions) >= config.sessions:
+        if len(self._sessions) + self._opening >= config.sessions:
             raise CapacityError(f"the daemon holds its {config.sessions} sessions", limit="sessions", value=config.sessions)
         if vocab_size != vocabulary.vocab_size:
             raise VocabularyMismatchError(
@@ -139,15 +140,19 @@ class SessionBook:
         worker = self._choose_worker()
         session_id = self._next_id
         self._next_id += 1
-        opened = await worker.request(
-            lambda number: control.OpenSession(
+        self._opening += 1
+        try:
+            opened = await worker.request(lambda number: control.OpenSession(
                 number, session_id, vocabulary.fingerprint, layout.item_capacity, layout.row_capacity, layout.token_capacity,
                 sequence_capacity or config.sequences_per_session,
-            ),
-            _REQUEST_SECONDS,
-        )  # fmt: skip
+            ), _REQUEST_SECONDS)  # fmt: skip
+        except BaseException:  # the caller may have left while the worker was at it
+            worker.send(control.CloseSession(session_id))
+            raise
+        finally:
+            self._opening -= 1
         assert isinstance(opened, control.SessionOpened)
-        session = Session(session_id, worker, vocabulary, engine, opened, row_capacity)
+        session = Session(session_id, worker, vocabulary, engine, opened, layout)
         self._sessions[session_id] = session
         worker.sessions.add(session_id)
         if inline:
@@ -168,7 +173,10 @@ class SessionBook:
         return min(ready, key=lambda worker: len(worker.sessions))
 
     async def _attach_here(self, session: Session) -> Arena:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise CapacityError(f"no descriptor for an inline session: {error.strerror}", limit="descriptors") from None
         session.worker.send(control.AttachSession(session.session_id), [theirs.detach()])
         return await asyncio.to_thread(Arena, ours)
 
@@ -259,9 +267,11 @@ class SessionBook:
                 lambda number: control.CompileGrammar(number, session_id, grammar_id, spec, verdict, self._desk.is_suspect(key)),
                 self._config.compile_seconds,
             )
-        except DeadlineError:
+        except BaseException as error:  # also when the caller has left: nobody would know the id
             if grammar_id:
                 session.worker.send(control.DropGrammar(session_id, grammar_id))
+            if not isinstance(error, DeadlineError):
+                raise
             raise GrammarTimeoutError(
                 f"the compile did not end within compile_seconds = {self._config.compile_seconds}",
                 limit="compile_seconds", value=self._config.compile_seconds,

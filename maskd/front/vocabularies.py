@@ -62,9 +62,10 @@ class VocabularyShelf:
                 return kept, warnings
             if len(self._kept) >= self._limit:
                 raise CapacityError(f"the daemon holds its {self._limit} vocabularies", limit="vocabularies_limit", value=self._limit)
-            await self._nursery.load_vocabulary(vocabulary.name, vocabulary.to_bytes())
-            await asyncio.gather(*(worker.load_vocabulary(vocabulary.name, vocabulary.to_bytes()) for worker in self._workers))
-            self._kept[vocabulary.fingerprint] = vocabulary
+            data = vocabulary.to_bytes()
+            await self._nursery.load_vocabulary(vocabulary.name, data)
+            self._kept[vocabulary.fingerprint] = vocabulary  # a worker that is forked from here on has it
+            await asyncio.gather(*(worker.load_vocabulary(vocabulary.name, data) for worker in self._workers))
             return vocabulary, warnings
 
     def keep(self, vocabulary: Vocabulary) -> None:

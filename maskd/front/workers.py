@@ -125,6 +125,11 @@ class Worker:
                     first.set_exception(error)
                     return
                 _log.error("worker failed", worker=self.number, reason=error.reason, error=error.message)
+            except OSError as error:  # no descriptor for it: try again later
+                if not first.done():
+                    first.set_exception(UnavailableError(f"the worker cannot be started: {error.strerror}"))
+                    return
+                _log.error("worker failed", worker=self.number, error=error.strerror)
             if self._stopping:
                 break
             if not first.done():

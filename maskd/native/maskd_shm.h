@@ -293,11 +293,15 @@ static inline int maskd_attach(maskd_session *session, const char *data_socket_p
     session->doorbell_fd = fds[2];
     session->reply_fd = fds[3];
     session->next_step = 1;
-    if ((const void *)session->rows == MAP_FAILED || (void *)session->steps == MAP_FAILED || maskd_load_u64(&session->rows->magic) != MASKD_MAGIC_ROWS) {
-        close(session->lease_fd);
-        return -1;
-    }
-    return 0;
+    if ((const void *)session->rows != MAP_FAILED && (void *)session->steps != MAP_FAILED && maskd_load_u64(&session->rows->magic) == MASKD_MAGIC_ROWS &&
+        session->rows->layout_major == MASKD_LAYOUT_MAJOR)
+        return 0;
+    if ((const void *)session->rows != MAP_FAILED) munmap((void *)(uintptr_t)session->rows, grant.rows_bytes);
+    if ((void *)session->steps != MAP_FAILED) munmap(session->steps, grant.steps_bytes);
+    close(fds[2]);
+    close(fds[3]);
+    close(session->lease_fd);
+    return -1;
 }
 
 /* Publishes the step that was written into the cell of session->next_step, and returns its number. */
@@ -309,7 +313,7 @@ static inline uint64_t maskd_publish(maskd_session *session, uint32_t item_count
     cell->token_count = token_count;
     maskd_store_u64(&session->steps->published_step, step); /* HANDOFF engine -> worker */
     maskd_fence();
-    if (maskd_load_u32(&session->rows->worker_need_wakeup) && write(session->doorbell_fd, &one, sizeof(one)) < 0) return 0;
+    if (maskd_load_u32(&session->rows->worker_need_wakeup) && write(session->doorbell_fd, &one, sizeof(one)) < 0) return step; /* rung already */
     return step;
 }
 

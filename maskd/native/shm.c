@@ -180,10 +180,12 @@ static int check_item(const maskd_item *item, const int32_t *tokens, uint32_t to
 /* One item as (status, sequence_id, action, flags, grammar_id, source_sequence_id, rollback, row, accept, drafts, detail_index, detail_value). */
 static PyObject *item_tuple(const maskd_item *item, int status, const int32_t *tokens, int32_t detail_index, int64_t detail_value) {
     PyObject *tuple = PyTuple_New(12), *accept, *drafts;
-    uint32_t offset = status ? 0 : item->accept_offset;
+    int bounded = status == MASKD_OK || status == MASKD_TOKEN_OUT_OF_RANGE; /* else the counts were not believed */
+    uint32_t accept_count = bounded ? item->accept_count : 0, draft_count = bounded ? item->draft_count : 0;
+    uint32_t offset = accept_count || draft_count ? item->accept_offset : 0;
     if (!tuple) return NULL;
-    accept = int32_tuple(tokens + offset, status ? 0 : item->accept_count);
-    drafts = int32_tuple(tokens + offset + (status ? 0 : item->accept_count), status ? 0 : item->draft_count);
+    accept = int32_tuple(tokens + offset, accept_count);
+    drafts = int32_tuple(tokens + offset + accept_count, draft_count);
     if (!accept || !drafts) {
         Py_XDECREF(accept);
         Py_XDECREF(drafts);
@@ -294,7 +296,7 @@ static unsigned char finish_row(uint32_t *row, uint32_t stride_words, uint32_t t
         row[full] &= rest ? (UINT32_C(1) << rest) - 1 : 0;
         memset(row + full + 1, 0, sizeof(uint32_t) * (stride_words - full - 1));
     }
-    if (row[0] == UINT32_MAX) { /* ends at the first word that is not full: the second word of nearly every row */
+    if (row[0] == (full ? UINT32_MAX : (UINT32_C(1) << rest) - 1)) { /* ends at the first word that is not full: the second word of nearly every row */
         while (word < full && row[word] == UINT32_MAX) word++;
         if (word == full && (!rest || row[full] == (UINT32_C(1) << rest) - 1)) flags |= ROW_ALL_ALLOWED;
     }

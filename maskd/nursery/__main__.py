@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 
+from maskd import control
+from maskd.errors import MaskdError
 from maskd.logs import configure_logging
 from maskd.nursery.loop import NurseryLoop
 
@@ -27,7 +29,12 @@ def main() -> None:
     if os.getppid() != options.pop("front_pid"):
         sys.exit("the front is gone")
     configure_logging(options.pop("log_level"), process="nursery")
-    loop = NurseryLoop(socket.socket(fileno=fd), **options)
+    channel = socket.socket(fileno=fd)
+    try:
+        loop = NurseryLoop(channel, **options)
+    except MaskdError as error:  # an unknown backend
+        channel.sendall(control.encode(control.Reply(0, control.failure_of(error))))
+        sys.exit(2)
     gc.freeze()  # what is loaded stays, and stays shared
     loop.run()
 

@@ -22,7 +22,15 @@ import structlog
 from maskd import backends, control
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Backend
-from maskd.errors import BackendError, GrammarTimeoutError, GrammarUnsupportedError, MaskdError, NotFoundError, UnavailableError
+from maskd.errors import (
+    BackendError,
+    CapacityError,
+    GrammarTimeoutError,
+    GrammarUnsupportedError,
+    MaskdError,
+    NotFoundError,
+    UnavailableError,
+)
 from maskd.nursery.jail import run_child
 from maskd.vocabulary import Vocabulary
 from maskd.worker.process import run_worker
@@ -141,6 +149,11 @@ class NurseryLoop:
         return None
 
     def _spawn(self, message: control.SpawnWorker, channel_fd: int, marker_fd: int) -> None:
+        if min(channel_fd, marker_fd) < 0:
+            for fd in {channel_fd, marker_fd} - {-1}:
+                os.close(fd)
+            self._reply(message.request, control.failure_of(CapacityError("no descriptor for a worker", limit="descriptors")))
+            return
         pid = os.fork()
         if pid == 0:
             self._run_forked(lambda: run_worker(channel_fd, marker_fd, message, self._loaded), [channel_fd, marker_fd])

@@ -146,7 +146,7 @@ class CreateSessionRequest(_message.Message):
     def __init__(self, vocabulary_fingerprint: _Optional[bytes] = ..., vocab_size: _Optional[int] = ..., transport: _Optional[_Union[Transport, str]] = ..., row_capacity: _Optional[int] = ..., item_capacity: _Optional[int] = ..., token_capacity: _Optional[int] = ..., sequence_capacity: _Optional[int] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class CreateSessionResponse(_message.Message):
-    __slots__ = ("session_id", "data_token", "claim_seconds", "lease_seconds", "row_stride_words", "rows_bytes", "steps_bytes")
+    __slots__ = ("session_id", "data_token", "claim_seconds", "lease_seconds", "row_stride_words", "rows_bytes", "steps_bytes", "item_capacity", "token_capacity")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_TOKEN_FIELD_NUMBER: _ClassVar[int]
     CLAIM_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,8 @@ class CreateSessionResponse(_message.Message):
     ROW_STRIDE_WORDS_FIELD_NUMBER: _ClassVar[int]
     ROWS_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEPS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ITEM_CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_CAPACITY_FIELD_NUMBER: _ClassVar[int]
     session_id: int
     data_token: bytes
     claim_seconds: int
@@ -161,7 +163,9 @@ class CreateSessionResponse(_message.Message):
     row_stride_words: int
     rows_bytes: int
     steps_bytes: int
-    def __init__(self, session_id: _Optional[int] = ..., data_token: _Optional[bytes] = ..., claim_seconds: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., row_stride_words: _Optional[int] = ..., rows_bytes: _Optional[int] = ..., steps_bytes: _Optional[int] = ...) -> None: ...
+    item_capacity: int
+    token_capacity: int
+    def __init__(self, session_id: _Optional[int] = ..., data_token: _Optional[bytes] = ..., claim_seconds: _Optional[int] = ..., lease_seconds: _Optional[int] = ..., row_stride_words: _Optional[int] = ..., rows_bytes: _Optional[int] = ..., steps_bytes: _Optional[int] = ..., item_capacity: _Optional[int] = ..., token_capacity: _Optional[int] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
     __slots__ = ("session_id",)

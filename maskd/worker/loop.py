@@ -99,6 +99,9 @@ class WorkerLoop:
                     session.serve()
                 except ProtocolError as error:
                     self._close(session, error.message)
+                except Exception:  # a surprise of our own or of a library ends one session, never its neighbours
+                    _log.exception("step failed", session=session.session_id)
+                    self._close(session, "the worker failed in its step")
         return served
 
     def _spin(self) -> bool:
@@ -127,12 +130,8 @@ class WorkerLoop:
                     self._handle(message, fds)
             elif fd == self._pool.done_fd:
                 self._pool.finish()
-            elif (session := self._by_fd.get(fd)) is not None:
-                if fd == session.doorbell_fd:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(fd)
-                else:
-                    self._close(session, "the engine went away")
+            elif (session := self._by_fd.get(fd)) is not None and fd != session.doorbell_fd:
+                self._close(session, "the engine went away")
 
     # -- messages --------------------------------------------------------------------------------------------------
 
@@ -152,7 +151,9 @@ class WorkerLoop:
                     self._compile(message)
                 case control.DropGrammar():
                     if message.session_id in self._sessions:
-                        self._sessions[message.session_id].table.grammars.pop(message.grammar_id, None)
+                        session = self._sessions[message.session_id]
+                        session.awaited_grammars.discard(message.grammar_id)
+                        session.table.grammars.pop(message.grammar_id, None)
                 case control.ReadSession():
                     session = self._session(message.session_id)
                     state = control.SessionState(
@@ -188,13 +189,19 @@ class WorkerLoop:
         session = WorkerSession(message.session_id, vocabulary, layout, message.sequence_capacity, self._epoch, self._marker.words)
         self._sessions[message.session_id] = session
         self._by_fd[session.doorbell_fd] = session
-        self._epoll.register(session.doorbell_fd, select.EPOLLIN)
+        # Edge-triggered and never read: the engine shares the descriptor's flags, a read might be made to block.
+        self._epoll.register(session.doorbell_fd, select.EPOLLIN | select.EPOLLET)
         self._reply(message.request, control.SessionOpened(layout.rows_bytes, layout.steps_bytes))
 
     def _attach(self, session_id: int, fd: int) -> None:
-        lease = socket.socket(fileno=fd)
         session = self._sessions.get(session_id)
-        if session is None:
+        if fd < 0:
+            _log.error("out of descriptors: an engine cannot attach", session=session_id)
+            if session is not None:
+                self._close(session, "no descriptor was left for its lease")
+            return
+        lease = socket.socket(fileno=fd)
+        if session is None or session.lease is not None:
             lease.close()
             return
         try:
@@ -228,18 +235,21 @@ class WorkerLoop:
         key = (session.vocabulary.fingerprint, spec.digest())
 
         def answer(compiled: Compiled) -> None:
-            outcome = compiled.outcome
+            outcome, wanted = compiled.outcome, message.grammar_id in session.awaited_grammars
+            session.awaited_grammars.discard(message.grammar_id)
             if isinstance(outcome, MaskdError):
                 self._reply(message.request, control.failure_of(outcome))
             elif session.session_id not in self._sessions:
                 self._reply(message.request, control.failure_of(NotFoundError("the session ended during the compile", kind="session")))
             else:
-                if message.grammar_id:
-                    holder = named[outcome.report.backend]
+                if wanted:  # else it was dropped while it compiled, or is to be reported only
+                    holder = named.get(outcome.report.backend, backend)
                     batch = holder if isinstance(holder, BatchFill) and not message.solo else None
                     grammars[message.grammar_id] = HeldGrammar.of(message.grammar_id, outcome, batch)
                 self._reply(message.request, control.GrammarCompiled(outcome.report, compiled.seconds, compiled.cached))
 
+        if message.grammar_id:
+            session.awaited_grammars.add(message.grammar_id)
         if self._cache.request(key, answer):
             self._pool.submit(functools.partial(_make, backend, spec, verdict), functools.partial(self._finish_compile, key))
 

@@ -43,8 +43,10 @@ class WorkerSession:
         )
         self.lease: socket.socket | None = None
         self.completed = 0
+        self.awaited_grammars: set[int] = set()
         self._marker = marker
         self._cleanup = contextlib.ExitStack()
+        self._segment_fds = self._cleanup.enter_context(contextlib.ExitStack())
         with contextlib.ExitStack() as undo:
             undo.callback(self._cleanup.close)
             self._rows_fd = self._segment(f"maskd-rows-{session_id}", layout.rows_bytes)
@@ -60,14 +62,16 @@ class WorkerSession:
         seal(self._steps_fd, foreign_writes=True)
         seal(self._rows_fd, foreign_writes=False)
         self._base = self._rows.base
+        rows_at = [lay.PAGE_BYTES + c * layout.rows_cell_stride for c in range(lay.CELL_COUNT)]
+        shape = (layout.row_capacity, layout.row_stride_words)
         self._cells = [
             (
                 steps.base + lay.PAGE_BYTES + c * layout.steps_cell_stride,
-                self._base + lay.PAGE_BYTES + c * layout.rows_cell_stride,
-                Rows(self._rows.int32(lay.PAGE_BYTES + c * layout.rows_cell_stride + layout.rows_offset, (layout.row_capacity, layout.row_stride_words))),
+                self._base + at,
+                Rows(self._rows.int32(at + layout.rows_offset, shape)),
             )
-            for c in range(lay.CELL_COUNT)
-        ]  # fmt: skip
+            for c, at in enumerate(rows_at)
+        ]
         self.published_word = steps.base + lay.PUBLISHED_STEP_OFFSET
         self._engine_flag = steps.base + lay.ENGINE_NEED_WAKEUP_OFFSET
         self._completed_word = self._base + lay.COMPLETED_STEP_OFFSET
@@ -78,7 +82,7 @@ class WorkerSession:
 
     def _segment(self, name: str, size_bytes: int) -> int:
         fd = create_segment(name, size_bytes)
-        self._cleanup.callback(os.close, fd)
+        self._segment_fds.callback(os.close, fd)
         return fd
 
     def _eventfd(self) -> int:
@@ -105,6 +109,7 @@ class WorkerSession:
         grant = lay.GRANT.pack(lay.MAGIC_GRANT, 0, lay.MAJOR, lay.MINOR, self.session_id, self.layout.rows_bytes, self.layout.steps_bytes)
         fds = array.array("i", [self._rows_fd, self._steps_fd, self.doorbell_fd, self._reply_fd])
         lease.sendmsg([grant], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+        self._segment_fds.close()
 
     @property
     def has_work(self) -> bool:
