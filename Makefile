@@ -1,45 +1,63 @@
-# maskd. `make` lists the verbs; run and test need nothing but Python >= 3.10, make and a C compiler.
+# maskd. `make` lists the verbs; `make run` and `make test` need only Python >= 3.10 with its headers, make and a C compiler.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
+# Where to get torch from, instead of PyPI. Without a GPU the CPU build is a tenth of the download:
+#   make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml .ci/constraints.txt maskd/native/shm.c maskd/native/maskd_shm.h
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# torch first and exactly: the pin is the CPU build where one is provided, a range would take the newest CUDA build.
-TORCH := torch==2.13.0
+PROTO := proto/maskd/v1/mask_service.proto
+# pip tells of every requirement several times; what is fetched and installed is enough.
+PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " $$0; fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint fmt types proto bench all clean
+.PHONY: help install run test lint types fmt proto bench all clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install everything, pinned
 $(STAMP): $(INPUTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "maskd needs Python 3.10 or newer: make PYTHON=python3.12 …"; exit 1; }
+	@command -v cc >/dev/null || { echo "maskd needs a C compiler (cc), for 400 lines of C"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo "Python.h is missing; install the headers of Python (python3-dev)"; exit 1; }
 	@test -x $(BIN)/python || { echo "· creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "· installing (a few minutes the first time)"
-	@$(PIP) install --quiet --progress-bar off -c .ci/constraints.txt $(TORCH)
-	@$(PIP) install --quiet --progress-bar off -c .ci/constraints.txt -e '.[engine,dev]'
+	@echo "· installing pinned packages (some minutes the first time; torch is the largest)"
+	@$(PIP) install -c .ci/constraints.txt torch setuptools $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PROGRESS)
+	@$(PIP) install -c .ci/constraints.txt --no-build-isolation -e '.[engine,dev]' $(PROGRESS)
 	@touch $@
 
-run: $(STAMP) ## start the daemon, decode three grammars in one batch, print a valid JSON document
+run: $(STAMP) ## start the daemon, decode a batch with three grammars, print the valid documents
 	@$(BIN)/python -m engine_adapter demo
 
-test: $(STAMP) ## the whole suite
+test: $(STAMP) ## the whole suite; pytest's summary is the last thing printed
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
 
-lint: $(STAMP) ## ruff, import-linter, and that generated code is fresh
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
-	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=build --pyi_out=build --grpc_python_out=build proto/maskd/v1/mask_service.proto
-
-fmt: $(STAMP) ## format the code
-	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+lint: $(STAMP) ## ruff, import-linter, and that the generated code is fresh
+	@echo "· ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "· import-linter"
+	@$(BIN)/lint-imports --no-cache
+	@echo "· maskd/v1 is what $(PROTO) generates"
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" $(PROTO); \
+	for file in "$$fresh"/maskd/v1/*; do diff -u "maskd/v1/$${file##*/}" "$$file" || { echo "run 'make proto'"; exit 1; }; done
 
 types: $(STAMP) ## mypy, strict
 	@$(BIN)/mypy
 
+fmt: $(STAMP) ## format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
 proto: $(STAMP) ## generate maskd/v1 from proto/
-	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/maskd/v1/mask_service.proto
+	@$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
 
 bench: $(STAMP) ## in-process, shared memory and gRPC side by side
 	@$(BIN)/python -m tests.bench.step

@@ -14,6 +14,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,11 +50,16 @@ _REFUSALS = {
 }
 
 
+_STATUSES = tuple(Status)
+_INT32 = np.dtype(np.int32)
+_NO_TOKENS = np.zeros(0, dtype=_INT32)
+
+
 def result_of(row: Sequence[Any], forced: NDArray[np.int32]) -> Result:
-    """Returns the ``Result`` of one record of ``layout.RESULT_DTYPE``, given as a tuple."""
+    """Returns the ``Result`` of one record of ``layout.RESULT``, given as a tuple."""
     flags = row[2]
     return Result(
-        row[0], Status(row[1]), row[3], row[4], row[5], row[6], bool(flags & 1), bool(flags & 2), bool(flags & 4),
+        row[0], _STATUSES[row[1]], row[3], row[4], row[5], row[6], bool(flags & 1), bool(flags & 2), bool(flags & 4),
         tuple(forced[row[7] : row[7] + row[8]].tolist()) if row[8] else (), row[9], row[10],
     )  # fmt: skip
 
@@ -76,18 +82,21 @@ class Reply:
     rows: NDArray[np.int32]
     forced: NDArray[np.int32]
     worker_seconds: float
+    _ok: bool | None = field(default=None, repr=False)
     _results: list[Result] | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> bool:
         """Whether every item is OK."""
-        return not self.table["status"].any()
+        if self._ok is None:
+            self._ok = not self.table["status"].any()
+        return self._ok
 
     @property
     def results(self) -> list[Result]:
         """One ``Result`` an item, in the order of the items."""
         if self._results is None:
-            self._results = [result_of(row, self.forced) for row in self.table.tolist()]
+            self._results = [result_of(row, self.forced) for row in lay.RESULT.iter_unpack(self.table.data)]
         return self._results
 
 
@@ -127,15 +136,12 @@ class Arena:
         cells = range(lay.CELL_COUNT)
         rows_at = [lay.PAGE_BYTES + c * layout.rows_cell_stride for c in cells]
         steps_at = [lay.PAGE_BYTES + c * layout.steps_cell_stride for c in cells]
-        self._rows_cell_at = rows_at
+        self._rows_cell_at = [rows.base + at for at in rows_at]
         self._row_blocks = [rows.int32(at + layout.rows_offset, (layout.row_capacity, layout.row_stride_words)) for at in rows_at]
-        self._results_at = [at + layout.results_offset for at in rows_at]
-        self._forced_at = [at + layout.forced_offset for at in rows_at]
+        self._reply_shape = (layout.results_offset, layout.forced_offset, layout.item_capacity, layout.forced_capacity)
         self._steps_cell_at = steps_at
-        self._items = [
-            steps.bytes[at + layout.items_offset :][: lay.ITEM.size * layout.item_capacity].view(lay.ITEM_DTYPE) for at in steps_at
-        ]
-        self._tokens = [steps.int32(at + layout.tokens_offset, (layout.token_capacity,)) for at in steps_at]
+        self._items_at = [at + layout.items_offset for at in steps_at]
+        self._tokens_at = [at + layout.tokens_offset for at in steps_at]
         self._published = steps.base + lay.PUBLISHED_STEP_OFFSET
         self._need_wakeup = steps.base + lay.ENGINE_NEED_WAKEUP_OFFSET
         self._completed = rows.base + lay.COMPLETED_STEP_OFFSET
@@ -199,30 +205,29 @@ class Arena:
             InvalidRequestError: a number does not fit its field; nothing was published.
             StepOrderError: two steps are unanswered already.
         """
-        cell = self._next_cell()
-        out, tokens = self._items[cell], self._tokens[cell]
-        if len(items) > len(out):
-            raise CapacityError(f"{len(items)} items in a step; the session takes {len(out)}", limit="item_capacity", value=len(out))
+        cell, capacity = self._next_cell(), self.layout.item_capacity
+        if len(items) > capacity:
+            raise CapacityError(f"{len(items)} items in a step; the session takes {capacity}", limit="item_capacity", value=capacity)
+        view, at = self._steps.view, self._items_at[cell]
         flat: list[int] = []
-        records = []
-        for item in items:
-            offset = len(flat)
-            flat += item.accept
-            flat += item.drafts
-            records.append(
-                (
-                    item.sequence_id, item.grammar_id, item.source_sequence_id, item.action, int(item.want_forced),
-                    item.rollback, item.row, offset, len(item.accept), len(item.drafts), b"",
-                )
-            )  # fmt: skip
-        if len(flat) > len(tokens):
-            raise CapacityError(f"{len(flat)} tokens in a step; the session takes {len(tokens)}", limit="token_capacity", value=len(tokens))
         try:
-            out[: len(records)] = records
-            tokens[: len(flat)] = flat
-        except OverflowError as error:
+            for item in items:
+                lay.ITEM.pack_into(
+                    view, at, item.sequence_id, item.grammar_id, item.source_sequence_id, item.action, item.want_forced,
+                    item.rollback, item.row, len(flat), len(item.accept), len(item.drafts),
+                )  # fmt: skip
+                at += lay.ITEM.size
+                flat += item.accept
+                flat += item.drafts
+            tokens = array.array("i", flat).tobytes()
+        except (struct.error, OverflowError) as error:
             raise InvalidRequestError(f"a number of the step does not fit its field: {error}", field="items") from None
-        return self._publish(cell, len(records), len(flat))
+        capacity = self.layout.token_capacity
+        if len(flat) > capacity:
+            raise CapacityError(f"{len(flat)} tokens in a step; the session takes {capacity}", limit="token_capacity", value=capacity)
+        at = self._tokens_at[cell]
+        view[at : at + len(tokens)] = tokens
+        return self._publish(cell, len(items), len(flat))
 
     def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
         """The same from arrays: ``items`` (n,) of ``layout.ITEM_DTYPE``, ``tokens`` (m,) int32. For engines that keep
@@ -234,8 +239,13 @@ class Arena:
                 f"{self.layout.token_capacity}",
                 limit="item_capacity",
             )
-        self._items[cell][: len(items)] = items
-        self._tokens[cell][: len(tokens)] = tokens
+        # Through bytes, for numpy takes a microsecond to assign a slice of records.
+        view, at = self._steps.view, self._items_at[cell]
+        data = (items if items.dtype == lay.ITEM_DTYPE else items.astype(lay.ITEM_DTYPE)).tobytes()
+        view[at : at + len(data)] = data
+        at = self._tokens_at[cell]
+        data = (tokens if tokens.dtype == _INT32 else tokens.astype(_INT32)).tobytes()
+        view[at : at + len(data)] = data
         return self._publish(cell, len(items), len(tokens))
 
     def _next_cell(self) -> int:
@@ -285,14 +295,15 @@ class Arena:
         self._check_open()
         step = self.collected + 1
         cell = step % lay.CELL_COUNT
-        lock, number, item_count, forced_count, duration_ns = lay.ROWS_CELL.unpack_from(self._rows.view, self._rows_cell_at[cell])
-        if lock != 2 * step or number != step or item_count > self.layout.item_capacity or forced_count > self.layout.forced_capacity:
-            raise ProtocolError(f"the reply of step {step} is stamped {number} (lock {lock})")
-        at, forced_at = self._results_at[cell], self._forced_at[cell]
-        table = np.frombuffer(self._rows.bytes[at : at + lay.RESULT.size * item_count].tobytes(), dtype=lay.RESULT_DTYPE)
-        forced = np.frombuffer(self._rows.bytes[forced_at : forced_at + 4 * forced_count].tobytes(), dtype=np.int32)
+        copied = _shm.read_reply(self._rows_cell_at[cell], *self._reply_shape, step)
+        if copied is None:
+            raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
+        results, forced, duration_ns, failed = copied
         self.collected = step
-        return Reply(step, table, self._row_blocks[cell], forced, duration_ns / 1e9)
+        return Reply(
+            step, np.frombuffer(results, dtype=lay.RESULT_DTYPE), self._row_blocks[cell],
+            np.frombuffer(forced, dtype=_INT32) if forced else _NO_TOKENS, duration_ns / 1e9, not failed,
+        )  # fmt: skip
 
     def _park(self, step: int, timeout_seconds: float) -> None:
         deadline = time.monotonic() + timeout_seconds
@@ -344,7 +355,6 @@ class Arena:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
-        for name in ("_row_blocks", "_items", "_tokens"):
-            setattr(self, name, [])
+        self._row_blocks = []
         for mapping in self._mappings:
             mapping.close()

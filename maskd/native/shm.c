@@ -286,6 +286,24 @@ static PyObject *write_results(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* read_reply(cell, results_offset, forced_offset, item_capacity, forced_capacity, step)
+ *   -> (results, forced, duration_ns, failed), copies as bytes, or None if the cell holds another step. */
+static PyObject *read_reply(PyObject *self, PyObject *args) {
+    unsigned long long cell_address, results_offset, forced_offset, step;
+    unsigned int item_capacity, forced_capacity;
+    int failed = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KKKIIK", &cell_address, &results_offset, &forced_offset, &item_capacity, &forced_capacity, &step)) return NULL;
+    const maskd_rows_cell *cell = POINTER(const maskd_rows_cell, cell_address);
+    uint32_t item_count = cell->item_count, forced_count = cell->forced_count;
+    if (maskd_load_u64(&cell->lock) != 2 * step || cell->step != step || item_count > item_capacity || forced_count > forced_capacity) Py_RETURN_NONE;
+    const maskd_result *results = POINTER(const maskd_result, cell_address + results_offset);
+    for (uint32_t i = 0; i < item_count && !failed; i++) failed = results[i].status != MASKD_OK;
+    return Py_BuildValue("y#y#Ki", (const char *)results, (Py_ssize_t)(sizeof(maskd_result) * item_count),
+                         POINTER(const char, cell_address + forced_offset), (Py_ssize_t)(sizeof(int32_t) * forced_count),
+                         (unsigned long long)cell->duration_ns, failed);
+}
+
 enum { ROW_EMPTY = 1, ROW_ACCEPTING = 2, ROW_ALL_ALLOWED = 4 };
 
 /* Clears the bits from token_count on, and says what kind of row it is. */
@@ -360,6 +378,7 @@ static PyMethodDef methods[] = {
     {"spin", spin, METH_VARARGS, "spin(words, targets, nanoseconds) -> int: index of the first word >= its target, or -1; releases the GIL."},
     {"read_step", read_step, METH_VARARGS, "read_step(cell, items_offset, tokens_offset, item_capacity, token_capacity, vocab_size, row_capacity, step)"},
     {"write_results", write_results, METH_VARARGS, "write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, results)"},
+    {"read_reply", read_reply, METH_VARARGS, "read_reply(cell, results_offset, forced_offset, item_capacity, forced_capacity, step)"},
     {"finish_rows", finish_rows, METH_VARARGS, "finish_rows(rows, stride_words, token_count, indices, stops) -> bytes: flags, one a row."},
     {"only_token", only_token, METH_VARARGS, "only_token(row, stride_words) -> int: the one allowed id, or -1."},
     {NULL, NULL, 0, NULL},
