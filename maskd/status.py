@@ -28,6 +28,7 @@ DOMAIN = "maskd"
 _BY_REASON = {cls.reason: cls for cls in error_classes()}
 _CODES = {code.name: code for code in grpc.StatusCode}
 RETRY_SECONDS = 1
+_ENCODED_BYTES = 4096
 _BARE: dict[grpc.StatusCode, type[MaskdError]] = {  # what gRPC itself says, without our details
     grpc.StatusCode.RESOURCE_EXHAUSTED: CapacityError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
@@ -46,7 +47,21 @@ def to_status(error: MaskdError) -> status_pb2.Status:
     for detail in details:
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
-    return status_pb2.Status(code=_CODES[error.code].value[0], message=error.message, details=packed)
+    return status_pb2.Status(code=_CODES[error.code].value[0], message=_clip_encoded(error.message), details=packed)
+
+
+def _clip_encoded(message: str) -> str:
+    """Cuts ``message`` so that it has at most 4 KiB as gRPC sends it: bytes that are not printable ASCII count three times.
+
+    gRPC drops calls with more than 8 KiB of metadata at random, up to 16 KiB, where it drops all; the message travels
+    twice, once of them encoded so.
+    """
+    room, raw = _ENCODED_BYTES, message.encode("utf-8", "replace")
+    for at, byte in enumerate(raw):
+        room -= 1 if 0x20 <= byte < 0x7F and byte != 0x25 else 3
+        if room < 9 and len(raw) > at + 3:  # an ellipsis takes nine
+            return raw[:at].decode("utf-8", "ignore") + "…"
+    return message
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MaskdError) -> NoReturn:
@@ -59,7 +74,10 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MaskdError) 
 
 def from_rpc_error(error: grpc.RpcError) -> MaskdError:
     """Returns the error that the daemon raised, or UnavailableError if none came from it."""
-    status = rpc_status.from_call(error)
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # what arrived contradicts itself: gRPC replaced the code on its way
+        status = None
     if status is not None:
         for detail in status.details:
             info = error_details_pb2.ErrorInfo()

@@ -1,0 +1,330 @@
+"""The C extension: bounded reading of foreign bytes, results, rows, ordering words."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from maskd import _shm
+from maskd import layout as lay
+from maskd.bitmask import row_of
+from maskd.layout import ITEM_DTYPE, RESULT_DTYPE, Layout
+from maskd.step import NO_ROW, Action, ItemField, Status
+
+LAYOUT = Layout(vocab_size=100, item_capacity=4, row_capacity=6, token_capacity=16)
+
+
+class Cell:
+    """A steps cell in ordinary memory, with room around it that must not be read as items."""
+
+    def __init__(self, raw: bytes = b"") -> None:
+        self.bytes: NDArray[np.uint8] = np.zeros(LAYOUT.steps_cell_stride, dtype=np.uint8)
+        self.bytes[: len(raw)] = np.frombuffer(raw, dtype=np.uint8)
+
+    @property
+    def items(self) -> NDArray[np.void]:
+        return self.bytes[LAYOUT.items_offset : LAYOUT.tokens_offset].view(ITEM_DTYPE)
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        return self.bytes[LAYOUT.tokens_offset :][: 4 * LAYOUT.token_capacity].view(np.int32)
+
+    def head(self, step: int, item_count: int, token_count: int) -> None:
+        lay.STEPS_CELL.pack_into(self.bytes, 0, step, item_count, token_count)
+
+    def read(self, step: int = 1) -> list[_shm.ItemTuple] | None:
+        return _shm.read_step(
+            self.bytes.ctypes.data, LAYOUT.items_offset, LAYOUT.tokens_offset, LAYOUT.item_capacity, LAYOUT.token_capacity,
+            LAYOUT.vocab_size, LAYOUT.row_capacity, step,
+        )  # fmt: skip
+
+
+def one(**fields: object) -> Cell:
+    """A cell with one good item, but for ``fields``."""
+    cell = Cell()
+    item = cell.items[0]
+    good = {"sequence_id": 1, "row": NO_ROW, "accept_offset": 1, "accept_count": 2, "draft_count": 0}
+    for name, value in {**good, **fields}.items():
+        item[name] = value
+    cell.tokens[:] = np.arange(LAYOUT.token_capacity) + 10
+    cell.head(1, 1, 8)
+    return cell
+
+
+def check(items: list[_shm.ItemTuple] | None) -> None:
+    """What the table relies on, whatever the bytes were."""
+    if items is None:
+        return
+    assert len(items) <= LAYOUT.item_capacity
+    taken: set[int] = set()
+    for status, sequence_id, action, flags, _, _, rollback, row, accept, drafts, index, value in items:
+        assert status in (Status.OK, Status.INVALID_ITEM, Status.TOKEN_OUT_OF_RANGE)
+        assert len(accept) + len(drafts) <= LAYOUT.token_capacity
+        if status == Status.INVALID_ITEM:
+            assert index in list(ItemField)
+            continue
+        rows = set(range(row, row + 1 + len(drafts))) if row >= 0 else set()
+        assert rows <= set(range(LAYOUT.row_capacity))
+        assert not rows & taken
+        taken |= rows
+        bad = [i for i, token in enumerate((*accept, *drafts)) if not 0 <= token < LAYOUT.vocab_size]
+        if status == Status.TOKEN_OUT_OF_RANGE:
+            assert (index, value) == (bad[0], (*accept, *drafts)[bad[0]])
+            continue
+        assert not bad
+        assert sequence_id > 0
+        assert action in list(Action)
+        assert flags in (0, 1)
+        assert rollback >= -1
+        assert row >= -1
+        assert not drafts or row >= 0
+
+
+@given(st.binary(max_size=512))
+def test_read_step_when_the_cell_holds_any_bytes_then_none_or_items_within_bounds(raw: bytes) -> None:
+    """Random bytes never crash the worker, and what passes is within every bound."""
+    cell = Cell(raw)
+    check(cell.read(int.from_bytes(raw[:8], "little")))
+
+
+small = st.integers(-3, 20)
+WILD = st.one_of(small, st.sampled_from([1 << 15, (1 << 31) - 1, -(1 << 31)]))
+COUNT = st.one_of(st.integers(0, 9), st.sampled_from([1 << 31, (1 << 32) - 1]))
+
+
+@given(st.lists(st.tuples(WILD, st.integers(0, 5), st.integers(0, 3), WILD, WILD, COUNT, COUNT, COUNT), max_size=4), st.lists(small, max_size=16))
+def test_read_step_when_items_are_half_right_then_none_or_items_within_bounds(
+    items: list[tuple[int, ...]], tokens: list[int]
+) -> None:
+    """Plausible cells with wild numbers in them pass only within bounds."""
+    cell = Cell()
+    cell.tokens[: len(tokens)] = tokens
+    for record, (sequence_id, action, flags, rollback, row, offset, accept, drafts) in zip(cell.items, items, strict=False):
+        for name, value in (
+            ("sequence_id", sequence_id), ("action", action), ("flags", flags), ("rollback", rollback), ("row", row),
+            ("accept_offset", offset), ("accept_count", accept), ("draft_count", drafts),
+        ):  # fmt: skip
+            record[name] = value
+    cell.head(1, len(items), len(tokens))
+    out = cell.read()
+    assert out is not None
+    check(out)
+
+
+def test_read_step_when_the_item_is_good_then_its_fields_come_out() -> None:
+    """All twelve fields, tokens cut at the right places."""
+    cell = one(action=Action.FORK, flags=1, grammar_id=5, source_sequence_id=6, rollback=-1, row=2, draft_count=3)
+    assert cell.read() == [(0, 1, Action.FORK, 1, 5, 6, -1, 2, (11, 12), (13, 14, 15), -1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"sequence_id": 0}, ItemField.SEQUENCE_ID),
+        ({"sequence_id": -5}, ItemField.SEQUENCE_ID),
+        ({"action": 4}, ItemField.ACTION),
+        ({"flags": 2}, ItemField.FLAGS),
+        ({"rollback": -2}, ItemField.ROLLBACK),
+        ({"row": -2}, ItemField.ROW),
+        ({"row": 6}, ItemField.ROW),
+        ({"row": 4, "draft_count": 2}, ItemField.ROW),
+        ({"row": 0, "draft_count": 1, "accept_count": (1 << 32) - 1}, ItemField.TOKENS),
+        ({"draft_count": 1}, ItemField.ROW),
+        ({"accept_count": 8}, ItemField.TOKENS),
+        ({"accept_offset": (1 << 32) - 1}, ItemField.TOKENS),
+        ({"zero": b"\0" * 15 + b"\1"}, ItemField.ZERO),
+    ],
+)
+def test_read_step_when_a_field_is_bad_then_the_item_names_it(fields: dict[str, object], field: ItemField) -> None:
+    """INVALID_ITEM carries the number of the field, and no tokens."""
+    items = one(**fields).read()
+    assert items is not None
+    assert (items[0][0], items[0][8], items[0][9], items[0][10]) == (Status.INVALID_ITEM, (), (), field)
+
+
+@pytest.mark.parametrize("token", [-1, 100, (1 << 31) - 1, -(1 << 31)])
+def test_read_step_when_a_token_is_out_of_range_then_index_and_id_are_told(token: int) -> None:
+    """Draft tokens count on from the accepted ones; the rows of the item are known, so that they can be closed."""
+    cell = one(row=0, draft_count=1)
+    cell.tokens[3] = token
+    items = cell.read()
+    assert items is not None
+    assert (items[0][0], items[0][7:]) == (Status.TOKEN_OUT_OF_RANGE, (0, (11, 12), (token,), 2, token))
+
+
+def test_read_step_when_two_items_want_a_row_then_the_second_is_refused() -> None:
+    """Rows have one owner in a step; the first item keeps it."""
+    cell = one(row=0, draft_count=2)
+    cell.items[1] = cell.items[0]
+    cell.items[1]["sequence_id"], cell.items[1]["row"], cell.items[1]["draft_count"] = 2, 2, 0
+    cell.head(1, 2, 8)
+    items = cell.read()
+    assert items is not None
+    assert [(item[0], item[10]) for item in items] == [(Status.OK, -1), (Status.INVALID_ITEM, ItemField.ROW_TAKEN)]
+
+
+@pytest.mark.parametrize("head", [(2, 1, 0), (0, 1, 0), (1, 5, 0), (1, 1, 17), (1, (1 << 32) - 1, 0), (1, 0, (1 << 32) - 1)])
+def test_read_step_when_the_cell_lies_about_itself_then_none(head: tuple[int, int, int]) -> None:
+    """Another step's number, or counts beyond the capacity, end the session: there is nothing to answer."""
+    cell = Cell()
+    cell.head(*head)
+    assert cell.read() is None
+
+
+def results_cell(results: list[_shm.ResultTuple]) -> tuple[NDArray[np.uint8], NDArray[np.void], NDArray[np.int32]]:
+    raw = np.zeros(LAYOUT.rows_offset, dtype=np.uint8)
+    _shm.write_results(raw.ctypes.data, LAYOUT.results_offset, LAYOUT.forced_offset, LAYOUT.forced_capacity, 9, 123, results)
+    table = raw[LAYOUT.results_offset :][: RESULT_DTYPE.itemsize * len(results)].view(RESULT_DTYPE)
+    return raw, table, raw[LAYOUT.forced_offset :][: 4 * LAYOUT.forced_capacity].view(np.int32)
+
+
+i32 = st.integers(-(1 << 31), (1 << 31) - 1)
+u32 = st.integers(0, (1 << 32) - 1)
+i64 = st.integers(-(1 << 63), (1 << 63) - 1)
+u16 = st.integers(0, (1 << 16) - 1)
+RESULT = st.tuples(i64, u16, u16, i32, u32, u32, u32, st.lists(i32, max_size=5).map(tuple), i32, i64)
+
+
+@given(st.lists(RESULT, max_size=4))
+def test_write_results_when_read_back_then_every_field_is_there(results: list[_shm.ResultTuple]) -> None:
+    """RESULT_DTYPE reads what write_results wrote, forced tokens included."""
+    raw, table, forced = results_cell(results)
+    assert lay.ROWS_CELL.unpack_from(raw) == (0, 9, len(results), sum(len(r[7]) for r in results), 123)
+    for record, result in zip(table.tolist(), results, strict=True):
+        assert (*record[:7], record[9], record[10]) == (*result[:7], result[8], result[9])
+        assert tuple(forced[record[7] : record[7] + record[8]].tolist()) == result[7]
+        assert record[11] == b"\0" * 16
+
+
+def test_write_results_when_forced_tokens_do_not_fit_then_they_are_cut() -> None:
+    """Forced tokens are a hint: what does not fit is left out, and nothing is written behind their room."""
+    most = LAYOUT.forced_capacity
+    raw, table, forced = results_cell([(1, 0, 0, 0, 1, 1, 1, (7,) * (most - 1), -1, 0), (2, 0, 0, 0, 1, 1, 1, (8, 9), -1, 0)])
+    assert table["forced_count"].tolist() == [most - 1, 1]
+    assert forced[-1] == 8
+    assert not raw[LAYOUT.forced_offset + 4 * most :].any()
+
+
+@pytest.mark.parametrize("bad", [[(1, 2)], [(1,) * 10], [("x", 0, 0, 0, 1, 1, 1, (), -1, 0)], [(1, 0, 0, 0, 1, 1, 1, ("x",), -1, 0)], (1,)])
+def test_write_results_when_a_result_is_malformed_then_it_raises(bad: object) -> None:
+    """Our own mistakes are Python errors, never wild writes."""
+    with pytest.raises((ValueError, TypeError, SystemError)):
+        results_cell(bad)  # type: ignore[arg-type]
+
+
+STOPS = (3, 64)
+
+
+def finish(bits: NDArray[np.bool_], token_count: int) -> tuple[NDArray[np.int32], int]:
+    row = row_of(np.flatnonzero(bits).tolist(), len(bits))
+    block = np.stack([np.full_like(row, 0x55555555), row])
+    stops = np.array([stop for stop in STOPS if stop < token_count], dtype=np.int32).tobytes()
+    flags = _shm.finish_rows(block.ctypes.data, block.shape[1], token_count, [1], [stops])
+    assert (block[0] == 0x55555555).all()
+    return block[1], flags[0]
+
+
+@given(st.integers(1, 200), st.integers(0, 70), st.sampled_from(["random", "ones", "zeros", "tail"]), st.randoms(use_true_random=False))
+def test_finish_rows_when_compared_with_numpy_then_rows_and_flags_agree(token_count: int, padding: int, kind: str, random: object) -> None:
+    """Bits from token_count on are cleared; empty, accepting and all-allowed are told of what is left."""
+    vocab_size = token_count + padding
+    bits = np.zeros(vocab_size, dtype=bool)
+    if kind == "ones":
+        bits[:] = True
+    elif kind == "random":
+        bits[:] = [random.random() < 0.1 for _ in range(vocab_size)]  # type: ignore[attr-defined]
+    elif kind == "tail":
+        bits[token_count:] = True
+    row, flags = finish(bits, token_count)
+    expected = bits.copy()
+    expected[token_count:] = False
+    np.testing.assert_array_equal(row, row_of(np.flatnonzero(expected).tolist(), vocab_size))
+    accepting = any(expected[stop] for stop in STOPS if stop < token_count)
+    assert flags == (not expected.any()) | accepting << 1 | bool(expected[:token_count].all()) << 2
+
+
+@pytest.mark.parametrize("token_count", [1, 31, 32, 33, 63, 64, 65, 1023, 1024])
+def test_finish_rows_when_all_bits_are_set_then_the_tail_is_cut_at_any_boundary(token_count: int) -> None:
+    """On and off word boundaries, in a row with no padding and with a whole line of it."""
+    for vocab_size in (token_count, token_count + 1024):
+        row, flags = finish(np.ones(vocab_size, dtype=bool), token_count)
+        assert np.unpackbits(row.view(np.uint8)).sum() == token_count
+        assert flags & 4
+        assert not flags & 1
+
+
+@given(st.sets(st.integers(0, 299), max_size=3))
+def test_only_token_when_compared_with_the_set_then_it_is_the_single_id(ids: set[int]) -> None:
+    """The one allowed id, or -1 for none and for several."""
+    row = row_of(ids, 300)
+    assert _shm.only_token(row.ctypes.data, len(row)) == (next(iter(ids)) if len(ids) == 1 else -1)
+
+
+def test_words_when_stored_then_they_load_back() -> None:
+    """Plain ordering words, 32 and 64 bits."""
+    word = np.zeros(2, dtype=np.uint64)
+    _shm.store_u64(word.ctypes.data, (1 << 64) - 2)
+    _shm.store_u32(word.ctypes.data + 8, (1 << 32) - 3)
+    _shm.fence()
+    assert (_shm.load_u64(word.ctypes.data), _shm.load_u32(word.ctypes.data + 8)) == ((1 << 64) - 2, (1 << 32) - 3)
+    assert word.tolist() == [(1 << 64) - 2, (1 << 32) - 3]
+
+
+def test_publish_when_the_peer_is_awake_then_it_does_not_ring() -> None:
+    """The eventfd costs a system call: it is rung for a sleeping peer only."""
+    words, fd = np.zeros(2, dtype=np.uint64), os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        assert _shm.publish(words.ctypes.data, 5, words.ctypes.data + 8, fd) is False
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(fd)
+        words[1] = 1
+        assert _shm.publish(words.ctypes.data, 6, words.ctypes.data + 8, fd) is True
+        assert (os.eventfd_read(fd), words[0]) == (1, 6)
+    finally:
+        os.close(fd)
+
+
+def test_publish_when_the_eventfd_is_full_or_gone_then_full_is_fine_and_gone_is_an_error() -> None:
+    """A saturated counter is a wake-up that waits already; a closed descriptor is a bug."""
+    words, fd = np.array([0, 1], dtype=np.uint64), os.eventfd(0, os.EFD_NONBLOCK)
+    os.eventfd_write(fd, (1 << 64) - 2)
+    assert _shm.publish(words.ctypes.data, 1, words.ctypes.data + 8, fd) is True
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _shm.publish(words.ctypes.data, 2, words.ctypes.data + 8, fd)
+    assert words[0] == 2
+
+
+def test_spin_when_a_word_reaches_its_target_then_its_index_comes_back() -> None:
+    """The first word that is there wins; none in time is -1; bad arguments raise."""
+    words = np.array([1, 5, 9], dtype=np.uint64)
+    addresses = [words.ctypes.data + 8 * i for i in range(3)]
+    assert _shm.spin(addresses, [2, 5, 9], 1_000_000) == 1
+    assert _shm.spin(addresses, [2, 6, 10], 1000) == -1
+    assert _shm.spin([], [], 1000) == -1
+    with pytest.raises(ValueError, match="differ in length"):
+        _shm.spin(addresses, [1], 1000)
+    with pytest.raises(TypeError):
+        _shm.spin(["x"], [1], 1000)  # type: ignore[list-item]
+
+
+def test_spin_when_another_thread_stores_then_the_gil_was_free_for_it() -> None:
+    """A spinning thread does not keep the thread that it waits for from running."""
+    word = np.zeros(1, dtype=np.uint64)
+
+    def later() -> None:
+        time.sleep(0.02)
+        _shm.store_u64(word.ctypes.data, 1)
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    found = next((i for i in (_shm.spin([word.ctypes.data], [1], 50_000_000) for _ in range(200)) if i >= 0), None)
+    thread.join()
+    assert found == 0
