@@ -24,7 +24,7 @@ from maskd.backends.xgrammar_schema import NOT_UTF8, SURROGATES, rewrite
 from maskd.bitmask import row_stride_words
 from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, Unenforced
-from maskd.schema import JsonSchema, parse_schema
+from maskd.schema import JsonSchema, parse_schema, subschemas
 from maskd.schema_enforcement import NAMES_AGAIN, may_name_again, unenforced
 from maskd.vocabulary import Vocabulary
 
@@ -202,13 +202,19 @@ class XgrammarBackend:
         self._note(schema, spec.options, notes)
         item_separator, key_separator = json_options(spec.options)
         compact = spec.options.max_whitespace == 0
-        return self._text_compiler.compile_json_schema(
-            json.dumps(rewrite(schema, compact=compact)),
-            any_whitespace=not compact,
-            separators=(item_separator, key_separator),
-            strict_mode=False,
-            max_whitespace_cnt=spec.options.max_whitespace or None,
-        )
+        try:
+            return self._text_compiler.compile_json_schema(
+                json.dumps(rewrite(schema, compact=compact)),
+                any_whitespace=not compact,
+                separators=(item_separator, key_separator),
+                strict_mode=False,
+                max_whitespace_cnt=spec.options.max_whitespace or None,
+            )
+        except RuntimeError as error:
+            # Of a schema with parts, the part that nothing matches need not be needed.
+            if any(sign in str(error) for sign in _UNSATISFIABLE) and not any(subschemas(schema.value)):
+                raise GrammarUnsatisfiableError(f"nothing can match this {spec.kind}: {_short(error)}") from None
+            raise
 
     def _structural_tag(self, spec: GrammarSpec, never: frozenset[int], notes: _Notes) -> tuple[Any, frozenset[int]]:
         """Returns the compiled tag, and ``never`` less the special tokens if the tag speaks of tokens."""
@@ -295,8 +301,6 @@ def _refusal(spec: GrammarSpec, error: Exception) -> GrammarError:
     position = re.search(r"line (\d+), column (\d+)", text)
     metadata = {"line": position[1], "column": position[2]} if position else {}
     message = f"xgrammar refuses the {spec.kind}: {text}"
-    if spec.kind == "json_schema" and any(sign in text for sign in _UNSATISFIABLE):
-        return GrammarUnsatisfiableError(message)
     if "recursion" in text.lower() or "nest" in text.lower():
         return GrammarTooLargeError(message, limit="depth")
     # The schema passed our own checks, so what is left is what xgrammar cannot do.

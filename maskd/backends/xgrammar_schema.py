@@ -56,6 +56,7 @@ def rewrite(schema: JsonSchema, *, compact: bool, strict_mode: bool = False) -> 
         _modern_items(node)
         if node.get("additionalProperties") is False and not node.get("properties"):
             node.pop("propertyNames", None)  # there are no names; the library would take them as permission
+        _drop_false(node)
         for step, child in list(subschemas(node)):
             if child is True:
                 _set(node, step, {})
@@ -87,6 +88,13 @@ def _modern_items(node: Json) -> None:
         node["prefixItems"] = node.pop("items")
         if "additionalItems" in node:
             node["items"] = node.pop("additionalItems")
+
+
+def _drop_false(node: Json) -> None:
+    """Removes alternatives that nothing matches: the library gives up on the whole schema for one of them."""
+    for key in ("anyOf", "oneOf"):
+        if isinstance(node.get(key), list) and any(branch is not False for branch in node[key]):
+            node[key] = [branch for branch in node[key] if branch is not False]
 
 
 def _lengths(node: Json) -> None:
