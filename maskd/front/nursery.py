@@ -27,8 +27,12 @@ __all__ = ["Nursery"]
 _LOAD_SECONDS = 120.0
 _SPAWN_SECONDS = 10.0
 _GRACE_SECONDS = 5.0
-_QUIET = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
-"""No library may start threads at import: the nursery forks, and a fork of a threaded process is a trap."""
+_ENVIRONMENT = {
+    # No library may start threads at import: the nursery forks, and a fork of a threaded process is a trap.
+    **{f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")},
+    # Nothing is imported from the directory that the daemon happens to be started in.
+    "PYTHONSAFEPATH": "1",
+}
 _log = structlog.get_logger()
 
 
@@ -135,7 +139,7 @@ class Nursery:
         with theirs:
             command = [sys.executable, "-m", "maskd.nursery", str(theirs.fileno()), json.dumps(options)]
             self._process = subprocess.Popen(  # noqa: S603
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **_QUIET}
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **_ENVIRONMENT}
             )
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._peer = Peer("the nursery", ours, lambda message: self._on_message(message, up))
