@@ -93,39 +93,49 @@ class Grammar:
 class Client:
     """A connection to one daemon. Thread-safe; sessions are not."""
 
-    def __init__(self, channel: grpc.Channel, data_socket: str | None) -> None:
+    def __init__(self, channel: grpc.Channel, data_socket: str | None, token: str | None = None) -> None:
         self._channel = channel
         self._stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
         self._data_socket = data_socket
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
 
     @classmethod
-    def connect(cls, target: str, *, timeout_seconds: float = 10.0) -> Client:
+    def connect(
+        cls, target: str, *, timeout_seconds: float = 10.0, token: str | None = None, tls: grpc.ChannelCredentials | None = None
+    ) -> Client:
         """Connects to "unix:/path/maskd.sock" or "host:port" and waits until the daemon answers.
 
+        Args:
+            target: where it listens.
+            timeout_seconds: how long to wait.
+            token: bearer token of the daemon's ``token_file``.
+            tls: ``grpc.ssl_channel_credentials(...)``, for TCP with TLS.
         Raises:
             UnavailableError: it does not within ``timeout_seconds``. ConfigError: malformed target.
         """
         scheme, address = parse_listen(target)
-        channel = grpc.insecure_channel(
-            f"unix:{address}" if scheme == "unix" else address,
-            options=[
-                ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
-                ("grpc.initial_reconnect_backoff_ms", 20),
-                ("grpc.min_reconnect_backoff_ms", 20),
-                ("grpc.max_reconnect_backoff_ms", 200),
-                ("grpc.use_local_subchannel_pool", 1),
-            ],
-        )
-        client = cls(channel, address + ".data" if scheme == "unix" else None)
+        options = [
+            ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
+            ("grpc.initial_reconnect_backoff_ms", 20),
+            ("grpc.min_reconnect_backoff_ms", 20),
+            ("grpc.max_reconnect_backoff_ms", 200),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        where = f"unix:{address}" if scheme == "unix" else address
+        channel = grpc.secure_channel(where, tls, options) if tls is not None else grpc.insecure_channel(where, options)
+        client = cls(channel, address + ".data" if scheme == "unix" else None, token)
         deadline = time.monotonic() + timeout_seconds
         try:
             grpc.channel_ready_future(channel).result(timeout=timeout_seconds)
             client._call(client._stub.GetServerInfo, pb.GetServerInfoRequest(), max(0.1, deadline - time.monotonic()))
-        except (grpc.FutureTimeoutError, MaskdError):
+        except (grpc.FutureTimeoutError, UnavailableError, DeadlineError):
             client.close()
             raise UnavailableError(
                 f"no daemon answers at {target} within {timeout_seconds} s; start one with 'maskd serve'", target=target
             ) from None
+        except MaskdError:  # it answers, and refuses
+            client.close()
+            raise
         return client
 
     def info(self) -> ServerInfo:
@@ -205,7 +215,7 @@ class Client:
 
     def _call(self, method: Callable[..., _Answer], request: object, timeout_seconds: float = _CALL_SECONDS) -> _Answer:
         try:
-            return method(request, timeout=timeout_seconds)
+            return method(request, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
         except ValueError as error:  # the channel is closed
@@ -344,7 +354,7 @@ class _Inline:
         self._submitted = 0
         self._ended: MaskdError | None = None
         self._closed = False
-        self._call = client._stub.StreamSteps(iter(self._requests.get, None))
+        self._call = client._stub.StreamSteps(iter(self._requests.get, None), metadata=client._metadata)
         threading.Thread(target=self._receive, name="maskd-inline", daemon=True).start()
 
     def _receive(self) -> None:

@@ -51,7 +51,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         listen: "unix:/path/maskd.sock" (shared memory and inline) or "host:port" (inline only). The data socket of a
             unix listener is the same path with ".data" appended.
-        insecure: serve TCP without TLS. Off: a TCP listener must be loopback, or it is refused.
+        insecure: let anybody in who reaches a TCP listener, without TLS and token.
+        tls_certificate: PEM chain of the daemon, for TCP.
+        tls_key: PEM key to it.
+        tls_client_ca: PEM of the authority that signs clients' certificates: mutual TLS.
+        token_file: file (mode 0600) with a bearer token that every call must carry.
         vocabularies: loaded before listening; others may be uploaded.
         backends: what "auto" tries, in this order.
         workers: worker processes; a session lives on one of them.
@@ -73,6 +77,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         sessions: sessions open at a time.
         vocabularies_limit: vocabularies loaded at a time; the backends of one take about 100 MB in every worker.
         message_bytes: longest gRPC message.
+        requests_per_second: gRPC calls of one peer; steps through shared memory or on a stream do not count. 0 = no limit.
+        concurrent_calls: gRPC calls under way at a time.
         claim_seconds: how long a new session waits for its engine on the data socket.
         lease_seconds: an inline session that is not used for so long ends.
         step_seconds: longest wait for one inline step.
@@ -85,6 +91,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     listen: str = msgspec.field(default_factory=_default_listen)
     insecure: bool = False
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    token_file: str = ""
     vocabularies: list[VocabularySource] = msgspec.field(default_factory=list)
     backends: list[str] = msgspec.field(default_factory=lambda: ["llguidance", "xgrammar"])
     workers: int = 1
@@ -106,6 +116,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sessions: int = 256
     vocabularies_limit: int = 8
     message_bytes: int = 4 << 20
+    requests_per_second: float = 0.0
+    concurrent_calls: int = 4096
     claim_seconds: float = 5.0
     lease_seconds: float = 600.0
     step_seconds: float = 30.0

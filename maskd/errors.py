@@ -21,6 +21,7 @@ the 16-bit status of a result.
     ├── SequenceExistsError         the id is open already, or twice in one step
     ├── StepOrderError              step numbers must rise by one
     ├── CapacityError               a session, arena or daemon limit is reached
+    │   └── RateLimitedError            too many calls a second
     ├── VocabularyError             the vocabulary is malformed
     ├── VocabularyMismatchError     engine and daemon disagree about the tokens
     ├── PermissionDeniedError       wrong user, wrong or used token
@@ -53,6 +54,7 @@ __all__ = [
     "NotFoundError",
     "PermissionDeniedError",
     "ProtocolError",
+    "RateLimitedError",
     "RollbackError",
     "SequenceExistsError",
     "StepOrderError",
@@ -220,6 +222,14 @@ class CapacityError(MaskdError):
     code = "RESOURCE_EXHAUSTED"
     reason = "CAPACITY"
     recovery = "queue, close something, or raise the named limit"
+
+
+class RateLimitedError(CapacityError):
+    """More calls a second than one peer may make."""
+
+    reason = "RATE_LIMITED"
+    recovery = "slow down"
+    retryable = True
 
 
 class VocabularyError(MaskdError):

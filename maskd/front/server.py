@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import ipaddress
 import os
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from maskd.config import Config, parse_listen
 from maskd.errors import ConfigError, MaskdError
+from maskd.front.access import check_tcp, interceptors, server_credentials
 from maskd.front.compiles import CompileDesk
 from maskd.front.data_socket import DataSocket
 from maskd.front.nursery import Nursery
@@ -45,7 +45,7 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
     """
     scheme, address = parse_listen(config.listen)
     if scheme == "tcp":
-        _check_tcp(address, config)
+        check_tcp(config)
     async with contextlib.AsyncExitStack() as stack:
         if scheme == "unix":
             stack.enter_context(_runtime_directory(address))
@@ -73,7 +73,7 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
         ))  # fmt: skip
         await health_of.set("", health_pb2.HealthCheckResponse.SERVING)
         await health_of.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        _listen(server, scheme, address)
+        _listen(server, scheme, address, server_credentials(config))
         await server.start()
         if scheme == "unix":
             Path(address).chmod(0o600)
@@ -95,20 +95,6 @@ def _background(stack: contextlib.AsyncExitStack, coroutine: Awaitable[None]) ->
         await asyncio.gather(task, return_exceptions=True)
 
     stack.push_async_callback(end)
-
-
-def _check_tcp(address: str, config: Config) -> None:
-    """TCP is not authenticated: off the machine it must be asked for aloud."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not config.insecure:
-        raise ConfigError(
-            f"listen is {address}: anybody who reaches it may use the daemon; use a unix socket or 127.0.0.1, or say --insecure",
-            field="listen",
-        )
 
 
 @contextlib.contextmanager
@@ -153,10 +139,13 @@ def _load_vocabularies(config: Config, shelf: VocabularyShelf) -> None:
 
 def _grpc_server(config: Config, service: MaskService) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
+        interceptors=interceptors(config),
+        maximum_concurrent_rpcs=config.concurrent_calls,
         options=[
             ("grpc.max_receive_message_length", config.message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", config.concurrent_calls),
         ],
     )
     health_of = health.aio.HealthServicer()
@@ -166,9 +155,12 @@ def _grpc_server(config: Config, service: MaskService) -> tuple[grpc.aio.Server,
     return server, health_of
 
 
-def _listen(server: grpc.aio.Server, scheme: str, address: str) -> None:
+def _listen(server: grpc.aio.Server, scheme: str, address: str, credentials: grpc.ServerCredentials | None) -> None:
     try:
-        server.add_insecure_port(f"unix:{address}" if scheme == "unix" else address)
+        if scheme == "tcp" and credentials is not None:
+            server.add_secure_port(address, credentials)
+        else:
+            server.add_insecure_port(f"unix:{address}" if scheme == "unix" else address)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address}: {error}", field="listen") from None
 
