@@ -329,7 +329,7 @@ class Masker:
             except MAY_COME_BACK as error:
                 if time.monotonic() + delay > deadline:
                     self._lease.drop()
-                    raise UnavailableError(f"maskd did not come back: {error}") from error
+                    raise UnavailableError(f"no session with maskd: {error}") from error
             time.sleep(delay)
             delay = min(2 * delay, _LAST_DELAY_SECONDS)
 
@@ -340,7 +340,7 @@ class Masker:
                 self._restore(deadline)
                 return
         if time.monotonic() > deadline:
-            raise UnavailableError(f"maskd did not come back: {error}") from error
+            raise UnavailableError(f"no session with maskd: {error}") from error
         time.sleep(_FIRST_DELAY_SECONDS)
 
     def _deadline(self) -> float:

@@ -45,13 +45,14 @@ class RowStaging:
             everybody = bool((row_indices == np.arange(count)).all())
             apply_bitmask_(logits, rows_to_tensor(rows[:count]), row_indices=None if everybody else torch.from_numpy(row_indices))
             return
+        used = rows_to_tensor(rows[:count])  # (R, W)
         self._copied.synchronize()  # the pinned memory is free again
-        self._pinned_rows[:count].copy_(rows_to_tensor(rows[:count]))
+        self._pinned_rows[: len(used)].copy_(used)
         self._pinned_indices[:count].copy_(torch.from_numpy(row_indices))
         current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._applied)  # nobody reads the device memory any more
-            self._rows[:count].copy_(self._pinned_rows[:count], non_blocking=True)
+            self._rows[: len(used)].copy_(self._pinned_rows[: len(used)], non_blocking=True)
             self._indices[:count].copy_(self._pinned_indices[:count], non_blocking=True)
             self._copied.record()
         current.wait_event(self._copied)

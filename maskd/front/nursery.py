@@ -78,7 +78,12 @@ class Nursery:
 
     async def spawn_worker(self, number: int, channel_fd: int, marker_fd: int) -> int:
         """Forks a worker and returns its pid. Both descriptors are closed here."""
-        await self._up()
+        try:
+            await self._up()
+        except BaseException:
+            os.close(channel_fd)
+            os.close(marker_fd)
+            raise
         config = self._config
         spawned = await self._request(
             lambda request: control.SpawnWorker(
@@ -122,6 +127,11 @@ class Nursery:
                     first.set_exception(error)
                     return
                 _log.error("nursery failed", reason=error.reason, error=error.message)
+            except OSError as error:  # no descriptor or no memory for it: try again later
+                if not first.done():
+                    first.set_exception(UnavailableError(f"the nursery cannot be started: {error.strerror}"))
+                    return
+                _log.error("nursery failed", error=error.strerror)
             if not self._stopping:
                 if not first.done():
                     first.set_exception(UnavailableError("the nursery died while it started; its log says why"))
@@ -138,9 +148,13 @@ class Nursery:
         }  # fmt: skip
         with theirs:
             command = [sys.executable, "-m", "maskd.nursery", str(theirs.fileno()), json.dumps(options)]
-            self._process = subprocess.Popen(  # noqa: S603
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **_ENVIRONMENT}
-            )
+            try:
+                self._process = subprocess.Popen(  # noqa: S603
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **_ENVIRONMENT}
+                )
+            except OSError:
+                ours.close()
+                raise
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._peer = Peer("the nursery", ours, lambda message: self._on_message(message, up))
         life = asyncio.create_task(self._peer.run())

@@ -63,6 +63,8 @@ class Peer:
             MaskdError: what the other end answered. UnavailableError: it is gone. DeadlineError: no answer in time.
         """
         if self._gone:
+            for fd in fds:
+                os.close(fd)
             raise UnavailableError(f"{self._name} is gone")
         self._next_request += 1
         number = self._next_request

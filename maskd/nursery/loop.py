@@ -127,10 +127,15 @@ class NurseryLoop:
         match message:
             case control.LoadVocabulary():
                 self._reply(message.request, self._load(message))
-            case control.SpawnWorker():
-                self._spawn(message, *fds)
-            case control.Compile():
-                self._compile(message)
+            case control.SpawnWorker() | control.Compile():
+                try:
+                    if isinstance(message, control.Compile):
+                        self._compile(message)
+                    else:
+                        self._spawn(message, *fds)
+                except OSError as error:  # no descriptor, no memory or no process left: others go on
+                    failure = CapacityError(f"no room for another process: {error.strerror}", limit="processes")
+                    self._reply(message.request, control.failure_of(failure))
             case control.CancelCompile():
                 for job in self._jobs.values():
                     if job.request == message.compile:
@@ -154,11 +159,13 @@ class NurseryLoop:
                 os.close(fd)
             self._reply(message.request, control.failure_of(CapacityError("no descriptor for a worker", limit="descriptors")))
             return
-        pid = os.fork()
-        if pid == 0:
-            self._run_forked(lambda: run_worker(channel_fd, marker_fd, message, self._loaded), [channel_fd, marker_fd])
-        os.close(channel_fd)
-        os.close(marker_fd)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._run_forked(lambda: run_worker(channel_fd, marker_fd, message, self._loaded), [channel_fd, marker_fd])
+        finally:
+            os.close(channel_fd)
+            os.close(marker_fd)
         self._reply(message.request, control.Spawned(pid))
 
     def _compile(self, message: control.Compile) -> None:
@@ -178,10 +185,15 @@ class NurseryLoop:
             )
             return
         read, write = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if pid == 0:
-            self._run_forked(lambda: run_child(write, backend, named, vocabulary, message.spec, message.limits), [write])
-        os.close(write)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._run_forked(lambda: run_child(write, backend, named, vocabulary, message.spec, message.limits), [write])
+        except OSError:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
         os.set_blocking(read, False)
         self._jobs[read] = _Job(message.request, pid, time.monotonic() + message.limits.seconds, message.limits)
         self._poll.register(read, select.POLLIN)

@@ -74,6 +74,22 @@ def test_apply_when_logits_are_torch_or_numpy_then_the_same_is_masked(masker: Ma
     assert logits.isinf().any(dim=1).tolist() == [True, False, True]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_apply_when_logits_are_on_cuda_then_the_same_is_masked_step_after_step(masker: Masker) -> None:
+    letters, city = masker.open(LETTERS), masker.open(CITY)
+    rows: list[int | None] = [letters, None, city]
+    tokens: dict[int, int] = {}
+    for _ in range(10):
+        masker.advance(tokens, rows)
+        on_host = np.zeros((3, VOCABULARY.vocab_size), dtype=np.float32)
+        on_device = torch.zeros(3, VOCABULARY.vocab_size, device="cuda")
+        masker.apply_(on_device)
+        masker.apply_(on_host)
+        assert np.array_equal(on_host, on_device.cpu().numpy())
+        tokens = {letters: ord("a")}
+
+
 def test_apply_when_shape_is_not_that_of_the_batch_then_refuses(masker: Masker) -> None:
     masker.advance({}, rows=[masker.open(CITY)])
     with pytest.raises(ValueError, match="the batch is"):
@@ -169,7 +185,14 @@ def test_open_when_called_beside_the_loop_then_neither_waits_for_the_other(maske
 
 # -- what happens when things die ------------------------------------------------------------------------------------
 
-Disturbance = Callable[[Daemon], None]
+
+def kill_worker(daemon: Daemon) -> None:
+    """kill -9, once there is a worker; returns when it is gone, so that it cannot answer any more."""
+    while not daemon.worker_pids():
+        time.sleep(0.01)
+    pid = daemon.kill_worker()
+    while pid in daemon.worker_pids():
+        time.sleep(0.001)
 
 
 def transcript(target: str, disturb: dict[int, Callable[[], None]], where: str) -> list[str]:
@@ -217,12 +240,7 @@ def test_rows_when_the_worker_is_killed_then_are_those_of_an_undisturbed_run(
 ) -> None:
     daemon = start_daemon()
 
-    def kill_worker() -> None:
-        while not daemon.worker_pids():  # not back from the last time
-            time.sleep(0.01)
-        daemon.kill_worker()
-
-    assert undisturbed == transcript(daemon.target, dict.fromkeys((5, 12), kill_worker), where)
+    assert undisturbed == transcript(daemon.target, dict.fromkeys((5, 12), lambda: kill_worker(daemon)), where)
 
 
 @pytest.mark.parametrize("where", ["between", "unanswered"])
@@ -304,7 +322,7 @@ def test_rows_when_a_grammar_is_refused_in_the_new_session_then_only_its_sequenc
         rows: list[int | None] = [letters, city]
         masker.advance({}, rows)
         masker.collect()
-        daemon.kill_worker()
+        kill_worker(daemon)
         masker.advance({letters: ord("a"), city: ord("P")}, rows)
         assert isinstance(masker.collect().errors[letters], BackendError)
         assert allowed(masker, rows) == [[STOP], [ord("a")]]
@@ -318,7 +336,7 @@ def test_replay_when_histories_are_long_then_they_take_several_steps(start_daemo
         masker.advance({long: [ord("a")] * 6000, short: ord("L")}, rows=[long, short])
         masker.advance({long: [ord("b")] * 6000}, rows=[long]) if not masker.collect().errors else pytest.fail("refused")
         masker.collect()
-        daemon.kill_worker()
+        kill_worker(daemon)
         masker.advance({}, rows=[long, short])
         masks = masker.collect()
         assert not masks.errors and masks.results[long].position == 12000

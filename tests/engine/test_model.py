@@ -27,33 +27,40 @@ def undisturbed(loaded: LoadedModel, token_ids: list[int]) -> torch.Tensor:
     return logits
 
 
-def test_load_when_twice_then_weights_are_equal_and_the_global_seed_is_untouched(loaded: LoadedModel) -> None:
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A model directory without weights."""
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(BUNDLED / name, tmp_path)
+    return tmp_path
+
+
+def test_load_when_there_are_no_weights_then_they_are_random_and_the_same_each_time(bare: Path) -> None:
     torch.manual_seed(5)
     want = torch.rand(1)
     torch.manual_seed(5)
-    again = load_model(device="cpu")
-    assert torch.equal(want, torch.rand(1))
-    assert not again.trained
-    assert all(torch.equal(a, b) for a, b in zip(loaded.network.parameters(), again.network.parameters(), strict=True))
+    first, second = load_model(bare, device="cpu"), load_model(bare, device="cpu")
+    assert torch.equal(want, torch.rand(1)), "the global seed is untouched"
+    assert not first.trained
+    assert all(torch.equal(a, b) for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True))
 
 
 def test_load_when_bundled_then_tokenizer_and_logits_agree(loaded: LoadedModel) -> None:
-    assert loaded.vocab_size == loaded.tokenizer.get_vocab_size() == 2048
+    assert loaded.vocab_size == loaded.tokenizer.get_vocab_size()
     assert [loaded.tokenizer.id_to_token(token_id) for token_id in loaded.stop_token_ids] == ["<|endoftext|>", "<|im_end|>"]
     text = '{"work history": ["naïve 日本 \U0001f600"]}\n'
     assert loaded.tokenizer.decode(loaded.tokenizer.encode(text).ids) == text
 
 
-def test_load_when_directory_has_weights_then_they_are_used(loaded: LoadedModel, tmp_path: Path) -> None:
-    network = load_model(device="cpu").network
+def test_load_when_directory_has_weights_then_they_are_used(bare: Path) -> None:
+    network = load_model(bare, device="cpu").network
     with torch.no_grad():
         network.lm_head.weight.mul_(2)
-    network.save_pretrained(tmp_path)
-    shutil.copy(BUNDLED / "tokenizer.json", tmp_path)
-    trained = load_model(tmp_path, device="cpu")
+    network.save_pretrained(bare)
+    trained = load_model(bare, device="cpu")
     assert trained.trained
-    assert torch.equal(trained.network.lm_head.weight, 2 * loaded.network.lm_head.weight)
-    assert trained.stop_token_ids == loaded.stop_token_ids
+    assert torch.equal(trained.network.lm_head.weight, network.lm_head.weight)
+    assert trained.stop_token_ids == (0, 2)
 
 
 def test_load_when_attention_has_windows_then_refused(tmp_path: Path) -> None:

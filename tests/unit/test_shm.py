@@ -99,10 +99,11 @@ WILD = st.one_of(small, st.sampled_from([1 << 15, (1 << 31) - 1, -(1 << 31)]))
 COUNT = st.one_of(st.integers(0, 9), st.sampled_from([1 << 31, (1 << 32) - 1]))
 
 
-@given(st.lists(st.tuples(WILD, st.integers(0, 5), st.integers(0, 3), WILD, WILD, COUNT, COUNT, COUNT), max_size=4), st.lists(small, max_size=16))
-def test_read_step_when_items_are_half_right_then_none_or_items_within_bounds(
-    items: list[tuple[int, ...]], tokens: list[int]
-) -> None:
+@given(
+    st.lists(st.tuples(WILD, st.integers(0, 5), st.integers(0, 3), WILD, WILD, COUNT, COUNT, COUNT), max_size=4),
+    st.lists(small, max_size=16),
+)
+def test_read_step_when_items_are_half_right_then_none_or_items_within_bounds(items: list[tuple[int, ...]], tokens: list[int]) -> None:
     """Plausible cells with wild numbers in them pass only within bounds."""
     cell = Cell()
     cell.tokens[: len(tokens)] = tokens

@@ -1,0 +1,210 @@
+"""Configuration: which source wins, and what a wrong one looks like to the person who made it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from maskd.config import Config, VocabularySource, load, parse_listen
+from maskd.errors import ConfigError
+
+
+def test_load_when_every_source_says_something_then_flags_beat_environment_beat_file_beat_default(tmp_path: Path) -> None:
+    """default < YAML < environment < flags, field by field."""
+    file = tmp_path / "maskd.yaml"
+    file.write_text("workers: 2\nsessions: 3\ncompile_threads: 4\n")
+    environment = {"MASKD_SESSIONS": "30", "MASKD_COMPILE_THREADS": "40", "MASKD_BACKENDS": "xgrammar, llguidance", "OTHER": "x"}
+    config = load({"compile_threads": 400}, environment, str(file))
+    assert (config.workers, config.sessions, config.compile_threads) == (2, 30, 400)
+    assert config.backends == ["xgrammar", "llguidance"]
+    assert config.claim_seconds == Config().claim_seconds
+
+
+def test_load_when_the_file_is_empty_then_defaults() -> None:
+    """An empty file says nothing."""
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        assert load({}, {}, file.name) == load({}, {}, None)
+
+
+@pytest.mark.parametrize("text", ["/a/tokenizer.json,/b", '[{"path": "/a/tokenizer.json"}, {"path": "/b"}]'])
+def test_load_when_vocabularies_come_from_the_environment_then_as_from_a_flag(text: str) -> None:
+    """Paths with commas between them, or JSON."""
+    config = load({}, {"MASKD_VOCABULARIES": text}, None)
+    assert config.vocabularies == [VocabularySource("/a/tokenizer.json"), VocabularySource("/b")]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("worker: 2", "worker"),
+        ("workers: two", "workers"),
+        ("workers: true", "workers"),
+        ("workers: 0", "workers is 0"),
+        ("drain_seconds: -1", "drain_seconds"),
+        ("drain_seconds: .nan", "drain_seconds"),
+        ("step_seconds: 0", "step_seconds"),
+        ("spin_seconds: 0.1", "spin_seconds"),
+        ("backends: []", "backends"),
+        ("log_level: loud", "log_level"),
+        ("listen: unix:relative.sock", "absolute"),
+        ("listen: unix:/" + "x" * 200, "102 bytes"),
+        ("listen: localhost", "host:port"),
+        ("listen: localhost:99999", "host:port"),
+        ("vocabularies: [{path: /x, colour: red}]", "colour"),
+        ("- a\n- b", "holds a list"),
+        ("a: [", "is not YAML"),
+        ("\x00", "is not YAML"),
+    ],
+)
+def test_load_when_a_setting_is_wrong_then_one_line_names_it(content: str, part: str, tmp_path: Path) -> None:
+    """Every mistake in a file is one line with the name of the setting."""
+    file = tmp_path / "maskd.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load({}, {}, str(file))
+    assert part in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_load_when_the_file_is_not_there_then_the_error_names_it() -> None:
+    """A missing file is no traceback."""
+    with pytest.raises(ConfigError, match=r"/nowhere/maskd.yaml"):
+        load({}, {}, "/nowhere/maskd.yaml")
+
+
+@pytest.mark.parametrize(("variable", "value"), [("MASKD_WORKERS", "many"), ("MASKD_INSECURE", "perhaps"), ("MASKD_VOCABULARIES", "[{")])
+def test_load_when_the_environment_is_wrong_then_the_variable_is_named(variable: str, value: str) -> None:
+    """The source of the mistake is in the line."""
+    with pytest.raises(ConfigError, match=variable):
+        load({}, {variable: value}, None)
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [
+        ("unix:/run/m.sock", ("unix", "/run/m.sock")),
+        ("unix:///run/m.sock", ("unix", "/run/m.sock")),
+        ("127.0.0.1:50051", ("tcp", "127.0.0.1:50051")),
+        ("[::1]:50051", ("tcp", "[::1]:50051")),
+    ],
+)
+def test_parse_listen_when_well_formed_then_scheme_and_address(listen: str, expected: tuple[str, str]) -> None:
+    """Unix paths with or without slashes, hosts and bracketed addresses."""
+    assert parse_listen(listen) == expected
+
+
+# -- the real command line --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mk") as name:
+        yield Path(name)
+
+
+def serve(*flags: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "maskd", "serve", *flags],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line for people, but for logs: ours are JSON, gRPC's own start with a level and a date."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"\{|[EWI]\d{4} ", line)]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("maskd: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--workers", "0"), "workers is 0"),
+        (("--workers", "many"), "--workers"),
+        (("--listen", "0.0.0.0:50999"), "--insecure"),
+        (("--listen", "unix:/tmp/" + "x" * 120), "102 bytes"),
+        (("--config", "/nowhere.yaml"), "/nowhere.yaml"),
+        (("--listen", "unix:/proc/maskd/m.sock"), "/proc/maskd"),
+    ],
+)
+def test_serve_when_misconfigured_then_exit_2_and_one_line(flags: tuple[str, ...], part: str) -> None:
+    """Nothing was started, and the line says what to change."""
+    assert part in one_line(serve(*flags))
+
+
+def test_serve_when_a_flag_is_unknown_then_exit_2_with_usage() -> None:
+    """argparse's own answer."""
+    done = serve("--wrokers", "2")
+    assert (done.returncode, "unrecognized arguments" in done.stderr) == (2, True)
+
+
+def test_serve_when_the_vocabulary_cannot_be_read_then_exit_2_and_nothing_is_left(directory: Path) -> None:
+    """The path is in the line, and no socket stays behind."""
+    (directory / "tokenizer.json").write_text("{}")
+    line = one_line(serve("--listen", f"unix:{directory}/m.sock", "--vocabularies", str(directory / "tokenizer.json")))
+    assert "tokenizer.json" in line
+    assert "absent.json" in one_line(serve("--listen", f"unix:{directory}/m.sock", "--vocabularies", str(directory / "absent.json")))
+    assert sorted(path.name for path in directory.iterdir()) == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize("backend", ["nope", "maskd.config:absent"])
+def test_serve_when_a_backend_is_unknown_then_exit_2_and_the_line_names_it(backend: str, directory: Path) -> None:
+    """The worker that cannot import it tells the front why."""
+    assert repr(backend) in one_line(serve("--listen", f"unix:{directory}/m.sock", "--backends", backend))
+
+
+def test_serve_when_the_path_is_taken_by_a_file_then_exit_2_and_the_file_is_kept(directory: Path) -> None:
+    """A stale socket is replaced; somebody's file is not."""
+    (directory / "m.sock").write_text("precious")
+    assert "is no socket" in one_line(serve("--listen", f"unix:{directory}/m.sock"))
+    assert (directory / "m.sock").read_text() == "precious"
+
+
+def test_serve_when_another_daemon_has_the_path_then_exit_2_and_the_first_goes_on(daemon: object, client: object) -> None:
+    """One daemon a path: the second leaves without touching the first one's sockets."""
+    assert "another maskd serves" in one_line(serve("--listen", daemon.target))  # type: ignore[attr-defined]
+    assert client.info().worker_count == 1  # type: ignore[attr-defined]
+
+
+def test_serve_when_the_port_is_taken_then_exit_2_and_one_line() -> None:
+    """A port in use is a configuration error too."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "cannot listen" in one_line(serve("--listen", f"127.0.0.1:{taken.getsockname()[1]}"))
+
+
+def test_serve_when_a_socket_is_left_from_a_kill_then_it_is_replaced(start_daemon: Callable[..., object]) -> None:
+    """kill -9 leaves sockets behind; the next daemon takes over."""
+    daemon = start_daemon()
+    daemon.kill()  # type: ignore[attr-defined]
+    assert (daemon.directory / "m.sock").is_socket()  # type: ignore[attr-defined]
+    daemon.restart()  # type: ignore[attr-defined]
+
+
+def test_info_when_nothing_listens_then_exit_1_and_one_line(directory: Path) -> None:
+    """maskd info says what to do."""
+    done = subprocess.run(
+        [sys.executable, "-m", "maskd", "info", "--listen", f"unix:{directory}/m.sock"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "maskd serve" in done.stderr
+
+
+def test_include_when_asked_then_the_header_is_there() -> None:
+    """maskd include prints the directory of maskd_shm.h."""
+    done = subprocess.run([sys.executable, "-m", "maskd", "include"], capture_output=True, text=True, timeout=60, check=True)
+    assert (Path(done.stdout.strip()) / "maskd_shm.h").is_file()
