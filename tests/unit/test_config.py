@@ -184,7 +184,7 @@ def test_serve_when_the_port_is_taken_then_exit_2_and_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert "cannot listen" in one_line(serve("--listen", f"127.0.0.1:{taken.getsockname()[1]}"))
+        assert "cannot listen" in one_line(serve("--listen", f"127.0.0.1:{taken.getsockname()[1]}", "--insecure"))
 
 
 def test_serve_when_a_socket_is_left_from_a_kill_then_it_is_replaced(start_daemon: Callable[..., object]) -> None:
