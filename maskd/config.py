@@ -66,7 +66,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         compile_bytes: memory that a compile may use beyond the libraries' own.
         compile_nice: added to the niceness of compile children, so that sequences in progress come first.
         compile_cpus: cores that compile children may use; empty = any.
-        mask_seconds: a grammar with one mask slower than this, in a short walk after the compile, is refused.
+        mask_seconds: a grammar that needs longer than this for one token, in a short walk after the compile, is refused.
+        row_seconds: a step waits so long for rows that are slow; the items that need longer are answered STEP_DEADLINE.
         hang_seconds: a worker that is longer than this in one native call is killed; its sessions restore by replay.
         verdicts: outcomes of compiles that are remembered, by content.
         cache_bytes: compiled grammars kept by one worker, approximate.
@@ -106,6 +107,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     compile_nice: int = 5
     compile_cpus: list[int] = msgspec.field(default_factory=list)
     mask_seconds: float = 0.25
+    row_seconds: float = 0.02
     hang_seconds: float = 2.0
     verdicts: int = 16384
     cache_bytes: int = 512 << 20
@@ -134,7 +136,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more", field=name)
-        for name in ("compile_seconds", "mask_seconds", "hang_seconds", "claim_seconds", "lease_seconds", "step_seconds"):
+        for name in ("compile_seconds", "mask_seconds", "row_seconds", "hang_seconds", "claim_seconds", "lease_seconds", "step_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
         if self.spin_seconds > 0.002:

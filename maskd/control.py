@@ -151,6 +151,7 @@ class SpawnWorker(_Message):
     cache_bytes: int
     grammars_per_session: int
     spin_seconds: float
+    row_seconds: float
 
 
 class Compile(_Message):

@@ -1,24 +1,28 @@
 """The marker: one shared page in which a worker says what it is computing, read by the front when the worker hangs or dies.
 
-    word 0   steps begun and ended: odd while one is being served
-    word 1   session_id << 32 | grammar_id of the native call under way; grammar 0 = a batch of the session's grammars
+Slot 0 is the data path, the others are the threads of the slow lane. A slot is two words:
 
-Two plain stores an item. Only the front's judgement depends on them: which grammar to hold responsible.
+    word 0   calls begun and ended: odd while one is under way
+    word 1   session_id << 32 | grammar_id of the native call; grammar 0 = a batch of the session's grammars
+
+Plain stores, and no ordering: only the front's judgement which grammar to hold responsible depends on them.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 
-__all__ = ["BATCH", "Marker"]
+__all__ = ["Marker"]
 
-BATCH = 0
 _BYTES = mmap.PAGESIZE
 
 
 class Marker:
     """Either end of the page. ``words`` may be written by the worker only."""
+
+    SLOTS = 3
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.memfd_create("maskd-marker", os.MFD_CLOEXEC) if fd is None else fd
@@ -27,11 +31,12 @@ class Marker:
         self._mmap = mmap.mmap(self.fd, _BYTES)
         self.words = memoryview(self._mmap).cast("Q")
 
-    @property
-    def busy_with(self) -> tuple[int, int, int] | None:
-        """(step counter, session_id, grammar_id) if a step is being served, else None."""
-        count, current = self.words[0], self.words[1]
-        return (count, current >> 32, current & 0xFFFFFFFF) if count & 1 else None
+    def busy(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yields (slot, counter, session_id, grammar_id) of every call under way."""
+        for slot in range(self.SLOTS):
+            count, current = self.words[2 * slot], self.words[2 * slot + 1]
+            if count & 1:
+                yield slot, count, current >> 32, current & 0xFFFFFFFF
 
     def close(self) -> None:
         """Unmaps the page and closes the descriptor."""

@@ -8,8 +8,11 @@ Knows nothing about: how items and results are encoded, where the rows live.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,8 @@ _TERMINATED, _ACCEPTING, _ALL_ALLOWED = 1, 2, 4
 _ROW_EMPTY = 1
 _ADVANCE = int(Action.ADVANCE)
 _NOTHING: tuple[int, ...] = ()
+_STEPS_TIMED = 16
+"""After a slow step, items are run and timed one by one for so many steps."""
 
 
 class Rows:
@@ -54,18 +59,20 @@ class HeldGrammar:
     stop_token_ids: frozenset[int]
     stop_bytes: bytes
     batch: BatchFill | None
+    slow: bool
 
     @classmethod
-    def of(cls, grammar_id: int, grammar: Grammar, batch: BatchFill | None) -> HeldGrammar:
-        """Returns ``grammar`` with its stop ids packed; ``batch`` is its backend if that fills in batches."""
+    def of(cls, grammar_id: int, grammar: Grammar, batch: BatchFill | None, *, slow: bool = False) -> HeldGrammar:
+        """Returns ``grammar`` with its stop ids packed; ``batch`` is its backend if that fills in batches; the rows of a
+        ``slow`` one are made in the slow lane."""
         stop = grammar.stop_token_ids
-        return cls(grammar_id, grammar, stop, np.array(sorted(stop), dtype=np.int32).tobytes(), batch)
+        return cls(grammar_id, grammar, stop, np.array(sorted(stop), dtype=np.int32).tobytes(), batch, slow)
 
 
 class _Sequence:
     """One sequence: its matcher, and every token that the matcher accepted."""
 
-    __slots__ = ("batch", "history", "mark", "matcher", "seen_in", "stop_bytes", "stop_token_ids", "terminated")
+    __slots__ = ("batch", "history", "late", "mark", "matcher", "seen_in", "slow", "stop_bytes", "stop_token_ids", "terminated")
 
     def __init__(self, matcher: Matcher, like: HeldGrammar | _Sequence, mark: int) -> None:
         self.matcher = matcher
@@ -75,6 +82,8 @@ class _Sequence:
         self.stop_token_ids: frozenset[int] = like.stop_token_ids
         self.stop_bytes: bytes = like.stop_bytes
         self.batch: BatchFill | None = like.batch
+        self.slow: bool = like.slow
+        self.late: _Late | None = None
         self.seen_in = -1
 
     def rollback(self, token_count: int) -> list[int]:
@@ -113,6 +122,34 @@ class _Effect:
     created: bool
 
 
+class LateWork(Protocol):
+    """What a slow lane is doing; ``outcome`` and ``error`` are good once ``wait`` said so."""
+
+    outcome: Any
+    error: BaseException | None
+
+    def wait(self, seconds: float) -> bool: ...
+
+
+class Lane(Protocol):
+    """Where slow items run, off the data path."""
+
+    def start(self, job: Callable[[], Any], mark: int) -> LateWork: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """A slow item under way, or done: its work and its rows, the drafts and whether it has rows at all, the position before
+    it, and whether it opened its sequence."""
+
+    work: LateWork
+    rows: Rows
+    drafts: tuple[int, ...]
+    has_row: bool
+    position: int
+    created: bool
+
+
 class _ItemFailed(Exception):
     """Ends an item: status and details of its result."""
 
@@ -135,6 +172,8 @@ class SequenceTable:
         sequence_capacity: sequences open at a time.
         marker: two words: the second gets what is computed, for ``maskd.marker``.
         session_id: for the marker.
+        lane: where slow items run; None = on the caller's thread like all others.
+        row_seconds: a step waits so long for its slow items; sequences whose masks take longer become slow.
         forced_limit: forced tokens looked for per item.
     """
 
@@ -146,6 +185,8 @@ class SequenceTable:
         sequence_capacity: int,
         marker: memoryview | None = None,
         session_id: int = 0,
+        lane: Lane | None = None,
+        row_seconds: float = 0.02,
         forced_limit: int = 16,
     ) -> None:
         self.grammars: dict[int, HeldGrammar] = {}
@@ -158,6 +199,12 @@ class SequenceTable:
         self._forced_limit = forced_limit
         self._marker = marker if marker is not None else memoryview(bytearray(16)).cast("Q")
         self._mark_base = session_id << 32
+        self._lane = lane
+        self._row_seconds = row_seconds
+        self._deadline = 0.0
+        self._slow_entries: list[tuple[int, _Sequence, _Late]] = []  # (index of its result, ...)
+        self._steps_to_time = 0
+        self._slow_marks: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -171,14 +218,16 @@ class SequenceTable:
         """
         results: list[_shm.ResultTuple] = []
         pending: list[tuple[int, int, _Sequence, _Effect | None]] = []  # (index of its result, row, sequence, effect)
-        sequences, marker = self._sequences, self._marker
-        for item in items:
+        sequences, marker, timed = self._sequences, self._marker, self._steps_to_time > 0
+        self._steps_to_time -= timed
+        self._deadline = time.perf_counter() + self._row_seconds
+        for at, item in enumerate(items):
             status, sequence_id, action, flags, _, _, rollback, row, accept, drafts, _, _ = item
             sequence = sequences.get(sequence_id)
-            if (
-                sequence is not None and action == _ADVANCE and row >= 0 and len(accept) == 1 and not rollback and not drafts
-                and not flags and not status and not sequence.terminated and sequence.seen_in != number
-                and accept[0] not in sequence.stop_token_ids
+            if not (
+                timed
+                or sequence is None or status or action or flags or rollback or drafts or row < 0 or len(accept) != 1 or sequence.terminated or sequence.slow
+                or sequence.seen_in == number or accept[0] in sequence.stop_token_ids
             ):  # fmt: skip  # the short way of nearly every item; the long way gives the same answer
                 sequence.seen_in = number
                 marker[1] = sequence.mark
@@ -189,28 +238,32 @@ class SequenceTable:
                     continue
                 if accepted:
                     sequence.history.append(accept[0])
-                    pending.append((len(results), row, sequence, None))
+                    pending.append((at, row, sequence, None))
                     results.append((sequence_id, 0, 0, row, 1, 1, len(sequence.history), _NOTHING, -1, 0))
                 else:
                     results.append(self._failed(item, _ItemFailed(Status.TOKEN_REJECTED, 0, accept[0]), rows))
                 continue
             try:
-                result, deferred = self._item(number, item, rows)
+                result, deferred = self._item(number, at, item, rows)
             except _ItemFailed as failure:
                 result = self._failed(item, failure, rows)
             except _Broken:
                 result = self._close_broken(item, rows)
             else:
                 if deferred is not None:
-                    pending.append((len(results), row, deferred.sequence, deferred))
+                    pending.append((at, row, deferred.sequence, deferred))
             results.append(result)
         if pending:
-            self._fill_pending(items, pending, rows, results)
+            self._fill_pending(items, pending, rows, results, timed=timed)
+        if self._lane is not None and not self._steps_to_time and time.perf_counter() > self._deadline:
+            self._steps_to_time = _STEPS_TIMED  # somebody was slow: find out who
+        if self._slow_entries:
+            self._collect_slow(items, rows, results)
         return results
 
     # -- one item, in full -----------------------------------------------------------------------------------------
 
-    def _item(self, number: int, item: _shm.ItemTuple, rows: Rows) -> tuple[_shm.ResultTuple, _Effect | None]:
+    def _item(self, number: int, at: int, item: _shm.ItemTuple, rows: Rows) -> tuple[_shm.ResultTuple, _Effect | None]:
         """Runs one item. Returns its result and, if its one row is still to be filled, what it did."""
         status, sequence_id, action, flags, grammar_id, source_id, rollback, row, accept, drafts, index, value = item
         if status:
@@ -223,6 +276,21 @@ class SequenceTable:
             self._stop_rows(rows, row, 1 + len(drafts))
             del self._sequences[sequence_id]
             return (sequence_id, 0, 0, NO_ROW, 0, 0, len(sequence.history), _NOTHING, -1, 0), None
+        if sequence.slow:
+            return self._slow_item(at, item, sequence, created), None
+        started = time.perf_counter() if self._steps_to_time else 0.0
+        result, effect = self._run(item, sequence, created, row, rows, may_defer=True)
+        if started:
+            self._judge(sequence, started)
+        if created:
+            self._sequences[sequence_id] = sequence
+        return result, effect
+
+    def _run(
+        self, item: _shm.ItemTuple, sequence: _Sequence, created: bool, row: int, rows: Rows, *, may_defer: bool
+    ) -> tuple[_shm.ResultTuple, _Effect | None]:
+        """Rolls back, accepts, fills. All or nothing. Touches this sequence only, so the slow lane may run it."""
+        _, sequence_id, _, flags, _, _, rollback, _, accept, drafts, _, _ = item
         count = len(sequence.history) if rollback == ROLLBACK_ALL else rollback
         if count > len(sequence.history):
             raise _ItemFailed(Status.ROLLBACK_TOO_FAR, value=len(sequence.history))
@@ -235,19 +303,77 @@ class SequenceTable:
                 self._stop_rows(rows, row, 1 + len(drafts))
                 flags_out = _TERMINATED
             else:
-                deferred = row >= 0 and not drafts and not flags
+                deferred = may_defer and row >= 0 and not drafts and not flags
                 if row >= 0 and not deferred:
                     row_count, flags_out = self._draft_rows(sequence, row, drafts, rows)
-                if flags & _WANT_FORCED:
+                if flags & _WANT_FORCED and may_defer:
                     forced = self._forced(sequence)
         except _ItemFailed:
-            self._take_back(_Effect(sequence_id, sequence, accepted, undone, created))
+            if not created:
+                self._take_back(_Effect(sequence_id, sequence, accepted, undone, created))
             raise
-        if created:
-            self._sequences[sequence_id] = sequence
         row_count += deferred
         result = (sequence_id, 0, flags_out, row if row_count else NO_ROW, row_count, accepted, len(sequence.history), forced, -1, 0)
         return result, _Effect(sequence_id, sequence, accepted, undone, created) if deferred else None
+
+    # -- slow items ------------------------------------------------------------------------------------------------
+
+    def _slow_item(self, at: int, item: _shm.ItemTuple, sequence: _Sequence, created: bool) -> _shm.ResultTuple:
+        """Has an item run in the lane, into rows of its own: they may come after their cell is used again. ``_collect_slow``
+        puts the result in place of the one returned here.
+
+        An item without tokens, after a late one, asks for what the late one came to.
+        """
+        assert self._lane is not None
+        _, sequence_id, _, _, _, _, rollback, row, accept, drafts, _, _ = item
+        late = sequence.late
+        if late is not None:
+            if not late.work.wait(self._deadline - time.perf_counter()):
+                raise _ItemFailed(Status.STEP_DEADLINE, value=int(self._row_seconds * 1e6))
+            sequence.late = None
+        asks_again = late is not None and not rollback and not accept and drafts in (_NOTHING, late.drafts) and (row < 0 or late.has_row)
+        if late is None or not (asks_again or late.work.error is not None):
+            rows = Rows(np.zeros((1 + len(drafts), len(self._stop_row)), dtype=np.int32))
+            position = len(sequence.history)
+            own_row = 0 if row >= 0 else NO_ROW
+            work = self._lane.start(lambda: self._run(item, sequence, created, own_row, rows, may_defer=False), sequence.mark)
+            late = _Late(work, rows, drafts, row >= 0, position, created)
+        if created:
+            self._sequences[sequence_id] = sequence
+        self._slow_entries.append((at, sequence, late))
+        return (sequence_id, 0, 0, NO_ROW, 0, 0, late.position, _NOTHING, -1, 0)
+
+    def _judge(self, sequence: _Sequence, started: float) -> None:
+        """Sends a sequence, and all others of its grammar, to the lane if it was too slow just now."""
+        if self._lane is not None and time.perf_counter() - started > self._row_seconds:
+            sequence.slow = True
+            self._slow_marks.add(sequence.mark)
+
+    def _collect_slow(self, items: Seq[_shm.ItemTuple], rows: Rows, results: list[_shm.ResultTuple]) -> None:
+        """Takes the slow items that are done by the deadline; the others go on, and are asked for again."""
+        for at, sequence, late in self._slow_entries:
+            item = items[at]
+            sequence_id, row, wanted = item[1], item[7], 1 + len(item[9])
+            if not late.work.wait(self._deadline - time.perf_counter()):
+                sequence.late = late
+                results[at] = self._failed(item, _ItemFailed(Status.STEP_DEADLINE, value=int(self._row_seconds * 1e6)), rows)
+                continue
+            try:
+                if late.work.error is not None:
+                    raise late.work.error
+                (_, _, flags, _, row_count, *tail), _ = late.work.outcome
+                row_count = min(row_count, wanted) if row >= 0 else 0
+                if row >= 0:
+                    rows.block[row : row + row_count] = late.rows.block[:row_count]
+                    self._stop_rows(rows, row + row_count, wanted - row_count)
+                results[at] = (sequence_id, 0, flags, row if row_count else NO_ROW, row_count, *tail)
+            except _ItemFailed as failure:
+                if late.created:
+                    self._sequences.pop(sequence_id, None)
+                results[at] = self._failed(item, failure, rows)
+            except _Broken:
+                results[at] = self._close_broken(item, rows)
+        self._slow_entries.clear()
 
     def _known(self, sequence_id: int, number: int) -> _Sequence:
         sequence = self._sequences.get(sequence_id)
@@ -268,14 +394,19 @@ class SequenceTable:
                 if held is None:
                     raise _ItemFailed(Status.GRAMMAR_NOT_FOUND, value=grammar_id)
                 self._marker[1] = mark = self._mark_base | held.grammar_id
-                return _Sequence(held.grammar.matcher(), held, mark)
+                sequence = _Sequence(held.grammar.matcher(), held, mark)
+                sequence.slow = self._lane is not None and (held.slow or mark in self._slow_marks)
+                return sequence
             source = self._sequences.get(source_id)
             if source is None:
                 raise _ItemFailed(Status.SEQUENCE_NOT_FOUND, value=source_id)
+            if source.late is not None and not source.late.work.wait(self._deadline - time.perf_counter()):
+                raise _ItemFailed(Status.STEP_DEADLINE, value=int(self._row_seconds * 1e6))
             fork = _Sequence(source.matcher.fork(), source, source.mark)
         except BackendError:
             raise _ItemFailed(Status.BACKEND_FAILED, value=1) from None
         fork.history = source.history.copy()
+        fork.slow = source.slow
         fork.terminated = source.terminated
         return fork
 
@@ -306,8 +437,9 @@ class SequenceTable:
         sequence_id, sequence = item[1], self._sequences.get(item[1])
         if item[0] in (0, Status.TOKEN_OUT_OF_RANGE):  # the row numbers of a malformed item mean nothing
             self._stop_rows(rows, item[7], 1 + len(item[9]))
-        position = len(sequence.history) if sequence else 0
-        flags = _TERMINATED if sequence and sequence.terminated else 0
+        late = sequence.late if sequence else None  # the lane is at work on the history
+        position = late.position if late else len(sequence.history) if sequence else 0
+        flags = _TERMINATED if sequence and not late and sequence.terminated else 0
         return (sequence_id, int(failure.status), flags, NO_ROW, 0, failure.accepted, position, _NOTHING, failure.index, failure.value)
 
     def _close_broken(self, item: _shm.ItemTuple, rows: Rows) -> _shm.ResultTuple:
@@ -323,23 +455,39 @@ class SequenceTable:
             rows.block[row : row + count] = self._stop_row
 
     def _draft_rows(self, sequence: _Sequence, row: int, drafts: tuple[int, ...], rows: Rows) -> tuple[int, int]:
-        """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first).
+        """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first). Touches the matcher only.
 
         Rows behind a refused draft allow the stop tokens only; the engine drops these positions anyway.
         """
-        before, flags_out, row_count = len(sequence.history), 0, 0
+        matcher, walked, flags_out, row_count = sequence.matcher, 0, 0, 0
         try:
             for position in range(len(drafts) + 1):
                 flags = self._fill(sequence, rows, row + position)
                 if position == 0:
                     flags_out = flags & self._row_flags
                 row_count += 1
-                if position == len(drafts) or not sequence.accept(drafts[position : position + 1]) or sequence.terminated:
+                if position == len(drafts) or not matcher.accept(drafts[position : position + 1]):
                     break
-        finally:
-            sequence.rollback(len(sequence.history) - before)
+                walked += 1
+                if matcher.is_terminated:
+                    break
+            if walked:
+                matcher.rollback(walked)
+        except _ItemFailed:
+            self._walk_back(matcher, walked)
+            raise
+        except BackendError:
+            raise _Broken from None
         self._stop_rows(rows, row + row_count, 1 + len(drafts) - row_count)
         return row_count, flags_out
+
+    @staticmethod
+    def _walk_back(matcher: Matcher, walked: int) -> None:
+        try:
+            if walked:
+                matcher.rollback(walked)
+        except BackendError:
+            raise _Broken from None
 
     def _fill(self, sequence: _Sequence, rows: Rows, row: int) -> int:
         """Fills one row and returns its flags. An empty row is a failed item: there is nothing to sample from."""
@@ -373,38 +521,41 @@ class SequenceTable:
         pending: list[tuple[int, int, _Sequence, _Effect | None]],
         rows: Rows,
         results: list[_shm.ResultTuple],
+        *,
+        timed: bool,
     ) -> None:
         """Fills the rows that are left, in one native call a backend where there is one, and completes their results."""
         failed: list[tuple[int, _Sequence, _Effect | None, Status]] = []
-        groups: dict[BatchFill, list[tuple[int, int, _Sequence, _Effect | None]]] = {}
-        singles = []
-        for entry in pending:
-            batch = entry[2].batch
-            if batch is None:
-                singles.append(entry)
-            else:
-                groups.setdefault(batch, []).append(entry)
-        for batch, entries in groups.items():
-            if len(entries) == 1:
-                singles += entries
-                continue
-            self._marker[1] = self._mark_base  # grammar 0: several
-            try:
-                batch.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
-            except BackendError:  # one of them failed: find out which, and serve the others
-                singles += entries
+        numbers = [entry[1] for entry in pending]
+        singles = pending
+        if len(pending) > 1 and not timed:
+            groups = {entry[2].batch for entry in pending}
+            singles = []
+            for batch in groups:
+                entries = pending if len(groups) == 1 else [entry for entry in pending if entry[2].batch is batch]
+                if batch is None or len(entries) == 1:
+                    singles += entries
+                    continue
+                self._marker[1] = self._mark_base  # grammar 0: several
+                try:
+                    batch.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
+                except BackendError:  # one of them failed: find out which, and serve the others
+                    singles += entries
         row_of_number = rows.row
         for at, row, sequence, effect in singles:
             self._marker[1] = sequence.mark
+            started = time.perf_counter() if timed else 0.0
             try:
                 sequence.matcher.fill_bitmask(row_of_number[row])
+                if timed:
+                    self._judge(sequence, started)
             except BackendError:
                 failed.append((at, sequence, effect, Status.BACKEND_FAILED))
                 row_of_number[row][:] = self._stop_row
-        flags = _shm.finish_rows(
-            rows.address, rows.stride_words, self._token_count, [entry[1] for entry in pending], [entry[2].stop_bytes for entry in pending]
-        )
+        flags = _shm.finish_rows(rows.address, rows.stride_words, self._token_count, numbers, [entry[2].stop_bytes for entry in pending])
         for (at, _, sequence, effect), flag in zip(pending, flags, strict=True):
+            if not flag:
+                continue
             if flag & _ROW_EMPTY:
                 failed.append((at, sequence, effect, Status.NO_TOKEN_ALLOWED))
             elif flag & self._row_flags:

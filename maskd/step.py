@@ -41,7 +41,11 @@ class Action(enum.IntEnum):
 
 
 class Status(enum.IntEnum):
-    """How one item ended. Anything but OK leaves the sequence as it was, and its row must not be sampled from."""
+    """How one item ended. Anything but OK leaves the sequence as it was, and its row must not be sampled from.
+
+    STEP_DEADLINE is different in one point: the item goes on in the daemon. Ask for what it came to with an item without
+    tokens: that answer, OK or not, is the answer to the late item.
+    """
 
     OK = 0
     INVALID_ITEM = 1
@@ -197,6 +201,7 @@ _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
         sequence_id=r.sequence_id, position=r.position, closed=bool(r.detail_value),
     ),
     Status.STEP_DEADLINE: lambda r: DeadlineError(
-        f"sequence {r.sequence_id}: its row took longer than {r.detail_value} µs", sequence_id=r.sequence_id, limit_us=r.detail_value
+        f"sequence {r.sequence_id}: its row takes longer than {r.detail_value} µs and is still being made; "
+        "ask again, with an item without tokens, or close it", sequence_id=r.sequence_id, limit_us=r.detail_value
     ),
 }  # fmt: skip

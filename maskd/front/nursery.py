@@ -88,7 +88,7 @@ class Nursery:
         spawned = await self._request(
             lambda request: control.SpawnWorker(
                 request, number, config.log_level, tuple(config.backends), resolve_threads(config), config.compile_threads,
-                config.cache_bytes, config.grammars_per_session, config.spin_seconds,
+                config.cache_bytes, config.grammars_per_session, config.spin_seconds, config.row_seconds,
             ),
             _SPAWN_SECONDS,
             (channel_fd, marker_fd),

@@ -31,6 +31,7 @@ __all__ = ["Worker"]
 _STABLE_SECONDS = 30.0
 """A worker that lived so long has its next restart without a pause."""
 _LOOK_SECONDS = 0.05
+_LANE_PATIENCE = 5
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _log = structlog.get_logger()
 
@@ -59,7 +60,7 @@ class Worker:
         self._on_session_closed = on_session_closed
         self._on_blame = on_blame
         self._pidfd = -1
-        self._hung = False
+        self._hung: tuple[int, int, int, int] | None = None
         self._peer: Peer | None = None
         self._ready = asyncio.Event()
         self._stopping = False
@@ -167,30 +168,33 @@ class Worker:
 
     async def _find_guilty(self, marker: Marker) -> None:
         """Blames the grammar that the worker was busy with if it crashed in it, or hung; a kill from outside proves nothing."""
-        busy, hung = marker.busy_with, self._hung
-        self._hung = False
+        calls = [self._hung] if self._hung else list(marker.busy())
+        why = "it hung" if self._hung else "its worker crashed"
         assert self.pid is not None
         crashed = await self._nursery.exit_signal(self.pid) in _CRASHES
-        if busy is not None and (crashed or hung):
-            self._on_blame(busy[1], busy[2], "it hung" if hung else "its worker crashed")
+        if crashed or self._hung:
+            for call in calls:
+                self._on_blame(call[2], call[3], why)
+        self._hung = None
 
     def _forget(self) -> None:
         os.close(self._pidfd)
         self._pidfd, self.pid = -1, None
 
     async def _watch(self, marker: Marker) -> None:
-        """Kills a worker that is too long in one native call."""
-        since, last = time.monotonic(), None
+        """Kills a worker that is too long in one native call. The slow lane has more time: it keeps nobody waiting."""
+        since: dict[int, tuple[tuple[int, int, int, int], float]] = {}
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            busy = marker.busy_with
-            if busy is None or busy != last:
-                since, last = time.monotonic(), busy
-            elif time.monotonic() - since > self._config.hang_seconds:
-                _log.error("worker hangs, killing it", worker=self.number, session=busy[1], grammar=busy[2])
-                self._hung = True
-                self.kill()
-                return
+            now = time.monotonic()
+            calls = {call[0]: call for call in marker.busy()}
+            since = {slot: since[slot] if slot in since and since[slot][0] == call else (call, now) for slot, call in calls.items()}
+            for slot, (call, begun) in since.items():
+                if now - begun > self._config.hang_seconds * (_LANE_PATIENCE if slot else 1):
+                    _log.error("worker hangs, killing it", worker=self.number, session=call[2], grammar=call[3])
+                    self._hung = call
+                    self.kill()
+                    return
 
     def _on_message(self, message: object, first: asyncio.Future[None]) -> None:
         match message:

@@ -65,7 +65,8 @@ enum maskd_status {
     MASKD_ROLLBACK_TOO_FAR = 9,     /* detail_value: tokens there are */
     MASKD_NO_TOKEN_ALLOWED = 10,    /* the grammar is at a dead end */
     MASKD_BACKEND_FAILED = 11,      /* the library failed; sequence unchanged, or closed when detail_value is 1 */
-    MASKD_STEP_DEADLINE = 12        /* the row took too long; detail_value: microseconds allowed */
+    MASKD_STEP_DEADLINE = 12        /* the item takes too long and goes on; an item without tokens asks for its
+                                       result; detail_value: microseconds allowed */
 };
 enum maskd_result_flags { MASKD_TERMINATED = 1, MASKD_ACCEPTING = 2, MASKD_ALL_ALLOWED = 4 };
 

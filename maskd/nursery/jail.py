@@ -111,10 +111,10 @@ def out_of_memory(limit_bytes: int) -> GrammarTooLargeError:
 
 
 def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> float:
-    """Walks some tokens, seeded, and returns the longest time of one mask in seconds.
+    """Walks some tokens, seeded, and returns the longest time of one mask and its token in seconds.
 
     Raises:
-        GrammarTooLargeError: one mask took longer than ``mask_seconds``. GrammarUnsatisfiableError: a dead end.
+        GrammarTooLargeError: one token took longer than ``mask_seconds``. GrammarUnsatisfiableError: a dead end.
     """
     matcher = grammar.matcher()
     stride = row_stride_words(vocabulary.vocab_size)
@@ -125,21 +125,22 @@ def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> fl
     for position in range(_WALK_TOKENS):
         started = time.perf_counter()
         matcher.fill_bitmask(rows[0])
-        taken = time.perf_counter() - started
-        slowest = max(slowest, taken)
-        if taken > limits.mask_seconds:
-            raise GrammarTooLargeError(
-                f"one mask took {taken:.3f} s at position {position}; the limit mask_seconds is {limits.mask_seconds}",
-                limit="mask_seconds", value=limits.mask_seconds, position=position,
-            )  # fmt: skip
+        filled = time.perf_counter()
         if _shm.finish_rows(rows.ctypes.data, stride, len(vocabulary.tokens), [0], [stops])[0] & 1:
             if position == 0:
                 raise GrammarUnsatisfiableError("the grammar allows no token at its start; nothing can match it")
             break
-        if time.perf_counter() - began > limits.seconds / 4:
-            break
         choice = _choose(allowed_token_ids(rows[0]).tolist(), grammar.stop_token_ids, chooser)
-        if choice is None or not matcher.accept((choice,)):
+        accepting = time.perf_counter()
+        accepted = choice is not None and matcher.accept((choice,))
+        taken = filled - started + time.perf_counter() - accepting
+        slowest = max(slowest, taken)
+        if taken > limits.mask_seconds:
+            raise GrammarTooLargeError(
+                f"one token took {taken:.3f} s at position {position}; the limit mask_seconds is {limits.mask_seconds}",
+                limit="mask_seconds", value=limits.mask_seconds, position=position,
+            )  # fmt: skip
+        if not accepted or time.perf_counter() - began > limits.seconds / 4:
             break
     return slowest
 

@@ -27,10 +27,11 @@ from maskd.grammar import GrammarSpec
 from maskd.grammars import Compiled, GrammarCache
 from maskd.layout import Layout
 from maskd.marker import Marker
-from maskd.sequences import HeldGrammar
+from maskd.sequences import HeldGrammar, SequenceTable
 from maskd.vocabulary import Vocabulary
 from maskd.worker.compiler import CompilePool
 from maskd.worker.session import WorkerSession
+from maskd.worker.slow_lane import SlowLane
 
 __all__ = ["WorkerLoop"]
 
@@ -62,6 +63,8 @@ class WorkerLoop:
         self._native_threads = options.native_threads
         self._vocabularies = dict(loaded)
         self._marker = Marker(marker_fd)
+        self._lane = SlowLane(self._marker)
+        self._row_seconds = options.row_seconds
         self._cache = GrammarCache(options.cache_bytes)
         self._grammars_per_session = options.grammars_per_session
         self._pool = CompilePool(options.compile_threads)
@@ -186,7 +189,17 @@ class WorkerLoop:
             raise NotFoundError(f"no vocabulary {message.fingerprint.hex()[:16]}…; upload it first", kind="vocabulary")
         vocabulary, _ = self._vocabularies[message.fingerprint]
         layout = Layout(vocabulary.vocab_size, message.item_capacity, message.row_capacity, message.token_capacity)
-        session = WorkerSession(message.session_id, vocabulary, layout, message.sequence_capacity, self._epoch, self._marker.words)
+        table = SequenceTable(
+            len(vocabulary.tokens),
+            vocabulary.vocab_size,
+            vocabulary.stop_token_ids,
+            message.sequence_capacity,
+            marker=self._marker.words,
+            session_id=message.session_id,
+            lane=self._lane,
+            row_seconds=self._row_seconds,
+        )
+        session = WorkerSession(message.session_id, vocabulary, layout, table, self._epoch, self._marker)
         self._sessions[message.session_id] = session
         self._by_fd[session.doorbell_fd] = session
         # Edge-triggered and never read: the engine shares the descriptor's flags, a read might be made to block.
@@ -245,7 +258,8 @@ class WorkerLoop:
                 if wanted:  # else it was dropped while it compiled, or is to be reported only
                     holder = named.get(outcome.report.backend, backend)
                     batch = holder if isinstance(holder, BatchFill) and not message.solo else None
-                    grammars[message.grammar_id] = HeldGrammar.of(message.grammar_id, outcome, batch)
+                    slow = verdict is not None and verdict.slowest_mask_seconds > self._row_seconds / 2
+                    grammars[message.grammar_id] = HeldGrammar.of(message.grammar_id, outcome, batch, slow=slow)
                 self._reply(message.request, control.GrammarCompiled(outcome.report, compiled.seconds, compiled.cached))
 
         if message.grammar_id:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from maskd import _shm
 from maskd import layout as lay
 from maskd.errors import CapacityError, ProtocolError
+from maskd.marker import Marker
 from maskd.segments import Mapping, create_segment, seal
 from maskd.sequences import Rows, SequenceTable
 from maskd.vocabulary import Vocabulary
@@ -33,18 +34,16 @@ class WorkerSession:
     """
 
     def __init__(
-        self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, sequence_capacity: int, epoch: int, marker: memoryview
+        self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, epoch: int, marker: Marker
     ) -> None:
         self.session_id = session_id
         self.vocabulary = vocabulary
         self.layout = layout
-        self.table = SequenceTable(
-            len(vocabulary.tokens), vocabulary.vocab_size, vocabulary.stop_token_ids, sequence_capacity, marker, session_id
-        )
+        self.table = table
         self.lease: socket.socket | None = None
         self.completed = 0
         self.awaited_grammars: set[int] = set()
-        self._marker = marker
+        self._marker = marker.words
         self._cleanup = contextlib.ExitStack()
         self._segment_fds = self._cleanup.enter_context(contextlib.ExitStack())
         with contextlib.ExitStack() as undo:

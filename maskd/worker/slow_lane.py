@@ -1,0 +1,72 @@
+"""The slow lane: threads for items that may take long, so that nobody in the batch waits for them.
+
+A native call cannot be interrupted. Sequences whose grammar was seen to be slow, in the walk after its compile or since, have
+their items run here; the data path waits until the step's deadline and goes on without them. What comes late is kept for
+the next step. A call that never ends is the front's business: it watches the marker.
+Owns: the threads. Knows nothing about: sequences, what a job does.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from maskd.marker import Marker
+from maskd.worker.compiler import STACK_BYTES
+
+__all__ = ["LateWork", "SlowLane"]
+
+
+class LateWork:
+    """A job under way. ``outcome`` and ``error`` are good once ``wait`` said so."""
+
+    __slots__ = ("_done", "error", "job", "mark", "outcome")
+
+    def __init__(self, job: Callable[[], Any], mark: int) -> None:
+        self.job = job
+        self.mark = mark
+        self.outcome: Any = None
+        self.error: BaseException | None = None
+        self._done = threading.Event()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for at most ``seconds``; returns whether the job is done, or has failed."""
+        return self._done.wait(seconds) if seconds > 0 else self._done.is_set()
+
+    def run(self) -> None:
+        """Does the job; for the lane."""
+        try:
+            self.outcome = self.job()
+        except BaseException as error:  # it belongs to whoever asks for the outcome
+            self.error = error
+        self._done.set()
+
+
+class SlowLane:
+    """A few threads for slow rows, shared by the sessions of a worker."""
+
+    def __init__(self, marker: Marker) -> None:
+        self._jobs: queue.SimpleQueue[LateWork] = queue.SimpleQueue()
+        previous = threading.stack_size(STACK_BYTES)
+        try:
+            for slot in range(1, marker.SLOTS):
+                threading.Thread(target=self._work, args=(marker, slot), name=f"slow-lane-{slot}", daemon=True).start()
+        finally:
+            threading.stack_size(previous)
+
+    def start(self, job: Callable[[], Any], mark: int) -> LateWork:
+        """Queues ``job``; ``mark`` says for the marker which grammar it computes."""
+        late = LateWork(job, mark)
+        self._jobs.put(late)
+        return late
+
+    def _work(self, marker: Marker, slot: int) -> None:
+        words = marker.words[2 * slot : 2 * slot + 2]
+        while True:
+            late = self._jobs.get()
+            words[1] = late.mark
+            words[0] += 1
+            late.run()
+            words[0] += 1
