@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ from maskd import layout as lay
 from maskd.arena import Arena
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
-from maskd.errors import DrainingError, MaskdError, PermissionDeniedError, UnavailableError
+from maskd.errors import CapacityError, DrainingError, MaskdError, PermissionDeniedError, UnavailableError
 from maskd.grammar import GrammarSpec
 from maskd.status import from_rpc_error
 from maskd.step import Action, Item, Status
@@ -541,6 +542,36 @@ def test_create_session_when_its_caller_leaves_then_the_worker_keeps_nothing(
             lambda: client.info().session_count == 0 and descriptors(worker) <= before + 2,
             f"{descriptors(worker)} descriptors, {before} before",
         )
+
+
+@pytest.mark.parametrize("process", ["maskd-worker", "front"])
+def test_descriptors_when_they_run_out_then_new_sessions_are_refused_and_old_ones_go_on(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, process: str
+) -> None:
+    """EMFILE is a typed refusal for the newcomer; nobody else is touched, and with room again all is well."""
+    daemon = start_daemon("--claim-seconds", "0.5")
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session, contextlib.ExitStack() as stack:
+        check(session)
+        pid = daemon.process.pid if process == "front" else daemon.pids(process)[0]
+        workers = daemon.worker_pids()
+        room = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid) + 10, room[1]))
+        transport = "inline" if process == "front" else "shm"
+        refused = None
+        for _ in range(20):
+            try:
+                stack.enter_context(open_session(client, vocabulary, transport))
+            except MaskdError as error:
+                refused = error
+                break
+        assert isinstance(refused, (CapacityError, UnavailableError)), refused
+        for _ in range(5):
+            assert not can(lambda: open_session(client, vocabulary, transport).close())
+            assert session.step([Item(1, row=0)], timeout_seconds=60).results[0].position == 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, room)
+        until(lambda: can(lambda: open_session(client, vocabulary, transport).close()), "there is room again")
+        assert daemon.worker_pids() == workers
+        check(session, 2)
 
 
 def test_clients_when_many_threads_have_sessions_then_each_sees_its_own(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:
