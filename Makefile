@@ -12,7 +12,7 @@ INPUTS := pyproject.toml .ci/constraints.txt maskd/native/shm.c maskd/native/mas
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTO := proto/maskd/v1/mask_service.proto
 # pip tells of every requirement several times; what is fetched and installed is enough.
-PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " $$0; fflush()}'
+PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " substr($$0, 1, 110); fflush()}'
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint types fmt proto bench all clean

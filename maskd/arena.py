@@ -1,7 +1,7 @@
 """The arena: an engine's side of a shared-memory session. Attach, submit a step, wait, read the reply.
 
-Owns: the two mappings, the two eventfds and the data socket, which is the session's lease: while it is open the session
-lives, and its end tells either side at once that the other is gone.
+Owns: the two mappings, the descriptors that wake either side, and the data socket, which is the session's lease: while it
+is open the session lives, and its end tells either side at once that the other is gone.
 Knows nothing about: gRPC (``client.py`` gets the token), grammars, what the engine does with the rows.
 
 Python stores no word that the peer waits on by itself: ordering is in ``maskd._shm`` (acquire, release, full fence).
@@ -333,7 +333,7 @@ class Arena:
         """Takes the rings off ``reply_fd``."""
         self._check_open()
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.reply_fd)
+            os.read(self.reply_fd, 4096)
 
     @property
     def lease(self) -> socket.socket:

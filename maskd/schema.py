@@ -176,7 +176,7 @@ class _Refs:
             self._check_keywords(schema, path)
             _name_unevaluated(schema)
             own_id = schema.get("$id", schema.get("id"))
-            if isinstance(own_id, str) and "$ref" not in schema:
+            if isinstance(own_id, str):
                 base, fragment = urldefrag(urljoin(base, own_id))
                 self._by_uri.setdefault(f"{base}#{fragment}", path)
                 self._by_uri.setdefault(f"{base}#", path)

@@ -77,6 +77,7 @@ def unenforced(schema: JsonSchema, backend: str) -> tuple[Unenforced, ...]:
     if backend != "xgrammar" or schema.value is True:
         return ()
     found: dict[str, Unenforced] = {}
+    types = _Types(schema)
     stack: list[tuple[Path, Json, str | None]] = [((), schema.value, None)]
     seen: set[int] = set()
     while stack:
@@ -84,7 +85,7 @@ def unenforced(schema: JsonSchema, backend: str) -> tuple[Unenforced, ...]:
         if not isinstance(node, dict) or id(node) in seen:
             continue
         seen.add(id(node))
-        reader = _Reader(schema, node, default_type)
+        reader = _Reader(schema, node, default_type, types)
         for keyword in reader.ignored():
             where = schema.pointer_to((*path, keyword))
             found.setdefault(where, Unenforced(where, keyword, _EFFECTS.get(keyword, "values that it forbids may appear")))
@@ -127,8 +128,9 @@ def types_of(node: Json) -> tuple[str, ...]:
 class _Reader:
     """One schema as xgrammar reads it. ``read``: the keywords whose subschemas it reads."""
 
-    def __init__(self, schema: JsonSchema, node: Json, default_type: str | None) -> None:
+    def __init__(self, schema: JsonSchema, node: Json, default_type: str | None, possible: _Types) -> None:
         self._schema = schema
+        self._possible = possible
         self._node = node
         self._deciding = deciding_keyword(node)
         self._types = types_of(node) or ((default_type,) if default_type else ())
@@ -163,10 +165,10 @@ class _Reader:
         node, deciding = self._node, self._deciding
         lost = deciding == "allOf" and len(node["allOf"]) > 1
         self.read = frozenset({deciding} if deciding in ("anyOf", "oneOf", "allOf") and not lost else ())
-        values = [node["const"]] if deciding == "const" else node["enum"] if deciding == "enum" else None
+        values = constants(node) if deciding in ("const", "enum") else None
         for keyword in self._constraints():
             if keyword == deciding:
-                enforced = not (lost or (keyword == "oneOf" and not _disjoint(self._schema, node["oneOf"])))
+                enforced = not (lost or (keyword == "oneOf" and not _disjoint(self._possible, node["oneOf"])))
             elif values is not None:
                 enforced = all(fits(value, keyword, node[keyword]) for value in values)
             else:
@@ -177,7 +179,7 @@ class _Reader:
     def _branches_imply_type(self) -> bool:
         branches = [self._node] if self._deciding == "$ref" else self._node[self._deciding]
         wanted = set(self._types) | ({"integer"} if "number" in self._types else set())
-        return all(set(_possible_types(self._schema, branch)) <= wanted for branch in branches)
+        return all(self._possible.of(branch) <= wanted for branch in branches)
 
     def _of_types(self) -> Iterator[str]:
         reads: set[str] = set()
@@ -301,55 +303,97 @@ def _has_type(value: Json, name: str) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and (name == "number" or float(value).is_integer())
 
 
-def _possible_types(schema: JsonSchema, node: Json, depth: int = 8) -> tuple[str, ...]:
-    """Returns the types that xgrammar lets a value of ``node`` have; too many rather than too few."""
-    if not isinstance(node, dict) or depth == 0:
-        return TYPES
-    deciding = deciding_keyword(node)
-    if deciding == "$ref":
-        return _possible_types(schema, schema.lookup(node["$ref"])[1], depth - 1)
-    if deciding in ("const", "enum"):
-        values = [node["const"]] if deciding == "const" else node["enum"]
-        return tuple(name for name in TYPES if any(_has_type(value, name) for value in values) and name != "number") + (
-            ("number",) if any(_has_type(value, "number") and not _has_type(value, "integer") for value in values) else ()
-        )
-    if deciding in ("anyOf", "oneOf") or (deciding == "allOf" and len(node["allOf"]) == 1):
-        return tuple({name for branch in node[deciding] for name in _possible_types(schema, branch, depth - 1)})
-    return types_of(node) or TYPES if deciding != "allOf" else TYPES
+class _Types:
+    """Which types xgrammar lets a value of a schema have: too many rather than too few. Remembers what it found."""
+
+    def __init__(self, schema: JsonSchema) -> None:
+        self._schema = schema
+        self._known: dict[int, frozenset[str]] = {}
+
+    def resolved(self, node: Json) -> Json:
+        """Returns what ``node`` leads to if it is a ``$ref``; chains are checked to be finite when a schema is parsed."""
+        while isinstance(node, dict) and "$ref" in node:
+            node = self._schema.lookup(node["$ref"])[1]
+        return node
+
+    def of(self, node: Json, depth: int = 8) -> frozenset[str]:
+        """Returns the types; "number" stands for those that are no integers."""
+        node = self.resolved(node)
+        if not isinstance(node, dict) or depth == 0:
+            return frozenset(TYPES)
+        if id(node) not in self._known:
+            self._known[id(node)] = frozenset(TYPES)  # what a circle finds
+            self._known[id(node)] = self._of(node, depth)
+        return self._known[id(node)]
+
+    def _of(self, node: Json, depth: int) -> frozenset[str]:
+        deciding = deciding_keyword(node)
+        values = constants(node)
+        if values is not None:
+            return frozenset(
+                name
+                for value in values
+                for name in TYPES
+                if _has_type(value, name) and not (name == "number" and _has_type(value, "integer"))
+            )
+        if deciding in ("anyOf", "oneOf") or (deciding == "allOf" and len(node["allOf"]) == 1):
+            return frozenset[str]().union(*(self.of(branch, depth - 1) for branch in node[deciding]))
+        return frozenset(TYPES if deciding == "allOf" else types_of(node) or TYPES)
 
 
-def _disjoint(schema: JsonSchema, branches: list[Json]) -> bool:
+def constants(node: Json) -> list[Json] | None:
+    """Returns the only values that a schema allows, if it lists them."""
+    if not isinstance(node, dict) or "$ref" in node:
+        return None
+    return [node["const"]] if "const" in node else node.get("enum")
+
+
+_Facts = tuple[frozenset[str], "set[Json] | None", "dict[str, set[Json]]"]
+"""Types; constants, if only those are allowed; the constants of required properties."""
+
+_PAIRWISE_LIMIT = 64
+
+
+def _disjoint(types: _Types, branches: list[Json]) -> bool:
     """Whether no value can match two of ``branches``, going by types, constants and constants in required properties."""
-    facts = [_facts(schema, branch) for branch in branches]
+    facts = [_facts(types, types.resolved(branch)) for branch in branches]
+    if _all_differ([fact[1] for fact in facts]) or any(_all_differ([fact[2].get(name) for fact in facts]) for name in facts[0][2]):
+        return True
+    if len(facts) > _PAIRWISE_LIMIT:
+        return False
     return all(_apart(one, other) for index, one in enumerate(facts) for other in facts[:index])
 
 
-def _facts(schema: JsonSchema, node: Json) -> tuple[set[str], list[Json] | None, dict[str, list[Json]]]:
-    """Returns types, constants if only those are allowed, and the constants of required properties."""
-    for _ in range(8):
-        if isinstance(node, dict) and "$ref" in node:
-            node = schema.lookup(node["$ref"])[1]
-    types = set(_possible_types(schema, node))
-    types |= {"integer"} if "number" in types else set()
-    if not isinstance(node, dict):
-        return types, None, {}
-    constants = [node["const"]] if "const" in node else node.get("enum")
-    tags = {}
-    if types == {"object"} and deciding_keyword(node) in (None, "type"):
+def _all_differ(sets: list[set[Json] | None]) -> bool:
+    known = [one for one in sets if one is not None]
+    return len(known) == len(sets) and sum(map(len, known)) == len(set[Json]().union(*known))
+
+
+def _facts(types: _Types, node: Json) -> _Facts:
+    allowed = types.of(node)
+    allowed |= {"integer"} if "number" in allowed else frozenset()
+    values = constants(node)
+    tags: dict[str, set[Json]] = {}
+    if allowed == {"object"} and deciding_keyword(node) in (None, "type"):
         for name in node.get("required", ()):
-            value = (node.get("properties") or {}).get(name)
-            if isinstance(value, dict) and "$ref" not in value and ("const" in value or "enum" in value):
-                tags[name] = [value["const"]] if "const" in value else value["enum"]
-    return types, constants, tags
+            tag = constants((node.get("properties") or {}).get(name))
+            if tag is not None:
+                tags[name] = set(map(_key, tag))
+    return allowed, None if values is None else set(map(_key, values)), tags
 
 
-def _apart(
-    one: tuple[set[str], list[Json] | None, dict[str, list[Json]]], other: tuple[set[str], list[Json] | None, dict[str, list[Json]]]
-) -> bool:
+def _apart(one: _Facts, other: _Facts) -> bool:
     if not one[0] & other[0]:
         return True
     if one[1] is not None and other[1] is not None:
-        return not any(left == right for left in one[1] for right in other[1])
-    return any(
-        name in other[2] and not any(left == right for left in values for right in other[2][name]) for name, values in one[2].items()
-    )
+        return not one[1] & other[1]
+    return any(name in other[2] and not values & other[2][name] for name, values in one[2].items())
+
+
+def _key(value: Json) -> Json:
+    """Returns something hashable that is equal for equal JSON values; ``True`` is not 1, and 1.0 is."""
+    if isinstance(value, list):
+        return tuple(map(_key, value))
+    if isinstance(value, dict):
+        return frozenset((name, _key(item)) for name, item in value.items())
+    return (isinstance(value, bool), value)

@@ -23,8 +23,9 @@ Json: TypeAlias = Any
 
 Path: TypeAlias = tuple["str | int", ...]
 
-MAX_DEPTH = 256
-"""Deepest nesting taken. llguidance's parser stops at 128, xgrammar needs seconds from 400 on."""
+MAX_DEPTH = 128
+"""Deepest nesting taken: where llguidance's parser stops. What recurses over a value of this depth stays far from
+Python's own limit."""
 
 _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _UNSAFE = re.compile("[\0\ud800-\udfff]")

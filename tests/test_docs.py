@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import grpc
 import msgspec
 import pytest
-import yaml
 
 from maskd import _shm, backends, config
 from maskd import layout as lay
@@ -116,7 +115,7 @@ def test_console_block_when_read_then_its_commands_exist(
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
         if words[0] == "make":
-            assert set(word for word in words[1:] if "=" not in word) <= set(verbs), command
+            assert {word for word in words[1:] if "=" not in word} <= set(verbs), command
         elif words[:2] == ["maskd", "serve"]:
             (tmp_path / "maskd.yaml").write_text(blocks("yaml")[0].text)
             monkeypatch.chdir(tmp_path)
@@ -181,7 +180,16 @@ def compiled_structs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list
 
 @pytest.mark.parametrize(
     "name",
-    ["maskd_hello", "maskd_grant", "maskd_steps_header", "maskd_rows_header", "maskd_steps_cell", "maskd_rows_cell", "maskd_item", "maskd_result"],
+    [
+        "maskd_hello",
+        "maskd_grant",
+        "maskd_steps_header",
+        "maskd_rows_header",
+        "maskd_steps_cell",
+        "maskd_rows_cell",
+        "maskd_item",
+        "maskd_result",
+    ],
 )
 def test_struct_table_when_compared_with_the_header_then_it_is_complete_and_right(
     name: str, compiled_structs: dict[str, list[tuple[int, int, str]]]
@@ -193,7 +201,7 @@ def test_struct_table_when_compared_with_the_header_then_it_is_complete_and_righ
 
 def test_status_tables_when_compared_with_the_code_then_they_are_complete() -> None:
     """Every status and every field number of INVALID_ITEM is in docs/shared-memory.md."""
-    statuses = [row[0] for row in table_behind("docs/shared-memory.md", "There is no row\nbehind a draft")]
+    statuses = [row[0] for row in table_behind("docs/shared-memory.md", "There is no row behind a draft")]
     assert statuses == [f"{status.value} {status.name}" for status in Status]
     fields = {row[0] for row in table_behind("docs/shared-memory.md", "`detail_index` of INVALID_ITEM")}
     assert fields == {f"{field.value} {field.name}" for field in ItemField}
@@ -227,7 +235,7 @@ def test_settings_table_when_made_from_config_then_it_is_the_one_on_the_page() -
 
 def test_option_table_when_compared_with_grammar_options_then_it_is_complete() -> None:
     """The README has every option of a grammar."""
-    assert [row[0] for row in table_behind("README.md", "<!-- options -->")] == [f for f in GrammarOptions.__dataclass_fields__]
+    assert [row[0] for row in table_behind("README.md", "<!-- options -->")] == list(GrammarOptions.__dataclass_fields__)
 
 
 SAMPLES = {
@@ -260,11 +268,12 @@ def test_kind_table_when_compiled_then_yes_means_yes(backend: str, vocabulary: V
 
 def test_links_when_followed_then_the_files_are_there() -> None:
     """Every relative link of every page leads to a file."""
-    broken = []
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
-                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists()
+    ]
     assert not broken
 
 
@@ -378,7 +387,8 @@ def example(client: PageClient) -> str:
         (struct.pack("<3q2H2i3I16x", 7, 0, 0, 0, 0, 0, 1, 0, 1, 0), [256]),
     ]
     item_fields = (
-        "8:sequence_id; 8:grammar_id; 8:source_sequence_id; 2:action; 2:flags; 4:rollback; 4:row; 4:accept_offset; 4:accept_count; 4:draft_count"
+        "8:sequence_id; 8:grammar_id; 8:source_sequence_id; 2:action; 2:flags; 4:rollback; 4:row; "
+        "4:accept_offset; 4:accept_count; 4:draft_count"
     )
     for item, tokens in parts:
         client.run(item, tokens)
@@ -417,8 +427,3 @@ def page_client(start_daemon: Callable[..., Daemon]) -> Iterator[PageClient]:
 def test_example_when_made_again_then_it_is_the_one_on_the_page(page_client: PageClient) -> None:
     """A client written from the page alone gets the bytes that the page shows."""
     hold("docs/shared-memory.md", "<!-- example -->\n```\n", example(page_client), "```\n")
-
-
-def test_compose_and_docs_when_read_then_yaml_is_yaml() -> None:
-    """compose.yaml is read by a YAML reader; its structure is checked in test_project.py."""
-    assert yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]

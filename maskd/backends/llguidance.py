@@ -267,7 +267,7 @@ def lark_of_gbnf(source: str) -> str:
 
 
 def _check_lark(source: str) -> None:
-    if re.search(r"\[[^\]\n]*\bmax_tokens\s*=", source):
+    if re.search(r"\bmax_tokens\s*=", source):
         raise GrammarUnsupportedError(
             "llguidance cannot roll back in a grammar with max_tokens; use xgrammar, or limit the text itself", backends="xgrammar"
         )

@@ -59,7 +59,8 @@ def json_options(options: GrammarOptions) -> tuple[str, str]:
     return options.item_separator or ",", options.key_separator or ":"
 
 
-_REGEX_UNIT = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|.", re.DOTALL)
+# An unclosed class runs to the end, so that a pattern of brackets is read once and not once per bracket.
+_REGEX_UNIT = re.compile(r"\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*(?:\]|\\?\Z)|\\.|.", re.DOTALL)
 _REGEX_STRANGE = re.compile(r"\\[AzZG0ecpP]|\\[1-9bBkK]|\[:|&&|~~|--")
 _SURROGATES = r"\ud800-\udfff"
 _BEYOND = r"-\ud7ff\ue000-\U0010ffff"
@@ -86,20 +87,21 @@ def regex_for_xgrammar(pattern: str) -> str:
     units = _REGEX_UNIT.findall(pattern)
     read: list[str] = []
     for index, unit in enumerate(units):
-        inside = ("^" if index and units[index - 1] not in ("(", "|", ":") else "") + (
-            "$" if index + 1 < len(units) and units[index + 1] not in (")", "|") else ""
+        after, before = units[index - 1 : index], units[index + 1 : index + 2]
+        inner_anchor = (unit == "^" and after and after[0] not in ("(", "|", ":")) or (
+            unit == "$" and before and before[0] not in (")", "|")
         )
         strange = _REGEX_STRANGE.search(unit)
-        if strange or unit in tuple(inside):
+        if strange or inner_anchor:
             raise GrammarUnsupportedError(
-                f"xgrammar does not read {strange[0] if strange else unit} here in a regex as others do; use llguidance, or write it otherwise",
+                f"xgrammar does not read {strange[0] if strange else unit} in a regex as others do; use llguidance, or rewrite it",
                 backends="llguidance",
             )
         if unit == ".":
             unit = f"[^\\n{_SURROGATES}]"
         elif unit in _REGEX_CLASSES:
             unit = f"[{_REGEX_CLASSES[unit]}]"
-        elif len(unit) > 2 and unit[0] == "[":
+        elif len(unit) > 2 and unit[0] == "[" and unit[-1] == "]":
             body = re.sub(r"\\.", lambda match: _REGEX_CLASSES.get(match[0], match[0]), unit[1:-1], flags=re.DOTALL)
             unit = f"[{body}{_SURROGATES if body[0] == '^' else ''}]"
         read.append(unit)

@@ -42,7 +42,7 @@ def create(vocabulary: Vocabulary, *, threads: int) -> XgrammarBackend:
 class XgrammarMatcher:
     """The state of one sequence: a native handle. See ``Matcher``."""
 
-    __slots__ = ("_accept", "_fill", "_grammar", "_handle", "_never", "is_terminated")
+    __slots__ = ("_accept", "_fill", "_grammar", "_handle", "_never", "_stop", "is_terminated")
 
     def __init__(self, grammar: XgrammarGrammar, handle: Any) -> None:
         self._grammar = grammar
@@ -50,6 +50,7 @@ class XgrammarMatcher:
         self._accept: Callable[[int, bool], bool] = handle.accept_token
         self._fill: Callable[[NDArray[np.int32], int, bool], bool] = handle.fill_next_token_bitmask
         self._never = grammar.never
+        self._stop = grammar.stop_token_ids
         self.is_terminated: bool = handle.is_terminated()
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:
@@ -70,7 +71,8 @@ class XgrammarMatcher:
                 if self.is_terminated or token_id in self._never or not self._accept(token_id, False):
                     break
                 accepted += 1
-                self.is_terminated = self._handle.is_terminated()
+                if token_id in self._stop:
+                    self.is_terminated = self._handle.is_terminated()
         except RuntimeError as error:
             raise BackendError(f"xgrammar failed on a token: {_short(error)}") from None
         return accepted

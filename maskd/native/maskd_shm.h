@@ -155,7 +155,7 @@ typedef struct { /* 48 bytes, client to daemon */
     uint8_t zero1[16];
 } maskd_hello;
 
-typedef struct { /* 64 bytes, worker to client; with SCM_RIGHTS: rows, steps, doorbell (engine rings), reply (worker rings) */
+typedef struct { /* 64 bytes, worker to client; with SCM_RIGHTS: rows, steps, doorbell (an eventfd, the engine rings), reply (a pipe, the worker rings: read and drop) */
     uint64_t magic;
     uint32_t status; /* 0 = granted, else enum maskd_refusal; no descriptors then */
     uint16_t layout_major, layout_minor;
@@ -328,7 +328,7 @@ static inline int64_t maskd_now_ns(void) {
 static inline int maskd_wait(maskd_session *session, uint64_t step, int spin_us, int timeout_ms) {
     int64_t start = maskd_now_ns();
     struct pollfd fds[2] = {{session->reply_fd, POLLIN, 0}, {session->lease_fd, POLLIN, 0}};
-    uint64_t count;
+    char rings[4096];
     int answer = 1;
     do { /* HANDOFF worker -> engine */
         if (maskd_load_u64(&session->rows->completed_step) >= step) return 0;
@@ -341,7 +341,7 @@ static inline int maskd_wait(maskd_session *session, uint64_t step, int spin_us,
         else if (fds[1].revents) answer = -1; /* the lease ended, and the step had not been answered before it did */
         else if (maskd_now_ns() - start < (int64_t)timeout_ms * 1000000) {
             poll(fds, 2, 50); /* bounded re-check: a lost wake-up costs 50 ms, never a hang */
-            if ((fds[0].revents & POLLIN) && read(session->reply_fd, &count, sizeof(count)) < 0) fds[0].revents = 0;
+            if ((fds[0].revents & POLLIN) && read(session->reply_fd, rings, sizeof(rings)) < 0) fds[0].revents = 0;
             continue;
         }
         maskd_store_u32(&session->steps->engine_need_wakeup, 0);

@@ -60,7 +60,7 @@ static PyObject *fence(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* publish(word, value, peer_flag, eventfd) -> bool: store, full fence, ring only if the peer sleeps. */
+/* publish(word, value, peer_flag, fd) -> bool: store, full fence, ring only if the peer sleeps. */
 static PyObject *publish(PyObject *self, PyObject *args) {
     unsigned long long word, value, flag;
     uint64_t one = 1;
@@ -70,8 +70,8 @@ static PyObject *publish(PyObject *self, PyObject *args) {
     maskd_store_u64(POINTER(void, word), value);
     maskd_fence();
     if (!maskd_load_u32(POINTER(void, flag))) Py_RETURN_FALSE;
-    /* EAGAIN means that the counter is full: the peer has a wake-up waiting already. */
-    if (write(fd, &one, sizeof(one)) < 0 && errno != EAGAIN) return PyErr_SetFromErrno(PyExc_OSError);
+    /* EAGAIN: the peer has wake-ups waiting already. EPIPE: it has gone, and its lease will say so. */
+    if (write(fd, &one, sizeof(one)) < 0 && errno != EAGAIN && errno != EPIPE) return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_TRUE;
 }
 
@@ -374,7 +374,7 @@ static PyMethodDef methods[] = {
     {"store_u64", store_u64, METH_VARARGS, "store_u64(address, value): release store."},
     {"store_u32", store_u32, METH_VARARGS, "store_u32(address, value): release store."},
     {"fence", fence, METH_NOARGS, "fence(): full fence."},
-    {"publish", publish, METH_VARARGS, "publish(word, value, peer_flag, eventfd) -> bool: release store, full fence, ring if the peer sleeps."},
+    {"publish", publish, METH_VARARGS, "publish(word, value, peer_flag, fd) -> bool: release store, full fence, ring if the peer sleeps."},
     {"spin", spin, METH_VARARGS, "spin(words, targets, nanoseconds) -> int: index of the first word >= its target, or -1; releases the GIL."},
     {"read_step", read_step, METH_VARARGS, "read_step(cell, items_offset, tokens_offset, item_capacity, token_capacity, vocab_size, row_capacity, step)"},
     {"write_results", write_results, METH_VARARGS, "write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, results)"},

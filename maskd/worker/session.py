@@ -1,6 +1,6 @@
 """A session inside its worker: two segments, one sequence table, and the step that joins them.
 
-Owns: the worker's mappings, eventfds and end of the lease.
+Owns: the worker's mappings, wake-up descriptors and end of the lease.
 Knows nothing about: the event loop (``loop.py``), compiling.
 """
 
@@ -45,12 +45,13 @@ class WorkerSession:
         self.awaited_grammars: set[int] = set()
         self._marker = marker.words
         self._cleanup = contextlib.ExitStack()
-        self._segment_fds = self._cleanup.enter_context(contextlib.ExitStack())
+        self._granted_fds = self._cleanup.enter_context(contextlib.ExitStack())
         with contextlib.ExitStack() as undo:
             undo.callback(self._cleanup.close)
             self._rows_fd = self._segment(f"maskd-rows-{session_id}", layout.rows_bytes)
             self._steps_fd = self._segment(f"maskd-steps-{session_id}", layout.steps_bytes)
-            self.doorbell_fd, self._reply_fd = self._eventfd(), self._eventfd()
+            self.doorbell_fd = self._doorbell()
+            self._engines_reply_fd, self._reply_fd = self._reply_pipe()
             self._rows = self._map(self._rows_fd, layout.rows_bytes)
             steps = self._map(self._steps_fd, layout.steps_bytes)
             undo.pop_all()
@@ -81,16 +82,29 @@ class WorkerSession:
 
     def _segment(self, name: str, size_bytes: int) -> int:
         fd = create_segment(name, size_bytes)
-        self._segment_fds.callback(os.close, fd)
+        self._granted_fds.callback(os.close, fd)
         return fd
 
-    def _eventfd(self) -> int:
+    def _doorbell(self) -> int:
         try:
             fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
-            raise CapacityError(f"no descriptor for a session's eventfd: {error.strerror}", limit="descriptors") from None
+            raise CapacityError(f"no descriptor for a session's doorbell: {error.strerror}", limit="descriptors") from None
         self._cleanup.callback(os.close, fd)
         return fd
+
+    def _reply_pipe(self) -> tuple[int, int]:
+        """Returns the end that the engine reads and the end that the worker writes.
+
+        No eventfd: the engine shares the flags of that, could make it blocking and full, and so stop the worker in its write.
+        """
+        try:
+            read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise CapacityError(f"no descriptor for a session's replies: {error.strerror}", limit="descriptors") from None
+        self._granted_fds.callback(os.close, read)
+        self._cleanup.callback(os.close, write)
+        return read, write
 
     def _map(self, fd: int, size_bytes: int) -> Mapping:
         mapping = Mapping(fd, size_bytes, writable=True)
@@ -106,9 +120,9 @@ class WorkerSession:
         lease.setblocking(False)
         self.lease = lease
         grant = lay.GRANT.pack(lay.MAGIC_GRANT, 0, lay.MAJOR, lay.MINOR, self.session_id, self.layout.rows_bytes, self.layout.steps_bytes)
-        fds = array.array("i", [self._rows_fd, self._steps_fd, self.doorbell_fd, self._reply_fd])
+        fds = array.array("i", [self._rows_fd, self._steps_fd, self.doorbell_fd, self._engines_reply_fd])
         lease.sendmsg([grant], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-        self._segment_fds.close()
+        self._granted_fds.close()
 
     @property
     def has_work(self) -> bool:

@@ -292,6 +292,15 @@ def test_publish_when_the_peer_is_awake_then_it_does_not_ring() -> None:
         os.close(fd)
 
 
+def test_publish_when_the_reader_of_a_pipe_has_left_then_that_is_no_error() -> None:
+    """An engine that dies is found out by its lease, not by the ring."""
+    words = np.array([0, 1], dtype=np.uint64)
+    read, write = os.pipe2(os.O_NONBLOCK)
+    os.close(read)
+    assert _shm.publish(words.ctypes.data, 1, words.ctypes.data + 8, write) is True
+    os.close(write)
+
+
 def test_publish_when_the_eventfd_is_full_or_gone_then_full_is_fine_and_gone_is_an_error() -> None:
     """A saturated counter is a wake-up that waits already; a closed descriptor is a bug."""
     words, fd = np.array([0, 1], dtype=np.uint64), os.eventfd(0, os.EFD_NONBLOCK)

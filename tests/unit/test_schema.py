@@ -1,0 +1,247 @@
+"""The JSON Schema front door: reading, references, closing objects, and what is reported as not enforced."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError
+from maskd.grammar import GrammarOptions
+from maskd.schema import JsonSchema, parse_schema
+from maskd.schema_enforcement import unenforced
+from maskd.strict_json import MAX_DEPTH, loads, pointer
+
+FORBID = GrammarOptions(additional_properties="forbid")
+
+
+def parsed(schema: object, options: GrammarOptions | None = None) -> JsonSchema:
+    return parse_schema(schema if isinstance(schema, str) else json.dumps(schema), options or GrammarOptions())
+
+
+def refused(schema: object) -> GrammarError:
+    with pytest.raises(GrammarError) as caught:
+        parsed(schema)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('{"a": {"b": 1, "c": 2, "b": 3}}', {"pointer": "/a"}),
+        ('{"a": [0, 1e999]}', {"pointer": "/a/1"}),
+        ('{"a/b": {"~": "\\u0000"}}', {"pointer": "/a~1b/~0"}),
+        ('{"a": "\\ud800"}', {"pointer": "/a"}),
+        ('{"a": 1,}', {"line": "1", "column": "9"}),
+        ('{\n"a"\n}', {"line": "3", "column": "1"}),
+        ("[NaN]", {}),
+        ("[-Infinity]", {}),
+        ("1" * 5000, {}),
+        ("", {"line": "1", "column": "1"}),
+    ],
+)
+def test_loads_when_json_is_not_strict_then_refused_with_place(text: str, where: dict[str, str]) -> None:
+    """What the libraries would read differently is refused, with the place."""
+    with pytest.raises(GrammarError) as caught:
+        loads(text, "the text")
+    assert dict(caught.value.metadata) == where
+
+
+def test_loads_when_strict_then_equals_json() -> None:
+    """Everything else is read as json reads it."""
+    text = '{"a": [1, 2.5, -0, true, null, "\\ud83d\\ude00 [[{{ \\\\\\" "], "": {}}'
+    assert loads(text, "the text") == json.loads(text)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_loads_when_nested_without_end_then_too_large_and_fast(opening: str) -> None:
+    """Depth is counted before anything recurses; 100,000 levels are refused like 129."""
+    with pytest.raises(GrammarTooLargeError):
+        loads(opening * 100_000, "the text")
+    loads("[" * MAX_DEPTH + "]" * MAX_DEPTH, "the text")
+
+
+def test_pointer_when_names_hold_slashes_then_escaped() -> None:
+    """Pointers are those of RFC 6901."""
+    assert pointer(("a/b", 0, "m~n", "")) == "/a~1b/0/m~0n/"
+
+
+@pytest.mark.parametrize(
+    ("schema", "where"),
+    [
+        ([], ""),
+        (5, ""),
+        ({"type": "stsring"}, "/type"),
+        ({"properties": {"a": {"type": ["string", "strin"]}}}, "/properties/a/type"),
+        ({"type": []}, "/type"),
+        ({"properties": {"a": 5}}, "/properties/a"),
+        ({"properties": []}, "/properties"),
+        ({"items": "x"}, "/items"),
+        ({"anyOf": [True, {"allOf": []}]}, "/anyOf/1/allOf"),
+        ({"enum": []}, "/enum"),
+        ({"required": ["a", 1]}, "/required"),
+        ({"minLength": -1}, "/minLength"),
+        ({"minLength": 1.5}, "/minLength"),
+        ({"maxItems": True}, "/maxItems"),
+        ({"multipleOf": 0}, "/multipleOf"),
+        ({"minimum": "1"}, "/minimum"),
+        ({"pattern": 5}, "/pattern"),
+        ({"$defs": {"a": {"$ref": "#/$defs/b"}}}, "/$defs/a/$ref"),
+        ({"$ref": "#/enum", "enum": [1]}, "/$ref"),
+        ({"$ref": "other.json"}, "/$ref"),
+    ],
+)
+def test_schema_when_malformed_then_pointer_says_where(schema: object, where: str) -> None:
+    """A schema that the standard does not allow is refused before a library sees it."""
+    error = refused(schema)
+    assert type(error) is GrammarError
+    assert error.metadata["pointer"] == where
+
+
+@pytest.mark.parametrize(
+    "schema", [False, {"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}]
+)
+def test_schema_when_nothing_can_match_then_unsatisfiable(schema: object) -> None:
+    """false, and references that lead back to themselves."""
+    assert type(refused(schema)) is GrammarUnsatisfiableError
+
+
+def test_ref_when_chain_is_long_then_too_large() -> None:
+    """Both libraries recurse along a chain of references."""
+    chain = {f"d{index}": {"$ref": f"#/$defs/d{index + 1}"} for index in range(5000)} | {"d5000": {"type": "string"}}
+    assert type(refused({"$defs": chain, "$ref": "#/$defs/d0"})) is GrammarTooLargeError
+
+
+@pytest.mark.parametrize(
+    ("schema", "target"),
+    [
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"const": 1}}}, {"const": 1}),
+        ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": 1}}}, {"const": 1}),
+        ({"$ref": "#/$defs/%C3%A9", "$defs": {"é": {"const": 1}}}, {"const": 1}),
+        ({"$ref": "#/x/y/1", "x": {"y": [0, {"const": 1}]}}, {"const": 1}),
+        ({"$ref": "#here", "$defs": {"a": {"$anchor": "here", "const": 1}}}, {"$anchor": "here", "const": 1}),
+        ({"$id": "http://a.b/c/d", "$ref": "e", "$defs": {"x": {"$id": "e", "const": 1}}}, {"$id": "e", "const": 1}),
+        ({"$id": "http://a.b/c", "$ref": "http://a.b/c#/$defs/x", "$defs": {"x": {"const": 1}}}, {"const": 1}),
+        ({"$ref": "#/$defs/ü", "$defs": {"ü": {"const": 1}, "maskd_0": False}}, {"const": 1}),
+    ],
+)
+def test_ref_when_local_then_plain_pointer_to_its_target(schema: object, target: object) -> None:
+    """Every local reference becomes a pointer that a library finds by its raw text."""
+    result = parsed(schema)
+    ref = result.value["$ref"]
+    assert ref.isascii()
+    assert not set(ref) & set('~%"')
+    path, value = result.lookup(ref)
+    assert value == target
+    assert "maskd" not in result.pointer_to(path)
+
+
+def test_ref_when_it_is_a_name_or_a_value_then_left_alone() -> None:
+    """A property called $ref, and a $ref within a constant, are no references."""
+    schema = {"properties": {"$ref": {"type": "string"}}, "const": {"$ref": "#/nowhere"}, "default": {"$ref": "x"}}
+    assert parsed(schema).value == schema
+
+
+def test_keywords_when_spelled_in_older_ways_then_as_today() -> None:
+    """Whole numbers written as 2.0, the flags of draft 4, and "unevaluated" where nothing else evaluates."""
+    schema = {
+        "minLength": 2.0, "minimum": 5, "exclusiveMinimum": True, "maximum": 9, "exclusiveMaximum": False,
+        "unevaluatedProperties": False, "prefixItems": [{}], "unevaluatedItems": False,
+    }  # fmt: skip
+    assert parsed(schema).value == {
+        "minLength": 2, "exclusiveMinimum": 5, "maximum": 9, "prefixItems": [{}], "additionalProperties": False, "items": False,
+    }  # fmt: skip
+    composed = {"allOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False}
+    assert parsed(composed).value == composed
+
+
+S = {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "closed"),
+    [
+        ({"type": "object", "properties": {"a": S}}, {"type": "object", "properties": {"a": S}, "additionalProperties": False}),
+        ({"type": "object", "additionalProperties": S}, {"type": "object", "additionalProperties": S}),
+        ({"type": "object", "additionalProperties": True}, {"type": "object", "additionalProperties": True}),
+        ({"type": ["object", "null"]}, {"type": ["object", "null"], "additionalProperties": False}),
+        ({"properties": {"a": S}}, {"properties": {"a": S}, "additionalProperties": False}),
+        ({"type": "array", "items": {"type": "object"}}, {"type": "array", "items": {"type": "object", "additionalProperties": False}}),
+        ({}, {}),
+        (S, S),
+        ({"enum": [{"type": "object"}]}, {"enum": [{"type": "object"}]}),
+        (
+            {"anyOf": [{"type": "object", "properties": {"a": S}}, S]},
+            {"anyOf": [{"type": "object", "properties": {"a": S}, "additionalProperties": False}, S]},
+        ),
+        (
+            {"type": "object", "not": {"type": "object", "properties": {"a": S}}},
+            {"type": "object", "not": {"type": "object", "properties": {"a": S}}, "additionalProperties": False},
+        ),
+        (
+            {"allOf": [{"type": "object", "properties": {"a": S}}, {"properties": {"b": {"type": "object"}}}]},
+            {
+                "allOf": [
+                    {"type": "object", "properties": {"a": S}},
+                    {"properties": {"b": {"type": "object", "additionalProperties": False}}},
+                ],
+                "properties": {"a": True, "b": True},
+                "additionalProperties": False,
+            },
+        ),
+        (
+            {"type": "object", "properties": {"c": S}, "anyOf": [{"required": ["c"]}, {"properties": {"d": S}}]},
+            {
+                "type": "object",
+                "properties": {"c": S, "d": True},
+                "anyOf": [{"required": ["c"]}, {"properties": {"d": S}}],
+                "additionalProperties": False,
+            },
+        ),
+        (
+            {"allOf": [{"properties": {"a": S}}, {"additionalProperties": S}]},
+            {"allOf": [{"properties": {"a": S}}, {"additionalProperties": S}]},
+        ),
+    ],
+)
+def test_forbid_when_applied_then_closes_each_place_once(schema: object, closed: object) -> None:
+    """The one schema of a place closes it; where several describe it, the outermost does, for the names of all."""
+    assert parsed(schema, FORBID).value == closed
+
+
+def test_forbid_when_a_definition_is_used_alone_and_composed_then_each_use_gets_its_copy() -> None:
+    """Closed where it stands alone, open where another schema adds properties; pointers lead back to the one source."""
+    schema = {
+        "type": "object",
+        "$defs": {"p": {"type": "object", "properties": {"n": {"type": "array", "uniqueItems": True}, "again": {"$ref": "#"}}}},
+        "properties": {"alone": {"$ref": "#/$defs/p"}, "more": {"allOf": [{"$ref": "#/$defs/p"}, {"properties": {"m": S}}]}},
+    }
+    result = parsed(schema, FORBID)
+    alone = result.value["properties"]["alone"]["$ref"]
+    more = result.value["properties"]["more"]["allOf"][0]["$ref"]
+    assert result.lookup(alone)[1]["additionalProperties"] is False
+    assert "additionalProperties" not in result.lookup(more)[1]
+    assert list(result.value["properties"]["more"]["properties"]) == ["n", "again", "m"]
+    assert result.lookup(alone)[1]["properties"]["again"] == {"$ref": "#"}
+    assert {entry.pointer for entry in unenforced(result, "xgrammar")} >= {"/$defs/p/properties/n/uniqueItems"}
+
+
+@pytest.mark.timeout(60)
+def test_unenforced_when_schema_is_large_then_answers() -> None:
+    """Neither many alternatives nor references to and fro make the report explode."""
+    branch = {"anyOf": [{"$ref": f"#/$defs/d{index}"} for index in range(60)]}
+    schema = {"$defs": {f"d{index}": branch for index in range(60)}, "type": "object", "anyOf": branch["anyOf"]}
+    many = {"oneOf": [{"const": index} for index in range(15_000)]}
+    unenforced(parsed(schema), "xgrammar")
+    assert unenforced(parsed(many), "xgrammar") == ()
+
+
+def test_unenforced_when_asked_for_llguidance_then_empty() -> None:
+    """llguidance refuses what it does not enforce."""
+    assert unenforced(parsed({"uniqueItems": True}), "llguidance") == ()
+
+
+def test_unenforced_when_in_an_embedded_schema_then_pointer_starts_at_the_document() -> None:
+    """A schema within a structural tag reports pointers into the tag."""
+    schema = parse_schema({"type": "array", "uniqueItems": True}, GrammarOptions(), pointer="/format/json_schema")
+    assert [entry.pointer for entry in unenforced(schema, "xgrammar")] == ["/format/json_schema/uniqueItems"]
