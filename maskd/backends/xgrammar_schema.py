@@ -11,7 +11,8 @@ import dataclasses
 
 from maskd.errors import GrammarUnsupportedError
 from maskd.schema import JsonSchema, subschemas
-from maskd.schema_enforcement import KNOWN_FORMATS, deciding_keyword, types_of
+from maskd.schema_enforcement import KNOWN_FORMATS
+from maskd.schema_types import deciding_keyword, types_of
 from maskd.strict_json import Json
 
 __all__ = ["NOT_UTF8", "SURROGATES", "rewrite"]
