@@ -172,13 +172,12 @@ class SequenceTable:
         results: list[_shm.ResultTuple] = []
         pending: list[tuple[int, int, _Sequence, _Effect | None]] = []  # (index of its result, row, sequence, effect)
         sequences, marker = self._sequences, self._marker
-        for item in items:
+        for at, item in enumerate(items):
             status, sequence_id, action, flags, _, _, rollback, row, accept, drafts, _, _ = item
             sequence = sequences.get(sequence_id)
-            if (
-                sequence is not None and action == _ADVANCE and row >= 0 and len(accept) == 1 and not rollback and not drafts
-                and not flags and not status and not sequence.terminated and sequence.seen_in != number
-                and accept[0] not in sequence.stop_token_ids
+            if not (
+                sequence is None or status or action or flags or rollback or drafts or row < 0 or len(accept) != 1 or sequence.terminated
+                or sequence.seen_in == number or accept[0] in sequence.stop_token_ids
             ):  # fmt: skip  # the short way of nearly every item; the long way gives the same answer
                 sequence.seen_in = number
                 marker[1] = sequence.mark
@@ -189,7 +188,7 @@ class SequenceTable:
                     continue
                 if accepted:
                     sequence.history.append(accept[0])
-                    pending.append((len(results), row, sequence, None))
+                    pending.append((at, row, sequence, None))
                     results.append((sequence_id, 0, 0, row, 1, 1, len(sequence.history), _NOTHING, -1, 0))
                 else:
                     results.append(self._failed(item, _ItemFailed(Status.TOKEN_REJECTED, 0, accept[0]), rows))
@@ -202,7 +201,7 @@ class SequenceTable:
                 result = self._close_broken(item, rows)
             else:
                 if deferred is not None:
-                    pending.append((len(results), row, deferred.sequence, deferred))
+                    pending.append((at, row, deferred.sequence, deferred))
             results.append(result)
         if pending:
             self._fill_pending(items, pending, rows, results)
@@ -376,23 +375,21 @@ class SequenceTable:
     ) -> None:
         """Fills the rows that are left, in one native call a backend where there is one, and completes their results."""
         failed: list[tuple[int, _Sequence, _Effect | None, Status]] = []
-        groups: dict[BatchFill, list[tuple[int, int, _Sequence, _Effect | None]]] = {}
-        singles = []
-        for entry in pending:
-            batch = entry[2].batch
-            if batch is None:
-                singles.append(entry)
-            else:
-                groups.setdefault(batch, []).append(entry)
-        for batch, entries in groups.items():
-            if len(entries) == 1:
-                singles += entries
-                continue
-            self._marker[1] = self._mark_base  # grammar 0: several
-            try:
-                batch.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
-            except BackendError:  # one of them failed: find out which, and serve the others
-                singles += entries
+        numbers = [entry[1] for entry in pending]
+        singles = pending
+        if len(pending) > 1:
+            groups = {entry[2].batch for entry in pending}
+            singles = []
+            for batch in groups:
+                entries = pending if len(groups) == 1 else [entry for entry in pending if entry[2].batch is batch]
+                if batch is None or len(entries) == 1:
+                    singles += entries
+                    continue
+                self._marker[1] = self._mark_base  # grammar 0: several
+                try:
+                    batch.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
+                except BackendError:  # one of them failed: find out which, and serve the others
+                    singles += entries
         row_of_number = rows.row
         for at, row, sequence, effect in singles:
             self._marker[1] = sequence.mark
@@ -401,10 +398,10 @@ class SequenceTable:
             except BackendError:
                 failed.append((at, sequence, effect, Status.BACKEND_FAILED))
                 row_of_number[row][:] = self._stop_row
-        flags = _shm.finish_rows(
-            rows.address, rows.stride_words, self._token_count, [entry[1] for entry in pending], [entry[2].stop_bytes for entry in pending]
-        )
+        flags = _shm.finish_rows(rows.address, rows.stride_words, self._token_count, numbers, [entry[2].stop_bytes for entry in pending])
         for (at, _, sequence, effect), flag in zip(pending, flags, strict=True):
+            if not flag:
+                continue
             if flag & _ROW_EMPTY:
                 failed.append((at, sequence, effect, Status.NO_TOKEN_ALLOWED))
             elif flag & self._row_flags:
