@@ -17,7 +17,10 @@ from maskd.strict_json import Json
 
 __all__ = ["NOT_UTF8", "SURROGATES", "rewrite"]
 
-SURROGATES = "xgrammar lets strings through that are not UTF-8: encoded surrogates (ED A0..BF), and with a pattern overlong forms (E0 80..9F, F0 80..8F)"
+SURROGATES = (
+    "xgrammar lets strings through that are not UTF-8: encoded surrogates (ED A0..BF), "
+    "and with a pattern overlong forms (E0 80..9F, F0 80..8F)"
+)
 NOT_UTF8 = "xgrammar lets through bytes that are not UTF-8 in the free text of a structural tag"
 
 # One character of a JSON string, escapes included, as raw bytes of the output. Characters beyond ASCII in a pattern make
