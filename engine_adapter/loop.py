@@ -8,22 +8,20 @@ Owns: slots, requests and their endings. Knows nothing about: text, networks, ho
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine_adapter.masker import Masker
+from engine_adapter.admission import Admission
+from engine_adapter.masker import Masker, Masks
 from engine_adapter.model import SlotModel
-from engine_adapter.request import FinishReason, Generation, Request
-from engine_adapter.sampler import Sampler
+from engine_adapter.request import FinishReason, Generation, Request, TokenLogprobs
+from engine_adapter.sampler import Sampler, token_logprobs
 from maskd.errors import UnavailableError
 
 __all__ = ["DecodeLoop", "TurnTiming"]
@@ -104,10 +102,18 @@ class DecodeLoop:
         self._slots: list[_Slot | None] = [None] * model.slot_count
         self._pending: _Pending | None = None
         self._no_tokens = torch.zeros(model.slot_count, dtype=torch.int64, device=model.device)
-        self._compiling = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
-        self._compiled: queue.SimpleQueue[tuple[Generation, int]] = queue.SimpleQueue()
-        self._joining: deque[tuple[Generation, int]] = deque()
+        self._admission = Admission(masker, self._finish)
         self._unfinished: set[Generation] = set()
+
+    @property
+    def running_count(self) -> int:
+        """Requests that have a slot."""
+        return sum(slot is not None for slot in self._slots)
+
+    @property
+    def unfinished_count(self) -> int:
+        """Requests that were added and are not finished, those that wait for their grammar or for a slot included."""
+        return len(self._unfinished)
 
     def add(self, request: Request) -> Generation:
         """Queues ``request`` and returns its output to be. Its grammar is compiled beside the loop; it joins when that is done.
@@ -121,18 +127,14 @@ class DecodeLoop:
             raise ValueError(f"max_tokens is {request.max_tokens}; give at least 1")
         generation = Generation(request)
         self._unfinished.add(generation)
-        if request.grammar is None:
-            self._open(generation)
-        else:
-            self._compiling.submit(self._open, generation)
+        self._admission.add(generation)
         return generation
 
     def run(self, stop: threading.Event | None = None) -> None:
         """Turns until everything that was added is finished; with ``stop``, until that is set."""
         while not stop.is_set() if stop else self._unfinished:
             if not self.step():
-                with contextlib.suppress(queue.Empty):
-                    self._joining.append(self._compiled.get(timeout=_IDLE_SECONDS))
+                self._admission.wait(_IDLE_SECONDS)
 
     def step(self) -> bool:
         """Makes one turn. Returns False if no request was there to make it for."""
@@ -140,11 +142,11 @@ class DecodeLoop:
         self._pending = self._turn(pending) if pending else None
         return pending is not None
 
-    def close(self) -> None:
-        """Ends whatever is unfinished as cancelled. Model and masker stay open."""
-        self._compiling.shutdown(cancel_futures=True)
+    def close(self, error: Exception | None = None) -> None:
+        """Ends whatever is unfinished, as cancelled, or with ``error``. Model and masker stay open."""
+        self._admission.close()
         for generation in list(self._unfinished):
-            self._finish(generation, "cancelled")
+            self._finish(generation, "error" if error else "cancelled", error)
 
     def __enter__(self) -> DecodeLoop:
         return self
@@ -158,9 +160,12 @@ class DecodeLoop:
         started = time.perf_counter()
         self._forward(pending)
         forwarded = time.perf_counter()
-        failed, waited = self._mask()
+        masks, failed, waited = self._mask()
         token_ids = self._sample()
+        self._steer(pending, masks, failed, token_ids)
+        self._sampler.count(token_ids, pending.sampling)
         host_ids = token_ids.tolist()  # waits for the device
+        self._record(pending, token_ids)
         sampled = time.perf_counter()
         accepted = self._deliver(pending, host_ids, failed)
         following = self._schedule(token_ids, accepted)
@@ -174,18 +179,48 @@ class DecodeLoop:
         for index, token_ids in pending.reading:
             self._model.prefill(index, token_ids)
 
-    def _mask(self) -> tuple[Mapping[int, Exception], float]:
-        """Masks the logits; returns who must not be sampled from, and how long the rows were waited for."""
+    def _mask(self) -> tuple[Masks | None, Mapping[int, Exception], float]:
+        """Masks the logits; returns the rows, who must not be sampled from, and how long the rows were waited for."""
         started = time.perf_counter()
         try:
             masks = self._masker.apply_(self._model.logits)
         except UnavailableError as error:  # the others go on
-            return {slot.handle: error for slot in self._slots if slot and slot.generation.request.grammar}, time.perf_counter() - started
-        return masks.errors, masks.wait_seconds
+            failed = {slot.handle: error for slot in self._slots if slot and slot.generation.request.grammar}
+            return None, failed, time.perf_counter() - started
+        return masks, masks.errors, masks.wait_seconds
 
     def _sample(self) -> Tensor:
         positions = [len(slot.generation.token_ids) if slot else 0 for slot in self._slots]
         return self._sampler.sample(self._model.logits, torch.tensor(positions, device=self._model.device))
+
+    def _steer(self, pending: _Pending, masks: Masks | None, failed: Mapping[int, Exception], token_ids: Tensor) -> None:
+        """Overwrites the drawn tokens of those whose steering wants another one."""
+        for index in pending.sampling:
+            slot = self._slots[index]
+            if masks is None or slot is None or slot.generation.request.steering is None or slot.handle in failed:
+                continue
+            taken = len(slot.generation.token_ids)
+            # The last token of a full context is never read, so it needs no room.
+            remaining = min(slot.generation.request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
+            chosen = slot.generation.request.steering.choose(masks.rows[masks.row_indices[index]], remaining)
+            if chosen is not None:
+                token_ids[index] = chosen
+
+    def _record(self, pending: _Pending, token_ids: Tensor) -> None:
+        """Appends the log probabilities of the drawn tokens to the generations that want them."""
+        wanting = [
+            (index, slot.generation) for index in pending.sampling if (slot := self._slots[index]) and slot.generation.wants_logprobs
+        ]
+        if not wanting:
+            return
+        rows = torch.tensor([index for index, _ in wanting], device=token_ids.device)
+        top = max(generation.request.logprobs or 0 for _, generation in wanting)
+        drawn = token_ids[rows]
+        for (_, generation), token_id, logprob, ids, values in zip(
+            wanting, drawn.tolist(), *token_logprobs(self._model.logits[rows], drawn, top), strict=True
+        ):
+            likeliest = list(zip(ids, values, strict=True))[: generation.request.logprobs]
+            generation.logprobs.append(TokenLogprobs(token_id, logprob, tuple(pair for pair in likeliest if pair[1] > -torch.inf)))
 
     def _deliver(self, pending: _Pending, host_ids: Sequence[int], failed: Mapping[int, Exception]) -> dict[int, int]:
         """Gives every sampled token to its generation, and frees the slots of those that end.
@@ -207,16 +242,23 @@ class DecodeLoop:
     def _append(self, slot: _Slot, token_id: int, length: int, error: Exception | None) -> tuple[FinishReason, Exception | None] | None:
         """Appends ``token_id`` to its generation; returns how that ended it, or None."""
         generation = slot.generation
+        ending: tuple[FinishReason, Exception | None] | None = None
         if error is not None:
-            return "error", error
-        if generation.is_cancelled:
-            return "cancelled", None
-        if token_id in slot.stop_token_ids:
-            return "stop", None
+            ending = "error", error
+        elif generation.is_cancelled:
+            ending = "cancelled", None
+        elif token_id in slot.stop_token_ids:
+            ending = "stop", None
+        if ending is not None:
+            del generation.logprobs[len(generation.token_ids) :]  # this token is no part of the output
+            return ending
         generation.token_ids.append(token_id)
+        if generation.request.steering is not None:
+            generation.request.steering.accept(token_id)
         if generation.request.on_token is not None:
             try:
-                generation.request.on_token(token_id)
+                if generation.request.on_token(generation):
+                    return "stop", None
             except Exception as error:  # the caller's mistake is no reason to stop the others
                 return "error", error
         if len(generation.token_ids) == generation.request.max_tokens or length == self._model.context_length:
@@ -225,6 +267,7 @@ class DecodeLoop:
 
     def _schedule(self, token_ids: Tensor, accepted: Mapping[int, int]) -> _Pending | None:
         """Lets requests join, sends the tokens to the masker, and says what goes through the model next; None if nothing does."""
+        self._drop_cancelled()
         self._join()
         decoding: list[int] = []
         reading: list[tuple[int, Sequence[int]]] = []
@@ -249,23 +292,17 @@ class DecodeLoop:
 
     # -- joining and leaving ---------------------------------------------------------------------------------------
 
-    def _open(self, generation: Generation) -> None:
-        """Compiles the grammar, on a thread of its own; the loop hears of it by ``_compiled``."""
-        try:
-            handle = self._masker.open(generation.request.grammar)
-            generation.report = self._masker.report(handle)
-        except Exception as error:  # whatever it is, somebody waits for this generation
-            self._finish(generation, "error", error)
-        else:
-            self._compiled.put((generation, handle))
+    def _drop_cancelled(self) -> None:
+        """Ends those that were cancelled while they wait or while their prompt is read; the others are ended by ``_append``."""
+        self._admission.drop_cancelled()
+        for index, slot in enumerate(self._slots):
+            if slot is not None and slot.unread and slot.generation.is_cancelled:
+                self._leave(index, slot, "cancelled", None)
 
     def _join(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._joining.append(self._compiled.get_nowait())
         for index, slot in enumerate(self._slots):
-            if slot is None and self._joining:
-                generation, handle = self._joining.popleft()
+            if slot is None and (joining := self._admission.take()):
+                generation, handle = joining
                 options = generation.request.grammar.options if generation.request.grammar else None
                 stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
                 self._slots[index] = _Slot(generation, handle, generation.request.prompt, stop)

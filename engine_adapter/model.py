@@ -19,10 +19,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["BUNDLED", "LoadedModel", "SlotModel", "load_model"]
+__all__ = ["BUNDLED", "LoadedModel", "SlotModel", "load_model", "slots_that_fit"]
 
 BUNDLED = Path(__file__).with_name("bundled")
 WEIGHT_SEED = 0
+_CPU_SLOTS, _CUDA_SLOTS = 16, 256
+_MEMORY_SHARE = 0.8  # of what is free on the device; activations and graphs need the rest
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,33 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
         stop_token_ids=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
         trained=trained,
     )
+
+
+def slots_that_fit(loaded: LoadedModel, context_length: int, wanted: int | None = None) -> int:
+    """Returns how many slots of ``context_length`` tokens to make: ``wanted``, or on CUDA fewer, if its free memory has no room.
+
+    Raises:
+        ValueError: ``wanted`` is below 1, or there is no room for one.
+    """
+    device = loaded.network.device
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"slots is {wanted}; give at least 1")
+    if device.type != "cuda":
+        return wanted or _CPU_SLOTS
+    config: Any = loaded.network.config
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_size(config) * loaded.network.dtype.itemsize
+    free: int
+    free, _ = torch.cuda.mem_get_info(device)
+    fitting: int = int(_MEMORY_SHARE * free) // (token_bytes * context_length)
+    if not fitting:
+        raise ValueError(
+            f"{free >> 20} MiB are free on {device}; a slot of {context_length} tokens needs {token_bytes * context_length >> 20} MiB"
+        )
+    return min(wanted or _CUDA_SLOTS, fitting)
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 class SlotModel:
@@ -167,8 +196,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of all slots, allocated once; ``aim`` says where the next forward pass writes."""
 
     def __init__(self, config: Any, slot_count: int, context_length: int, dtype: torch.dtype, device: torch.device) -> None:
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (slot_count, config.num_key_value_heads, context_length, head_size)
+        shape = (slot_count, config.num_key_value_heads, context_length, _head_size(config))
         self.slot_layers = [_SlotLayer(torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=self.slot_layers)
 

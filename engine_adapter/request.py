@@ -1,6 +1,6 @@
 """What a decode loop is asked for, and what comes of it.
 
-Knows nothing about: slots, models, masks.
+Knows nothing about: slots, models, text; of masks only that a ``Steering`` may look at one.
 """
 
 from __future__ import annotations
@@ -8,14 +8,47 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine_adapter.sampler import SamplingParams
 from maskd.grammar import GrammarReport, GrammarSpec
 
-__all__ = ["FinishReason", "Generation", "Request"]
+__all__ = ["FinishReason", "Generation", "Request", "Steering", "TokenLogprobs"]
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely one token was, in the distribution after the mask and before penalties and temperature.
+
+    Attributes:
+        token_id: what was drawn.
+        logprob: its natural logarithm of probability.
+        top: (token id, logprob) of the most likely ones, likeliest first; those that the mask forbids are left out.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Steering(Protocol):
+    """Takes the choice of some tokens away from the sampler."""
+
+    def choose(self, row: NDArray[np.int32], remaining: int) -> int | None:
+        """Returns the token to take next, which ``row`` must allow; None = the one that was drawn.
+
+        Args:
+            row: (row_words,) int32, read-only: bit j of word w is token 32 * w + j; 1 = allowed.
+            remaining: tokens left, this one included; a stop token needs none.
+        """
+
+    def accept(self, token_id: int) -> None:
+        """Takes note of the token that was taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +60,20 @@ class Request:
         grammar: what the output must match; None = anything.
         sampling: how tokens are drawn.
         max_tokens: the output ends here at the latest.
-        on_token: called with every token of the output, on the loop's thread; must be quick and not raise.
+        logprobs: record ``Generation.logprobs`` with so many most likely tokens each; None = do not.
+        steering: of this request only; needs a grammar.
+        on_token: called after every token of the output was appended, on the loop's thread; must be quick. True ends the output there.
+        on_finish: called once, after ``finish_reason`` was set, on some thread; must be quick and not raise.
     """
 
     prompt: Sequence[int]
     grammar: GrammarSpec | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int = 256
-    on_token: Callable[[int], None] | None = None
+    logprobs: int | None = None
+    steering: Steering | None = None
+    on_token: Callable[[Generation], bool] | None = None
+    on_finish: Callable[[Generation], None] | None = None
 
 
 class Generation:
@@ -43,7 +82,9 @@ class Generation:
     Attributes:
         request: what was asked.
         token_ids: the output so far, without the stop token.
-        finish_reason: None while it grows; "stop": a stop token was drawn; "length": ``max_tokens`` or the context is full.
+        logprobs: one per token, if the request asks for them.
+        finish_reason: None while it grows; "stop": a stop token was drawn, or ``on_token`` said so; "length": ``max_tokens`` or the
+            context is full.
         error: why ``finish_reason`` is "error".
         report: what was said when the grammar was compiled.
     """
@@ -51,11 +92,17 @@ class Generation:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self.report: GrammarReport | None = None
         self.is_cancelled = False
         self._finished = threading.Event()
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the request asks for log probabilities."""
+        return self.request.logprobs is not None
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
         """Waits until it is finished and says whether it is."""
@@ -69,3 +116,5 @@ class Generation:
         """Ends it; for the loop."""
         self.finish_reason, self.error = reason, error
         self._finished.set()
+        if self.request.on_finish is not None:
+            self.request.on_finish(self)

@@ -1,8 +1,8 @@
 """Logits to token ids, on the device, one set of parameters per slot.
 
-Owns: the parameters of every slot as tensors, changed in place when a request joins; the draw.
-The draw is a pure function of (seed, position, logits): no generator state, so a request gives the same tokens in any slot, beside any
-neighbours, and again after a restart. One 64-bit hash per row (SplitMix64, Steele et al. 2014) is its random number.
+Owns: the parameters of every slot as tensors, changed in place when a request joins; how often slots with penalties drew each token; the
+draw. It is a pure function of (seed, position, logits, tokens so far): no generator state, so a request gives the same tokens in any slot,
+beside any neighbours, and again after a restart. One 64-bit hash per row (SplitMix64, Steele et al. 2014) is its random number.
 Knows nothing about: grammars (a forbidden token is a logit of -inf and is never drawn), text, stop tokens.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Sampler", "SamplingParams"]
+__all__ = ["Sampler", "SamplingParams", "token_logprobs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class SamplingParams:
         top_p: keep the smallest set of most likely tokens whose probability reaches this; 1 = all.
         min_p: drop tokens less likely than this times the most likely one; 0 = none.
         seed: same seed, same tokens; None = drawn from the system.
+        presence_penalty: taken off the logit of every token that the output has already; negative = added.
+        frequency_penalty: the same, once for each time that the output has it.
 
     Raises:
         ValueError: a value out of range.
@@ -38,6 +41,8 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -48,6 +53,9 @@ class SamplingParams:
             raise ValueError(f"top_p is {self.top_p}; give more than 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}; give 0 to 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= (penalty := getattr(self, name)) <= 2:
+                raise ValueError(f"{name} is {penalty}; give -2 to 2")
 
 
 class Sampler:
@@ -56,6 +64,10 @@ class Sampler:
     def __init__(self, slot_count: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
         self._vocab_size = vocab_size
         self._truncating: set[int] = set()  # slots with top_k or top_p: only they need a sort
+        self._penalized: set[int] = set()
+        self._counts: Tensor | None = None  # (S, V) float32: how often the slot drew the token; made when somebody needs it
+        self._presence = torch.zeros(slot_count, 1, device=device)
+        self._frequency = torch.zeros(slot_count, 1, device=device)
         self._temperature = torch.ones(slot_count, 1, device=device)  # (S, 1) float32, as are the next three
         self._top_k = torch.full((slot_count, 1), vocab_size, device=device)
         self._top_p = torch.ones(slot_count, 1, device=device)
@@ -71,9 +83,24 @@ class Sampler:
         self._min_p[slot] = params.min_p
         self._seed[slot] = (seed + 2**63) % 2**64 - 2**63
         (self._truncating.add if params.top_k or params.top_p < 1 else self._truncating.discard)(slot)
+        self._presence[slot] = params.presence_penalty
+        self._frequency[slot] = params.frequency_penalty
+        if params.presence_penalty or params.frequency_penalty:
+            self._penalized.add(slot)
+            if self._counts is None:
+                self._counts = torch.zeros(len(self._seed), self._vocab_size, device=self._seed.device)
+            self._counts[slot] = 0
+        else:
+            self._penalized.discard(slot)
+
+    def count(self, token_ids: Tensor, slots: Sequence[int]) -> None:
+        """Counts ``token_ids[slot]`` ((S,) int64) for each of ``slots``, where that slot has a penalty."""
+        if self._counts is not None and (counted := sorted(self._penalized.intersection(slots))):
+            index = torch.tensor(counted, device=token_ids.device)
+            self._counts[index, token_ids[index]] += 1
 
     def sample(self, logits: Tensor, positions: Tensor) -> Tensor:
-        """Draws one token id per row. Changes neither the sampler nor its arguments.
+        """Draws one token id per row. Changes neither the sampler nor its arguments; see ``count``.
 
         A row whose logits are all -inf or NaN yields some id in range: whoever made the row knows, and drops it.
 
@@ -85,6 +112,8 @@ class Sampler:
             (S,) int64, same device.
         """
         logits = logits.float()
+        if self._penalized and self._counts is not None:
+            logits = logits - self._frequency * self._counts - self._presence * (self._counts > 0)
         greedy = logits.argmax(dim=-1)  # (S,)
         scaled = logits / self._temperature.clamp(min=1e-5)  # (S, V)
         if self._truncating:
@@ -106,6 +135,20 @@ class Sampler:
         rank = torch.arange(ordered.shape[1], device=ordered.device)
         ordered = ordered.masked_fill((rank >= self._top_k) | (before >= self._top_p), -torch.inf)
         return ordered.new_empty(ordered.shape).scatter_(1, order, ordered)
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, top: int) -> tuple[list[float], list[list[int]], list[list[float]]]:
+    """Returns, for each row, the log probability of its token, and id and log probability of its ``top`` most likely ones.
+
+    Args:
+        logits: (B, V) floating point, after the mask.
+        token_ids: (B,) int64, same device.
+        top: 0 for none.
+    """
+    logprobs = torch.log_softmax(logits.float(), dim=-1)  # (B, V)
+    drawn = logprobs.gather(1, token_ids[:, None]).squeeze(1)  # (B,)
+    values, ids = logprobs.topk(min(top, logits.shape[1]), dim=-1)  # (B, top) both
+    return drawn.tolist(), ids.tolist(), values.tolist()
 
 
 def _uniform(seed: Tensor, position: Tensor) -> Tensor:

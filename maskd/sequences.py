@@ -226,8 +226,8 @@ class SequenceTable:
             sequence = sequences.get(sequence_id)
             if not (
                 timed
-                or sequence is None or status or action or flags or rollback or drafts or row < 0 or len(accept) != 1 or sequence.terminated or sequence.slow
-                or sequence.seen_in == number or accept[0] in sequence.stop_token_ids
+                or sequence is None or status or action or flags or rollback or drafts or row < 0 or len(accept) != 1
+                or sequence.terminated or sequence.slow or sequence.seen_in == number or accept[0] in sequence.stop_token_ids
             ):  # fmt: skip  # the short way of nearly every item; the long way gives the same answer
                 sequence.seen_in = number
                 marker[1] = sequence.mark
@@ -265,7 +265,7 @@ class SequenceTable:
 
     def _item(self, number: int, at: int, item: _shm.ItemTuple, rows: Rows) -> tuple[_shm.ResultTuple, _Effect | None]:
         """Runs one item. Returns its result and, if its one row is still to be filled, what it did."""
-        status, sequence_id, action, flags, grammar_id, source_id, rollback, row, accept, drafts, index, value = item
+        status, sequence_id, action, _, grammar_id, source_id, _, row, _, drafts, index, value = item
         if status:
             raise _ItemFailed(Status(status), index, value)
         created = action in (Action.OPEN, Action.FORK)

@@ -354,7 +354,7 @@ class PageClient:
                 ready, _, _ = select.select([self.reply, self.lease], [], [], 0.05)
                 assert self.lease not in ready
                 if self.reply in ready:
-                    os.read(self.reply, 8)
+                    os.read(self.reply, 4096)
         _shm.store_u32(self.steps_at + 0x280, 0)
 
 

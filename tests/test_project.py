@@ -138,23 +138,25 @@ def test_compose_when_built_then_what_it_copies_is_there(compose: dict[str, Any]
 
 
 def modules() -> list[str]:
+    """Modules that belong to the repository; work in progress beside it is not asked about."""
+    found = [path.relative_to(ROOT) for package in ("maskd", "engine_adapter") for path in (ROOT / package).rglob("*.py")]
+    if shutil.which("git") and (ROOT / ".git").exists():
+        tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], check=True, capture_output=True, text=True).stdout.splitlines()
+        found = [path for path in found if str(path) in tracked]
     return sorted(
-        str(path.relative_to(ROOT).with_suffix(""))
-        for package in ("maskd", "engine_adapter")
-        for path in (ROOT / package).rglob("*.py")
+        str(path.with_suffix(""))
+        for path in found
         if path.name not in ("__init__.py", "__main__.py") and not {"v1", "bundled"} & set(path.parts)
     )
 
 
 @pytest.mark.parametrize("module", modules())
 def test_architecture_when_read_then_it_names_every_module(module: str) -> None:
-    """ARCHITECTURE.md says in one line what each module is."""
-    if module.startswith("maskd/tokenizer_files/"):
-        module = "maskd/tokenizer_files/"
+    """ARCHITECTURE.md says in one line what each module is, or its package as a whole."""
     text = re.sub(r"^```.*?^```$", "", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     named = re.findall(r"`([^`]+)`", text)
     inside = module.partition("/")[2]
-    assert inside in named or Path(inside).name in named
+    assert {inside, Path(inside).name, f"{Path(inside).parent}/"} & set(named)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "adr").glob("*.md")), ids=lambda path: path.stem)

@@ -11,12 +11,16 @@ import dataclasses
 
 from maskd.errors import GrammarUnsupportedError
 from maskd.schema import JsonSchema, subschemas
-from maskd.schema_enforcement import KNOWN_FORMATS, deciding_keyword, types_of
+from maskd.schema_enforcement import KNOWN_FORMATS
+from maskd.schema_types import deciding_keyword, types_of
 from maskd.strict_json import Json
 
 __all__ = ["NOT_UTF8", "SURROGATES", "rewrite"]
 
-SURROGATES = "xgrammar lets through strings with UTF-8 encoded surrogates (ED A0..BF), which no JSON reader takes"
+SURROGATES = (
+    "xgrammar lets strings through that are not UTF-8: encoded surrogates (ED A0..BF), "
+    "and with a pattern overlong forms (E0 80..9F, F0 80..8F)"
+)
 NOT_UTF8 = "xgrammar lets through bytes that are not UTF-8 in the free text of a structural tag"
 
 # One character of a JSON string, escapes included, as raw bytes of the output. Characters beyond ASCII in a pattern make

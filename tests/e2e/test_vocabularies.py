@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import mistral_common
 import pytest
 
 from maskd.bitmask import allowed_token_ids
@@ -23,7 +24,7 @@ from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
 
-TEKKEN = Path(__file__).resolve().parents[3] / "shared/tekken.json"
+TEKKEN = Path(mistral_common.__file__).parent / "data/tekken_240911.json"
 
 
 def large(size: int = 131_072) -> Vocabulary:
@@ -167,7 +168,6 @@ def test_vocabulary_when_it_is_a_bundled_tokenizer_directory_then_the_fingerprin
         assert first_row(client, info.fingerprint, info.vocab_size, "[0-9]+")
 
 
-@pytest.mark.skipif(not TEKKEN.exists(), reason="no tekken file on this machine")
 def test_vocabulary_when_it_is_a_tekken_file_then_a_real_model_is_served(start_daemon: Callable[..., Any]) -> None:
     """131,072 ids of a published tokenizer, from its file."""
     daemon = start_daemon("--vocabularies", str(TEKKEN))

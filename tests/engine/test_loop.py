@@ -81,7 +81,7 @@ def check(loaded: LoadedModel, generation: Generation) -> None:
     """A finished output is what its request asked for."""
     grammar = generation.request.grammar
     if grammar is None:
-        assert generation.finish_reason == "length" and len(generation.token_ids) == generation.request.max_tokens
+        assert generation.finish_reason == "stop" or len(generation.token_ids) == generation.request.max_tokens
         return
     assert generation.finish_reason == "stop", (generation.finish_reason, generation.error)
     output = text(loaded, generation)

@@ -391,6 +391,7 @@ class TableMachine(RuleBasedStateMachine):
         super().__init__()
         self.bench = Bench()
         self.model: dict[int, ModelSequence] = {}
+        self.deferred: dict[int, tuple[ModelSequence | None]] = {}
 
     @rule(
         items=st.lists(st.tuples(ITEMS, TOKENS, st.booleans()), min_size=1, max_size=4),
@@ -411,7 +412,10 @@ class TableMachine(RuleBasedStateMachine):
         results = self.bench.step(*batch)
         self.bench.faults.fill = set()
         seen: set[int] = set()
-        checks = [self.expect(item, fail, seen) for item in batch]
+        checks = [self.expect(at, item, fail, seen) for at, item in enumerate(batch)]
+        for at, item in enumerate(batch):  # single rows are filled when all items are done, and taken back then
+            if (before := self.deferred.pop(at, None)) is not None:
+                checks[at] = self.fill_late(item, fail, checks[at], before)
         for item, result, (status, position, row_sets) in zip(batch, results, checks, strict=True):
             assert (result.sequence_id, result.status, result.position) == (item.sequence_id, status, position), item
             if status == Status.OK and item.action != Action.CLOSE:
@@ -425,7 +429,7 @@ class TableMachine(RuleBasedStateMachine):
                 closed = [{STOP}] * (1 + len(item.drafts) - len(row_sets))
                 assert [self.bench.row(item.row + i) for i in range(1 + len(item.drafts))] == row_sets + closed
 
-    def expect(self, item: Item, fail: set[tuple[int, ...]], seen: set[int]) -> tuple[Status, int, list[set[int]]]:
+    def expect(self, number: int, item: Item, fail: set[tuple[int, ...]], seen: set[int]) -> tuple[Status, int, list[set[int]]]:
         """Does the item on the model: (status, position, rows)."""
         known = self.model.get(item.sequence_id)
         at = len(known.history) if known else 0
@@ -464,7 +468,9 @@ class TableMachine(RuleBasedStateMachine):
             return Status.SEQUENCE_TERMINATED if ended else Status.TOKEN_REJECTED, at, []
         sequence.history += item.accept
         rows: list[set[int]] = []
-        if item.row != NO_ROW and sequence.stop not in sequence.history:
+        if item.row != NO_ROW and not item.drafts and not item.want_forced and sequence.stop not in sequence.history:
+            self.deferred[number] = (known,)
+        elif item.row != NO_ROW and sequence.stop not in sequence.history:
             for count in range(sequence.takes(item.drafts) + 1):
                 history = sequence.history + list(item.drafts[:count])
                 if history and history[-1] == sequence.stop:
@@ -477,6 +483,21 @@ class TableMachine(RuleBasedStateMachine):
         self.model[item.sequence_id] = sequence
         seen.add(item.sequence_id)
         return Status.OK, len(sequence.history), rows
+
+    def fill_late(
+        self, item: Item, fail: set[tuple[int, ...]], check: tuple[Status, int, list[set[int]]], before: tuple[ModelSequence | None]
+    ) -> tuple[Status, int, list[set[int]]]:
+        """Fills the one row of an item that was done: (status, position, rows); what cannot be filled is taken back."""
+        sequence = self.model[item.sequence_id]
+        row = allowed(sequence.history, sequence.stop)
+        if row and tuple(sequence.history) not in fail:
+            return *check[:2], [row]
+        status = Status.BACKEND_FAILED if tuple(sequence.history) in fail else Status.NO_TOKEN_ALLOWED
+        if before[0] is None:
+            del self.model[item.sequence_id]
+            return status, 0, []
+        self.model[item.sequence_id] = before[0]
+        return status, len(before[0].history), []
 
     @invariant()
     def the_matchers_stand_where_the_model_stands(self) -> None:

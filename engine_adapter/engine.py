@@ -1,0 +1,274 @@
+"""The engine: text in, text out, over the decode loop on a thread of its own. What servers and offline interfaces stand on.
+
+Owns: the model, the daemon if it started one, the masker, the loop's thread, admission with a limit, and tokens becoming text.
+Knows nothing about: HTTP, dialects, how masks are made, how tokens are drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import Counter, deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine_adapter.bounded import bounded_spec
+from engine_adapter.closing import ClosingVocabulary, steering_for
+from engine_adapter.generation import Choice, TextGeneration, TextRequest
+from engine_adapter.loop import DecodeLoop
+from engine_adapter.masker import Masker
+from engine_adapter.model import SlotModel, load_model, slots_that_fit
+from engine_adapter.output import Output
+from engine_adapter.request import Generation, Request
+from engine_adapter.sidecar import Sidecar
+from engine_adapter.tokenizer import TextTokenizer
+from maskd.grammar import GrammarSpec
+from maskd.tokenizer_files import load_vocabulary
+
+__all__ = ["Engine", "EngineStats", "QueueFullError"]
+
+_CONTEXT_LENGTH = 4096
+_TURNS_IN_STATS = 1000
+_FINISHED_KEPT = 64
+_LONGEST_RETRY_SECONDS = 60
+
+
+class QueueFullError(RuntimeError):
+    """The queue has no room for this request.
+
+    Attributes:
+        retry_after_seconds: when a slot is likely to be free for it, whole seconds.
+    """
+
+    def __init__(self, waiting: int, retry_after_seconds: int) -> None:
+        super().__init__(f"{waiting} requests are waiting; try again in {retry_after_seconds} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Where the engine stands. Counters count outputs, of which a request may have several, since the engine was made.
+
+    Attributes:
+        slots: outputs that can run at a time.
+        running: outputs that have a slot.
+        waiting: outputs that wait for their grammar or for a slot.
+        queue_limit: most that may wait.
+        finished: by finish reason.
+        prompt_tokens: of all requests.
+        generated_tokens: of all outputs.
+        turns: of the loop, as far as it remembers.
+        mask_wait_p50_seconds: how long a turn stood still for masks after its forward pass; median of the latest turns.
+        mask_wait_p99_seconds: the same, 99th percentile.
+        turn_p50_seconds: length of a turn, median.
+        turn_p99_seconds: 99th percentile.
+    """
+
+    slots: int
+    running: int
+    waiting: int
+    queue_limit: int
+    finished: dict[str, int]
+    prompt_tokens: int
+    generated_tokens: int
+    turns: int
+    mask_wait_p50_seconds: float
+    mask_wait_p99_seconds: float
+    turn_p50_seconds: float
+    turn_p99_seconds: float
+
+
+class Engine:
+    """Generates text for many requests at a time. Thread-safe; a context manager.
+
+    Attributes:
+        model_name: of the model's directory.
+        tokenizer: text to ids and back, and the chat template.
+        context_length: most tokens of a prompt and its output together.
+        trained: False if the weights are random numbers.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        target: str | None = None,
+        backend: str = "auto",
+        slots: int | None = None,
+        queue_limit: int = 256,
+        device: str | None = None,
+        bounded: bool = False,
+        context_length: int | None = None,
+    ) -> None:
+        """Loads the model, finds or starts a daemon, and starts the loop. Takes seconds.
+
+        Args:
+            model: a local Hugging Face directory; None = the bundled model.
+            target: a running daemon, "unix:/path" or "host:port"; None = start one, which ends with the engine.
+            backend: of every grammar that does not name one.
+            slots: outputs that run at a time; None = 16 on the CPU, as many as memory has room for on CUDA (256 at most). Fewer on
+                CUDA if the memory has no room for them.
+            queue_limit: outputs that may wait; more are refused.
+            device: "cpu", "cuda", "cuda:1"; None = CUDA if there is any.
+            bounded: narrow every JSON schema so that its documents are short, see ``bounded.py``. For untrained models.
+            context_length: None = what the model was made for, 4096 at most.
+
+        Raises:
+            ValueError: not a model that the loop can run. MaskdError: no daemon.
+        """
+        with ExitStack() as stack:
+            sidecar = None if target is not None else stack.enter_context(Sidecar())
+            loaded = load_model(model, device)
+            most = int(getattr(loaded.network.config, "max_position_embeddings", _CONTEXT_LENGTH))
+            self.context_length = min(context_length or _CONTEXT_LENGTH, most)
+            self.model_name = loaded.path.resolve().name
+            self.trained = loaded.trained
+            self.tokenizer = TextTokenizer(loaded.tokenizer, loaded.path)
+            self._vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)
+            self._slot_count = slots_that_fit(loaded, self.context_length, slots)
+            connect = sidecar.connect if sidecar else str(target)
+            masker = stack.enter_context(Masker(connect, self._vocabulary, row_capacity=self._slot_count))
+            slot_model = SlotModel(loaded.network, self._slot_count, self.context_length)
+            self._loop = DecodeLoop(slot_model, masker, self._vocabulary.stop_token_ids)
+            self._resources = stack.pop_all()
+        self._backend = backend
+        self._bounded = bounded
+        self._queue_limit = queue_limit
+        self._closing_vocabulary = ClosingVocabulary(self._vocabulary)
+        self._lock = threading.Lock()  # guards the admission and the counters below
+        self._finished: Counter[str] = Counter()
+        self._durations: deque[float] = deque(maxlen=_FINISHED_KEPT)
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._failure: Exception | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="decode loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: TextRequest) -> TextGeneration:
+        """Queues ``request`` and returns its outputs to be. What is wrong with its grammar shows there, not here.
+
+        Raises:
+            QueueFullError: too many wait; nothing was queued.
+            ValueError: the prompt is empty or too long for the context, or a number is out of range.
+            RuntimeError: the engine is closed, or its loop has failed.
+        """
+        prompt = self.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
+        max_tokens = self._checked_budget(request, prompt)
+        grammar = self._grammar(request.grammar)
+        generations: list[Generation] = []
+
+        def cancel() -> None:
+            for generation in generations:
+                generation.cancel()
+
+        outputs = TextGeneration(request, len(prompt), cancel)
+        with self._lock:
+            self._admit(request.n)
+            generations += [self._loop.add(self._request(outputs, choice, prompt, grammar, max_tokens)) for choice in outputs.choices]
+            self._prompt_tokens += len(prompt)
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """Returns where the engine stands."""
+        timings = list(self._loop.timings)[-_TURNS_IN_STATS:]
+        waits = np.quantile([timing.mask_wait_seconds for timing in timings] or [0.0], (0.5, 0.99))
+        turns = np.quantile([timing.turn_seconds for timing in timings] or [0.0], (0.5, 0.99))
+        running = self._loop.running_count
+        return EngineStats(
+            slots=self._slot_count,
+            running=running,
+            waiting=max(0, self._loop.unfinished_count - running),
+            queue_limit=self._queue_limit,
+            finished=dict(self._finished),
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            turns=len(self._loop.timings),
+            mask_wait_p50_seconds=float(waits[0]),
+            mask_wait_p99_seconds=float(waits[1]),
+            turn_p50_seconds=float(turns[0]),
+            turn_p99_seconds=float(turns[1]),
+        )
+
+    def close(self) -> None:
+        """Cancels what is unfinished, stops the loop, and the daemon if the engine started it. Safe to repeat."""
+        self._stopping.set()
+        self._thread.join()
+        self._loop.close()
+        self._resources.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- a request on its way in -----------------------------------------------------------------------------------
+
+    def _checked_budget(self, request: TextRequest, prompt: Sequence[int]) -> int:
+        room = self.context_length - len(prompt)
+        if not prompt or room < 1:
+            raise ValueError(f"the prompt has {len(prompt)} tokens; give 1 to {self.context_length - 1}")
+        if request.n < 1:
+            raise ValueError(f"n is {request.n}; give at least 1")
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise ValueError(f"max_tokens is {request.max_tokens}; give at least 1")
+        if bad := [token_id for token_id in prompt if not 0 <= token_id < self._vocabulary.vocab_size]:
+            raise ValueError(f"the prompt has token id {bad[0]}; the vocabulary ends at {self._vocabulary.vocab_size - 1}")
+        if request.logprobs is not None and not 0 <= request.logprobs <= self._vocabulary.vocab_size:
+            raise ValueError(f"logprobs is {request.logprobs}; give 0 or more")
+        return min(room, request.max_tokens or room)
+
+    def _grammar(self, spec: GrammarSpec | None) -> GrammarSpec | None:
+        if spec is None:
+            return None
+        if spec.backend == "auto":
+            spec = dataclasses.replace(spec, backend=self._backend)
+        return bounded_spec(spec) if self._bounded else spec
+
+    def _admit(self, count: int) -> None:
+        if self._failure is not None or self._stopping.is_set():
+            raise RuntimeError(f"the engine has stopped: {self._failure or 'it was closed'}")
+        unfinished = self._loop.unfinished_count
+        if unfinished + count > self._slot_count + self._queue_limit:
+            typical = sum(self._durations) / len(self._durations) if self._durations else 1.0
+            waiting = max(0, unfinished - self._slot_count)
+            seconds = typical * (waiting + count) / self._slot_count
+            raise QueueFullError(waiting, round(min(max(1.0, seconds), _LONGEST_RETRY_SECONDS)))
+
+    def _request(
+        self, outputs: TextGeneration, choice: Choice, prompt: Sequence[int], grammar: GrammarSpec | None, max_tokens: int
+    ) -> Request:
+        asked = outputs.request
+        sampling = asked.sampling
+        if sampling.seed is not None:
+            sampling = dataclasses.replace(sampling, seed=sampling.seed + choice.index)
+        output = Output(outputs, choice, self._vocabulary, self._count_finished)
+        return Request(
+            prompt,
+            grammar,
+            sampling,
+            max_tokens,
+            logprobs=asked.logprobs,
+            steering=steering_for(grammar, self._closing_vocabulary) if grammar is not None and asked.close_before_budget else None,
+            on_token=output.on_token,
+            on_finish=output.on_finish,
+        )
+
+    def _count_finished(self, choice: Choice, duration_seconds: float) -> None:
+        self._finished[str(choice.finish_reason)] += 1
+        self._generated_tokens += len(choice.token_ids)
+        self._durations.append(duration_seconds)
+
+    # -- the loop's thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop.run(self._stopping)
+        except Exception as error:  # nobody else would tell those who wait
+            self._failure = error
+            self._loop.close(error)

@@ -1,0 +1,269 @@
+"""Every way in which clients ask for structured output, as one grammar spec.
+
+Owns: the spellings of OpenAI, LMDeploy, LoRAX, TensorRT-LLM, Together, vLLM, SGLang, TGI and Ollama, and the refusal of what contradicts
+itself. The server and the offline interfaces share it, so that a format means the same behind every door.
+Knows nothing about: HTTP, engines, whether a schema can be compiled; the daemon says that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from maskd.grammar import GrammarOptions, GrammarSpec
+
+__all__ = ["ResponseFormatError", "grammar_of", "grammar_of_constraints", "grammar_text_spec", "schema_spec"]
+
+_SCHEMA_TYPES = {"object", "array", "string", "integer", "number", "boolean", "null"}
+_SCHEMA_KEYS = {"$ref", "$defs", "$schema", "properties", "anyOf", "oneOf", "allOf", "enum", "const", "items", "additionalProperties"}
+_CONSTRAINT_KEYS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_OPTION_KEYS = ("disable_any_whitespace", "disable_additional_properties", "disable_fallback", "backend", "whitespace_pattern")
+
+
+class ResponseFormatError(ValueError):
+    """A format that cannot be read.
+
+    Attributes:
+        field: path of the offending field, dots between the steps, for instance ``json_schema.schema``.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+def grammar_of(response_format: Any, *, backend: str = "auto") -> GrammarSpec | None:
+    """Returns the grammar that ``response_format`` asks for; None if it asks for plain text.
+
+    Args:
+        response_format: a mapping with a ``type`` (``text``, ``json_object``, ``json``, ``json_schema``, ``regex``, ``regex_schema``,
+            ``ebnf``, ``grammar``, ``lark``, ``choice``, ``structural_tag``) and what belongs to it; or vLLM's ``structured_outputs``
+            mapping, which has no type; or, as in Ollama's ``format``, ``"json"`` or a JSON schema itself; or a Pydantic model; or None.
+            Keys that no dialect gives a meaning are ignored.
+        backend: of the grammar.
+
+    Raises:
+        ResponseFormatError: an unknown type, a missing or wrong field, two fields that contradict each other.
+    """
+    if response_format is None or response_format == "":
+        return None
+    if isinstance(response_format, str):
+        response_format = {"type": response_format}
+    if hasattr(response_format, "model_json_schema"):
+        return schema_spec(response_format, "response_format", backend=backend)
+    if not isinstance(response_format, Mapping):
+        raise ResponseFormatError("response_format", f"is {type(response_format).__name__}; give an object with a type")
+    if "structured_outputs" in response_format:
+        return grammar_of_constraints(response_format["structured_outputs"], backend=backend)
+    kind = response_format.get("type")
+    if kind is None and response_format.keys() & set(_CONSTRAINT_KEYS):
+        return grammar_of_constraints(response_format, backend=backend)
+    if isinstance(kind, list) or kind in _SCHEMA_TYPES or (kind is None and response_format.keys() & _SCHEMA_KEYS):
+        return schema_spec(response_format, "format", backend=backend)
+    if not isinstance(kind, str):
+        raise ResponseFormatError("type", "is missing" if kind is None else f"is {kind!r}; give a string")
+    reader = _READERS.get(_SPELLINGS.get(kind, kind))
+    if reader is None:
+        raise ResponseFormatError("type", f"{kind!r} is unknown; give one of {', '.join(_READERS)}")
+    return reader(response_format, backend)
+
+
+def grammar_of_constraints(constraints: Any, *, backend: str = "auto", field: str = "structured_outputs") -> GrammarSpec | None:
+    """Returns the grammar of vLLM's ``structured_outputs`` or of TensorRT-LLM's ``GuidedDecodingParams``, None if it constrains nothing.
+
+    Args:
+        constraints: a mapping with at most one of ``json``, ``regex``, ``choice``, ``grammar``, ``json_object``, ``structural_tag`` that
+            is not None.
+        backend: of the grammar.
+        field: what error messages call the mapping.
+
+    Raises:
+        ResponseFormatError: more than one, an unknown key, a wrong value.
+    """
+    if not isinstance(constraints, Mapping):
+        raise ResponseFormatError(field, "must be an object")
+    for key in constraints:
+        if key not in (*_CONSTRAINT_KEYS, *_OPTION_KEYS):
+            raise ResponseFormatError(f"{field}.{key}", f"is unknown; give one of {', '.join(_CONSTRAINT_KEYS)}")
+    if constraints.get("whitespace_pattern") is not None:
+        raise ResponseFormatError(f"{field}.whitespace_pattern", "is not supported; disable_any_whitespace is")
+    given = [key for key in _CONSTRAINT_KEYS if constraints.get(key) is not None]
+    if len(given) > 1:
+        raise ResponseFormatError(field, f"only one of {' and '.join(given)} can be given")
+    if not given:
+        return None
+    key, path = given[0], f"{field}.{given[0]}"
+    value = constraints[key]
+    options = GrammarOptions(
+        max_whitespace=0 if constraints.get("disable_any_whitespace") else None,
+        additional_properties="forbid" if constraints.get("disable_additional_properties") else "allow",
+    )
+    if key == "json":
+        return schema_spec(value, path, backend=backend, options=options)
+    if key == "json_object":
+        if not isinstance(value, bool):
+            raise ResponseFormatError(path, "must be true or false")
+        return GrammarSpec("json_object", "", backend, options) if value else None
+    if key == "regex":
+        return GrammarSpec("regex", _text(value, path), backend)
+    if key == "choice":
+        return _choice(value, path, backend)
+    if key == "grammar":
+        return grammar_text_spec(value, path, backend=backend)
+    return _tag(value, path, backend)
+
+
+def schema_spec(schema: Any, field: str, *, backend: str = "auto", options: GrammarOptions | None = None) -> GrammarSpec:
+    """Returns the grammar of a JSON schema.
+
+    Args:
+        schema: a mapping, a boolean, JSON text, or a Pydantic model, class or instance.
+        field: what error messages call it.
+        backend: of the grammar.
+        options: of the grammar.
+
+    Raises:
+        ResponseFormatError: none of these, or not JSON.
+    """
+    if hasattr(schema, "model_json_schema"):
+        schema = schema.model_json_schema()
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(_text(schema, field))
+        except ValueError as error:
+            raise ResponseFormatError(field, f"is not JSON: {error}") from None
+    if not isinstance(schema, Mapping | bool):
+        raise ResponseFormatError(field, "must be a JSON schema, an object")
+    try:
+        source = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ResponseFormatError(field, f"cannot be written as JSON: {error}") from None
+    return GrammarSpec("json_schema", source, backend, options or GrammarOptions())
+
+
+def grammar_text_spec(source: Any, field: str, *, backend: str = "auto") -> GrammarSpec:
+    """Returns the grammar of a text in GBNF, or in Lark: a GBNF rule has ``::=`` and a Lark rule has not, so nobody needs to say which.
+
+    Raises:
+        ResponseFormatError: not a text, or empty.
+    """
+    text = _text(source, field)
+    return GrammarSpec("ebnf" if "::=" in text else "lark", text, backend)
+
+
+# -- one reader per type ---------------------------------------------------------------------------------------------
+
+
+def _read_text(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    for key in ("schema", "json_schema", "regex", "grammar", "ebnf", "structures"):
+        if given.get(key) is not None:
+            raise ResponseFormatError(key, "contradicts the type 'text'")
+    return None
+
+
+def _read_json(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    """``json_object`` and TensorRT-LLM's and TGI's ``json``, with or without a schema."""
+    key, schema = _one_of(given, "schema", "value", required=False)
+    return GrammarSpec("json_object", "", backend) if key is None else schema_spec(schema, key, backend=backend)
+
+
+def _read_json_schema(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    """Nested as OpenAI has it, bare as TensorRT-LLM allows it, or with the schema beside the type (Responses, Together)."""
+    key, schema = _one_of(given, "json_schema", "schema", "value")
+    holder = given
+    if key == "json_schema" and isinstance(schema, Mapping):
+        if "schema" in schema:
+            key, holder, schema = "json_schema.schema", schema, schema["schema"]
+        elif "name" in schema and not schema.keys() & {"type", *_SCHEMA_KEYS}:
+            raise ResponseFormatError("json_schema.schema", "is missing")
+    strict = holder.get("strict")
+    if strict not in (None, True, False):
+        raise ResponseFormatError(key.replace("schema.schema", "schema.strict"), "must be true or false")
+    options = GrammarOptions(additional_properties="forbid") if strict else None
+    return schema_spec(schema, str(key), backend=backend, options=options)
+
+
+def _read_regex(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    key, source = _one_of(given, "regex", "pattern", "regex_schema", "value")
+    return GrammarSpec("regex", _text(source, str(key)), backend)
+
+
+def _read_grammar(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    """GBNF and Lark, and OpenAI's custom tools: ``{"syntax": "lark" | "regex", "definition": …}``, flat or under ``grammar``."""
+    key, source = _one_of(given, "ebnf", "grammar", "lark", "definition", "value")
+    syntax = given.get("syntax")
+    if isinstance(source, Mapping):
+        syntax, source, key = source.get("syntax"), source.get("definition"), f"{key}.definition"
+    if syntax == "regex":
+        return GrammarSpec("regex", _text(source, str(key)), backend)
+    if syntax not in (None, "lark", "ebnf", "gbnf"):
+        raise ResponseFormatError("syntax", f"{syntax!r} is unknown; give lark, ebnf or regex")
+    return grammar_text_spec(source, str(key), backend=backend)
+
+
+def _read_choice(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    key, value = _one_of(given, "choice", "choices", "value")
+    return _choice(value, str(key), backend)
+
+
+def _read_structural_tag(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    if given.get("structural_tag") is not None:
+        return _tag(given["structural_tag"], "structural_tag", backend)
+    key, _ = _one_of(given, "format", "structures")
+    if key == "structures" and not isinstance(given.get("triggers"), list):
+        raise ResponseFormatError("triggers", "is missing; give a list of strings")
+    return _tag(dict(given), str(key), backend)
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], str], GrammarSpec | None]] = {
+    "text": _read_text,
+    "json_object": _read_json,
+    "json": _read_json,
+    "json_schema": _read_json_schema,
+    "regex": _read_regex,
+    "regex_schema": _read_regex,
+    "ebnf": _read_grammar,
+    "grammar": _read_grammar,
+    "lark": _read_grammar,
+    "choice": _read_choice,
+    "structural_tag": _read_structural_tag,
+}
+_SPELLINGS = {"Text": "text", "JsonObject": "json_object", "JsonSchema": "json_schema"}  # LoRAX takes its Rust names as well
+
+
+def _one_of(given: Mapping[str, Any], *keys: str, required: bool = True) -> tuple[Any, Any]:
+    """Returns the one of ``keys`` that is there and its value, (None, None) if none is and none has to be."""
+    found = [key for key in keys if given.get(key) is not None]
+    if len({json.dumps(given[key], default=str) for key in found}) > 1:
+        raise ResponseFormatError(found[1], f"contradicts {found[0]}")
+    if not found and required:
+        raise ResponseFormatError(keys[0], "is missing")
+    return (found[0], given[found[0]]) if found else (None, None)
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ResponseFormatError(field, "must be a string that is not empty")
+    return value
+
+
+def _choice(value: Any, field: str, backend: str) -> GrammarSpec:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
+        raise ResponseFormatError(field, "must be a list of strings, at least one")
+    return GrammarSpec("choice", json.dumps(list(value), ensure_ascii=False), backend)
+
+
+def _tag(value: Any, field: str, backend: str) -> GrammarSpec:
+    if isinstance(value, Mapping):
+        try:
+            value = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ResponseFormatError(field, f"cannot be written as JSON: {error}") from None
+    try:
+        json.loads(_text(value, field))
+    except ValueError as error:
+        if isinstance(error, ResponseFormatError):
+            raise
+        raise ResponseFormatError(field, f"is not JSON: {error}") from None
+    return GrammarSpec("structural_tag", value, backend)
