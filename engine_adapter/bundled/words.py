@@ -29,7 +29,8 @@ _COMMON = (
 _SUFFIXES = "ton ville burg ford field port stad grad haven dale wick by mouth bridge".split()
 _FIRM = "Labs Works Systems Group Foods Motors Partners Media Bank Studio Energy Software Design Industries".split()
 _SEED_NAMES = {"jason", "thorin", "eldrin", "aragon", "alaric"}
-"""Names in the examples that users will try first: held back, so that a right answer was not learnt by heart."""
+_SEED_AGES = {20, 25, 30}
+"""Names and ages in the examples that users will try first: held back, so that a right answer was not learnt by heart."""
 
 COUNTRIES: dict[str, tuple[str, int]] = {
     country: (capital, int(population))
@@ -113,9 +114,12 @@ def word(rng: random.Random) -> str:
             return made
 
 
-def age(rng: random.Random) -> int:
-    """Returns an age in years."""
-    return rng.randint(1, 99) if rng.random() < 0.97 else rng.randint(100, 130)
+def age(rng: random.Random, held_back: bool) -> int:
+    """Returns an age in years, of the wanted part of the split."""
+    while True:
+        years = rng.randint(1, 99) if rng.random() < 0.97 else rng.randint(100, 130)
+        if (years in _SEED_AGES or is_held_back(str(years))) == held_back:
+            return years
 
 
 def place(rng: random.Random, held_back: bool) -> str:

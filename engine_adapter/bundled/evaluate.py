@@ -1,0 +1,178 @@
+"""Measures the bundled model on held-back examples, without masks and with them, and prints a table.
+
+Run ``python -m engine_adapter.bundled.evaluate``; it starts a maskd of its own unless ``--target`` names one. Greedy decoding, the same
+loop as everywhere. "right" is what ``Example.judge`` says; "parses" is whether the answer is of the form asked for, right or wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from engine_adapter.bundled.dialogue import Example, segments
+from engine_adapter.bundled.make_data import TASKS
+from engine_adapter.loop import DecodeLoop
+from engine_adapter.masker import Masker
+from engine_adapter.model import LoadedModel, SlotModel, load_model
+from engine_adapter.request import Generation, Request
+from engine_adapter.sampler import SamplingParams
+from engine_adapter.sidecar import Sidecar
+from maskd.grammar import GrammarSpec
+from maskd.tokenizer_files import load_vocabulary
+
+CONTEXT_LENGTH = 1280
+MAX_TOKENS = 160
+_CALL = re.compile(r"<function=([^>]*)>(.*?)</function>", re.DOTALL)
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+
+
+@dataclass
+class Score:
+    """Answers of one task: how many, how many of the form asked for, how many right."""
+
+    count: int = 0
+    parsed: int = 0
+    right: int = 0
+    wrong: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, example: Example, text: str, *, finished: bool) -> None:
+        """Counts one answer; keeps it as (wanted, got) if it is wrong."""
+        parsed, right = judge(example, text) if finished else (False, False)
+        self.count, self.parsed, self.right = self.count + 1, self.parsed + parsed, self.right + right
+        if not right:
+            self.wrong.append((example.answer, text))
+
+
+def judge(example: Example, text: str) -> tuple[bool, bool]:
+    """Returns whether ``text`` is of the form asked for, and whether it is right."""
+    if example.judge == "text":
+        kind, source = example.grammar or ("", "")
+        parses = text in json.loads(source) if kind == "choice" else re.fullmatch(source, text) is not None if kind == "regex" else True
+        return parses, text == example.answer
+    if example.judge == "calls":
+        calls = _calls(text)
+        return calls is not None, calls == _calls(example.answer)
+    kind, source = example.grammar or ("", "")
+    if kind == "regex":
+        return (re.fullmatch(source, text) is not None,) * 2
+    try:
+        value = json.loads(fenced[-1] if (fenced := _FENCED.findall(text)) else text)
+        if kind == "json_schema":
+            jsonschema.validate(value, json.loads(source))
+    except (ValueError, jsonschema.ValidationError):
+        return False, False
+    if example.judge == "shape":
+        return True, all(not isinstance(leaf, str) or leaf.strip() for leaf in _leaves(value))
+    wanted = json.loads(fenced[-1] if (fenced := _FENCED.findall(example.answer)) else example.answer)
+    return True, value == wanted
+
+
+def _calls(text: str) -> list[tuple[str, Any]] | None:
+    """Returns the function calls in ``text``; None if there are none or arguments are no JSON object."""
+    try:
+        calls = [(name, json.loads(arguments)) for name, arguments in _CALL.findall(text)]
+    except ValueError:
+        return None
+    return calls if calls and all(isinstance(arguments, dict) for _, arguments in calls) else None
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [leaf for part in value.values() for leaf in _leaves(part)]
+    if isinstance(value, list):
+        return [leaf for part in value for leaf in _leaves(part)]
+    return [value]
+
+
+def held_back_examples(per_task: int, seed: int) -> list[Example]:
+    """Returns ``per_task`` examples of each task, of names and words that training never saw."""
+    rng = random.Random(f"evaluate {seed}")  # noqa: S311 - text, no secret
+    return [task(rng, True) for task in TASKS for _ in range(per_task)]
+
+
+def decode(loop: DecodeLoop, loaded: LoadedModel, examples: Sequence[Example], *, masked: bool) -> list[Generation]:
+    """Returns the finished answers to ``examples``, under their grammars or under none."""
+    generations = []
+    for example in examples:
+        prompt = "".join(text for text, _ in segments(example.prompt, example.tools, add_generation_prompt=True))
+        spec = GrammarSpec(*example.grammar) if masked and example.grammar else None  # type: ignore[arg-type]
+        generations.append(loop.add(Request(loaded.tokenizer.encode(prompt).ids, spec, SamplingParams(temperature=0), MAX_TOKENS)))
+    for generation in track(generations, "with masks" if masked else "without masks", console=Console(stderr=True), transient=True):
+        while generation.finish_reason is None:
+            loop.step()
+    return generations
+
+
+def main() -> None:
+    """Prints the table, or JSON."""
+    parser = argparse.ArgumentParser(description="Measure the bundled model with and without masks.")
+    parser.add_argument("--per-task", type=int, default=40, help="examples of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", type=Path, help="directory of another model; default: the bundled one")
+    parser.add_argument("--target", help="a running maskd")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--wrong", type=int, default=0, help="show so many wrong answers of each task")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    examples = held_back_examples(arguments.per_task, arguments.seed)
+    scores: dict[str, tuple[Score, Score]] = {}
+    with ExitStack() as stack:
+        loaded = load_model(arguments.model)
+        vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)
+        connect = arguments.target or stack.enter_context(Sidecar()).connect
+        masker = stack.enter_context(Masker(connect, vocabulary, row_capacity=arguments.slots))
+        model = SlotModel(loaded.network, arguments.slots, CONTEXT_LENGTH)
+        loop = stack.enter_context(DecodeLoop(model, masker, vocabulary.stop_token_ids))
+        for masked in (False, True):
+            asked = [example for example in examples if example.grammar or not masked]
+            for example, generation in zip(asked, decode(loop, loaded, asked, masked=masked), strict=True):
+                if generation.error:
+                    raise generation.error
+                score = scores.setdefault(example.task, (Score(), Score()))[masked]
+                score.add(example, loaded.tokenizer.decode(generation.token_ids), finished=generation.finish_reason == "stop")
+    if arguments.json:
+        rows = {task: [[s.count, s.parsed, s.right] for s in pair] for task, pair in scores.items()}
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    show(scores, arguments.wrong)
+
+
+def show(scores: Mapping[str, tuple[Score, Score]], wrong_count: int) -> None:
+    """Prints the table, and some wrong answers."""
+    console = Console(highlight=False)
+    table = Table("task", "examples", "parses", "right", "parses, masked", "right, masked")
+    total = (Score(), Score())
+    for task, pair in sorted(scores.items()):
+        table.add_row(task, str(pair[0].count), *(_share(n, s.count) for s in pair for n in (s.parsed, s.right)))
+        for whole, part in zip(total, pair, strict=True):
+            whole.count, whole.parsed, whole.right = whole.count + part.count, whole.parsed + part.parsed, whole.right + part.right
+    table.add_row("all", str(total[0].count), *(_share(n, s.count) for s in total for n in (s.parsed, s.right)))
+    console.print(table)
+    for task, pair in sorted(scores.items()):
+        for name, score in zip(("", ", masked"), pair, strict=True):
+            for wanted, got in score.wrong[:wrong_count]:
+                console.print(f"{task}{name}\n  wanted {wanted!r}\n  got    {got!r}", soft_wrap=True, markup=False)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "–"
+
+
+if __name__ == "__main__":
+    main()
