@@ -59,7 +59,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         vocabularies: loaded before listening; others may be uploaded.
         backends: what "auto" tries, in this order.
         workers: worker processes; a session lives on one of them.
-        native_threads: threads that a library may use in one worker for a batch; 0 = cores / workers, at most 8.
+        native_threads: threads that a library may use in one worker for a batch; 0 = half the cores / workers, at most 8.
         compile_threads: compiles at a time in one worker.
         jail: compile grammars in killable children first. Off only where every grammar's source is trusted.
         compile_seconds: a compile that takes longer is killed and answered GRAMMAR_TIMEOUT.
@@ -253,4 +253,4 @@ def _field_help() -> typing.Iterator[tuple[str, str]]:
 
 def resolve_threads(config: Config) -> int:
     """Returns the native threads of one worker."""
-    return config.native_threads or max(1, min(8, len(os.sched_getaffinity(0)) // config.workers))
+    return config.native_threads or max(1, min(8, len(os.sched_getaffinity(0)) // (2 * config.workers)))

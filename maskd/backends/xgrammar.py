@@ -19,6 +19,7 @@ import xgrammar
 from numpy.typing import NDArray
 
 from maskd.backends import structural_tag
+from maskd.backends.base import Grammar
 from maskd.backends.sources import check_text, json_options, read_choices, read_schema, regex_for_xgrammar
 from maskd.backends.xgrammar_schema import NOT_UTF8, SURROGATES, rewrite
 from maskd.bitmask import row_stride_words
@@ -92,16 +93,17 @@ class XgrammarGrammar:
     """A compiled grammar. See ``Grammar``.
 
     Attributes:
+        compiled: the library's object.
         never: ids that are never accepted.
         replaced_stop: stop tokens of the vocabulary that this grammar replaces. xgrammar leaves them allowed in free text.
     """
 
-    __slots__ = ("_compiled", "_stop", "never", "replaced_stop", "report", "stop_token_ids")
+    __slots__ = ("_stop", "compiled", "never", "replaced_stop", "report", "stop_token_ids")
 
     def __init__(
         self, compiled: Any, report: GrammarReport, options: GrammarOptions, vocabulary: Vocabulary, never: frozenset[int]
     ) -> None:
-        self._compiled = compiled
+        self.compiled = compiled
         self._stop = list(options.stop_token_ids or vocabulary.stop_token_ids)
         self.report = report
         self.stop_token_ids = frozenset(self._stop)
@@ -110,7 +112,7 @@ class XgrammarGrammar:
 
     def matcher(self) -> XgrammarMatcher:
         """See ``Grammar.matcher``."""
-        return XgrammarMatcher(self, xgrammar.GrammarMatcher(self._compiled, override_stop_tokens=self._stop)._handle)
+        return XgrammarMatcher(self, xgrammar.GrammarMatcher(self.compiled, override_stop_tokens=self._stop)._handle)
 
     def clear_replaced_stop(self, row: NDArray[np.int32]) -> None:
         """Forbids ``replaced_stop`` in ``row``."""
@@ -139,7 +141,9 @@ class XgrammarBackend:
         self._special = frozenset(vocabulary.special_token_ids)
         self._empty = frozenset(token_id for token_id, token in enumerate(vocabulary.tokens) if not token)
         self._padding = frozenset(range(len(vocabulary.tokens), self._width))
-        self._text_compiler = self._new_compiler(lambda name: b"")
+        self._never_text = self._special | self._empty | self._padding
+        self._text_info = self._new_info(lambda name: b"")
+        self._text_compiler = self._new_compiler(self._text_info)
         self._fill_one_thread = xgrammar.BatchGrammarMatcher(max_threads=1)._handle.batch_fill_next_token_bitmask
         self._fill_threads = xgrammar.BatchGrammarMatcher(max_threads=self._threads)._handle.batch_fill_next_token_bitmask
 
@@ -150,15 +154,17 @@ class XgrammarBackend:
         xgrammar never allows a token without bytes, and lets one with bytes match text. 0xFF is in no UTF-8 text, so a
         token that starts with it can be named and nothing else.
         """
-        return self._new_compiler(lambda name: b"\xff" + name)
+        return self._new_compiler(self._new_info(lambda name: b"\xff" + name))
 
-    def _new_compiler(self, special: Callable[[bytes], bytes]) -> Any:
+    def _new_info(self, special: Callable[[bytes], bytes]) -> Any:
         tokens = list(self._vocabulary.tokens) + [b""] * (self._width - len(self._vocabulary.tokens))
         for token_id in self._vocabulary.special_token_ids:
             tokens[token_id] = special(tokens[token_id])
-        info = xgrammar.TokenizerInfo(
+        return xgrammar.TokenizerInfo(
             tokens, vocab_type=xgrammar.VocabType.RAW, vocab_size=self._width, stop_token_ids=list(self._vocabulary.stop_token_ids)
         )
+
+    def _new_compiler(self, info: Any) -> Any:
         # The daemon caches compiled grammars by bytes; the library's own cache has no limit.
         return xgrammar.GrammarCompiler(info, max_threads=self._threads, cache_enabled=False)
 
@@ -166,7 +172,7 @@ class XgrammarBackend:
         """See ``Backend.compile``."""
         check_text(spec)
         notes = _Notes()
-        never = self._special | self._empty | self._padding
+        never = self._never_text
         try:
             if spec.kind in ("json_schema", "json_object"):
                 compiled = self._json(spec, notes)
@@ -236,6 +242,21 @@ class XgrammarBackend:
         if not tag.names_tokens:
             return self._text_compiler.compile_structural_tag(text), never
         return self._token_compiler.compile_structural_tag(text), self._empty | self._padding
+
+    def serialize(self, grammar: Grammar) -> bytes:
+        """See ``Serializer.serialize``. A grammar that names special tokens has another tokenizer info, and stays."""
+        assert isinstance(grammar, XgrammarGrammar)
+        if grammar.never != self._never_text.union(grammar.replaced_stop) - grammar.stop_token_ids:
+            return b""
+        return str(grammar.compiled.serialize_json()).encode()
+
+    def deserialize(self, data: bytes, spec: GrammarSpec, report: GrammarReport) -> XgrammarGrammar:
+        """See ``Serializer.deserialize``."""
+        try:
+            compiled = xgrammar.CompiledGrammar.deserialize_json(data.decode(), self._text_info)
+        except (RuntimeError, ValueError) as error:
+            raise GrammarError(f"xgrammar cannot load its own grammar: {_short(error)}") from None
+        return XgrammarGrammar(compiled, report, spec.options, self._vocabulary, self._never_text)
 
     def _note(self, schema: JsonSchema, options: GrammarOptions, notes: _Notes) -> None:
         """Adds what there is to say about ``schema`` to ``notes``; refuses it under ``strict``."""

@@ -36,6 +36,8 @@ STACK_BYTES = 64 << 20
 """Both libraries recurse over the grammar; 8 MiB are not enough for chains of a few thousand references."""
 _WALK_TOKENS = 24
 _ARTEFACT_BYTES = 64 << 20
+_WORTH_SERIALIZING_SECONDS = 0.3
+"""xgrammar writes and loads a grammar in about 0.2 s (131,072 tokens, 2 cores); what compiles faster is compiled again."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 
 
@@ -90,7 +92,7 @@ def _judge(
         except BackendError as error:  # the library passes its own limits within a few tokens
             raise GrammarTooLargeError(error.message, limit="library") from None
         holder = named[grammar.report.backend]
-        artefact = holder.serialize(grammar) if isinstance(holder, Serializer) else b""
+        artefact = holder.serialize(grammar) if isinstance(holder, Serializer) and seconds > _WORTH_SERIALIZING_SECONDS else b""
         return Compiled(grammar.report, seconds, slowest, artefact if len(artefact) <= _ARTEFACT_BYTES else b"")
     except MaskdError as error:
         return failure_of(error)

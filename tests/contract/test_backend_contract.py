@@ -13,7 +13,7 @@ from walks import NAMELESS, SMALL, STOP, STOP_TOO, TOOL, allowed, new_row, row_o
 
 from maskd.backends import load
 from maskd.backends.auto import AutoBackend
-from maskd.backends.base import Backend, BatchFill, Grammar, Matcher
+from maskd.backends.base import Backend, BatchFill, Grammar, Matcher, Serializer
 from maskd.bitmask import row_stride_words
 from maskd.errors import GrammarError, GrammarUnsatisfiableError
 from maskd.grammar import GrammarKind, GrammarOptions, GrammarSpec
@@ -192,6 +192,26 @@ def test_batch_fill_when_it_exists_then_equals_single_fills(backend: Backend, st
             matcher.fill_bitmask(single)
             assert (block[index] == single).all()
         assert (block[::2] == 7).all()
+
+
+@pytest.mark.parametrize("stop", [(), (STOP_TOO, C)])
+def test_deserialize_when_serialized_then_every_row_is_the_same(backend: Backend, stop: tuple[int, ...]) -> None:
+    """A grammar that travelled as bytes makes the rows of the one that stayed."""
+    if not isinstance(backend, Serializer):
+        pytest.skip(f"{backend.name} does not serialise")
+    spec = GrammarSpec("regex", "([a-c]{1,40}|[^a-c]+)x?", options=GrammarOptions(stop_token_ids=stop))
+    stayed = backend.compile(spec)
+    travelled = backend.deserialize(backend.serialize(stayed), spec, stayed.report)
+    assert travelled.stop_token_ids == stayed.stop_token_ids
+    one, other = stayed.matcher(), travelled.matcher()
+    for token_id in (A, B, A, A, ord("x"), stop[0] if stop else STOP):
+        rows = new_row(SMALL), new_row(SMALL)
+        one.fill_bitmask(rows[0])
+        other.fill_bitmask(rows[1])
+        assert (rows[0] == rows[1]).all()
+        assert one.accept([token_id]) == other.accept([token_id]) == 1
+    with pytest.raises(GrammarError):
+        backend.deserialize(b"{}", spec, stayed.report)
 
 
 def test_compile_when_nothing_matches_then_unsatisfiable(backend: Backend) -> None:
