@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,21 +26,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd import __version__
-from maskd import layout as lay
 from maskd.arena import Arena, Reply
 from maskd.bitmask import row_of, row_stride_words
 from maskd.config import parse_listen
-from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, StepOrderError, UnavailableError
+from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec, Unenforced
+from maskd.inline import InlineTransport
 from maskd.status import from_rpc_error
-from maskd.step import NO_ROW, Action, Item
+from maskd.step import Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["Client", "Grammar", "ServerInfo", "Session", "VocabularyInfo"]
 
-_UPLOAD_TOKENS = 16384
+_UPLOAD_BYTES = 1 << 20
 _CALL_SECONDS = 30.0
 _MAX_REPLY_BYTES = 1 << 30
 _Answer = TypeVar("_Answer")
@@ -169,15 +167,21 @@ class Client:
                 special_token_ids=vocabulary.special_token_ids,
             )
             yield pb.UploadVocabularyRequest(header=header)
-            for start in range(0, len(vocabulary.tokens), _UPLOAD_TOKENS):
-                yield pb.UploadVocabularyRequest(tokens=vocabulary.tokens[start : start + _UPLOAD_TOKENS])
+            part, size = list[bytes](), 0
+            for token in vocabulary.tokens:
+                part.append(token)
+                size += len(token) + 4
+                if size > _UPLOAD_BYTES:
+                    yield pb.UploadVocabularyRequest(tokens=part)
+                    part, size = [], 0
+            yield pb.UploadVocabularyRequest(tokens=part)
 
         answer = self._call(self._stub.UploadVocabulary, parts(), 120.0)
         return bytes(answer.vocabulary.fingerprint)
 
     def open_session(
-        self, fingerprint: bytes, *, vocab_size: int, row_capacity: int, sequence_capacity: int = 0, token_capacity: int = 0,
-        transport: Literal["auto", "shm", "inline"] = "auto", spin_seconds: float = 0.0, engine: str = "",
+        self, fingerprint: bytes, *, vocab_size: int, row_capacity: int, sequence_capacity: int = 0, item_capacity: int = 0,
+        token_capacity: int = 0, transport: Literal["auto", "shm", "inline"] = "auto", spin_seconds: float = 0.0, engine: str = "",
     ) -> Session:  # fmt: skip
         """Opens a session.
 
@@ -186,6 +190,7 @@ class Client:
             vocab_size: width of the engine's logits.
             row_capacity: rows of one step: batch size times (1 + drafts).
             sequence_capacity: sequences open at a time; 0 = the daemon's limit.
+            item_capacity: items of one step; 0 = as many as rows, at least 16.
             token_capacity: accepted and draft tokens of one step; 0 = enough for a batch and one long replay.
             transport: "shm", "inline", or "auto": shared memory where there is a data socket and memory for it.
             spin_seconds: how long ``collect`` looks before it sleeps; for an engine with a core to spare.
@@ -197,6 +202,7 @@ class Client:
             raise InvalidRequestError("shared memory needs a unix socket; this client is connected over TCP", field="transport")
         request = pb.CreateSessionRequest(
             vocabulary_fingerprint=fingerprint, vocab_size=vocab_size, row_capacity=row_capacity, sequence_capacity=sequence_capacity,
+            item_capacity=item_capacity,
             token_capacity=token_capacity, engine=engine or f"python maskd {__version__}",
         )  # fmt: skip
         if transport != "inline" and self._data_socket is not None:
@@ -211,7 +217,14 @@ class Client:
         request.transport = pb.TRANSPORT_INLINE
         answer = self._call(self._stub.CreateSession, request)
         stops = next((v.stop_token_ids for v in self.info().vocabularies if v.fingerprint == fingerprint), ())
-        return Session(self, answer.session_id, vocab_size, row_capacity, _Inline(self, answer, row_capacity, row_of(stops, vocab_size)))
+        inline = InlineTransport(
+            self._stub, self._metadata, answer, row_capacity, row_of(stops, vocab_size), lambda: self._delete_session(answer.session_id)
+        )
+        return Session(self, answer.session_id, vocab_size, row_capacity, inline)
+
+    def _delete_session(self, session_id: int) -> None:
+        with contextlib.suppress(MaskdError):  # the daemon is gone, and the session with it
+            self._call(self._stub.DeleteSession, pb.DeleteSessionRequest(session_id=session_id), 2.0)
 
     def _call(self, method: Callable[..., _Answer], request: object, timeout_seconds: float = _CALL_SECONDS) -> _Answer:
         try:
@@ -337,129 +350,6 @@ class _SharedMemory:
         return self._arena.collect(timeout_seconds=timeout_seconds, spin_seconds=self._spin_seconds)
 
 
-class _Inline:
-    """Steps through one gRPC stream; the same semantics."""
-
-    name: Literal["shm", "inline"] = "inline"
-
-    def __init__(self, client: Client, opened: pb.CreateSessionResponse, row_capacity: int, stop_row: NDArray[np.int32]) -> None:
-        self._client = client
-        self._session_id = opened.session_id
-        self._item_capacity, self._token_capacity = opened.item_capacity, opened.token_capacity
-        self._row_capacity = row_capacity
-        self._stop_row = stop_row
-        self._requests: queue.SimpleQueue[pb.StreamStepsRequest | None] = queue.SimpleQueue()
-        self._replies: queue.SimpleQueue[pb.StepSequencesResponse | MaskdError] = queue.SimpleQueue()
-        self._unanswered: list[Sequence[Item]] = []
-        self._submitted = 0
-        self._ended: MaskdError | None = None
-        self._closed = False
-        self._call = client._stub.StreamSteps(iter(self._requests.get, None), metadata=client._metadata)
-        threading.Thread(target=self._receive, name="maskd-inline", daemon=True).start()
-
-    def _receive(self) -> None:
-        try:
-            for answer in self._call:
-                self._replies.put(answer.step)
-            self._replies.put(UnavailableError("the daemon ended the stream"))
-        except grpc.RpcError as error:
-            self._replies.put(from_rpc_error(error))
-
-    def submit(self, items: Sequence[Item]) -> int:
-        if self._ended is not None:
-            raise self._ended
-        if len(self._unanswered) >= lay.CELL_COUNT:
-            raise StepOrderError("two steps are unanswered; collect one before the next submit")
-        self._check(items)
-        try:
-            messages = [_item_message(item) for item in items]
-        except ValueError as error:
-            raise InvalidRequestError(f"a number of the step does not fit its field: {error}", field="items") from None
-        self._submitted += 1
-        request = pb.StepSequencesRequest(session_id=self._session_id, step=self._submitted, items=messages)
-        self._requests.put(pb.StreamStepsRequest(step=request))
-        self._unanswered.append(items)
-        return self._submitted
-
-    def _check(self, items: Sequence[Item]) -> None:
-        """Refuses here what would end the stream there, and rows that the daemon never sees: it hands out its own."""
-        token_count = sum(len(item.accept) + len(item.drafts) for item in items)
-        for what, count, capacity in (("item", len(items), self._item_capacity), ("token", token_count, self._token_capacity)):
-            if count > capacity:
-                raise CapacityError(f"{count} {what}s in a step; the session takes {capacity}", limit=f"{what}_capacity", value=capacity)
-        taken: set[int] = set()
-        for item in items:
-            rows = range(item.row, item.row + 1 + len(item.drafts)) if item.row >= 0 or len(item.drafts) else range(0)
-            if item.row < NO_ROW or (rows and not 0 <= rows[0] <= rows[-1] < self._row_capacity) or not taken.isdisjoint(rows):
-                raise InvalidRequestError(
-                    f"sequence {item.sequence_id}: row {item.row} with {len(item.drafts)} drafts lies outside of the {self._row_capacity} "
-                    "rows of the session, or is another item's",
-                    field="row", sequence_id=item.sequence_id,
-                )  # fmt: skip
-            taken.update(rows)
-
-    def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
-        flat = tokens.tolist()
-        return self.submit(
-            [
-                Item(s, Action(action), grammar, source, rollback, flat[at : at + n], flat[at + n : at + n + d], row, bool(flags))
-                for s, grammar, source, action, flags, rollback, row, at, n, d, _ in items.tolist()
-            ]
-        )
-
-    def collect(self, timeout_seconds: float) -> Reply:
-        if self._ended is not None:
-            raise self._ended
-        if not self._unanswered:
-            raise StepOrderError("there is no unanswered step to collect")
-        try:
-            answer = self._replies.get(timeout=timeout_seconds)
-        except queue.Empty:
-            raise DeadlineError(f"the step was not answered within {timeout_seconds} s") from None
-        if isinstance(answer, MaskdError):
-            self._ended = answer
-            raise answer
-        return self._reply(answer, self._unanswered.pop(0))
-
-    def _reply(self, answer: pb.StepSequencesResponse, items: Sequence[Item]) -> Reply:
-        """Puts the rows where the items wanted them: the same picture as in shared memory."""
-        stride = len(self._stop_row)
-        packed = np.frombuffer(answer.rows, dtype=np.int32).reshape(-1, stride)
-        rows = np.zeros((self._row_capacity, stride), dtype=np.int32)
-        table = np.zeros(len(answer.results), dtype=lay.RESULT_DTYPE)
-        forced: list[int] = []
-        at = 0
-        for i, (result, item) in enumerate(zip(answer.results, items, strict=True)):
-            flags = result.terminated | result.accepting << 1 | result.all_allowed << 2
-            row = item.row if result.row_count else NO_ROW
-            if item.row >= 0:
-                rows[item.row : item.row + 1 + len(item.drafts)] = self._stop_row
-            table[i] = (
-                result.sequence_id, result.status, flags, row, result.row_count, result.accepted_count, result.position,
-                len(forced), len(result.forced_token_ids), result.detail_index, result.detail_value, b"",
-            )  # fmt: skip
-            forced += result.forced_token_ids
-            if result.row_count:
-                rows[row : row + result.row_count] = packed[at : at + result.row_count]
-                at += result.row_count
-        rows.flags.writeable = False
-        return Reply(answer.step, table, rows, np.array(forced, dtype=np.int32), answer.worker_milliseconds / 1e3)
-
-    def is_alive(self) -> bool:
-        return self._ended is None
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._requests.put(None)
-        if not isinstance(self._ended, UnavailableError):
-            self._ended = UnavailableError("the session is closed")
-            with contextlib.suppress(MaskdError):  # the daemon is gone, and the session with it
-                self._client._call(self._client._stub.DeleteSession, pb.DeleteSessionRequest(session_id=self._session_id), 2.0)
-        self._call.cancel()
-
-
 def _spec_message(spec: GrammarSpec) -> pb.GrammarSpec:
     options = spec.options
     message = pb.GrammarSpec(
@@ -485,17 +375,3 @@ def _spec_message(spec: GrammarSpec) -> pb.GrammarSpec:
     except (ValueError, TypeError) as error:
         raise InvalidRequestError(f"the {spec.kind} source cannot be sent: {error}", field=spec.kind) from None
     return message
-
-
-def _item_message(item: Item) -> pb.Item:
-    return pb.Item(
-        sequence_id=item.sequence_id,
-        action=int(item.action) + 1,  # type: ignore[arg-type]
-        grammar_id=item.grammar_id,
-        source_sequence_id=item.source_sequence_id,
-        rollback_count=item.rollback,
-        accept_token_ids=item.accept,
-        draft_token_ids=item.drafts,
-        row_wanted=item.row >= 0,
-        forced_wanted=item.want_forced,
-    )

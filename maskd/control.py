@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from maskd.errors import MaskdError, UnavailableError, error_classes
+from maskd.errors import MaskdError, UnavailableError, make_error
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
@@ -242,7 +242,6 @@ ToWorker = LoadVocabulary | OpenSession | AttachSession | CloseSession | Compile
 ToNursery = LoadVocabulary | SpawnWorker | Compile | CancelCompile
 ToFront = Ready | Reply | WorkerExited | SessionClosed
 
-_ERRORS = {cls.reason: cls for cls in error_classes()}
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -253,7 +252,7 @@ def failure_of(error: MaskdError) -> Failure:
 
 def error_of(failure: Failure) -> MaskdError:
     """Returns the error that ``failure_of`` packed."""
-    return _ERRORS.get(failure.reason, MaskdError)(failure.message, **failure.metadata)
+    return make_error(failure.reason, failure.message, failure.metadata)
 
 
 def encode(message: ToWorker | ToNursery | ToFront, fd_count: int = 0) -> bytes:

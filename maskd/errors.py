@@ -64,6 +64,7 @@ __all__ = [
     "VocabularyError",
     "VocabularyMismatchError",
     "error_classes",
+    "make_error",
 ]
 
 MESSAGE_LIMIT_BYTES = 2048
@@ -303,3 +304,9 @@ def error_classes(root: type[MaskdError] = MaskdError) -> Iterator[type[MaskdErr
     yield root
     for child in root.__subclasses__():
         yield from error_classes(child)
+
+
+def make_error(reason: str, message: str, metadata: Mapping[str, str]) -> MaskdError:
+    """Returns the error of the class with ``reason``, as it came over a wire; MaskdError for a reason of a later version."""
+    cls = next((cls for cls in error_classes() if cls.reason == reason), MaskdError)
+    return cls(message, **metadata)

@@ -19,13 +19,13 @@ from maskd.errors import (
     MaskdError,
     PermissionDeniedError,
     UnavailableError,
-    error_classes,
+    make_error,
 )
+from maskd.v1 import mask_service_pb2 as pb
 
-__all__ = ["DOMAIN", "abort", "from_rpc_error", "to_status"]
+__all__ = ["DOMAIN", "abort", "from_refusal", "from_rpc_error", "to_refusal", "to_status"]
 
 DOMAIN = "maskd"
-_BY_REASON = {cls.reason: cls for cls in error_classes()}
 _CODES = {code.name: code for code in grpc.StatusCode}
 RETRY_SECONDS = 1
 _ENCODED_BYTES = 4096
@@ -72,6 +72,18 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: MaskdError) 
     raise AssertionError("abort raises")
 
 
+def to_refusal(error: MaskdError) -> pb.StreamStepsResponse.Refusal:
+    """Returns ``error`` as the refusal of one step on a stream that goes on."""
+    return pb.StreamStepsResponse.Refusal(
+        code=_CODES[error.code].value[0], reason=error.reason, message=error.message, metadata=dict(error.metadata)
+    )
+
+
+def from_refusal(refusal: pb.StreamStepsResponse.Refusal) -> MaskdError:
+    """Returns the error that ``to_refusal`` packed."""
+    return make_error(refusal.reason, refusal.message, refusal.metadata)
+
+
 def from_rpc_error(error: grpc.RpcError) -> MaskdError:
     """Returns the error that the daemon raised, or UnavailableError if none came from it."""
     try:
@@ -83,7 +95,7 @@ def from_rpc_error(error: grpc.RpcError) -> MaskdError:
             info = error_details_pb2.ErrorInfo()
             if detail.Unpack(info) and info.domain == DOMAIN:
                 metadata = {key: value for key, value in info.metadata.items() if key != "recovery"}
-                return _BY_REASON.get(info.reason, MaskdError)(status.message, **metadata)
+                return make_error(info.reason, status.message, metadata)
     code, details = error.code(), error.details()
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return UnavailableError(f"the daemon does not answer: {details}")

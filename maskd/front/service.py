@@ -14,11 +14,11 @@ from maskd import __version__, control
 from maskd import layout as lay
 from maskd.arena import Reply
 from maskd.bitmask import row_stride_words
-from maskd.errors import InvalidRequestError, MaskdError, VocabularyError
+from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError, VocabularyError
 from maskd.front.sessions import SessionBook
 from maskd.front.vocabularies import VocabularyShelf
 from maskd.grammar import GrammarKind, GrammarOptions, GrammarSpec
-from maskd.status import abort
+from maskd.status import abort, to_refusal
 from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
@@ -160,9 +160,14 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
     ) -> AsyncIterator[pb.StreamStepsResponse]:
         try:
             async for request in request_iterator:
-                yield pb.StreamStepsResponse(step=await self._step(request.step))
-        except MaskdError as error:
-            await abort(context, error)
+                try:
+                    yield pb.StreamStepsResponse(step=await self._step(request.step))
+                except (NotFoundError, UnavailableError) as error:  # the session is gone, and the stream with it
+                    await abort(context, error)
+                except MaskdError as error:
+                    yield pb.StreamStepsResponse(refusal=to_refusal(error))
+        except grpc.aio.AbortError:
+            raise
         except Exception as error:
             _log.exception("call failed", call="StreamSteps")
             await abort(context, MaskdError(f"the daemon failed in StreamSteps: {type(error).__name__}; its log says more"))

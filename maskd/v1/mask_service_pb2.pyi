@@ -383,7 +383,27 @@ class StreamStepsRequest(_message.Message):
     def __init__(self, step: _Optional[_Union[StepSequencesRequest, _Mapping]] = ...) -> None: ...
 
 class StreamStepsResponse(_message.Message):
-    __slots__ = ("step",)
+    __slots__ = ("step", "refusal")
+    class Refusal(_message.Message):
+        __slots__ = ("code", "reason", "message", "metadata")
+        class MetadataEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: str
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+        CODE_FIELD_NUMBER: _ClassVar[int]
+        REASON_FIELD_NUMBER: _ClassVar[int]
+        MESSAGE_FIELD_NUMBER: _ClassVar[int]
+        METADATA_FIELD_NUMBER: _ClassVar[int]
+        code: int
+        reason: str
+        message: str
+        metadata: _containers.ScalarMap[str, str]
+        def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
     STEP_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     step: StepSequencesResponse
-    def __init__(self, step: _Optional[_Union[StepSequencesResponse, _Mapping]] = ...) -> None: ...
+    refusal: StreamStepsResponse.Refusal
+    def __init__(self, step: _Optional[_Union[StepSequencesResponse, _Mapping]] = ..., refusal: _Optional[_Union[StreamStepsResponse.Refusal, _Mapping]] = ...) -> None: ...

@@ -123,9 +123,10 @@ class WorkerLoop:
         for session in sessions:
             if session.session_id in self._sessions:
                 _shm.store_u32(session.sleep_word, 0)
-                session.beat()
 
     def _poll(self, seconds: float) -> None:
+        for every in self._sessions.values():
+            every.beat()
         for fd, _ in self._epoll.poll(seconds):
             if fd == self._channel.fileno():
                 self._flush()
