@@ -9,13 +9,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml .ci/constraints.txt maskd/native/shm.c maskd/native/maskd_shm.h
+# Clients that contradict the pins above have an environment of their own.
+CLIENTS := .venv-clients
+CLIENTS_STAMP := $(CLIENTS)/.installed
+PORT ?= 8000
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTO := proto/maskd/v1/mask_service.proto
 # pip tells of every requirement several times; what is fetched and installed is enough.
 PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " substr($$0, 1, 110); fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types fmt proto bench all clean
+.PHONY: help install run serve test lint types fmt proto bench all clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +39,16 @@ $(STAMP): $(INPUTS)
 run: $(STAMP) ## start the daemon, decode a batch with three grammars, print the valid documents
 	@$(BIN)/python -m engine_adapter demo
 
-test: $(STAMP) ## the whole suite; pytest's summary is the last thing printed
+serve: $(STAMP) ## answer OpenAI, LoRAX and Ollama clients on http://127.0.0.1:PORT (PORT=8000)
+	@$(BIN)/python -m engine_adapter serve --port $(PORT)
+
+$(CLIENTS_STAMP): .ci/clients.txt $(STAMP)
+	@echo "· installing the clients that the server is tested with, pinned, into $(CLIENTS)"
+	@test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -r .ci/clients.txt $(PROGRESS)
+	@touch $@
+
+test: $(STAMP) $(CLIENTS_STAMP) ## the whole suite; pytest's summary is the last thing printed
 	@$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(STAMP) ## ruff, import-linter, and that the generated code is fresh
@@ -65,4 +78,4 @@ bench: $(STAMP) ## in-process, shared memory and gRPC side by side
 all: lint types test ## everything that must hold
 
 clean: ## remove the virtual environment and build products
-	@rm -rf $(VENV) build *.egg-info maskd/*.so
+	@rm -rf $(VENV) $(CLIENTS) build *.egg-info maskd/*.so

@@ -1,4 +1,4 @@
-"""The command line of the engine side: ``python -m engine_adapter demo``.
+"""The command line of the engine side: ``python -m engine_adapter demo`` and ``serve``.
 
 Owns: flags and exit codes. Imports nothing heavy before it knows what to do.
 """
@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from engine_adapter.serve.command import add_flags, load_settings, run_server
 from maskd.errors import MaskdError
 
 __all__ = ["main"]
@@ -22,7 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument("--model", type=Path, help="a local Hugging Face model directory (default: the bundled model, random weights)")
     demo.add_argument("--target", help="a running daemon, unix:/path or host:port (default: start one)")
     demo.add_argument("--seed", type=int, default=4, help="of the sampling (default: %(default)s)")
+    add_flags(commands.add_parser("serve", help="answer the clients of OpenAI, LoRAX, Ollama, Mistral and others over HTTP"))
     arguments = parser.parse_args(argv)
+    if arguments.command == "serve":
+        return _serve(arguments)
     from rich.console import Console
 
     console = Console()
@@ -32,6 +36,16 @@ def main(argv: list[str] | None = None) -> int:
         return run_demo(console, model_path=arguments.model, target=arguments.target, seed=arguments.seed)
     except MaskdError as error:
         print(f"engine_adapter: {error.message}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        return run_server(load_settings(vars(arguments), arguments.config))
+    except (MaskdError, ValueError, OSError) as error:
+        print(f"engine_adapter: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         return 130

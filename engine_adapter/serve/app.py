@@ -1,0 +1,131 @@
+"""The application: which route is served by whom, and what holds for all of them.
+
+Owns: routes and their aliases, health, metrics, answers to what no route takes. Knows nothing about: sockets, flags.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine_adapter.engine import Engine
+from engine_adapter.serve import lorax, models, ollama
+from engine_adapter.serve.chat import chat_completions
+from engine_adapter.serve.completions import completions
+from engine_adapter.serve.core import ClientGoneError, Core
+from engine_adapter.serve.errors import RequestError, error_response
+from engine_adapter.serve.metrics import Metrics
+from engine_adapter.serve.responses import responses
+
+__all__ = ["create_app"]
+
+Handler = Callable[[Request], Awaitable[Response]]
+_OPENAI_ROOTS = ("/v1", "/openai/v1")  # the second is Groq's
+
+
+def create_app(engine: Engine, *, bounded: bool = False, close_before_budget: bool = False, body_bytes: int = 4 << 20) -> Starlette:
+    """Returns the application over ``engine``, which the caller closes.
+
+    Args:
+        engine: makes the outputs.
+        bounded: whether the engine narrows JSON schemas; then the schemas of tools are narrowed as well.
+        close_before_budget: for requests that do not say whether JSON is to be closed before the token limit.
+        body_bytes: longest body; more is answered with 413.
+    """
+    metrics = Metrics(engine.stats)
+    routes = [
+        *(Route(root + path, guarded(handler), methods=[method]) for root in _OPENAI_ROOTS for method, path, handler in _OPENAI),
+        Route("/", guarded(lorax.generate_list), methods=["POST"]),
+        Route("/generate", guarded(lorax.generate), methods=["POST"]),
+        Route("/generate_stream", guarded(lorax.generate_stream), methods=["POST"]),
+        Route("/api/chat", guarded(ollama.chat), methods=["POST"]),
+        Route("/api/generate", guarded(ollama.generate), methods=["POST"]),
+        Route("/api/tags", ollama.tags, methods=["GET"]),
+        Route("/api/version", ollama.version, methods=["GET"]),
+        Route("/health", health, methods=["GET"]),
+        Route("/metrics", show_metrics, methods=["GET"]),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    app.state.core = Core(
+        engine, metrics, bounded=bounded, close_before_budget=close_before_budget, body_bytes=body_bytes, created=int(time.time())
+    )
+    app.add_middleware(_Counting, metrics=metrics, paths=frozenset(route.path for route in routes))
+    return app
+
+
+def guarded(handler: Handler) -> Handler:
+    """Returns ``handler`` with every error made an answer in the words of its dialect."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ClientGoneError:
+            return Response(status_code=499)  # nobody reads it; nginx' word for it in the metrics
+        except Exception as error:
+            return error_response(request, error)
+
+    return answer
+
+
+async def health(request: Request) -> Response:
+    """Says whether the decode loop takes requests."""
+    core: Core = request.app.state.core
+    stats = core.engine.stats()
+    return JSONResponse({"status": "ok", "model": core.engine.model_name, "running": stats.running, "waiting": stats.waiting})
+
+
+async def show_metrics(request: Request) -> Response:
+    """Returns the metrics in Prometheus' text format."""
+    core: Core = request.app.state.core
+    return Response(core.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """Answers what no route takes."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    response = error_response(request, RequestError(message, status=error.status_code, code="unknown_route"))
+    response.headers.update(error.headers or {})
+    return response
+
+
+_OPENAI: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/chat/completions", chat_completions),
+    ("POST", "/completions", completions),
+    ("POST", "/responses", responses),
+    ("GET", "/models", models.list_models),
+    ("GET", "/models/{name:path}", models.show_model),
+)
+
+
+class _Counting:
+    """Counts answers per route; pure ASGI, so that streams pass as they come."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        status = 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            route = scope["path"] if scope["path"] in self._paths else "other"
+            self._metrics.answered(route, status, time.monotonic() - started)

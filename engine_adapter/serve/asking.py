@@ -1,0 +1,117 @@
+"""The fields that completions share, made into what the engine understands.
+
+Owns: sampling parameters, the many names of a constraint, stop strings, limits. Knows nothing about: prompts, tools, answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine_adapter.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
+from engine_adapter.sampler import SamplingParams
+from engine_adapter.serve.body import CommonFields
+from engine_adapter.serve.errors import RequestError
+from maskd.grammar import GrammarSpec
+
+__all__ = ["backend_of", "constraint_of", "read_format", "sampling", "sampling_of", "stop_strings"]
+
+_NAMES = {
+    "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",
+    "json_schema": "json", "regex": "regex", "ebnf": "grammar", "grammar": "grammar", "structural_tag": "structural_tag",
+}  # fmt: skip
+_MOST_STOPS = 16
+_NEUTRAL = (None, 1, 1.0)
+
+
+def backend_of(fields: CommonFields) -> str:
+    """Returns the grammar backend that a request asks for; "auto" = the server's."""
+    backend = fields.guided_decoding_backend or "auto"
+    if ":" in backend:  # a daemon loads its own modules only, but a client has no business asking
+        raise RequestError(f"guided_decoding_backend is {backend!r}; give auto, xgrammar or llguidance", "guided_decoding_backend")
+    return backend
+
+
+def read_format(response_format: Any, backend: str, field: str = "response_format") -> GrammarSpec | None:
+    """Returns the grammar of ``response_format``.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    try:
+        return grammar_of(response_format, backend=backend)
+    except ResponseFormatError as error:
+        param = error.field if error.field.startswith(field) else f"{field}.{error.field}"
+        message = str(error) if error.field.startswith(field) else f"{field}.{error}"
+        raise RequestError(message, param, code="response_format_invalid") from None
+
+
+def constraint_of(fields: CommonFields) -> GrammarSpec | None:
+    """Returns the grammar that the fields ask for, in whatever spelling.
+
+    Raises:
+        RequestError: it cannot be read, or there are two.
+    """
+    backend = backend_of(fields)
+    given: dict[str, GrammarSpec | None] = {}
+    if fields.response_format is not None:
+        given["response_format"] = read_format(fields.response_format, backend)
+    try:
+        if fields.structured_outputs is not None:
+            given["structured_outputs"] = grammar_of_constraints(fields.structured_outputs, backend=backend)
+        for name, key in _NAMES.items():
+            value = getattr(fields, name)
+            if value is not None:
+                given[name] = grammar_of_constraints({key: value}, backend=backend, field=name)
+    except ResponseFormatError as error:
+        raise RequestError(str(error), error.field, code="response_format_invalid") from None
+    grammars = {name: grammar for name, grammar in given.items() if grammar is not None}
+    if len(grammars) > 1:
+        raise RequestError(f"only one of {' and '.join(grammars)} can be given", list(grammars)[1], code="response_format_invalid")
+    return next(iter(grammars.values()), None)
+
+
+def sampling_of(fields: CommonFields) -> SamplingParams:
+    """Returns how the fields want tokens drawn.
+
+    Raises:
+        RequestError: a value out of range, or a field that the sampler does not know.
+    """
+    if fields.logit_bias:
+        raise RequestError("logit_bias is not supported; leave it out", "logit_bias", code="unsupported_parameter")
+    if fields.repetition_penalty not in _NEUTRAL:
+        raise RequestError("repetition_penalty is not supported; frequency_penalty is", "repetition_penalty", code="unsupported_parameter")
+    return sampling(
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=max(0, fields.top_k) if fields.top_k is not None else None,  # vLLM and Mistral write -1 for all
+        min_p=fields.min_p,
+        seed=fields.seed if fields.seed is not None else fields.random_seed,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+    )
+
+
+def sampling(**given: Any) -> SamplingParams:
+    """Returns sampling parameters from those that are not None.
+
+    Raises:
+        RequestError: a value out of range; names the field.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    try:
+        return SamplingParams(**values)
+    except ValueError as error:
+        name = str(error).partition(" ")[0]
+        raise RequestError(str(error), name if name in values else None, code="invalid_value") from None
+
+
+def stop_strings(given: str | list[str] | None) -> tuple[str, ...]:
+    """Returns the stop strings of a body.
+
+    Raises:
+        RequestError: too many, or an empty one.
+    """
+    stop = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(stop) > _MOST_STOPS:
+        raise RequestError(f"stop has {len(stop)} strings; give at most {_MOST_STOPS}", "stop")
+    return tuple(text for text in stop if text)

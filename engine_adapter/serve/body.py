@@ -1,0 +1,79 @@
+"""Bodies of requests: read with a limit, checked against a type, and the fields that all dialects of OpenAI share.
+
+Unknown fields are ignored, as most servers do; every field that asks for structure is known, whatever its dialect, so that no output is
+unconstrained because of a spelling. Knows nothing about: what the fields make an engine do.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from engine_adapter.serve.errors import RequestError
+
+__all__ = ["CommonFields", "read_body"]
+
+T = TypeVar("T")
+_PLACE = re.compile(r"(?P<what>.*) - at `\$\.?(?P<where>.*)`$", re.DOTALL)
+
+
+class CommonFields(msgspec.Struct, kw_only=True):
+    """What chat and text completions have in common; None is the same as not given."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    user: Any = None
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    random_seed: int | None = None  # Mistral's
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+    response_format: Any = None
+    structured_outputs: dict[str, Any] | None = None  # vLLM's
+    guided_json: Any = None  # vLLM's older names
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    json_schema: Any = None  # SGLang's and llama-server's
+    regex: Any = None
+    ebnf: Any = None
+    grammar: Any = None
+    structural_tag: Any = None
+    guided_decoding_backend: str | None = None
+    close_before_budget: bool | None = None
+
+
+async def read_body(request: Request, form: type[T], limit_bytes: int) -> T:
+    """Reads and checks the body of ``request``.
+
+    Raises:
+        RequestError: 413, longer than ``limit_bytes``; 400, not JSON or not of the type ``form``.
+    """
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > limit_bytes:
+            raise RequestError(f"the body is longer than {limit_bytes} bytes", status=413, code="body_too_large")
+    try:
+        return msgspec.json.decode(raw, type=form)
+    except msgspec.ValidationError as error:
+        found = _PLACE.match(str(error))
+        what, where = (found["what"], found["where"]) if found else (str(error), "")
+        raise RequestError(f"{where}: {what}" if where else what, where or None, code="invalid_type") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise RequestError(f"the body is not JSON: {what}", code="invalid_json") from None

@@ -1,0 +1,157 @@
+"""``engine-adapter serve``: flags and a YAML file to an engine and a listening server.
+
+A flag beats the file. The file's ``guided_decoding_backend`` is spelled as TensorRT-LLM's ``trtllm-serve`` reads it.
+Owns: settings, logging, the life of the process. Knows nothing about: routes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskd.errors import ConfigError
+
+__all__ = ["ServeSettings", "add_flags", "load_settings", "run_server"]
+
+logger = logging.getLogger("engine_adapter.serve")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What ``engine-adapter serve`` can be told. Metadata of a field: what it means."""
+
+    model: str | None = dataclasses.field(default=None, metadata={"help": "a local Hugging Face directory (default: the bundled model)"})
+    host: str = dataclasses.field(default="127.0.0.1", metadata={"help": "address to listen on; anybody who reaches it may use it"})
+    port: int = dataclasses.field(default=8000, metadata={"help": "port to listen on"})
+    guided_decoding_backend: str = dataclasses.field(
+        default="auto", metadata={"help": "xgrammar, llguidance, or auto, which picks one for each grammar"}
+    )
+    target: str | None = dataclasses.field(
+        default=None, metadata={"help": "a running daemon, unix:/path or host:port (default: start one)"}
+    )
+    slots: int | None = dataclasses.field(
+        default=None, metadata={"help": "outputs that run at a time (default: 16 on a CPU, what memory has room for on CUDA)"}
+    )
+    queue_limit: int = dataclasses.field(default=256, metadata={"help": "outputs that may wait; more are answered with 429"})
+    context_length: int | None = dataclasses.field(
+        default=None, metadata={"help": "most tokens of a prompt and its output (default: the model's, 4096 at most)"}
+    )
+    device: str | None = dataclasses.field(default=None, metadata={"help": "cpu, cuda, cuda:1 (default: CUDA if there is any)"})
+    bounded: bool = dataclasses.field(
+        default=False, metadata={"help": "narrow every JSON schema so that its documents are short; for models that were not trained"}
+    )
+    close_before_budget: bool = dataclasses.field(
+        default=False, metadata={"help": "end JSON documents before the token limit would cut them, unless a request says otherwise"}
+    )
+    body_bytes: int = dataclasses.field(default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"})
+    drain_seconds: float = dataclasses.field(default=10.0, metadata={"help": "on SIGTERM, how long answers may take to end"})
+    log_level: str = dataclasses.field(default="info", metadata={"help": "debug, info, warning or error"})
+
+
+_TYPES: dict[str, type] = {"port": int, "slots": int, "queue_limit": int, "context_length": int, "body_bytes": int, "drain_seconds": float}
+_LIMITS: dict[str, tuple[int, int]] = {
+    "port": (0, 65535), "slots": (1, 4096), "queue_limit": (0, 10**6), "context_length": (2, 10**7), "body_bytes": (1024, 1 << 30),
+    "drain_seconds": (0, 86400),
+}  # fmt: skip
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for every setting, and ``--config``."""
+    parser.add_argument("--config", metavar="FILE", help="YAML with any of these settings; dashes are underscores there")
+    for field in dataclasses.fields(ServeSettings):
+        default = "" if field.default is None or field.default is False else f" (default: {field.default})"
+        text = field.metadata["help"] + default
+        if field.name == "model":
+            parser.add_argument("model", nargs="?", default=None, help=text)
+        elif field.default is False:
+            parser.add_argument(f"--{field.name.replace('_', '-')}", action="store_true", default=None, help=text)
+        else:
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=_TYPES.get(field.name, str), default=None, metavar="X", help=text)
+
+
+def load_settings(flags: Mapping[str, Any], path: str | None = None) -> ServeSettings:
+    """Returns the settings of a file under those of flags.
+
+    Args:
+        flags: by name; None = not given.
+        path: a YAML file.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown key, a value that makes no sense.
+    """
+    known = {field.name: field for field in dataclasses.fields(ServeSettings)}
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+        if not isinstance(given, dict):
+            raise ConfigError(f"{path}: is not a mapping")
+        for name, value in given.items():
+            if name not in known:
+                raise ConfigError(f"{path}: {name!r} is unknown; give some of {', '.join(known)}")
+            values[name] = value
+    values |= {name: value for name, value in flags.items() if name in known and value is not None}
+    for name, value in values.items():
+        _check(name, value, known[name].default)
+    return ServeSettings(**values)
+
+
+def _check(name: str, value: Any, default: Any) -> None:
+    """Raises ConfigError if ``value`` is none for the setting ``name``."""
+    if value is None and default is None:
+        return
+    wanted = _TYPES.get(name, bool if isinstance(default, bool) else str)
+    is_right: bool = isinstance(value, (int, float) if wanted is float else wanted)
+    if not is_right or (isinstance(value, bool) and wanted is not bool):
+        raise ConfigError(f"{name} is {value!r}; its type is {wanted.__name__}")
+    lowest, highest = _LIMITS.get(name, (0, 0))
+    if name in _LIMITS and not lowest <= value <= highest:
+        raise ConfigError(f"{name} is {value}; give {lowest} to {highest}")
+    if name == "log_level" and value not in _LEVELS:
+        raise ConfigError(f"log_level is {value!r}; give one of {', '.join(_LEVELS)}")
+
+
+def run_server(settings: ServeSettings) -> int:
+    """Loads the model, serves until SIGTERM or SIGINT, and returns the exit code."""
+    import uvicorn
+
+    from engine_adapter.engine import Engine
+    from engine_adapter.serve.app import create_app
+
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with Engine(
+        settings.model,
+        target=settings.target,
+        backend=settings.guided_decoding_backend,
+        slots=settings.slots,
+        queue_limit=settings.queue_limit,
+        device=settings.device,
+        bounded=settings.bounded,
+        context_length=settings.context_length,
+    ) as engine:
+        logger.info("Guided decoder initialized with backend: %s", settings.guided_decoding_backend)
+        if not engine.trained:
+            logger.warning("the model %s has random weights; its answers match their grammars, and mean nothing", engine.model_name)
+        app = create_app(engine, bounded=settings.bounded, close_before_budget=settings.close_before_budget, body_bytes=settings.body_bytes)
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        )
+        server = uvicorn.Server(config)
+        server.run()
+        return 0 if server.started else 2

@@ -1,0 +1,126 @@
+"""``POST /v1/completions``: text continued, for one prompt or a list of them.
+
+Owns: the body and the answers of this route. Knows nothing about: how it is decoded.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine_adapter.generation import TextGeneration, TextRequest
+from engine_adapter.request import TokenLogprobs
+from engine_adapter.serve.asking import constraint_of, sampling_of, stop_strings
+from engine_adapter.serve.body import CommonFields, read_body
+from engine_adapter.serve.chat import usage_of
+from engine_adapter.serve.core import Ask, Core, Event, sse
+from engine_adapter.serve.errors import RequestError
+
+__all__ = ["completions"]
+
+MOST_PROMPTS = 128
+MOST_LOGPROBS = 20
+_DEFAULT_TOKENS = 16  # OpenAI's
+
+
+class CompletionFields(CommonFields, kw_only=True):
+    """The body; fields that are not listed are ignored."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+async def completions(request: Request) -> Response:
+    """Serves the route."""
+    core: Core = request.app.state.core
+    body = await read_body(request, CompletionFields, core.body_bytes)
+    asks = _asks(core, body)
+    per_prompt = asks[0].request.n
+    head = {
+        "id": "cmpl-" + secrets.token_hex(12),
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": body.model or core.engine.model_name,
+    }
+    echoes = [_echo(core, ask.request.prompt) if body.echo else "" for ask in asks]
+
+    def whole(generations: Sequence[TextGeneration]) -> dict[str, Any]:
+        choices = [
+            _choice(core, number * per_prompt + choice.index, echoes[number] + choice.text, choice.logprobs, choice.finish_reason)
+            for number, generation in enumerate(generations)
+            for choice in generation.choices
+        ]
+        return head | {"choices": choices, "usage": usage_of(generations)}
+
+    async def pieces(generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
+        unsaid = dict(enumerate(echo for echo in echoes for _ in range(per_prompt)))
+        async for number, delta in events:
+            index = number * per_prompt + delta.index
+            text = unsaid.pop(index, "") + delta.text
+            if text or delta.finish_reason or delta.logprobs:
+                yield sse(head | {"choices": [_choice(core, index, text, delta.logprobs, delta.finish_reason)]})
+        if (body.stream_options or {}).get("include_usage"):
+            yield sse(head | {"choices": [], "usage": usage_of(generations)})
+        yield "data: [DONE]\n\n"
+
+    return await core.respond(request, asks, whole=whole, pieces=pieces if body.stream else None)
+
+
+def _asks(core: Core, body: CompletionFields) -> list[Ask]:
+    prompts: list[str | Sequence[int]]
+    if isinstance(body.prompt, str) or (body.prompt and isinstance(body.prompt[0], int)):
+        prompts = [body.prompt]
+    else:
+        prompts = [*cast("list[str] | list[list[int]]", body.prompt)]
+    if not 1 <= len(prompts) <= MOST_PROMPTS:
+        raise RequestError(f"prompt has {len(prompts)} prompts; give 1 to {MOST_PROMPTS}", "prompt")
+    if body.suffix:
+        raise RequestError("suffix is not supported; the model continues text only", "suffix", code="unsupported_parameter")
+    if body.logprobs is not None and not 0 <= body.logprobs <= MOST_LOGPROBS:
+        raise RequestError(f"logprobs is {body.logprobs}; give 0 to {MOST_LOGPROBS}", "logprobs")
+    grammar, sampling, stop = constraint_of(body), sampling_of(body), stop_strings(body.stop)
+    # A document that is cut after 16 tokens helps nobody: with a grammar the default is what the context has room for.
+    max_tokens = body.max_tokens if body.max_tokens is not None or grammar is not None else _DEFAULT_TOKENS
+    close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget
+    return [
+        Ask(
+            TextRequest(
+                prompt=prompt,
+                grammar=grammar,
+                sampling=sampling,
+                max_tokens=max_tokens,
+                stop=stop,
+                logprobs=body.logprobs,
+                n=1 if body.n is None else body.n,
+                close_before_budget=close,
+            ),
+            {"": "response_format"},
+        )
+        for prompt in prompts
+    ]
+
+
+def _echo(core: Core, prompt: str | Sequence[int]) -> str:
+    return prompt if isinstance(prompt, str) else core.engine.tokenizer.decode(prompt)
+
+
+def _choice(core: Core, index: int, text: str, logprobs: Sequence[TokenLogprobs] | None, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None if logprobs is None else _logprobs(core, logprobs), "finish_reason": reason}
+
+
+def _logprobs(core: Core, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    tokens = [core.token_text(token.token_id) for token in logprobs]
+    offsets = [sum(map(len, tokens[:position])) for position in range(len(tokens))]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [token.logprob for token in logprobs],
+        "top_logprobs": [{core.token_text(token_id): logprob for token_id, logprob in token.top} for token in logprobs],
+        "text_offset": offsets,
+    }

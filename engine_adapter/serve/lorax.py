@@ -1,0 +1,156 @@
+"""LoRAX's own routes: ``POST /generate``, ``POST /generate_stream``, and ``POST /``, which its client calls and which answers with a list.
+
+Owns: the body and the answers of these routes. A stream ends with its last event: LoRAX's client cannot read OpenAI's ``[DONE]``.
+Knows nothing about: how it is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine_adapter.generation import Choice, TextGeneration, TextRequest
+from engine_adapter.request import TokenLogprobs
+from engine_adapter.sampler import SamplingParams
+from engine_adapter.serve.asking import read_format, sampling, stop_strings
+from engine_adapter.serve.body import read_body
+from engine_adapter.serve.core import Ask, Core, Event, sse
+from engine_adapter.serve.errors import RequestError
+
+__all__ = ["generate", "generate_list", "generate_stream"]
+
+ANY_OBJECT = {
+    "type": "object",
+    "title": "ArbitraryJsonModel",
+    "additionalProperties": {"type": ["object", "string", "integer", "number", "boolean", "null"]},
+}
+"""What LoRAX means by ``json_object`` without a schema (router/src/lib.rs): values may be anything but arrays."""
+
+
+class LoraxParameters(msgspec.Struct, kw_only=True):
+    """``parameters`` of the body; those that are not listed (adapters among them) are ignored."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    do_sample: bool | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    best_of: int | None = None
+    repetition_penalty: float | None = None
+    return_full_text: bool | None = None
+    details: bool | None = None
+    decoder_input_details: bool | None = None
+    response_format: dict[str, Any] | None = None
+    guided_decoding_backend: str | None = None
+
+
+class LoraxFields(msgspec.Struct, kw_only=True):
+    """The body."""
+
+    inputs: str
+    parameters: LoraxParameters = msgspec.field(default_factory=LoraxParameters)
+    stream: bool = False
+
+
+async def generate_list(request: Request) -> Response:
+    """Serves ``/``: a list of one answer, or a stream if the body asks for it."""
+    return await _serve(request, is_list=True, stream=None)
+
+
+async def generate(request: Request) -> Response:
+    """Serves ``/generate``."""
+    return await _serve(request, is_list=False, stream=False)
+
+
+async def generate_stream(request: Request) -> Response:
+    """Serves ``/generate_stream``."""
+    return await _serve(request, is_list=False, stream=True)
+
+
+async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Response:
+    core: Core = request.app.state.core
+    body = await read_body(request, LoraxFields, core.body_bytes)
+    parameters = body.parameters
+    ask = Ask(_text_request(core, body), {"": "parameters.response_format"})
+    prompt_ids: Sequence[int] = await core.prepare(
+        lambda: core.engine.tokenizer.encode(body.inputs) if parameters.decoder_input_details else []
+    )
+    before = body.inputs if parameters.return_full_text else ""
+
+    def whole(generations: Sequence[TextGeneration]) -> Any:
+        choice = generations[0].choices[0]
+        answer: dict[str, Any] = {"generated_text": before + choice.text}
+        if parameters.details:
+            prefill = [{"id": token_id, "text": core.token_text(token_id), "logprob": None} for token_id in prompt_ids]
+            tokens = [_token(core, token) for token in choice.logprobs or ()]
+            answer["details"] = _details(generations[0], choice, parameters.seed) | {"prefill": prefill, "tokens": tokens}
+        return [answer] if is_list else answer
+
+    async def pieces(generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
+        held: dict[str, Any] | None = None
+        async for _, delta in events:
+            for token in delta.logprobs or ():
+                if held is not None:
+                    yield sse(held)
+                held = {"token": _token(core, token), "generated_text": None, "details": None}
+        choice = generations[0].choices[0]
+        last = held or {"token": {"id": 0, "text": "", "logprob": 0.0, "special": True}}
+        yield sse(last | {"generated_text": before + choice.text, "details": _details(generations[0], choice, parameters.seed)})
+
+    wants_stream = body.stream if stream is None else stream
+    return await core.respond(request, [ask], whole=whole, pieces=pieces if wants_stream else None)
+
+
+def _text_request(core: Core, body: LoraxFields) -> TextRequest:
+    parameters = body.parameters
+    if (parameters.best_of or 1) > 1:
+        raise RequestError("best_of is not supported; leave it out", "parameters.best_of")
+    if parameters.typical_p not in (None, 1, 1.0):
+        raise RequestError("typical_p is not supported; top_p is", "parameters.typical_p")
+    if parameters.repetition_penalty not in (None, 1, 1.0):
+        raise RequestError("repetition_penalty is not supported; leave it out", "parameters.repetition_penalty")
+    response_format = parameters.response_format
+    if (
+        response_format is not None
+        and response_format.get("type") in ("json_object", "JsonObject")
+        and response_format.get("schema") is None
+    ):
+        response_format = {"type": "json_schema", "json_schema": {"schema": ANY_OBJECT}}
+    return TextRequest(
+        prompt=body.inputs,
+        grammar=read_format(response_format, parameters.guided_decoding_backend or "auto"),
+        sampling=_sampling(parameters),
+        max_tokens=parameters.max_new_tokens,
+        stop=stop_strings(parameters.stop),
+        logprobs=0,
+        close_before_budget=core.close_before_budget,
+    )
+
+
+def _sampling(parameters: LoraxParameters) -> SamplingParams:
+    """Greedy, unless ``do_sample`` or a parameter of sampling says otherwise."""
+    given = {"top_k": parameters.top_k, "top_p": parameters.top_p}
+    samples = parameters.do_sample or parameters.temperature is not None or any(value is not None for value in given.values())
+    temperature = parameters.temperature if parameters.temperature is not None else 1.0 if samples else 0.0
+    return sampling(temperature=temperature, seed=parameters.seed, **given)
+
+
+def _details(generation: TextGeneration, choice: Choice, seed: int | None) -> dict[str, Any]:
+    reason = "stop_sequence" if choice.stop_string is not None else "eos_token" if choice.finish_reason == "stop" else "length"
+    return {
+        "finish_reason": reason,
+        "prompt_tokens": generation.prompt_tokens,
+        "generated_tokens": len(choice.token_ids),
+        "seed": seed,
+    }
+
+
+def _token(core: Core, token: TokenLogprobs) -> dict[str, Any]:
+    return {"id": token.token_id, "text": core.token_text(token.token_id), "logprob": token.logprob, "special": False}
