@@ -162,9 +162,9 @@ class DecodeLoop:
         forwarded = time.perf_counter()
         masks, failed, waited = self._mask()
         token_ids = self._sample()
-        self._steer(pending, masks, failed, token_ids)
-        self._sampler.count(token_ids, pending.sampling)
         host_ids = token_ids.tolist()  # waits for the device
+        self._steer(pending, masks, failed, token_ids, host_ids)
+        self._sampler.count(token_ids, pending.sampling)
         self._record(pending, token_ids)
         sampled = time.perf_counter()
         accepted = self._deliver(pending, host_ids, failed)
@@ -193,8 +193,10 @@ class DecodeLoop:
         positions = [len(slot.generation.token_ids) if slot else 0 for slot in self._slots]
         return self._sampler.sample(self._model.logits, torch.tensor(positions, device=self._model.device))
 
-    def _steer(self, pending: _Pending, masks: Masks | None, failed: Mapping[int, Exception], token_ids: Tensor) -> None:
-        """Overwrites the drawn tokens of those whose steering wants another one."""
+    def _steer(
+        self, pending: _Pending, masks: Masks | None, failed: Mapping[int, Exception], token_ids: Tensor, host_ids: list[int]
+    ) -> None:
+        """Overwrites the drawn tokens of those whose steering wants another one, here and on the device."""
         for index in pending.sampling:
             slot = self._slots[index]
             if masks is None or slot is None or slot.generation.request.steering is None or slot.handle in failed:
@@ -202,9 +204,9 @@ class DecodeLoop:
             taken = len(slot.generation.token_ids)
             # The last token of a full context is never read, so it needs no room.
             remaining = min(slot.generation.request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
-            chosen = slot.generation.request.steering.choose(masks.rows[masks.row_indices[index]], remaining)
+            chosen = slot.generation.request.steering.choose(masks.rows[masks.row_indices[index]], host_ids[index], remaining)
             if chosen is not None:
-                token_ids[index] = chosen
+                token_ids[index] = host_ids[index] = chosen
 
     def _record(self, pending: _Pending, token_ids: Tensor) -> None:
         """Appends the log probabilities of the drawn tokens to the generations that want them."""

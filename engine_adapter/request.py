@@ -39,12 +39,13 @@ class TokenLogprobs:
 class Steering(Protocol):
     """Takes the choice of some tokens away from the sampler."""
 
-    def choose(self, row: NDArray[np.int32], remaining: int) -> int | None:
-        """Returns the token to take next, which ``row`` must allow; None = the one that was drawn.
+    def choose(self, row: NDArray[np.int32], drawn: int, remaining: int) -> int | None:
+        """Returns the token to take instead of ``drawn``, which ``row`` must allow; None = take that.
 
         Args:
             row: (row_words,) int32, read-only: bit j of word w is token 32 * w + j; 1 = allowed.
-            remaining: tokens left, this one included; a stop token needs none.
+            drawn: by the sampler.
+            remaining: tokens left, this one included; so many and a stop token after them still end by "length".
         """
 
     def accept(self, token_id: int) -> None:

@@ -165,14 +165,15 @@ def test_output_when_a_callback_raises_or_cancels_then_only_its_request_ends(
 ) -> None:
     seen: list[int] = []
 
-    def raise_at_third(token_id: int) -> None:
-        seen.append(token_id)
+    def raise_at_third(generation: Generation) -> bool:
+        seen.append(generation.token_ids[-1])
         if len(seen) == 3:
             raise RuntimeError("the caller is gone")
+        return False
 
     with looping(loaded, vocabulary, daemon.target) as loop:
         asked = request(loaded, None, 1)
-        raising = loop.add(Request(asked.prompt, None, asked.sampling, 50, raise_at_third))
+        raising = loop.add(Request(asked.prompt, None, asked.sampling, 50, on_token=raise_at_third))
         cancelled, good = loop.add(request(loaded, None, 2)), loop.add(request(loaded, CITY, 3))
         while len(raising.token_ids) < 2:
             loop.step()

@@ -1,0 +1,219 @@
+"""The shortest documents of a JSON schema, near enough: what it takes at least to end a value.
+
+Owns: following references, choosing among alternatives, the shortest text of each type. A byte 0 in a text stands for one character that
+only the mask can know (a pattern). The result is an aim and an estimate: the mask decides what is valid, so a keyword that is not looked
+at here (``minProperties``, ``contains``, ``if``, …) makes an aim worse and no output wrong.
+Knows nothing about: tokens, masks, where in a document one stands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["UNKNOWN", "Shape", "Shapes", "literals", "string_length"]
+
+UNKNOWN = b"\0"
+"""Stands for one character that is not known."""
+
+Shape = Mapping[str, Any]
+"""A schema without references and alternatives at its top, of one type or of any."""
+
+_regex_parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
+_MOST_ALTERNATIVES = 32
+_MOST_REFERENCES = 32
+_FORMAT_LENGTHS = {
+    "date": 10, "time": 9, "date-time": 20, "uuid": 36, "ipv4": 7, "ipv6": 2, "email": 3, "hostname": 1, "uri": 3, "duration": 3,
+}  # fmt: skip
+_TYPE_HINTS = {
+    "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("pattern", "format", "minLength", "maxLength"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}
+
+
+class Shapes:
+    """The shapes of one schema."""
+
+    def __init__(self, schema: Any, item_separator: str = ",", key_separator: str = ":") -> None:
+        """Reads ``schema``, a parsed JSON schema; the separators are those that its grammar demands."""
+        self.root = schema
+        self.item_separator = item_separator.encode()
+        self.key_separator = key_separator.encode()
+        self._expanded: dict[int, tuple[Any, list[Shape]]] = {}  # holds what it is keyed by, so that ids stay unique
+        self._shortest: dict[int, tuple[Any, bytes]] = {}
+        self._measuring: set[int] = set()
+
+    def alternatives(self, schema: Any) -> list[Shape]:
+        """Returns what a value of ``schema`` may be, each of one type or of any; empty if it may be nothing."""
+        if id(schema) not in self._expanded:
+            self._expanded[id(schema)] = schema, list(itertools.islice(self._expand(schema, 0), _MOST_ALTERNATIVES))
+        return self._expanded[id(schema)][1]
+
+    def shortest(self, schema: Any) -> bytes | None:
+        """Returns the shortest text of a value; None if there is none, or none that does not contain itself."""
+        if id(schema) in self._shortest:
+            return self._shortest[id(schema)][1]
+        if id(schema) in self._measuring:
+            return None
+        self._measuring.add(id(schema))
+        texts = [text for shape in self.alternatives(schema) if (text := self._text(shape)) is not None]
+        self._measuring.discard(id(schema))
+        if not texts:
+            return None
+        self._shortest[id(schema)] = schema, min(texts, key=len)
+        return self._shortest[id(schema)][1]
+
+    def property(self, shape: Shape, key: str) -> Any:
+        """Returns the schema of the property ``key``."""
+        properties = shape.get("properties")
+        if isinstance(properties, Mapping) and key in properties:
+            return properties[key]
+        return shape.get("additionalProperties", True)
+
+    def item(self, shape: Shape, index: int) -> Any:
+        """Returns the schema of the item at ``index``."""
+        first = shape.get("prefixItems", shape["items"] if isinstance(shape.get("items"), list) else ())
+        if index < len(first):
+            return first[index]
+        return shape.get("additionalItems", True) if isinstance(shape.get("items"), list) else shape.get("items", True)
+
+    def end_of_object(self, shape: Shape, seen: set[str], *, is_first: bool) -> bytes | None:
+        """Returns the shortest text from after a property (``is_first``: from after the brace) to the end of the object."""
+        properties = shape.get("properties") or {}
+        required = [key for key in shape.get("required") or () if isinstance(key, str) and key not in seen]
+        required.sort(key=lambda key: list(properties).index(key) if key in properties else len(properties))
+        parts = []
+        for key in required:
+            value = self.shortest(self.property(shape, key))
+            if value is None:
+                return None
+            parts.append(json.dumps(key, ensure_ascii=False).encode() + self.key_separator + value)
+        head = b"" if is_first or not parts else self.item_separator
+        return head + self.item_separator.join(parts) + b"}"
+
+    def end_of_array(self, shape: Shape, count: int) -> bytes | None:
+        """Returns the shortest text from after ``count`` items to the end of the array."""
+        parts = [self.shortest(self.item(shape, index)) for index in range(count, int(shape.get("minItems") or 0))]
+        if None in parts:
+            return None
+        head = self.item_separator if count and parts else b""
+        return head + self.item_separator.join(part for part in parts if part is not None) + b"]"
+
+    def _expand(self, schema: Any, depth: int) -> Iterator[Shape]:
+        if schema is True or not isinstance(schema, Mapping | bool):
+            schema = {}
+        if schema is False or depth > _MOST_REFERENCES:
+            return
+        assert isinstance(schema, Mapping)
+        if isinstance(reference := schema.get("$ref"), str):
+            rest = {key: value for key, value in schema.items() if key != "$ref"}
+            target = self._resolve(reference)
+            yield from self._expand(_merged(target, rest) if isinstance(target, Mapping) and rest.keys() & _MERGED else target, depth + 1)
+            return
+        for key in ("anyOf", "oneOf"):
+            if isinstance(branches := schema.get(key), list):
+                rest = {name: value for name, value in schema.items() if name != key}
+                for branch in branches:
+                    for shape in self._expand(branch, depth + 1):
+                        yield from self._expand(_merged(rest, shape), depth + 1)
+                return
+        if isinstance(branches := schema.get("allOf"), list):
+            merged: Shape = {name: value for name, value in schema.items() if name != "allOf"}
+            for branch in branches:
+                merged = _merged(merged, next(self._expand(branch, depth + 1), {}))
+            yield from self._expand(merged, depth + 1)
+            return
+        types = schema.get("type")
+        if isinstance(types, list):
+            yield from ({**schema, "type": name} for name in types)
+        else:
+            yield schema if types else {**schema, **_implied_type(schema)}
+
+    def _resolve(self, reference: str) -> Any:
+        node = self.root
+        for step in reference.removeprefix("#").split("/")[1:] if reference.startswith("#") else ():
+            name = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, Mapping) and name in node:
+                node = node[name]
+            elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
+                node = node[int(name)]
+            else:
+                return {}
+        return node if reference.startswith("#") else {}
+
+    def _text(self, shape: Shape) -> bytes | None:
+        if values := literals(shape):
+            return min(values, key=len)
+        kind = shape.get("type")
+        if kind == "object":
+            rest = self.end_of_object(shape, set(), is_first=True)
+            return None if rest is None else b"{" + rest
+        if kind == "array":
+            rest = self.end_of_array(shape, 0)
+            return None if rest is None else b"[" + rest
+        if kind == "string":
+            length, is_known = string_length(shape)
+            return b'"' + (b"a" if is_known else UNKNOWN) * length + b'"'
+        if kind in ("integer", "number"):
+            return _shortest_number(shape)
+        return {"boolean": b"true", "null": b"null"}.get(str(kind), b"0")
+
+
+_MERGED = {"properties", "required", "type", "enum", "const", "items", "minItems", "anyOf", "oneOf", "allOf"}
+
+
+def literals(shape: Shape) -> list[bytes]:
+    """Returns the texts that ``shape`` names (``const``, ``enum``); empty if it does not name them."""
+    values = [shape["const"]] if "const" in shape else shape.get("enum")
+    return [json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() for value in values] if isinstance(values, list) else []
+
+
+def string_length(shape: Shape) -> tuple[int, bool]:
+    """Returns the least number of characters of a string, and whether any characters will do."""
+    least = int(shape.get("minLength") or 0)
+    if isinstance(pattern := shape.get("pattern"), str):
+        try:
+            return max(least, int(_regex_parser.parse(pattern).getwidth()[0])), False
+        except Exception:  # a pattern of another dialect
+            return max(least, 1), False
+    if isinstance(name := shape.get("format"), str) and name in _FORMAT_LENGTHS:
+        return max(least, _FORMAT_LENGTHS[name]), False
+    return least, True
+
+
+def _shortest_number(shape: Shape) -> bytes:
+    low = max(_numbers(shape, "minimum", "exclusiveMinimum"), default=-math.inf)
+    high = min(_numbers(shape, "maximum", "exclusiveMaximum"), default=math.inf)
+    excluded = set(_numbers(shape, "exclusiveMinimum", "exclusiveMaximum"))
+    step = next(iter(_numbers(shape, "multipleOf")), 1) or 1
+    nearest = 0.0 if low <= 0 <= high else math.ceil(low / step) * step if low > 0 else math.floor(high / step) * step
+    if nearest in excluded:
+        nearest += step if nearest <= low else -step
+    return str(int(nearest) if float(nearest).is_integer() else nearest).encode()
+
+
+def _numbers(shape: Shape, *keys: str) -> Sequence[float]:
+    return [value for key in keys if isinstance(value := shape.get(key), int | float) and not isinstance(value, bool)]
+
+
+def _implied_type(shape: Shape) -> Shape:
+    if "const" in shape or "enum" in shape:
+        return {}
+    return next(({"type": name} for name, keys in _TYPE_HINTS.items() if shape.keys() & set(keys)), {})
+
+
+def _merged(first: Shape, second: Shape) -> Shape:
+    """Returns both schemas in one, near enough."""
+    merged = {**first, **second}
+    if isinstance(first.get("properties"), Mapping) and isinstance(second.get("properties"), Mapping):
+        merged["properties"] = {**first["properties"], **second["properties"]}
+    if isinstance(first.get("required"), list) and isinstance(second.get("required"), list):
+        merged["required"] = list(dict.fromkeys([*first["required"], *second["required"]]))
+    return merged
