@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,8 +35,9 @@ def byte_vocabulary(
 class Daemon:
     """A ``maskd serve`` process. ``target`` is what a client connects to."""
 
-    def __init__(self, directory: str, *flags: str) -> None:
+    def __init__(self, directory: str, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.directory = Path(directory)
+        self._environment = {**os.environ, **(environment or {})}
         self.target = f"unix:{directory}/m.sock"
         self._flags = flags
         self._log = self.directory / "log"
@@ -45,7 +46,7 @@ class Daemon:
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-W", "error", "-m", "maskd", "serve", "--listen", self.target, *self._flags]
         with self._log.open("ab") as log:
-            process = subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True)
+            process = subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True, env=self._environment)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if process.poll() is not None:
@@ -109,20 +110,20 @@ class Daemon:
 @pytest.fixture(scope="session")
 def start_daemon_for_session() -> Iterator[Callable[..., Daemon]]:
     with contextlib.ExitStack() as stack:
-        yield lambda *flags: _started(stack, *flags)
+        yield lambda *flags, **more: _started(stack, *flags, **more)
 
 
 @pytest.fixture
 def start_daemon() -> Iterator[Callable[..., Daemon]]:
-    """Starts daemons of this test's own: ``start_daemon("--workers", "2")``."""
+    """Starts daemons of this test's own: ``start_daemon("--workers", "2", environment={...})``."""
     with contextlib.ExitStack() as stack:
-        yield lambda *flags: _started(stack, *flags)
+        yield lambda *flags, **more: _started(stack, *flags, **more)
 
 
-def _started(stack: contextlib.ExitStack, *flags: str) -> Daemon:
+def _started(stack: contextlib.ExitStack, *flags: str, environment: Mapping[str, str] | None = None) -> Daemon:
     directory = tempfile.mkdtemp(prefix="mk")  # short: a socket path has 107 bytes
     stack.callback(shutil.rmtree, directory, ignore_errors=True)
-    daemon = Daemon(directory, "--drain-seconds", "0.5", *flags)
+    daemon = Daemon(directory, "--drain-seconds", "0.5", *flags, environment=environment)
     stack.callback(daemon.stop)
     return daemon
 

@@ -74,13 +74,14 @@ class CompileDesk:
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.create_task(self._compile(key, spec)))
-            flight.task.add_done_callback(lambda _: self._flights.pop(key, None))
+            flight.task.add_done_callback(lambda _: self._land(key, flight))
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)
         except asyncio.CancelledError:
             if flight.waiters == 1 and not flight.task.done():
-                flight.task.cancel()  # nobody waits any more: the child is killed
+                flight.task.cancel()  # nobody waits any more: the child is killed, and who comes now needs another
+                self._land(key, flight)
             raise
         finally:
             flight.waiters -= 1
@@ -125,6 +126,10 @@ class CompileDesk:
                     raise
                 self._remember(key, msgspec.structs.replace(verdict, artefact=b""))
                 return verdict
+
+    def _land(self, key: Key, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     def _remember(self, key: Key, verdict: control.Compiled | GrammarError) -> None:
         self._verdicts[key] = verdict

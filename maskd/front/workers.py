@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import structlog
 
@@ -30,7 +31,7 @@ __all__ = ["Worker"]
 
 _STABLE_SECONDS = 30.0
 """A worker that lived so long has its next restart without a pause."""
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 0.5
 _LANE_PATIENCE = 5
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _log = structlog.get_logger()
@@ -182,19 +183,33 @@ class Worker:
         self._pidfd, self.pid = -1, None
 
     async def _watch(self, marker: Marker) -> None:
-        """Kills a worker that is too long in one native call. The slow lane has more time: it keeps nobody waiting."""
-        since: dict[int, tuple[tuple[int, int, int, int], float]] = {}
+        """Kills a worker that is too long in one native call. The slow lane has more time: it keeps nobody waiting.
+
+        Time counts only as far as this process saw it pass: when both are frozen and thawed together, nobody hangs.
+        """
+        watched: dict[int, tuple[tuple[int, int, int, int], float]] = {}  # by slot: (call, seconds)
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            now = time.monotonic()
+            passed, looked = min(time.monotonic() - looked, _LONGEST_LOOK_SECONDS), time.monotonic()
             calls = {call[0]: call for call in marker.busy()}
-            since = {slot: since[slot] if slot in since and since[slot][0] == call else (call, now) for slot, call in calls.items()}
-            for slot, (call, begun) in since.items():
-                if now - begun > self._config.hang_seconds * (_LANE_PATIENCE if slot else 1):
+            watched = {
+                slot: (call, watched[slot][1] + passed if slot in watched and watched[slot][0] == call else 0.0)
+                for slot, call in calls.items()
+            }
+            for slot, (call, seconds) in watched.items():
+                if seconds > self._config.hang_seconds * (_LANE_PATIENCE if slot else 1):
                     _log.error("worker hangs, killing it", worker=self.number, session=call[2], grammar=call[3])
-                    self._hung = call
+                    self._hung = None if self._is_stopped() else call
                     self.kill()
                     return
+
+    def _is_stopped(self) -> bool:
+        """Whether somebody stopped the process (SIGSTOP, a debugger): no grammar is to blame for that."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        except OSError:
+            return False
 
     def _on_message(self, message: object, first: asyncio.Future[None]) -> None:
         match message:

@@ -37,6 +37,8 @@ from maskd.worker.process import run_worker
 
 __all__ = ["NurseryLoop"]
 
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+"""xgrammar's runtime catches SIGSEGV to print a stack, which takes seconds in which everybody waits: a crash is to end at once."""
 _log = structlog.get_logger()
 _Verdict: msgspec.msgpack.Decoder[control.Compiled | control.Failure] = msgspec.msgpack.Decoder(control.Compiled | control.Failure)
 
@@ -203,7 +205,8 @@ class NurseryLoop:
         status = 70
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, *_CRASHES):
+                signal.signal(number, signal.SIG_DFL)
             for fd in (self._channel.fileno(), self._wake, *self._jobs):
                 if fd not in keep:
                     os.close(fd)

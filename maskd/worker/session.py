@@ -150,8 +150,10 @@ class WorkerSession:
             raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
         _shm.store_u64(rows_cell, 2 * step - 1)
         self._marker[0] += 1
-        results = self.table.step(step, items, rows)
-        self._marker[0] += 1
+        try:
+            results = self.table.step(step, items, rows)
+        finally:
+            self._marker[0] += 1
         _shm.write_results(rows_cell, layout.results_offset, layout.forced_offset, layout.forced_capacity, step, clock() - started, results)
         _shm.store_u64(rows_cell, 2 * step)
         self.completed = step

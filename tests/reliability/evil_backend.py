@@ -1,0 +1,137 @@
+"""A backend that misbehaves on request: ``--backends evil_backend:create`` with this directory in PYTHONPATH.
+
+It wraps llguidance. A regex whose source starts with ``evil {json}`` and a newline does what the JSON says:
+
+    do        hang | hold (hangs with the GIL) | spin | sleep | eat | abort | segv | raise
+    in        compile | fill | accept | rollback | fork
+    at        tokens accepted when it happens; missing = always
+    seconds   for sleep
+    once      path of a file: only who creates it misbehaves
+    jail      true: in compile children too, not only in workers (always so for "in": "compile")
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskd import backends
+from maskd.backends.base import Backend, Grammar, Matcher
+from maskd.grammar import GrammarReport, GrammarSpec
+from maskd.vocabulary import Vocabulary
+
+NAME = "evil_backend:create"
+
+
+def misbehave(orders: dict[str, Any]) -> None:
+    if "once" in orders:
+        try:
+            os.close(os.open(orders["once"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    match orders["do"]:
+        case "hang":
+            while True:
+                time.sleep(1000)
+        case "hold":
+            ctypes.PyDLL(None).sleep(100_000)
+        case "spin":
+            while True:
+                pass
+        case "sleep":
+            time.sleep(orders["seconds"])
+        case "eat":
+            eaten = []
+            while True:
+                eaten.append(np.ones(1 << 22, dtype=np.int64))
+        case "abort":
+            os.abort()
+        case "segv":
+            ctypes.string_at(0)
+        case "raise":
+            raise RuntimeError("a surprise of the library")
+
+
+class EvilMatcher:
+    def __init__(self, inner: Matcher, orders: dict[str, Any], accepted: int = 0) -> None:
+        self._inner, self._orders, self._accepted = inner, orders, accepted
+        self._in_jail = Path("/proc/self/comm").read_text() == "maskd-jail\n"
+
+    def _maybe(self, where: str) -> None:
+        orders = self._orders
+        if orders.get("in") == where and orders.get("at", self._accepted) == self._accepted and (orders.get("jail") or not self._in_jail):
+            misbehave(orders)
+
+    def fill_bitmask(self, row: NDArray[np.int32]) -> None:
+        self._maybe("fill")
+        self._inner.fill_bitmask(row)
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        self._maybe("accept")
+        accepted = self._inner.accept(token_ids)
+        self._accepted += accepted
+        return accepted
+
+    def rollback(self, token_count: int) -> None:
+        self._maybe("rollback")
+        self._inner.rollback(token_count)
+        self._accepted -= token_count
+
+    def fork(self) -> EvilMatcher:
+        self._maybe("fork")
+        return EvilMatcher(self._inner.fork(), self._orders, self._accepted)
+
+    @property
+    def is_terminated(self) -> bool:
+        return self._inner.is_terminated
+
+
+class EvilGrammar:
+    def __init__(self, inner: Grammar, orders: dict[str, Any]) -> None:
+        self._inner, self._orders = inner, orders
+        self.report: GrammarReport = dataclasses.replace(inner.report, backend=NAME)
+        self.stop_token_ids = inner.stop_token_ids
+
+    def matcher(self) -> EvilMatcher:
+        return EvilMatcher(self._inner.matcher(), self._orders)
+
+
+class EvilBackend:
+    name = NAME
+
+    def __init__(self, inner: Backend) -> None:
+        self._inner = inner
+
+    def compile(self, spec: GrammarSpec) -> EvilGrammar:
+        orders: dict[str, Any] = {}
+        if spec.source.startswith("evil "):
+            line, _, source = spec.source.partition("\n")
+            orders = json.loads(line[5:])
+            spec = dataclasses.replace(spec, source=source)
+            if orders["in"] == "compile":
+                misbehave(orders)
+        return EvilGrammar(self._inner.compile(dataclasses.replace(spec, backend="auto")), orders)
+
+    def fill_bitmasks(self, matchers: Sequence[EvilMatcher], rows: NDArray[np.int32], indices: Sequence[int]) -> None:
+        for matcher, index in zip(matchers, indices, strict=True):
+            matcher.fill_bitmask(rows[index])
+
+
+def create(vocabulary: Vocabulary, *, threads: int) -> EvilBackend:
+    return EvilBackend(backends.load("llguidance")(vocabulary, threads=threads))
+
+
+def evil(inner: str, **orders: Any) -> GrammarSpec:
+    """The spec of a regex that misbehaves as ``orders`` say."""
+    if "in_" in orders:
+        orders["in"] = orders.pop("in_")
+    return GrammarSpec("regex", f"evil {json.dumps(orders, sort_keys=True)}\n{inner}", backend=NAME)
