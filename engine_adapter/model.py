@@ -2,7 +2,8 @@
 
 Owns: ``load_model`` (the bundled tiny network, or any local Hugging Face directory), the key-value cache whose rows each stand at a
 position of their own, prefill of one slot, and the decode step over all slots.
-Shapes never change between decode steps and every buffer is written in place, so that the step can be captured in a CUDA graph.
+Every buffer is written in place, and a decode step has one of few shapes: so many slots, so many columns of the cache, both rounded up.
+On CUDA the step of each shape is captured in a graph (``graphs.py``).
 Knows nothing about: requests, sampling, grammars, text.
 """
 
@@ -19,11 +20,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from engine_adapter.graphs import StepGraphs
+
 __all__ = ["BUNDLED", "LoadedModel", "SlotModel", "load_model", "slots_that_fit"]
 
 BUNDLED = Path(__file__).with_name("bundled")
 WEIGHT_SEED = 0
 _CPU_SLOTS, _CUDA_SLOTS = 16, 256
+_CPU_COLUMNS, _CUDA_COLUMNS = 64, 256
 _MEMORY_SHARE = 0.8  # of what is free on the device; activations and graphs need the rest
 
 
@@ -135,6 +139,7 @@ class SlotModel:
         self._token_ids = torch.zeros(slot_count, 1, dtype=torch.int64, device=self.device)
         self._positions = torch.zeros(slot_count, 1, dtype=torch.int64, device=self.device)
         self._columns = torch.arange(context_length, device=self.device)  # (C,)
+        self._graphs = StepGraphs(self.device) if self.device.type == "cuda" else None
 
     def prefill(self, slot: int, token_ids: Sequence[int]) -> None:
         """Appends ``token_ids`` to ``slot`` and sets ``logits[slot]`` to those after the last one.
@@ -147,14 +152,14 @@ class SlotModel:
             raise ValueError(f"slot {slot} holds {start} tokens and has room for {self.context_length - start} more, not {len(token_ids)}")
         tokens = torch.tensor([token_ids], device=self.device)  # (1, T)
         positions = torch.arange(start, end, device=self.device)[None]  # (1, T)
-        self.logits[slot] = self._forward(tokens, positions, slice(slot, slot + 1))[0]
+        self.logits[slot] = self._forward(tokens, positions, slice(slot, slot + 1), self._rounded_columns(end))[0]
         self.lengths[slot] = end
 
     def decode(self, token_ids: Tensor, slots: Sequence[int]) -> None:
         """Appends one token to each of ``slots`` and sets their ``logits``.
 
-        All slots are computed, whoever is in them. An idle one writes at the position after its last token, which nobody reads and the
-        next token overwrites.
+        All slots up to the last of ``slots`` are computed, whoever is in them. An idle one writes at the position after its last token,
+        which nobody reads and the next token overwrites.
 
         Args:
             token_ids: (S,) int64, on the model's device; those of other slots are not looked at.
@@ -162,8 +167,14 @@ class SlotModel:
         """
         self._token_ids.copy_(token_ids[:, None])
         last = self.context_length - 1
-        self._positions.copy_(torch.tensor([[min(length, last)] for length in self.lengths]))
-        self._decode_all_slots()
+        positions = [min(length, last) for length in self.lengths]
+        self._positions.copy_(torch.tensor(positions)[:, None])
+        count = self._rounded_slots(1 + max(slots))
+        width = self._rounded_columns(1 + max(positions[:count]))
+        if self._graphs is None:
+            self._decode_slots(count, width)
+        else:
+            self._graphs.run((count, width), lambda: self._decode_slots(count, width))
         for slot in slots:
             self.lengths[slot] += 1
 
@@ -171,15 +182,28 @@ class SlotModel:
         """Empties ``slot``."""
         self.lengths[slot] = 0
 
-    def _decode_all_slots(self) -> None:
-        """The part of a step that a CUDA graph can hold: no argument, no result, no new shape."""
-        self.logits.copy_(self._forward(self._token_ids, self._positions, slice(0, self.slot_count)))
+    def _decode_slots(self, count: int, width: int) -> None:
+        """The part of a step that a CUDA graph can hold: it reads and writes only memory of this object, and waits for nothing."""
+        self.logits[:count] = self._forward(self._token_ids[:count], self._positions[:count], slice(0, count), width)
+
+    def _rounded_slots(self, count: int) -> int:
+        """Rounds up on CUDA, where idle slots cost little and every number would be a graph of its own."""
+        return count if self._graphs is None else min(1 << (count - 1).bit_length(), self.slot_count)
+
+    def _rounded_columns(self, width: int) -> int:
+        """Rounds up: to multiples on the CPU, where each column costs time, to powers of two on CUDA."""
+        if self._graphs is None:
+            return min(-(-width // _CPU_COLUMNS) * _CPU_COLUMNS, self.context_length)
+        return min(max(_CUDA_COLUMNS, 1 << (width - 1).bit_length()), self.context_length)
 
     @torch.inference_mode()
-    def _forward(self, token_ids: Tensor, positions: Tensor, slots: slice) -> Tensor:
-        """Runs (B, T) tokens at (B, T) positions of B neighbouring slots; returns the logits (B, V) after the last of each."""
-        self._cache.aim(slots, positions)
-        visible = self._columns[None, None, None, :] <= positions[:, None, :, None]  # (B, 1, T, C)
+    def _forward(self, token_ids: Tensor, positions: Tensor, slots: slice, width: int) -> Tensor:
+        """Runs (B, T) tokens at (B, T) positions of B neighbouring slots; returns the logits (B, V) after the last of each.
+
+        ``width`` columns of the cache are attended to; it lies above all positions.
+        """
+        self._cache.aim(slots, positions, width)
+        visible = self._columns[None, None, None, :width] <= positions[:, None, :, None]  # (B, 1, T, W)
         output = self._network(
             input_ids=token_ids,
             position_ids=positions,
@@ -200,10 +224,10 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.slot_layers = [_SlotLayer(torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=self.slot_layers)
 
-    def aim(self, slots: slice, positions: Tensor) -> None:
-        """Lets the next pass write (B, T) ``positions`` of the B ``slots``, and attend to those slots only."""
+    def aim(self, slots: slice, positions: Tensor, width: int) -> None:
+        """Lets the next pass write (B, T) ``positions`` of the B ``slots``, and attend to the first ``width`` positions of those."""
         for layer in self.slot_layers:
-            layer.slots, layer.positions = slots, positions
+            layer.slots, layer.positions, layer.width = slots, positions, width
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -215,18 +239,19 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
         self.slots = slice(0, 0)
         self.positions: Tensor = torch.empty(0)
+        self.width = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes (B, H, T, D) keys and values in place; returns views of the whole slots, (B, H, C, D)."""
+        """Writes (B, H, T, D) keys and values in place; returns views of the slots, (B, H, width, D)."""
         index = self.positions[:, None, :, None].expand_as(key_states)
-        keys, values = self.keys[self.slots], self.values[self.slots]
+        keys, values = self.keys[self.slots, :, : self.width], self.values[self.slots, :, : self.width]
         return keys.scatter_(2, index, key_states), values.scatter_(2, index, value_states)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Does nothing: the memory is there from the start."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2], 0
+        return self.width, 0
 
     def get_seq_length(self) -> int:
         """Returns 0: the slots have no common length, and every pass is given its positions."""

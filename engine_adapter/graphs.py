@@ -1,0 +1,51 @@
+"""CUDA graphs of the decode step: what the host would launch kernel by kernel is launched at once.
+
+Owns: warm-up, capture and replay, one graph per shape. Knows nothing about: what is captured, except that it reads and writes only memory
+that stays where it is, and that running it again does no harm. Source: the PyTorch documentation, "CUDA semantics", CUDA Graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+
+__all__ = ["StepGraphs"]
+
+_WARM_UP_RUNS = 2
+
+
+class StepGraphs:
+    """Graphs by shape, captured when the shape is first seen. One memory pool for all: only one runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool: tuple[int, int] | None = None
+
+    def run(self, shape: Hashable, step: Callable[[], None]) -> None:
+        """Does what ``step`` does, on the current stream; returns before it is done.
+
+        Args:
+            shape: equal for steps that launch the same kernels on the same memory.
+            step: launches them, and waits for nothing.
+        """
+        graph = self._graphs.get(shape)
+        if graph is None:
+            graph = self._graphs[shape] = self._capture(step)
+        graph.replay()
+
+    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        current = torch.cuda.current_stream(self._device)
+        side: torch.cuda.Stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP_RUNS):  # libraries allocate and choose kernels on their first runs
+                step()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may use CUDA meanwhile; only what this one launches belongs to the graph.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            step()
+        self._pool = self._pool or graph.pool()
+        return graph
