@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +130,8 @@ def run_server(settings: ServeSettings) -> int:
     from engine_adapter.engine import Engine
     from engine_adapter.serve.app import create_app
 
+    # While it serves, uvicorn takes the signal, and raises it again when the last answer has ended; either way the engine is closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with Engine(
         settings.model,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,7 +31,7 @@ _DEFAULT_TOKENS = 16  # OpenAI's
 class CompletionFields(CommonFields, kw_only=True):
     """The body; fields that are not listed are ignored."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    prompt: str | list[Any] = ""
     logprobs: int | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -74,13 +74,13 @@ async def completions(request: Request) -> Response:
 
 
 def _asks(core: Core, body: CompletionFields) -> list[Ask]:
-    prompts: list[str | Sequence[int]]
-    if isinstance(body.prompt, str) or (body.prompt and isinstance(body.prompt[0], int)):
-        prompts = [body.prompt]
-    else:
-        prompts = [*cast("list[str] | list[list[int]]", body.prompt)]
+    # A text, a list of ids, or a list of any of these.
+    prompts = [body.prompt] if isinstance(body.prompt, str) or _is_ids(body.prompt) else body.prompt
     if not 1 <= len(prompts) <= MOST_PROMPTS:
         raise RequestError(f"prompt has {len(prompts)} prompts; give 1 to {MOST_PROMPTS}", "prompt")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and not _is_ids(prompt):
+            raise RequestError(f"prompt[{index}] is neither a text nor a list of token ids", f"prompt[{index}]")
     if body.suffix:
         raise RequestError("suffix is not supported; the model continues text only", "suffix", code="unsupported_parameter")
     if body.logprobs is not None and not 0 <= body.logprobs <= MOST_LOGPROBS:
@@ -105,6 +105,10 @@ def _asks(core: Core, body: CompletionFields) -> list[Ask]:
         )
         for prompt in prompts
     ]
+
+
+def _is_ids(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(token_id, int) for token_id in prompt)
 
 
 def _echo(core: Core, prompt: str | Sequence[int]) -> str:
