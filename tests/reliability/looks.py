@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from maskd import backends
+from maskd.backends.base import Grammar
+from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.client import Client, Session
 from maskd.errors import MaskdError
+from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -62,3 +69,25 @@ def maps(pid: int) -> int:
 def open_session(client: Client, vocabulary: Vocabulary, rows: int = 8, transport: str = "shm") -> Session:
     fingerprint = client.upload_vocabulary(vocabulary)
     return client.open_session(fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=rows, transport=transport)  # type: ignore[arg-type]
+
+
+class Oracle:
+    """What the library says in process: the tokens allowed after ``history``."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._backends = {name: backends.load(name)(vocabulary, threads=1) for name in ("llguidance", "xgrammar")}
+        self._grammars: dict[GrammarSpec, Grammar] = {}
+
+    def allowed(self, spec: GrammarSpec, history: Sequence[int], backend: str = "llguidance") -> list[int]:
+        if spec not in self._grammars:
+            name = spec.backend if spec.backend in self._backends else backend
+            source = spec.source.partition("\n")[2] if spec.source.startswith("evil ") else spec.source
+            self._grammars[spec] = self._backends[name].compile(dataclasses.replace(spec, source=source, backend=name))
+        matcher = self._grammars[spec].matcher()
+        assert matcher.accept(list(history)) == len(history)
+        if matcher.is_terminated:
+            return []
+        row = np.zeros(row_stride_words(self._vocabulary.vocab_size), dtype=np.int32)
+        matcher.fill_bitmask(row)
+        return [token_id for token_id in allowed_token_ids(row).tolist() if token_id < len(self._vocabulary.tokens)]
