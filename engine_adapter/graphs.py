@@ -7,6 +7,7 @@ that stays where it is, and that running it again does no harm. Source: the PyTo
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ class StepGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def run(self, shape: Hashable, step: Callable[[], None]) -> None:
         """Does what ``step`` does, on the current stream; returns before it is done.

@@ -1,0 +1,122 @@
+"""LMDeploy's ``pipeline`` over the bundled engine: a script for LMDeploy runs with this import and the name of a local model.
+
+Owns: prompts in their several forms, and answers in their order. Source of the interface: LMDeploy 0.16, "Structured output" and
+``lmdeploy.pipeline``. Knows nothing about: how text is made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine_adapter.generation import TextGeneration
+from engine_adapter.lmdeploy.messages import GenerationConfig, PytorchEngineConfig, Response, TurbomindEngineConfig
+from engine_adapter.offline import Offline, finished
+
+__all__ = ["GenerationConfig", "Pipeline", "PytorchEngineConfig", "Response", "TurbomindEngineConfig", "pipeline"]
+
+
+def pipeline(
+    model_path: str | Path | None = None,
+    backend_config: PytorchEngineConfig | TurbomindEngineConfig | None = None,
+    log_level: str = "WARNING",
+    *,
+    target: str | None = None,
+    grammar_backend: str = "auto",
+) -> Pipeline:
+    """Returns a pipeline; loading takes seconds.
+
+    Args:
+        model_path: a local Hugging Face directory, or "bundled".
+        backend_config: both kinds mean the same engine here.
+        log_level: of the logger ``engine_adapter``.
+        target: a running daemon; None = that of ``MASKD_TARGET``, or one of its own.
+        grammar_backend: "auto", "xgrammar" or "llguidance".
+
+    Raises:
+        FileNotFoundError: no such directory. MaskdError: no daemon.
+    """
+    logging.getLogger("engine_adapter").setLevel(log_level)
+    return Pipeline(model_path, backend_config or PytorchEngineConfig(), target, grammar_backend)
+
+
+class Pipeline(Offline):
+    """Answers prompts. A prompt is a text, which becomes a user's turn, or a conversation, a list of mappings with role and content."""
+
+    def __init__(
+        self, model: str | Path | None, config: PytorchEngineConfig | TurbomindEngineConfig, target: str | None, grammar_backend: str
+    ) -> None:
+        super().__init__(
+            model,
+            target,
+            backend=grammar_backend,
+            slots=config.max_batch_size,
+            queue_limit=1 << 20,  # a list of any length is a batch
+            device=None if config.device_type == "auto" else config.device_type,
+            context_length=config.session_len,
+        )
+
+    def __call__(
+        self, prompts: Any, gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None, do_preprocess: bool = True
+    ) -> Any:
+        """Returns one ``Response`` for one prompt, a list of them for a list of prompts.
+
+        Args:
+            prompts: one prompt, or a list of them.
+            gen_config: for all, or one for each.
+            do_preprocess: apply the chat template; without, prompts are texts for the model as they are.
+
+        Raises:
+            ValueError: a response format or a number is wrong, or a prompt is too long. GrammarError: the grammar was refused.
+        """
+        batch, is_one = _as_batch(prompts)
+        generations = self._submit(batch, gen_config, do_preprocess)
+        try:
+            responses = [_response(index, generation) for index, generation in enumerate(generations)]
+        finally:
+            for generation in generations:  # nobody waits for the others if one failed
+                generation.cancel()
+        return responses[0] if is_one else responses
+
+    def stream_infer(
+        self, prompts: Any, gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None, do_preprocess: bool = True
+    ) -> Iterator[Response]:
+        """Yields a ``Response`` with what is new for every piece of text, one prompt after the other; see ``__call__``."""
+        for index, generation in enumerate(self._submit(_as_batch(prompts)[0], gen_config, do_preprocess)):
+            count = 0
+            for delta in generation:
+                count += len(delta.token_ids)
+                reason = delta.finish_reason
+                if reason == "error":
+                    generation.result()
+                yield Response(delta.text, count, generation.prompt_tokens, reason, list(delta.token_ids), index=index)
+
+    def _submit(self, batch: Sequence[Any], gen_config: Any, do_preprocess: bool) -> list[TextGeneration]:
+        configs = gen_config if isinstance(gen_config, Sequence) else [gen_config or GenerationConfig()] * len(batch)
+        if len(configs) != len(batch):
+            raise ValueError(f"{len(batch)} prompts have {len(configs)} gen_configs; give one, or one for each")
+        requests = [config.request(self._prompt(prompt, do_preprocess)) for prompt, config in zip(batch, configs, strict=True)]
+        return [self.engine.submit(request) for request in requests]
+
+    def _prompt(self, prompt: Any, do_preprocess: bool) -> str:
+        if isinstance(prompt, str):
+            if not do_preprocess or self.engine.tokenizer.chat_template is None:
+                return prompt
+            prompt = [{"role": "user", "content": prompt}]
+        return str(self.engine.tokenizer.apply_chat_template(prompt))
+
+
+def _as_batch(prompts: Any) -> tuple[list[Any], bool]:
+    """Returns the prompts, and whether it was only one."""
+    is_one = isinstance(prompts, str) or (isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Mapping))
+    return ([prompts] if is_one else list(prompts)), is_one
+
+
+def _response(index: int, generation: TextGeneration) -> Response:
+    choice = finished(generation)[0]
+    logprobs = None if choice.logprobs is None else [dict(each.top) | {each.token_id: each.logprob} for each in choice.logprobs]
+    return Response(
+        choice.text, len(choice.token_ids), generation.prompt_tokens, choice.finish_reason, choice.token_ids, logprobs, index=index
+    )

@@ -1,0 +1,115 @@
+"""LMDeploy's parameter classes, as far as the bundled engine has what they ask for: an unknown parameter is a TypeError, never ignored.
+
+Source of names and defaults: LMDeploy 0.16, ``lmdeploy.messages``. Knows nothing about: the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine_adapter.generation import TextRequest
+from engine_adapter.response_format import grammar_of
+from engine_adapter.sampler import SamplingParams
+
+__all__ = ["GenerationConfig", "PytorchEngineConfig", "Response", "TurbomindEngineConfig"]
+
+
+@dataclass
+class PytorchEngineConfig:
+    """How the engine is set up.
+
+    Attributes:
+        session_len: tokens of prompt and answer together; None = what the model was made for.
+        max_batch_size: answers at a time; None = what fits.
+        device_type: "auto", "cpu" or "cuda".
+        tp: number of devices; only 1 is there.
+
+    Raises:
+        ValueError: ``tp`` is not 1.
+    """
+
+    session_len: int | None = None
+    max_batch_size: int | None = None
+    device_type: str = "auto"
+    tp: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tp != 1:
+            raise ValueError(f"tp is {self.tp}; the bundled engine runs on one device")
+
+
+class TurbomindEngineConfig(PytorchEngineConfig):
+    """The same; there is one engine here."""
+
+
+@dataclass
+class GenerationConfig:
+    """How answers are generated.
+
+    Attributes:
+        max_new_tokens: most tokens of an answer.
+        do_sample: False = the likeliest token each time; what follows has no effect then.
+        temperature, top_p, top_k, min_p, random_seed: as in ``SamplingParams``.
+        stop_words: an answer ends before the first of these.
+        skip_special_tokens: leave special tokens out of the text.
+        logprobs: report so many most likely tokens each.
+        response_format: what the answer must be: ``dict(type="json_schema", json_schema=dict(name=…, schema=…))``, ``json_object``,
+            ``regex_schema``, or any other that ``response_format.grammar_of`` reads, a Pydantic model too.
+        close_before_budget: end a JSON answer whole before ``max_new_tokens`` cuts it.
+    """
+
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    temperature: float = 0.8
+    top_p: float = 1.0
+    top_k: int = 50
+    min_p: float = 0.0
+    random_seed: int | None = None
+    stop_words: Sequence[str] | None = None
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    response_format: Any = None
+    close_before_budget: bool = True
+
+    def request(self, prompt: str) -> TextRequest:
+        """Returns the engine's request for ``prompt``.
+
+        Raises:
+            ValueError: a response format or a number is wrong.
+        """
+        sampling = SamplingParams(self.temperature if self.do_sample else 0.0, self.top_k, self.top_p, self.min_p, self.random_seed)
+        return TextRequest(
+            prompt,
+            grammar_of(self.response_format),
+            sampling,
+            self.max_new_tokens,
+            tuple(self.stop_words or ()),
+            self.logprobs,
+            close_before_budget=self.close_before_budget,
+            ignore_special=self.skip_special_tokens,
+        )
+
+
+@dataclass
+class Response:
+    """An answer.
+
+    Attributes:
+        text: of the answer.
+        generate_token_len: its tokens.
+        input_token_len: tokens of the prompt.
+        finish_reason: "stop": it is complete; "length": the tokens are used up.
+        token_ids: of the answer.
+        logprobs: for each token, log probability by token id; None unless asked for.
+        index: of the prompt in its batch.
+    """
+
+    text: str
+    generate_token_len: int
+    input_token_len: int
+    finish_reason: str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] | None = None
+    index: int = 0

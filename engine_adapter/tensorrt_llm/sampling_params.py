@@ -1,0 +1,109 @@
+"""TensorRT-LLM's parameter classes, as far as the bundled engine has what they ask for: an unknown parameter is a TypeError, never ignored.
+
+Source of names and defaults: TensorRT-LLM, ``tensorrt_llm.sampling_params``. Knows nothing about: the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from engine_adapter import sampler
+from engine_adapter.generation import TextRequest
+from engine_adapter.response_format import grammar_of_constraints
+from maskd.grammar import GrammarSpec
+
+__all__ = ["GuidedDecodingParams", "SamplingParams"]
+
+
+@dataclass(kw_only=True)
+class GuidedDecodingParams:
+    """What an output must be; at most one is given.
+
+    Attributes:
+        json: a JSON schema: a mapping, JSON text, or a Pydantic model, class or instance.
+        regex: a regular expression.
+        grammar: GBNF (with ``::=``) or Lark, on either backend.
+        json_object: any JSON object.
+        structural_tag: a structural tag, as JSON text or a mapping.
+
+    Raises:
+        ValueError: more than one is given, or one is malformed.
+    """
+
+    json: Any = None
+    regex: str | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    structural_tag: Any = None
+
+    def __post_init__(self) -> None:
+        self.spec()
+
+    def spec(self) -> GrammarSpec | None:
+        """Returns the grammar; None if nothing is given."""
+        given = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        if self.json_object is False:
+            del given["json_object"]
+        return grammar_of_constraints(given, field="guided_decoding")
+
+
+@dataclass(kw_only=True)
+class SamplingParams:
+    """How outputs are generated.
+
+    Attributes:
+        max_tokens: most tokens of an output.
+        temperature, top_p, top_k, min_p: as in ``sampler.SamplingParams``; if none of them is given, the likeliest token each time.
+        seed, presence_penalty, frequency_penalty: as there.
+        n: outputs for each input.
+        stop: an output ends before the first of these.
+        logprobs: report so many most likely tokens each.
+        skip_special_tokens: leave special tokens out of the text.
+        guided_decoding: what each output must be.
+        close_before_budget: end a JSON output whole before ``max_tokens`` cuts it.
+    """
+
+    max_tokens: int | None = 32
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    n: int = 1
+    stop: str | Sequence[str] | None = None
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+    guided_decoding: GuidedDecodingParams | None = None
+    close_before_budget: bool = True
+
+    def request(self, prompt: str | Sequence[int]) -> TextRequest:
+        """Returns the engine's request for ``prompt``.
+
+        Raises:
+            ValueError: a constraint or a number is wrong.
+        """
+        is_greedy = self.temperature is None and self.top_p is None and self.top_k is None and self.min_p is None
+        sampling = sampler.SamplingParams(
+            temperature=0.0 if is_greedy else 1.0 if self.temperature is None else self.temperature,
+            top_k=self.top_k or 0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            min_p=self.min_p or 0.0,
+            seed=self.seed,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+        )
+        return TextRequest(
+            prompt,
+            None if self.guided_decoding is None else self.guided_decoding.spec(),
+            sampling,
+            self.max_tokens,
+            (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            self.logprobs,
+            self.n,
+            self.close_before_budget,
+            self.skip_special_tokens,
+        )
