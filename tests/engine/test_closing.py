@@ -1,0 +1,187 @@
+"""Closing before the budget ends: the reader, the shortest endings, and whole documents from random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine_adapter.closing import ClosingVocabulary, steering_for
+from engine_adapter.closing_position import JsonPosition
+from engine_adapter.closing_shapes import UNKNOWN, Shapes
+from engine_adapter.engine import Engine
+from engine_adapter.generation import TextRequest
+from engine_adapter.model import load_model
+from engine_adapter.response_format import grammar_of
+from engine_adapter.sampler import SamplingParams
+from maskd.bitmask import row_of
+from maskd.grammar import GrammarSpec
+from tests.conftest import Daemon, byte_vocabulary
+
+torch.set_num_threads(1)
+NODE = {
+    "type": "object",
+    "properties": {"v": {"type": "integer"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/n"}}},
+    "required": ["v", "kids"],
+}
+UNION = [
+    {"type": "object", "properties": {"kind": {"const": "a"}, "a": {"type": "string"}}, "required": ["kind", "a"]},
+    {
+        "type": "object",
+        "properties": {"kind": {"const": "b"}, "b": {"type": "array", "items": {"type": "integer"}, "minItems": 2}},
+        "required": ["kind", "b"],
+    },
+]
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "skills": {"type": "array", "items": {"type": "string", "maxLength": 10}, "minItems": 3}},
+    "required": ["name", "skills"],
+}
+# A budget that hardly any random output keeps, and that the shortest document fits into.
+_TEXT = {"type": "string"}
+_FIELDS = {"id": {"type": "string", "pattern": "^[a-z]{3}-[0-9]{4}$"}, "when": {"type": "string", "format": "date"}}
+_RECORD = {"type": "object", "properties": {**_FIELDS, "note": {**_TEXT, "minLength": 5}}, "required": ["id", "when", "note"]}
+_ITEM = {"type": "object", "properties": {"a": _TEXT, "b": {"type": "boolean"}}, "required": ["a", "b"]}
+KINDS: dict[str, tuple[Any, int]] = {
+    "nested": (PERSON, 50),
+    "recursive": ({"$defs": {"n": NODE}, "$ref": "#/$defs/n"}, 50),
+    "patterns": (_RECORD, 70),
+    "union": ({"anyOf": UNION}, 40),
+    "string": (_TEXT, 12),
+    "items": ({"type": "array", "items": _ITEM}, 40),
+    "any object": ({"type": "object"}, 24),
+}
+
+
+@pytest.fixture(scope="module")
+def engine(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Random weights, also when the bundled model has others."""
+    bundled = load_model(device="cpu").path
+    directory = tmp_path_factory.mktemp("random")
+    for path in bundled.glob("*.json"):
+        (directory / path.name).write_bytes(path.read_bytes())
+    with Engine(directory, target=daemon.target, slots=8, device="cpu", context_length=256) as made:
+        assert not made.trained
+        yield made
+
+
+def completion(schema: Any, begun: str | bytes) -> bytes:
+    position = JsonPosition(Shapes(schema))
+    position.feed(begun.encode() if isinstance(begun, str) else begun)
+    return position.completion()
+
+
+@pytest.mark.parametrize(
+    ("schema", "begun", "ending"),
+    [
+        (PERSON, "", '{"name":"","skills":["","",""]}'),
+        (PERSON, '{"na', 'me":"","skills":["","",""]}'),
+        (PERSON, '{"name": "x\\', 'n","skills":["","",""]}'),
+        (PERSON, '{"name": "x\\u00', '00","skills":["","",""]}'),
+        (PERSON, '{"name": "x\\ud83d', '\\udc00","skills":["","",""]}'),
+        (PERSON, '{"name": "x", "skills" ', ':["","",""]}'),
+        (PERSON, '{"name": "x", "skills": ["a", "b', '",""]}'),
+        (PERSON, '{"name": "x", "skills": ["a", "b", "c"', "]}"),
+        (PERSON, '{"name": "x", "skills": ["a", "b", "c"], ', '"a":0}'),
+        (PERSON, '{"name": "x", "skills": ["a", "b", "c"]}', ""),
+        (KINDS["recursive"][0], '{"v": 1, "kids": [{', '"v":0,"kids":[]}]}'),
+        (KINDS["recursive"][0], '{"v": -', '0,"kids":[]}'),
+        ({"anyOf": UNION}, "", '{"kind":"a","a":""}'),
+        ({"anyOf": UNION}, '{"kind":"b"', ',"b":[0,0]}'),
+        ({"enum": ["red", "green"]}, '"g', 'reen"'),
+        ({"type": ["null", "boolean"]}, "f", "alse"),
+        ({"type": "integer", "exclusiveMinimum": 5, "multipleOf": 4}, "", "8"),
+        ({"type": "number", "maximum": -3}, "", "-3"),
+        ({"allOf": [{"properties": {"a": {"const": 1}}}, {"required": ["a"]}], "type": "object"}, "", '{"a":1}'),
+        ({"type": "array", "prefixItems": [{"const": 7}], "items": {"type": "null"}, "minItems": 2}, "[7", ",null]"),
+        ({"type": "object"}, "{", "}"),
+        (True, "[[1, ", "0]]"),
+    ],
+)
+def test_ending_is_the_shortest(schema: Any, begun: str, ending: str) -> None:
+    assert completion(schema, begun).decode() == ending
+
+
+def test_ending_of_what_only_the_mask_knows_then_counts_its_characters() -> None:
+    assert completion({"type": "string", "pattern": "^[a-z]{3}-$"}, '"a').count(UNKNOWN) == 3
+    assert completion({"type": "string"}, b'"\xf0\x9f') == UNKNOWN * 2 + b'"'
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(json_values, st.integers(0, 200), st.booleans(), st.sampled_from([None, 1]))
+def test_any_document_cut_anywhere_then_its_ending_makes_it_json(value: Any, cut: int, is_ascii: bool, indent: int | None) -> None:
+    text = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode("utf-8", "surrogatepass")
+    begun = text[: cut % (len(text) + 1)]
+    ending = completion(True, begun)
+    if UNKNOWN not in ending:  # else it was cut within a character
+        json.loads(begun + ending)
+
+
+def test_steering_when_the_ending_is_not_allowed_then_leaves_the_choice_or_takes_a_mark() -> None:
+    vocabulary = byte_vocabulary()
+    steering = steering_for(GrammarSpec("json_schema", '{"type": "object"}'), ClosingVocabulary(vocabulary))
+
+    def choose(allowed: bytes, drawn: bytes = b" ") -> int | None:
+        return steering.choose(row_of([*allowed, *vocabulary.stop_token_ids], vocabulary.vocab_size), drawn[0], 1)
+
+    assert choose(b"{ ") == ord("{")
+    steering.accept(ord("{"))
+    assert choose(b'" ') == ord('"')  # not the brace that it wants, and never a space
+    steering.accept(ord('"'))
+    assert choose(b"xy", b"x") is None
+    for byte in b'x":1':
+        steering.accept(byte)
+    assert choose(b"23", b"2") is None  # a number that is not long enough
+
+
+def test_steering_of_other_kinds_then_stops_in_the_last_quarter() -> None:
+    vocabulary = byte_vocabulary()
+    steering = steering_for(GrammarSpec("regex", "a+"), ClosingVocabulary(vocabulary))
+    row = row_of([ord("a"), *vocabulary.stop_token_ids], vocabulary.vocab_size)
+    chosen = [steering.choose(row, ord("a"), remaining) for remaining in range(8, 0, -1)]
+    assert chosen == [None] * 6 + [vocabulary.stop_token_ids[0]] * 2
+    assert steering.choose(np.zeros_like(row), ord("a"), 1) is None
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
+def test_random_outputs_within_a_budget_then_nearly_all_are_whole_and_valid(engine: Engine, backend: str) -> None:
+    grammars = {name: grammar_of({"type": "json", "schema": schema}, backend=backend) for name, (schema, _) in KINDS.items()}
+
+    def generate(name: str, *, closing: bool, n: int) -> list[Any]:
+        request = TextRequest("Tell:", grammars[name], SamplingParams(seed=5), KINDS[name][1], n=n, close_before_budget=closing)
+        generations[name, closing] = engine.submit(request)
+        return generations[name, closing].choices
+
+    generations: dict[tuple[str, bool], Any] = {}
+    outputs = [(KINDS[name][0], choice) for name in KINDS for choice in generate(name, closing=True, n=12)]
+    free = [choice for name in KINDS for choice in generate(name, closing=False, n=2)]
+    for generation in generations.values():
+        generation.result(100)
+    valid = 0
+    for schema, choice in outputs:
+        try:
+            jsonschema.validate(json.loads(choice.text), schema)
+            valid += choice.finish_reason == "stop"
+        except ValueError:
+            assert choice.finish_reason == "length"  # cut, and said so
+    assert valid >= 0.95 * len(outputs)
+    assert sum(choice.finish_reason == "length" for choice in free) >= len(free) / 2
+
+
+def test_budget_below_the_shortest_document_then_ends_by_length(engine: Engine) -> None:
+    request = TextRequest("Tell:", grammar_of({"type": "json", "schema": PERSON}), SamplingParams(seed=1), 4, close_before_budget=True)
+    (choice,) = engine.submit(request).result(60)
+    assert choice.finish_reason == "length" and len(choice.token_ids) == 4
