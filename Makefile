@@ -19,10 +19,10 @@ PROTO := proto/maskd/v1/mask_service.proto
 PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " substr($$0, 1, 110); fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test lint types fmt proto bench all clean
+.PHONY: help install run serve test lint types fmt proto bench bench-engine all clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install everything, pinned
 $(STAMP): $(INPUTS)
@@ -74,6 +74,9 @@ proto: $(STAMP) ## generate maskd/v1 from proto/
 
 bench: $(STAMP) ## in-process, shared memory and gRPC side by side
 	@$(BIN)/python -m tests.bench.step
+
+bench-engine: $(STAMP) ## tokens a second with no grammar, masks in process, and maskd
+	@$(BIN)/python -m tests.bench.engine
 
 all: lint types test ## everything that must hold
 
