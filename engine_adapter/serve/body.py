@@ -1,4 +1,4 @@
-"""Bodies of requests: read with a limit, checked against a type, and the fields that all dialects of OpenAI share.
+"""Bodies: requests read with a limit and checked against a type, and what all dialects of OpenAI share.
 
 Unknown fields are ignored, as most servers do; every field that asks for structure is known, whatever its dialect, so that no output is
 unconstrained because of a spelling. Knows nothing about: what the fields make an engine do.
@@ -7,14 +7,16 @@ unconstrained because of a spelling. Knows nothing about: what the fields make a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
+from engine_adapter.generation import TextGeneration
 from engine_adapter.serve.errors import RequestError
 
-__all__ = ["CommonFields", "read_body"]
+__all__ = ["CommonFields", "read_body", "usage_of"]
 
 T = TypeVar("T")
 _PLACE = re.compile(r"(?P<what>.*) - at `\$\.?(?P<where>.*)`$", re.DOTALL)
@@ -77,3 +79,10 @@ async def read_body(request: Request, form: type[T], limit_bytes: int) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RequestError(f"the body is not JSON: {what}", code="invalid_json") from None
+
+
+def usage_of(generations: Sequence[TextGeneration]) -> dict[str, int]:
+    """Returns token counts; the prompt of several outputs counts once."""
+    prompt = sum(generation.prompt_tokens for generation in generations)
+    completion = sum(generation.completion_tokens for generation in generations)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -18,14 +18,14 @@ from starlette.responses import Response
 from engine_adapter.generation import Choice, TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
 from engine_adapter.serve.asking import backend_of, constraint_of, sampling_of, stop_strings
-from engine_adapter.serve.body import CommonFields, read_body
+from engine_adapter.serve.body import CommonFields, read_body, usage_of
 from engine_adapter.serve.calls import Call, CallDelta, CallEnd, CallStart, Content, Part, Reader
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, sse
 from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.tools import Plan, plan_output, read_tools
 
-__all__ = ["ChatFields", "chat_completions", "read_choice", "usage_of"]
+__all__ = ["chat_completions"]
 
 MOST_TOP_LOGPROBS = 20
 
@@ -132,16 +132,8 @@ def _whole(answering: _Answering, generation: TextGeneration) -> dict[str, Any]:
     }
 
 
-def read_choice(plan: Plan, choice: Choice) -> Reader:
-    """Reads a whole output."""
-    reader = plan.reader()
-    reader.feed(choice.text)
-    reader.finish()
-    return reader
-
-
 def _choice(answering: _Answering, choice: Choice) -> dict[str, Any]:
-    reader = read_choice(answering.plan, choice)
+    reader = answering.plan.read(choice.text)
     message: dict[str, Any] = {"role": "assistant", "content": reader.content, "refusal": None}
     if reader.calls:
         message["content"] = reader.content or None
@@ -175,13 +167,6 @@ def _logprobs(core: Core, logprobs: Sequence[TokenLogprobs] | None) -> dict[str,
         for token in logprobs or ()
     ]
     return {"content": content, "refusal": None}
-
-
-def usage_of(generations: Sequence[TextGeneration]) -> dict[str, int]:
-    """Returns token counts; the prompt of several outputs counts once."""
-    prompt = sum(generation.prompt_tokens for generation in generations)
-    completion = sum(generation.completion_tokens for generation in generations)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 # -- a stream --------------------------------------------------------------------------------------------------------

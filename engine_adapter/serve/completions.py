@@ -16,8 +16,7 @@ from starlette.responses import Response
 from engine_adapter.generation import TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
 from engine_adapter.serve.asking import constraint_of, sampling_of, stop_strings
-from engine_adapter.serve.body import CommonFields, read_body
-from engine_adapter.serve.chat import usage_of
+from engine_adapter.serve.body import CommonFields, read_body, usage_of
 from engine_adapter.serve.core import Ask, Core, Event, sse
 from engine_adapter.serve.errors import RequestError
 
@@ -35,6 +34,7 @@ class CompletionFields(CommonFields, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     suffix: str | None = None
+    best_of: int | None = None
 
 
 async def completions(request: Request) -> Response:
@@ -83,6 +83,8 @@ def _asks(core: Core, body: CompletionFields) -> list[Ask]:
             raise RequestError(f"prompt[{index}] is neither a text nor a list of token ids", f"prompt[{index}]")
     if body.suffix:
         raise RequestError("suffix is not supported; the model continues text only", "suffix", code="unsupported_parameter")
+    if (body.best_of or 1) > (body.n or 1):
+        raise RequestError("best_of is not supported; leave it out", "best_of", code="unsupported_parameter")
     if body.logprobs is not None and not 0 <= body.logprobs <= MOST_LOGPROBS:
         raise RequestError(f"logprobs is {body.logprobs}; give 0 to {MOST_LOGPROBS}", "logprobs")
     grammar, sampling, stop = constraint_of(body), sampling_of(body), stop_strings(body.stop)

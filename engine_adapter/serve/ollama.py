@@ -21,7 +21,6 @@ from engine_adapter.generation import TextGeneration, TextRequest
 from engine_adapter.serve.asking import read_format, sampling, stop_strings
 from engine_adapter.serve.body import read_body
 from engine_adapter.serve.calls import Call, CallEnd, Content
-from engine_adapter.serve.chat import read_choice
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, as_json
 from engine_adapter.serve.errors import RequestError
@@ -154,7 +153,7 @@ async def _answer(request: Request, core: Core, body: OllamaFields, plan: Plan, 
         )
 
     def whole(generations: Sequence[TextGeneration]) -> dict[str, Any]:
-        reader = read_choice(plan, generations[0].choices[0])
+        reader = plan.read(generations[0].choices[0].text)
         part = shape(reader.content + "".join(call.arguments for call in reader.calls if not _is_whole(call)))
         calls = [_call(call) for call in reader.calls if _is_whole(call)]
         if calls:

@@ -17,7 +17,6 @@ from engine_adapter.generation import TextGeneration, TextRequest
 from engine_adapter.serve.asking import backend_of, read_format, sampling_of
 from engine_adapter.serve.body import CommonFields, read_body
 from engine_adapter.serve.calls import Call, CallDelta, CallStart, Content, Part, Reader
-from engine_adapter.serve.chat import read_choice
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, sse
 from engine_adapter.serve.errors import RequestError
@@ -133,7 +132,7 @@ class _Answer:
     def whole(self, generation: TextGeneration) -> dict[str, Any]:
         """Returns the response."""
         choice = generation.choices[0]
-        reader = read_choice(self._plan, choice)
+        reader = self._plan.read(choice.text)
         is_whole = choice.finish_reason == "stop"
         items = [_message(reader.content, is_whole)] if reader.content or not reader.calls else []
         return self._ended([*items, *(_call_item(call) for call in reader.calls)], generation)

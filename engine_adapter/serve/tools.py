@@ -82,6 +82,13 @@ class Plan:
     opening: str = ""
     places: Mapping[str, str] = field(default_factory=dict)
 
+    def read(self, text: str) -> Reader:
+        """Returns the reader of a whole output."""
+        reader = self.reader()
+        reader.feed(text)
+        reader.finish()
+        return reader
+
 
 def read_tools(given: Sequence[Any], backend: str) -> list[Tool]:
     """Reads the ``tools`` of a body.

@@ -1,0 +1,88 @@
+"""``engine-adapter serve``: settings from flags and file, wrong ones refused, a daemon that goes away."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from engine_adapter.serve.command import ServeSettings, add_flags, load_settings
+from maskd.errors import ConfigError
+from tests.conftest import Daemon
+from tests.serve.conftest import ROOT, UNTRAINED_FLAGS, Server
+
+
+def parsed(*flags: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return vars(parser.parse_args(flags))
+
+
+def test_settings_when_read_from_a_file_then_flags_beat_it(tmp_path: Path) -> None:
+    """The file of trtllm-serve works, and has all our settings."""
+    path = tmp_path / "config.yaml"
+    path.write_text("guided_decoding_backend: xgrammar\nport: 1234\nbounded: true\n")
+    settings = load_settings(parsed("--port", "99"), str(path))
+    assert (settings.guided_decoding_backend, settings.port, settings.bounded, settings.host) == ("xgrammar", 99, True, "127.0.0.1")
+    assert load_settings(parsed()) == ServeSettings()
+    assert load_settings(parsed("org/model", "--slots", "4")).model == "org/model"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port: high", "port is 'high'"),
+        ("port: 70000", "give 0 to 65535"),
+        ("port: true", "port is True"),
+        ("bounded: 1", "bounded is 1"),
+        ("guided_decoding_backed: xgrammar", "guided_decoding_backed"),
+        ("- a", "not a mapping"),
+        ("a: [", "config.yaml"),
+        ("log_level: loud", "log_level"),
+    ],
+)
+def test_settings_when_wrong_then_the_message_names_them(tmp_path: Path, text: str, message: str) -> None:
+    """A slip in a file is never ignored."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_settings({}, str(path))
+
+
+def test_command_when_the_settings_are_wrong_then_it_exits_with_two(tmp_path: Path) -> None:
+    """One line on stderr."""
+    command = [sys.executable, "-m", "engine_adapter", "serve", "--config", str(tmp_path / "none.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("engine_adapter: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.xdist_group("serve")
+def test_server_when_the_daemon_is_away_then_it_is_503_and_then_works_again(
+    start_server: Callable[..., Server], start_daemon: Callable[..., Daemon]
+) -> None:
+    """A guided request without a daemon is refused, or waits; never unmasked, never a dead engine. Free text goes on."""
+    daemon = start_daemon()
+    server = start_server(*UNTRAINED_FLAGS, "--target", daemon.target, "--slots", "2")
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    with httpx2.Client(base_url=server.url, timeout=90) as client:
+        assert client.post("/v1/chat/completions", json=body | {"regex": "ok"}).status_code == 200
+        daemon.kill()
+        refused = client.post("/v1/chat/completions", json=body | {"regex": "other"})
+        assert refused.status_code == 503, refused.text
+        assert refused.headers["retry-after"] and refused.json()["error"]["code"] == "unavailable"
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+        daemon.restart()
+        deadline = time.monotonic() + 60
+        while (answer := client.post("/v1/chat/completions", json=body | {"regex": "again"})).status_code == 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert answer.json()["choices"][0]["message"]["content"] == "again"
+    assert server.stop() == 0
