@@ -328,7 +328,7 @@ class SequenceTable:
         _, sequence_id, _, _, _, _, rollback, row, accept, drafts, _, _ = item
         late = sequence.late
         if late is not None:
-            if not late.work.wait(self._deadline - time.perf_counter()):
+            if not self._wait_for(late):
                 raise _ItemFailed(Status.STEP_DEADLINE, value=int(self._row_seconds * 1e6))
             sequence.late = None
         asks_again = late is not None and not rollback and not accept and drafts in (_NOTHING, late.drafts) and (row < 0 or late.has_row)
@@ -343,6 +343,14 @@ class SequenceTable:
         self._slow_entries.append((at, sequence, late))
         return (sequence_id, 0, 0, NO_ROW, 0, 0, late.position, _NOTHING, -1, 0)
 
+    def _wait_for(self, late: _Late) -> bool:
+        """Waits for late work until the deadline. Whoever waits is not busy: a hang in the lane is the lane's."""
+        self._marker[0] += 1
+        try:
+            return late.work.wait(self._deadline - time.perf_counter())
+        finally:
+            self._marker[0] += 1
+
     def _judge(self, sequence: _Sequence, started: float) -> None:
         """Sends a sequence, and all others of its grammar, to the lane if it was too slow just now."""
         if self._lane is not None and time.perf_counter() - started > self._row_seconds:
@@ -354,7 +362,7 @@ class SequenceTable:
         for at, sequence, late in self._slow_entries:
             item = items[at]
             sequence_id, row, wanted = item[1], item[7], 1 + len(item[9])
-            if not late.work.wait(self._deadline - time.perf_counter()):
+            if not self._wait_for(late):
                 sequence.late = late
                 results[at] = self._failed(item, _ItemFailed(Status.STEP_DEADLINE, value=int(self._row_seconds * 1e6)), rows)
                 continue
@@ -400,7 +408,7 @@ class SequenceTable:
             source = self._sequences.get(source_id)
             if source is None:
                 raise _ItemFailed(Status.SEQUENCE_NOT_FOUND, value=source_id)
-            if source.late is not None and not source.late.work.wait(self._deadline - time.perf_counter()):
+            if source.late is not None and not self._wait_for(source.late):
                 raise _ItemFailed(Status.STEP_DEADLINE, value=int(self._row_seconds * 1e6))
             fork = _Sequence(source.matcher.fork(), source, source.mark)
         except BackendError:

@@ -200,7 +200,10 @@ class Worker:
             for slot, (call, seconds) in watched.items():
                 if seconds > self._config.hang_seconds * (_LANE_PATIENCE if slot else 1):
                     _log.error("worker hangs, killing it", worker=self.number, session=call[2], grammar=call[3])
-                    self._hung = None if self._is_stopped() else call
+                    stuck = sum(other > self._config.hang_seconds / 2 for _, other in watched.values())
+                    self._hung = call if slot or stuck == 1 else None  # stuck together, one holds the interpreter: nobody knows which
+                    if self._is_stopped():
+                        self._hung = None
                     self.kill()
                     return
 
