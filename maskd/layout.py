@@ -208,6 +208,6 @@ class Layout:
             raise ProtocolError(f"rows segment has magic {f[0]:#x}, layout {f[1]}.{f[2]}; this client reads layout {MAJOR}.{MINOR}")
         layout = cls(vocab_size=f[15], item_capacity=f[6], row_capacity=f[7], token_capacity=f[16], forced_capacity=f[8])
         expected = layout.pack_rows_header(f[17], f[18], f[19])
-        if expected[8:] != header[8 : ROWS_HEADER.size] or f[4] != segment_bytes:
+        if expected[12:] != header[12 : ROWS_HEADER.size] or f[4] != segment_bytes:  # behind the minor version, which may differ
             raise ProtocolError(f"rows segment of {segment_bytes} bytes has a header that does not add up")
         return layout, f[17], f[18], f[19]

@@ -89,7 +89,8 @@ _FIELD_HELP = {
 
 @dataclass(slots=True)
 class Item:
-    """One sequence in one step. Effects in this order: open or fork, rollback, accept, rows over the drafts, close.
+    """One sequence in one step. Effects in this order: open or fork, rollback, accept, rows over the drafts. CLOSE ends the
+    sequence, whatever else the item says.
 
     Attributes:
         sequence_id: chosen by the engine, positive, never reused within a session; at most once in a step.
