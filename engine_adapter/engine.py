@@ -149,6 +149,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="decode loop", daemon=True)
         self._thread.start()
 
+    @property
+    def failure(self) -> Exception | None:
+        """Why the loop has stopped for good; None while it runs."""
+        return self._failure
+
     def submit(self, request: TextRequest) -> TextGeneration:
         """Queues ``request`` and returns its outputs to be. What is wrong with its grammar shows there, not here.
 

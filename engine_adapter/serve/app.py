@@ -75,8 +75,10 @@ def guarded(handler: Handler) -> Handler:
 
 
 async def health(request: Request) -> Response:
-    """Says whether the decode loop takes requests."""
+    """Says whether the decode loop takes requests: 503 if it has stopped for good, and the process should be started again."""
     core: Core = request.app.state.core
+    if core.engine.failure is not None:
+        return JSONResponse({"status": "stopped", "reason": str(core.engine.failure)}, 503)
     stats = core.engine.stats()
     return JSONResponse({"status": "ok", "model": core.engine.model_name, "running": stats.running, "waiting": stats.waiting})
 

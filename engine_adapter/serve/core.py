@@ -127,6 +127,8 @@ class Core:
         for ask in asks:
             if not 1 <= ask.request.n <= MOST_CHOICES:
                 raise RequestError(f"n is {ask.request.n}; give 1 to {MOST_CHOICES}", "n")
+        if self.engine.failure is not None:
+            raise RequestError(f"the engine has stopped: {self.engine.failure}", status=503, code="engine_stopped")
         try:
             for ask in asks:
                 generation = await asyncio.to_thread(self.engine.submit, ask.request)

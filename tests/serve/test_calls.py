@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_adapter.serve.calls import CallDelta, CallEnd, CallStart, Content, Part, TaggedReader
@@ -47,6 +47,7 @@ def test_reader_when_text_comes_in_any_pieces_then_it_is_read_the_same(text: str
         assert sum(isinstance(part, CallStart) for part in parts) == sum(isinstance(part, CallEnd) for part in parts) == len(calls)
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(
         st.dictionaries(st.text(), st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.lists(inner))), max_size=3
@@ -63,6 +64,7 @@ def test_reader_when_given_any_arguments_then_they_come_out_unchanged(values: li
     assert reader.content == ""
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='<function=>/{}"\\ f\n', max_size=60))
 def test_reader_when_given_noise_then_it_never_fails(text: str) -> None:
     """Whatever a model writes is content or arguments; character by character is the same as whole."""

@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from engine_adapter.serve.app import create_app
 from engine_adapter.serve.command import ServeSettings, add_flags, load_settings
 from maskd.errors import ConfigError
 from tests.conftest import Daemon
@@ -64,6 +65,24 @@ def test_command_when_the_settings_are_wrong_then_it_exits_with_two(tmp_path: Pa
     assert done.stderr.startswith("engine_adapter: ") and len(done.stderr.splitlines()) == 1
 
 
+async def test_server_when_its_loop_has_stopped_then_it_says_so() -> None:
+    """Health and requests are 503: whoever watches the process starts it again."""
+
+    class StoppedEngine:
+        model_name = "m"
+        failure = RuntimeError("CUDA error")
+
+        def stats(self) -> None: ...
+
+    app = create_app(StoppedEngine())  # type: ignore[arg-type]
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client:
+        assert (await client.get("/health")).status_code == 503
+        answer = await client.post("/v1/completions", json={"prompt": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # the engine waits half a minute for a daemon that went away, before it says so
 @pytest.mark.xdist_group("serve")
 def test_server_when_the_daemon_is_away_then_it_is_503_and_then_works_again(
     start_server: Callable[..., Server], start_daemon: Callable[..., Daemon]
