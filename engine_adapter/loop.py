@@ -1,6 +1,6 @@
 """The decode loop: continuous batching over static slots, with masks that are made while the model runs.
 
-A turn reads: forward, mask, sample, deliver, schedule. What one turn leaves for the next is one value, ``_Pending``: the tokens that were
+A turn reads: forward, mask, sample, deliver, schedule. What one turn leaves for the next is one value, ``Pending``: the tokens that were
 just sampled went to the masker at its end, so the daemon makes the rows of the next position while the next forward pass computes its
 logits. Requests join and leave between turns; with or without a grammar they are the same to the loop.
 Owns: slots, requests and their endings. Knows nothing about: text, networks, how masks are made.
@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,59 +21,13 @@ from engine_adapter.masker import Masker, Masks
 from engine_adapter.model import SlotModel
 from engine_adapter.request import FinishReason, Generation, Request, TokenLogprobs
 from engine_adapter.sampler import Sampler, token_logprobs
+from engine_adapter.turn import Pending, Slot, TurnTiming
 from maskd.errors import UnavailableError
 
-__all__ = ["DecodeLoop", "TurnTiming"]
+__all__ = ["DecodeLoop"]
 
 _TIMINGS_KEPT = 100_000
 _IDLE_SECONDS = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class TurnTiming:
-    """Where one turn went, by the host's clock. On CUDA the forward pass is only launched, and ends within ``mask_wait_seconds`` or
-    ``sample_seconds``.
-
-    Attributes:
-        batch_size: sequences that got a token.
-        forward_seconds: decode of all slots and prefill of those that join.
-        mask_wait_seconds: rows that were not ready when the forward pass returned: what the overlap did not hide.
-        sample_seconds: mask, sample, and tokens to the host.
-        turn_seconds: all of it, delivering and scheduling included.
-    """
-
-    batch_size: int
-    forward_seconds: float
-    mask_wait_seconds: float
-    sample_seconds: float
-    turn_seconds: float
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A generation in its slot: its handle at the masker, the end of the prompt that the cache lacks, its stop tokens."""
-
-    generation: Generation
-    handle: int
-    unread: Sequence[int]
-    stop_token_ids: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """What one turn leaves for the next. The masker is at work on the rows of ``sampling``.
-
-    Attributes:
-        token_ids: (S,) int64, on the model's device: what was sampled last.
-        decoding: slots whose sampled token goes through the model now.
-        reading: (slot, tokens of its prompt) that go through the model now.
-        sampling: slots that have logits afterwards.
-    """
-
-    token_ids: Tensor
-    decoding: Sequence[int]
-    reading: Sequence[tuple[int, Sequence[int]]]
-    sampling: Sequence[int]
 
 
 class DecodeLoop:
@@ -99,8 +52,8 @@ class DecodeLoop:
         self._sampler = Sampler(model.slot_count, model.logits.shape[1], model.device)
         self._stop_token_ids = frozenset(stop_token_ids)
         self._chunk_tokens = chunk_tokens
-        self._slots: list[_Slot | None] = [None] * model.slot_count
-        self._pending: _Pending | None = None
+        self._slots: list[Slot | None] = [None] * model.slot_count
+        self._pending: Pending | None = None
         self._no_tokens = torch.zeros(model.slot_count, dtype=torch.int64, device=model.device)
         self._admission = Admission(masker, self._finish)
         self._unfinished: set[Generation] = set()
@@ -156,7 +109,7 @@ class DecodeLoop:
 
     # -- a turn ----------------------------------------------------------------------------------------------------
 
-    def _turn(self, pending: _Pending) -> _Pending | None:
+    def _turn(self, pending: Pending) -> Pending | None:
         started = time.perf_counter()
         self._forward(pending)
         forwarded = time.perf_counter()
@@ -173,7 +126,7 @@ class DecodeLoop:
         self.timings.append(TurnTiming(len(pending.sampling), forwarded - started, waited, sampled - forwarded - waited, ended - started))
         return following
 
-    def _forward(self, pending: _Pending) -> None:
+    def _forward(self, pending: Pending) -> None:
         if pending.decoding:
             self._model.decode(pending.token_ids, pending.decoding)
         for index, token_ids in pending.reading:
@@ -194,7 +147,7 @@ class DecodeLoop:
         return self._sampler.sample(self._model.logits, torch.tensor(positions, device=self._model.device))
 
     def _steer(
-        self, pending: _Pending, masks: Masks | None, failed: Mapping[int, Exception], token_ids: Tensor, host_ids: list[int]
+        self, pending: Pending, masks: Masks | None, failed: Mapping[int, Exception], token_ids: Tensor, host_ids: list[int]
     ) -> None:
         """Overwrites the drawn tokens of those whose steering wants another one, here and on the device."""
         for index in pending.sampling:
@@ -208,7 +161,7 @@ class DecodeLoop:
             if chosen is not None:
                 token_ids[index] = host_ids[index] = chosen
 
-    def _record(self, pending: _Pending, token_ids: Tensor) -> None:
+    def _record(self, pending: Pending, token_ids: Tensor) -> None:
         """Appends the log probabilities of the drawn tokens to the generations that want them."""
         wanting = [
             (index, slot.generation) for index in pending.sampling if (slot := self._slots[index]) and slot.generation.wants_logprobs
@@ -224,7 +177,7 @@ class DecodeLoop:
             likeliest = list(zip(ids, values, strict=True))[: generation.request.logprobs]
             generation.logprobs.append(TokenLogprobs(token_id, logprob, tuple(pair for pair in likeliest if pair[1] > -torch.inf)))
 
-    def _deliver(self, pending: _Pending, host_ids: Sequence[int], failed: Mapping[int, Exception]) -> dict[int, int]:
+    def _deliver(self, pending: Pending, host_ids: Sequence[int], failed: Mapping[int, Exception]) -> dict[int, int]:
         """Gives every sampled token to its generation, and frees the slots of those that end.
 
         Returns:
@@ -241,7 +194,7 @@ class DecodeLoop:
                 accepted[slot.handle] = host_ids[index]
         return accepted
 
-    def _append(self, slot: _Slot, token_id: int, length: int, error: Exception | None) -> tuple[FinishReason, Exception | None] | None:
+    def _append(self, slot: Slot, token_id: int, length: int, error: Exception | None) -> tuple[FinishReason, Exception | None] | None:
         """Appends ``token_id`` to its generation; returns how that ended it, or None."""
         generation = slot.generation
         ending: tuple[FinishReason, Exception | None] | None = None
@@ -267,7 +220,7 @@ class DecodeLoop:
             return "length", None
         return None
 
-    def _schedule(self, token_ids: Tensor, accepted: Mapping[int, int]) -> _Pending | None:
+    def _schedule(self, token_ids: Tensor, accepted: Mapping[int, int]) -> Pending | None:
         """Lets requests join, sends the tokens to the masker, and says what goes through the model next; None if nothing does."""
         self._drop_cancelled()
         self._join()
@@ -290,7 +243,7 @@ class DecodeLoop:
             self._masker.flush()
             return None
         self._masker.advance(accepted, rows)
-        return _Pending(token_ids, decoding, reading, sampling)
+        return Pending(token_ids, decoding, reading, sampling)
 
     # -- joining and leaving ---------------------------------------------------------------------------------------
 
@@ -307,10 +260,10 @@ class DecodeLoop:
                 generation, handle = joining
                 options = generation.request.grammar.options if generation.request.grammar else None
                 stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
-                self._slots[index] = _Slot(generation, handle, generation.request.prompt, stop)
+                self._slots[index] = Slot(generation, handle, generation.request.prompt, stop)
                 self._sampler.set(index, generation.request.sampling)
 
-    def _leave(self, index: int, slot: _Slot, reason: FinishReason, error: Exception | None) -> None:
+    def _leave(self, index: int, slot: Slot, reason: FinishReason, error: Exception | None) -> None:
         self._slots[index] = None
         self._model.free(index)
         self._masker.close(slot.handle)

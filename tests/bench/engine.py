@@ -25,12 +25,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from engine_adapter.kernels import apply_bitmask_, rows_to_tensor
-from engine_adapter.loop import DecodeLoop, TurnTiming
+from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker, Masks
 from engine_adapter.model import LoadedModel, SlotModel, load_model
 from engine_adapter.request import Request
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.sidecar import Sidecar
+from engine_adapter.turn import TurnTiming
 from maskd.backends import load
 from maskd.backends.base import Matcher
 from maskd.bitmask import row_words
@@ -147,6 +148,7 @@ def _measure(console: Console, loaded: LoadedModel, spec: GrammarSpec, batch: in
 
 def _round(model: SlotModel, masker: Any, spec: GrammarSpec | None, batch: int, tokens: int, seed: int) -> list[TurnTiming]:
     """Runs one full batch; returns the turns in which all of it decoded, without the first ones."""
+    masker.close(masker.open(spec))  # compiled before, so that all join at once
     with DecodeLoop(model, masker, stop_token_ids=()) as loop:
         for index in range(batch):
             loop.add(Request([5] * _PROMPT_TOKENS, spec, SamplingParams(seed=1000 * seed + index), tokens))

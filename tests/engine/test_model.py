@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine_adapter.model import BUNDLED, LoadedModel, SlotModel, load_model
+from engine_adapter.model import BUNDLED, LoadedModel, SlotModel, load_model, slots_that_fit
 
 torch.set_num_threads(1)
 PROMPTS = [[3, 40, 500, 77], [9, 8, 7, 1000, 2000, 3, 4], [1500]]
@@ -118,3 +118,38 @@ def test_decode_when_repeated_then_buffers_stay_where_they_are(loaded: LoadedMod
     for _ in range(3):
         model.decode(torch.tensor([5, 6]), [0])
     assert before == [model.logits.data_ptr(), *(layer.keys.data_ptr() for layer in model._cache.slot_layers)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_decode_on_cuda_then_the_graphs_compute_what_the_network_does() -> None:
+    """Steps of several shapes, replayed and captured in turns, against the same steps launched one by one."""
+    loaded = load_model(device="cuda")
+    graphed, plain = (SlotModel(loaded.network, 6, 600) for _ in range(2))
+    plain._graphs = None
+    for length, slots in ((5, [0]), (5, [0]), (250, [0, 1, 2]), (3, [0, 1, 2, 3, 4]), (3, [0]), (5, [0, 1, 2, 3, 4, 5])):
+        for model in (graphed, plain):
+            for slot in slots:
+                model.free(slot)
+                model.prefill(slot, [(7 * slot + i) % 500 for i in range(length)])
+        for step in range(10):
+            token_ids = torch.arange(6, device="cuda") + step
+            for model in (graphed, plain):
+                model.decode(token_ids, slots)
+            torch.testing.assert_close(graphed.logits[slots].float(), plain.logits[slots].float(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_slots_on_cuda_then_as_many_as_memory_has_room_for() -> None:
+    loaded = load_model(device="cuda")
+    assert slots_that_fit(loaded, 256, 4) == 4 and 1 <= slots_that_fit(loaded, 256) <= 256
+    with pytest.raises(ValueError, match="MiB are free"):
+        slots_that_fit(loaded, 1 << 40, 1)
+
+
+def test_slots_on_the_cpu_then_as_many_as_wanted() -> None:
+    loaded = load_model(device="cpu")
+    assert slots_that_fit(loaded, 256) == 16 and slots_that_fit(loaded, 256, 3) == 3
+    with pytest.raises(ValueError, match="slots is 0"):
+        slots_that_fit(loaded, 256, 0)
