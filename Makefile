@@ -78,6 +78,9 @@ bench: $(STAMP) ## in-process, shared memory and gRPC side by side
 bench-engine: $(STAMP) ## tokens a second with no grammar, masks in process, and maskd
 	@$(BIN)/python -m tests.bench.engine
 
+chaos: $(STAMP) ## kill, stop and corrupt things under load; every row must still be right
+	@$(BIN)/python -m tests.bench.chaos
+
 all: lint types test ## everything that must hold
 
 clean: ## remove the virtual environment and build products

@@ -278,9 +278,9 @@ class SequenceTable:
             return (sequence_id, 0, 0, NO_ROW, 0, 0, len(sequence.history), _NOTHING, -1, 0), None
         if sequence.slow:
             return self._slow_item(at, item, sequence, created), None
-        started = time.perf_counter() if self._steps_to_time else 0.0
+        started = time.thread_time() if self._steps_to_time else -1.0
         result, effect = self._run(item, sequence, created, row, rows, may_defer=True)
-        if started:
+        if started >= 0:
             self._judge(sequence, started)
         if created:
             self._sequences[sequence_id] = sequence
@@ -352,8 +352,11 @@ class SequenceTable:
             self._marker[0] += 1
 
     def _judge(self, sequence: _Sequence, started: float) -> None:
-        """Sends a sequence, and all others of its grammar, to the lane if it was too slow just now."""
-        if self._lane is not None and time.perf_counter() - started > self._row_seconds:
+        """Sends a sequence, and all others of its grammar, to the lane if it was too slow just now.
+
+        By the processor's time: on a busy machine, a thread that had to wait for a core says nothing about the grammar.
+        """
+        if self._lane is not None and time.thread_time() - started > self._row_seconds:
             sequence.slow = True
             self._slow_marks.add(sequence.mark)
 
@@ -552,7 +555,7 @@ class SequenceTable:
         row_of_number = rows.row
         for at, row, sequence, effect in singles:
             self._marker[1] = sequence.mark
-            started = time.perf_counter() if timed else 0.0
+            started = time.thread_time() if timed else 0.0
             try:
                 sequence.matcher.fill_bitmask(row_of_number[row])
                 if timed:

@@ -28,5 +28,5 @@ def evil(start_daemon_for_session: Callable[..., Daemon]) -> Daemon:
     """One for a whole module: with short compiles and little memory. Not to be killed."""
     return start_daemon_for_session(
         "--backends", f"llguidance,xgrammar,{NAME}", "--compile-seconds", "3", "--compile-bytes", str(256 << 20),
-        "--mask-seconds", "1", environment={"PYTHONPATH": str(HERE)},
+        "--mask-seconds", "0.3", environment={"PYTHONPATH": str(HERE)},
     )  # fmt: skip

@@ -2,10 +2,10 @@
 
 It wraps llguidance. A regex whose source starts with ``evil {json}`` and a newline does what the JSON says:
 
-    do        hang | hold (hangs with the GIL) | spin | sleep | eat | abort | segv | raise
+    do        hang | hold (hangs with the GIL) | spin | sleep | burn (without the GIL) | eat | abort | segv | raise
     in        compile | fill | accept | rollback | fork
     at        tokens accepted when it happens; missing = always
-    seconds   for sleep
+    seconds   for sleep and burn
     once      path of a file: only who creates it misbehaves
     jail      true: in compile children too, not only in workers (always so for "in": "compile")
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -47,6 +48,10 @@ def misbehave(orders: dict[str, Any]) -> None:
         case "spin":
             while True:
                 pass
+        case "burn":
+            until = time.thread_time() + orders["seconds"]
+            while time.thread_time() < until:
+                hashlib.pbkdf2_hmac("sha256", b"salt", b"pepper", 2000)
         case "sleep":
             time.sleep(orders["seconds"])
         case "eat":

@@ -267,7 +267,6 @@ def test_cve_2026_2069_when_stars_are_nested_then_bounded(setting: Setting) -> N
         ("regex", "a**b("),
         ("json_schema", '{"type":"object","properties":{"a":{"type":"something","pattern":"{{"}}}'),
         ("json_schema", '{"type":"string","pattern":"("}'),
-        ("json_schema", '{"type":"string","pattern":"(?=a)b"}'),
     ],
 )
 def test_cve_2025_48942_cve_2025_48943_cve_2025_48944_when_malformed_then_refused_and_the_next_request_is_served(
@@ -325,14 +324,15 @@ def test_cve_2026_54234_when_tokens_come_after_an_abort_or_lie_outside_of_the_vo
 def test_cve_2025_23320_when_a_request_fails_then_no_internal_name_is_in_the_answer(setting: Setting) -> None:
     """Triton told the name of its segment in an error; there is no name here to tell."""
     answers = []
-    for call in (
-        lambda: setting.client.open_session(bytes(32), vocab_size=1, row_capacity=1),
-        lambda: open_session(setting.client, setting.vocabulary, rows=1 << 30),
-        lambda: open_session(setting.client, setting.vocabulary).create_grammar(GrammarSpec("regex", "x" * 2_000_000)),
-    ):
-        with pytest.raises(MaskdError) as caught:
-            call()
-        answers.append(caught.value.message)
+    with open_session(setting.client, setting.vocabulary) as session:
+        for call in (
+            lambda: setting.client.open_session(bytes(32), vocab_size=1, row_capacity=1),
+            lambda: open_session(setting.client, setting.vocabulary, rows=1 << 30),
+            lambda: session.create_grammar(GrammarSpec("regex", "x" * 2_000_000)),
+        ):
+            with pytest.raises(MaskdError) as caught:
+                call()
+            answers.append(caught.value.message)
     for text in answers:
         assert not any(word in text for word in ("/dev/shm", "memfd", "maskd-rows", "/proc", "/tmp")), text
 

@@ -227,9 +227,9 @@ def test_daemon_when_frozen_and_thawed_as_a_whole_then_nobody_is_taken_for_hung(
 
 # -- slow ---------------------------------------------------------------------------------------------------------------
 
-SLOW = evil_spec(WORD, do="sleep", in_="fill", seconds=0.06, jail=True)
+SLOW = evil_spec(WORD, do="burn", in_="fill", seconds=0.06, jail=True)
 """Seen to be slow in its jail: three times ``row_seconds`` a mask."""
-SLOW_ACCEPT = evil_spec(WORD, do="sleep", in_="accept", seconds=0.06, jail=True)
+SLOW_ACCEPT = evil_spec(WORD, do="burn", in_="accept", seconds=0.06, jail=True)
 
 
 @pytest.fixture(scope="module")
@@ -344,12 +344,25 @@ def test_grammar_when_it_turns_slow_later_then_it_moves_to_the_lane_and_the_mask
     slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
     """Fast in its jail, slow in the worker from its third token on: found out, taken off the data path, and every row is right."""
-    spec = evil_spec(WORD, do="sleep", in_="fill", seconds=0.06, at=3)
+    spec = evil_spec(WORD, do="burn", in_="fill", seconds=0.06, at=3)
     with Masker(slow_daemon.target, vocabulary, row_capacity=8) as masker:
         batch = Batch(masker, oracle, [spec, LETTERS, spec, CITY])
         for token in b"Paris is":
             assert not batch.advance({batch.handles[0]: A, batch.handles[1]: B, batch.handles[2]: B, batch.handles[3]: token})
         print(f"longest step with slow masks: {batch.longest:.2f} s")
+
+
+def test_step_when_it_waits_for_a_core_then_no_grammar_is_taken_for_slow(
+    slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
+) -> None:
+    """Time that passes without a core, for the jail and for the worker, sends nobody to the lane: the next row comes in its step."""
+    spec = evil_spec(WORD, do="sleep", in_="fill", seconds=0.06, at=2, jail=True)
+    with Client.connect(slow_daemon.target) as client, open_session(client, vocabulary) as session:
+        grammar = session.create_grammar(spec).grammar_id
+        for count in range(6):
+            item = Item(1, accept=(A,), row=0) if count else Item(1, Action.OPEN, grammar, row=0)
+            result, allowed = one(session, item)
+            assert result.status == Status.OK and allowed == oracle.allowed(spec, [A] * count)
 
 
 def test_lane_when_a_slow_item_never_ends_then_the_worker_is_killed_and_the_grammar_blamed(
