@@ -19,7 +19,7 @@ PROTO := proto/maskd/v1/mask_service.proto
 PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " substr($$0, 1, 110); fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test lint types fmt proto bench bench-engine all clean
+.PHONY: help install run serve test lint types fmt proto bench bench-engine chaos all clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

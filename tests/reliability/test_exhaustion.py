@@ -78,7 +78,7 @@ def test_nursery_when_it_has_no_descriptor_left_then_compiles_are_refused_typed_
         stand(session)
         nursery = daemon.pids("maskd-nursery")[0]
         room = resource.prlimit(nursery, resource.RLIMIT_NOFILE)
-        resource.prlimit(nursery, resource.RLIMIT_NOFILE, (max(descriptors(nursery)) + 1, room[1]))
+        resource.prlimit(nursery, resource.RLIMIT_NOFILE, (min(set(range(1000)) - set(descriptors(nursery))) + 1, room[1]))
         with pytest.raises(CapacityError) as caught:
             session.create_grammar(GrammarSpec("regex", "no descriptor"))
         assert caught.value.metadata["limit"] == "processes"
