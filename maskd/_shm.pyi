@@ -10,6 +10,7 @@ def spin(words: list[int], targets: list[int], nanoseconds: int, /) -> int: ...
 
 ItemTuple: TypeAlias = tuple[int, int, int, int, int, int, int, int, tuple[int, ...], tuple[int, ...], int, int]
 ResultTuple: TypeAlias = tuple[int, int, int, int, int, int, int, tuple[int, ...], int, int]
+Batch: TypeAlias = tuple[list[int], list[int], list[int], dict[int, ItemTuple]]
 
 def read_step(
     cell: int,
@@ -21,9 +22,18 @@ def read_step(
     row_capacity: int,
     step: int,
     /,
-) -> list[ItemTuple] | None: ...
+) -> Batch | None: ...
 def write_results(
-    cell: int, results_offset: int, forced_offset: int, forced_capacity: int, step: int, duration_ns: int, results: list[ResultTuple], /
+    cell: int,
+    results_offset: int,
+    forced_offset: int,
+    forced_capacity: int,
+    step: int,
+    duration_ns: int,
+    ids: list[int],
+    rows: list[int],
+    results: list[int | ResultTuple],
+    /,
 ) -> None: ...
 def read_reply(
     cell: int, results_offset: int, forced_offset: int, item_capacity: int, forced_capacity: int, step: int, /

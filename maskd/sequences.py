@@ -18,20 +18,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd import _shm
-from maskd.backends.base import BatchFill, Grammar, Matcher
+from maskd.backends.base import Advance, BatchFill, Grammar, Matcher
 from maskd.bitmask import row_of
 from maskd.errors import BackendError
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Status
 
-__all__ = ["HeldGrammar", "Rows", "SequenceTable"]
+__all__ = ["HeldGrammar", "Rows", "SequenceTable", "item_of"]
 
 _WANT_FORCED = 1
 _TERMINATED, _ACCEPTING, _ALL_ALLOWED = 1, 2, 4
 _ROW_EMPTY = 1
 _ADVANCE = int(Action.ADVANCE)
 _NOTHING: tuple[int, ...] = ()
+_NO_SEQUENCES: dict[int, _Sequence] = {}
 _STEPS_TIMED = 16
 """After a slow step, items are run and timed one by one for so many steps."""
+
+
+def item_of(batch: _shm.Batch, at: int) -> _shm.ItemTuple:
+    """Returns item ``at`` of ``batch`` in full."""
+    ids, tokens, rows, others = batch
+    return others.get(at) or (0, ids[at], _ADVANCE, 0, 0, 0, 0, rows[at], (tokens[at],), _NOTHING, -1, 0)
+
+
+def _out_of_the_ordinary(token_id: int, row_address: int, row_bytes: int) -> int:
+    """Stands in for ``Advance.advance`` where that must not be called."""
+    return 0
 
 
 class Rows:
@@ -41,13 +53,14 @@ class Rows:
         block: (row_capacity, row_stride_words) int32, C-contiguous, writable; the caller's.
     """
 
-    __slots__ = ("address", "block", "row", "stride_words")
+    __slots__ = ("address", "block", "row", "row_address", "stride_words")
 
     def __init__(self, block: NDArray[np.int32]) -> None:
         self.block = block
         self.address: int = block.ctypes.data
         self.stride_words: int = block.shape[1]
         self.row: list[NDArray[np.int32]] = list(block)
+        self.row_address = [self.address + at * block.strides[0] for at in range(len(block))]
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ class HeldGrammar:
 class _Sequence:
     """One sequence: its matcher, and every token that the matcher accepted."""
 
-    __slots__ = ("batch", "history", "late", "mark", "matcher", "seen_in", "slow", "stop_bytes", "stop_token_ids", "terminated")
+    __slots__ = ("advance", "batch", "history", "late", "mark", "matcher", "seen_in", "slow", "stop_bytes", "stop_token_ids", "terminated")
 
     def __init__(self, matcher: Matcher, like: HeldGrammar | _Sequence, mark: int) -> None:
         self.matcher = matcher
@@ -82,9 +95,18 @@ class _Sequence:
         self.stop_token_ids: frozenset[int] = like.stop_token_ids
         self.stop_bytes: bytes = like.stop_bytes
         self.batch: BatchFill | None = like.batch
-        self.slow: bool = like.slow
+        self.slow = False
         self.late: _Late | None = None
         self.seen_in = -1
+        self.advance = matcher.advance if isinstance(matcher, Advance) else None
+
+    def set_slow(self) -> None:
+        """From now on its items run in the lane."""
+        self.slow, self.advance = True, _out_of_the_ordinary
+
+    def take(self, token_id: int) -> int:
+        """``Advance.advance`` of a matcher that has none: accepts a token that does not terminate."""
+        return 0 if self.terminated or token_id in self.stop_token_ids else self.matcher.accept((token_id,))
 
     def rollback(self, token_count: int) -> list[int]:
         """Undoes the last tokens and returns them."""
@@ -209,40 +231,41 @@ class SequenceTable:
     def __len__(self) -> int:
         return len(self._sequences)
 
-    def step(self, number: int, items: Seq[_shm.ItemTuple], rows: Rows) -> list[_shm.ResultTuple]:
-        """Does what ``items`` say, fills ``rows``, and returns one result tuple an item, in order.
+    def step(self, number: int, batch: _shm.Batch, rows: Rows) -> list[int | _shm.ResultTuple]:
+        """Does what the items of ``batch`` say, fills ``rows``, and returns one result an item, in order: its position if it is
+        plain and went well without flags, else a tuple.
 
         Items with one row and no drafts are filled together at the end, in one native call where the backend has one.
         The row of an item that failed or terminated allows the stop tokens only: an engine that overlooks the status
         ends the sequence instead of going on without a mask.
         """
-        results: list[_shm.ResultTuple] = []
+        results: list[int | _shm.ResultTuple] = []
         pending: list[tuple[int, int, _Sequence, _Effect | None]] = []  # (index of its result, row, sequence, effect)
-        sequences, marker, timed = self._sequences, self._marker, self._steps_to_time > 0
+        filled: list[tuple[int, int, _Sequence, _Effect | None]] = []
+        ids, tokens, row_numbers, _ = batch
+        marker, timed = self._marker, self._steps_to_time > 0
+        find = _NO_SEQUENCES.get if timed else self._sequences.get
+        row_address, row_bytes, mark = rows.row_address, 4 * rows.stride_words, -1
         self._steps_to_time -= timed
         self._deadline = time.perf_counter() + self._row_seconds
-        for at, item in enumerate(items):
-            status, sequence_id, action, flags, _, _, rollback, row, accept, drafts, _, _ = item
-            sequence = sequences.get(sequence_id)
-            if not (
-                timed
-                or sequence is None or status or action or flags or rollback or drafts or row < 0 or len(accept) != 1
-                or sequence.terminated or sequence.slow or sequence.seen_in == number or accept[0] in sequence.stop_token_ids
-            ):  # fmt: skip  # the short way of nearly every item; the long way gives the same answer
-                sequence.seen_in = number
-                marker[1] = sequence.mark
+        for sequence, token_id, row in zip(map(find, ids), tokens, row_numbers, strict=True):
+            if sequence is not None:  # the short way of nearly every item; the long way gives the same answer
+                if sequence.mark != mark:
+                    marker[1] = mark = sequence.mark
+                advance = sequence.advance
                 try:
-                    accepted = sequence.matcher.accept(accept)
+                    done = advance(token_id, row_address[row], row_bytes) if advance else sequence.take(token_id)
                 except BackendError:
-                    results.append(self._close_broken(item, rows))
+                    results.append(self._close_broken(item_of(batch, len(results)), rows))
                     continue
-                if accepted:
-                    sequence.history.append(accept[0])
-                    pending.append((at, row, sequence, None))
-                    results.append((sequence_id, 0, 0, row, 1, 1, len(sequence.history), _NOTHING, -1, 0))
-                else:
-                    results.append(self._failed(item, _ItemFailed(Status.TOKEN_REJECTED, 0, accept[0]), rows))
-                continue
+                if done:
+                    history = sequence.history
+                    history.append(token_id)
+                    (filled if done == 2 else pending).append((len(results), row, sequence, None))
+                    results.append(len(history))
+                    continue
+            at, mark = len(results), -1
+            item = item_of(batch, at)
             try:
                 result, deferred = self._item(number, at, item, rows)
             except _ItemFailed as failure:
@@ -251,14 +274,14 @@ class SequenceTable:
                 result = self._close_broken(item, rows)
             else:
                 if deferred is not None:
-                    pending.append((at, row, deferred.sequence, deferred))
+                    pending.append((at, item[7], deferred.sequence, deferred))
             results.append(result)
-        if pending:
-            self._fill_pending(items, pending, rows, results, timed=timed)
+        if pending or filled:
+            self._fill_pending(batch, pending, filled, rows, results, timed=timed)
         if self._lane is not None and not self._steps_to_time and time.perf_counter() > self._deadline:
             self._steps_to_time = _STEPS_TIMED  # somebody was slow: find out who
         if self._slow_entries:
-            self._collect_slow(items, rows, results)
+            self._collect_slow(batch, rows, results)
         return results
 
     # -- one item, in full -----------------------------------------------------------------------------------------
@@ -357,13 +380,13 @@ class SequenceTable:
         By the processor's time: on a busy machine, a thread that had to wait for a core says nothing about the grammar.
         """
         if self._lane is not None and time.thread_time() - started > self._row_seconds:
-            sequence.slow = True
+            sequence.set_slow()
             self._slow_marks.add(sequence.mark)
 
-    def _collect_slow(self, items: Seq[_shm.ItemTuple], rows: Rows, results: list[_shm.ResultTuple]) -> None:
+    def _collect_slow(self, batch: _shm.Batch, rows: Rows, results: list[int | _shm.ResultTuple]) -> None:
         """Takes the slow items that are done by the deadline; the others go on, and are asked for again."""
         for at, sequence, late in self._slow_entries:
-            item = items[at]
+            item = item_of(batch, at)
             sequence_id, row, wanted = item[1], item[7], 1 + len(item[9])
             if not self._wait_for(late):
                 sequence.late = late
@@ -406,7 +429,8 @@ class SequenceTable:
                     raise _ItemFailed(Status.GRAMMAR_NOT_FOUND, value=grammar_id)
                 self._marker[1] = mark = self._mark_base | held.grammar_id
                 sequence = _Sequence(held.grammar.matcher(), held, mark)
-                sequence.slow = self._lane is not None and (held.slow or mark in self._slow_marks)
+                if self._lane is not None and (held.slow or mark in self._slow_marks):
+                    sequence.set_slow()
                 return sequence
             source = self._sequences.get(source_id)
             if source is None:
@@ -417,7 +441,8 @@ class SequenceTable:
         except BackendError:
             raise _ItemFailed(Status.BACKEND_FAILED, value=1) from None
         fork.history = source.history.copy()
-        fork.slow = source.slow
+        if source.slow:
+            fork.set_slow()
         fork.terminated = source.terminated
         return fork
 
@@ -528,28 +553,28 @@ class SequenceTable:
 
     def _fill_pending(
         self,
-        items: Seq[_shm.ItemTuple],
+        batch: _shm.Batch,
         pending: list[tuple[int, int, _Sequence, _Effect | None]],
+        filled: list[tuple[int, int, _Sequence, _Effect | None]],
         rows: Rows,
-        results: list[_shm.ResultTuple],
+        results: list[int | _shm.ResultTuple],
         *,
         timed: bool,
     ) -> None:
-        """Fills the rows that are left, in one native call a backend where there is one, and completes their results."""
+        """Fills the rows that are left, in one native call a backend where there is one, and completes the results of all."""
         failed: list[tuple[int, _Sequence, _Effect | None, Status]] = []
-        numbers = [entry[1] for entry in pending]
         singles = pending
         if len(pending) > 1 and not timed:
             groups = {entry[2].batch for entry in pending}
             singles = []
-            for batch in groups:
-                entries = pending if len(groups) == 1 else [entry for entry in pending if entry[2].batch is batch]
-                if batch is None or len(entries) == 1:
+            for by in groups:
+                entries = pending if len(groups) == 1 else [entry for entry in pending if entry[2].batch is by]
+                if by is None or len(entries) == 1:
                     singles += entries
                     continue
                 self._marker[1] = self._mark_base  # grammar 0: several
                 try:
-                    batch.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
+                    by.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
                 except BackendError:  # one of them failed: find out which, and serve the others
                     singles += entries
         row_of_number = rows.row
@@ -563,17 +588,23 @@ class SequenceTable:
             except BackendError:
                 failed.append((at, sequence, effect, Status.BACKEND_FAILED))
                 row_of_number[row][:] = self._stop_row
-        flags = _shm.finish_rows(rows.address, rows.stride_words, self._token_count, numbers, [entry[2].stop_bytes for entry in pending])
-        for (at, _, sequence, effect), flag in zip(pending, flags, strict=True):
-            if not flag:
-                continue
-            if flag & _ROW_EMPTY:
-                failed.append((at, sequence, effect, Status.NO_TOKEN_ALLOWED))
-            elif flag & self._row_flags:
-                result = results[at]
-                results[at] = (*result[:2], flag & self._row_flags, *result[3:])
+        filled += pending
+        flags = _shm.finish_rows(
+            rows.address, rows.stride_words, self._token_count, [entry[1] for entry in filled], [entry[2].stop_bytes for entry in filled]
+        )
+        if flags.count(0) < len(flags):
+            for (at, row, sequence, effect), flag in zip(filled, flags, strict=True):
+                if flag & _ROW_EMPTY:
+                    failed.append((at, sequence, effect, Status.NO_TOKEN_ALLOWED))
+                elif flag := flag & self._row_flags:
+                    result = results[at]
+                    results[at] = (
+                        (batch[0][at], 0, flag, row, 1, 1, result, _NOTHING, -1, 0)
+                        if isinstance(result, int)
+                        else (*result[:2], flag, *result[3:])
+                    )
         for at, sequence, effect, status in failed:
-            item = items[at]
+            item = item_of(batch, at)
             try:
                 self._take_back(effect or _Effect(item[1], sequence, 1, _NOTHING, created=False))
                 results[at] = self._failed(item, _ItemFailed(status), rows)

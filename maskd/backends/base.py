@@ -29,7 +29,7 @@ The two libraries differ in all of this (refusals that are fatal, rows after a s
 for rollback, bad grammars that only show at the first step, canonical tokens only); the adapters hide the differences and
 ``tests/contract`` is the definition, run on every backend and on a brute-force reference.
 
-Optional powers are protocols of one method. The worker looks for them once per backend.
+Optional powers are protocols of one method. The worker looks for them once per backend, or once per matcher.
 
 Knows nothing about: configuration, torch, sequence ids, shared memory. Rows belong to the caller.
 """
@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from maskd.grammar import GrammarReport, GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Backend", "BackendFactory", "BatchFill", "Grammar", "Matcher", "Serializer"]
+__all__ = ["Advance", "Backend", "BackendFactory", "BatchFill", "Grammar", "Matcher", "Serializer"]
 
 
 class Matcher(Protocol):
@@ -129,6 +129,22 @@ class BatchFill(Protocol):
             indices: as long as ``matchers``, no two equal.
         Raises:
             BackendError: a matcher failed; which rows were written is not known. The caller then fills one by one.
+        """
+
+
+@runtime_checkable
+class Advance(Protocol):
+    """Optional, of a matcher: the usual step with as few calls as the library allows."""
+
+    def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
+        """Accepts ``token_id`` if that is simple, and fills the row at ``row_address`` if that is best done at once.
+
+        Returns:
+            0: nothing changed, because the token is refused, terminates, or anything else is out of the ordinary. The caller
+            goes on with ``accept``, which has the answer. 1: accepted, ``fill_bitmask`` is still to be called. 2: accepted, and
+            the row is as ``fill_bitmask`` writes it.
+        Raises:
+            BackendError: the library gave up; the matcher must be dropped.
         """
 
 

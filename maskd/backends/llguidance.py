@@ -72,13 +72,15 @@ class LlguidanceMatcher:
     bits say whether the text is a complete match, and the matcher keeps the stop token itself.
     """
 
-    __slots__ = ("_grammar", "_history", "_native", "_not_text", "is_terminated")
+    __slots__ = ("_careful", "_grammar", "_history", "_native", "_not_text", "_overrides_stop", "is_terminated")
 
     def __init__(self, grammar: LlguidanceGrammar, native: Any, history: list[int], is_terminated: bool) -> None:
         self._grammar = grammar
         self._native = native
         self._not_text = grammar.not_text
         self._history = history  # to stand again where it stood after a failed fill, which kills the native matcher
+        self._overrides_stop = grammar.overrides_stop
+        self._careful = False
         self.is_terminated = is_terminated
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:
@@ -89,15 +91,36 @@ class LlguidanceMatcher:
         native = self._native
         native.unsafe_compute_mask_ptr(address, row.nbytes)
         if native.is_error():  # the row then says "stop", which is not true
+            message = _short(native.get_error())
             self._revive()
-        if self._grammar.overrides_stop:
+            raise BackendError(f"llguidance cannot fill a row: {message}")
+        if self._overrides_stop:
             self._grammar.override_stop_bits(row)
 
     def _revive(self) -> None:
-        message = _short(self._native.get_error())
         self._native = self._grammar.native()
         self._native.try_consume_tokens(self._history)
-        raise BackendError(f"llguidance cannot fill a row: {message}")
+
+    def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
+        """See ``Advance.advance``.
+
+        ``consume_token`` does not try a token before it takes it, and dies of a refused one. That takes a replay of the
+        history, so it is risked only until the first time.
+        """
+        if token_id in self._not_text or self.is_terminated or self._careful:
+            return 0
+        native = self._native
+        if native.consume_token(token_id):
+            if self._overrides_stop:
+                self._history.append(token_id)
+                return 1
+            native.unsafe_compute_mask_ptr(row_address, row_bytes)
+            if not native.is_error():
+                self._history.append(token_id)
+                return 2
+        self._careful = True
+        self._revive()
+        return 0
 
     def accept(self, token_ids: Sequence[int]) -> int:
         """See ``Matcher.accept``."""

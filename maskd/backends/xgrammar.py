@@ -43,7 +43,7 @@ def create(vocabulary: Vocabulary, *, threads: int) -> XgrammarBackend:
 class XgrammarMatcher:
     """The state of one sequence: a native handle. See ``Matcher``."""
 
-    __slots__ = ("_accept", "_fill", "_grammar", "_handle", "_never", "_stop", "is_terminated")
+    __slots__ = ("_accept", "_fill", "_grammar", "_handle", "_never", "_not_simple", "_stop", "is_terminated")
 
     def __init__(self, grammar: XgrammarGrammar, handle: Any) -> None:
         self._grammar = grammar
@@ -51,6 +51,7 @@ class XgrammarMatcher:
         self._accept: Callable[[int, bool], bool] = handle.accept_token
         self._fill: Callable[[NDArray[np.int32], int, bool], bool] = handle.fill_next_token_bitmask
         self._never = grammar.never
+        self._not_simple = grammar.not_simple
         self._stop = grammar.stop_token_ids
         self.is_terminated: bool = handle.is_terminated()
 
@@ -78,6 +79,15 @@ class XgrammarMatcher:
             raise BackendError(f"xgrammar failed on a token: {_short(error)}") from None
         return accepted
 
+    def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
+        """See ``Advance.advance``. Rows are left: a batch of them is cheaper."""
+        if token_id in self._not_simple or self.is_terminated:
+            return 0
+        try:
+            return self._accept(token_id, False)
+        except RuntimeError as error:
+            raise BackendError(f"xgrammar failed on a token: {_short(error)}") from None
+
     def rollback(self, token_count: int) -> None:
         """See ``Matcher.rollback``."""
         if token_count:
@@ -95,10 +105,11 @@ class XgrammarGrammar:
     Attributes:
         compiled: the library's object.
         never: ids that are never accepted.
+        not_simple: these, and the stop tokens.
         replaced_stop: stop tokens of the vocabulary that this grammar replaces. xgrammar leaves them allowed in free text.
     """
 
-    __slots__ = ("_stop", "compiled", "never", "replaced_stop", "report", "stop_token_ids")
+    __slots__ = ("_stop", "compiled", "never", "not_simple", "replaced_stop", "report", "stop_token_ids")
 
     def __init__(
         self, compiled: Any, report: GrammarReport, options: GrammarOptions, vocabulary: Vocabulary, never: frozenset[int]
@@ -109,6 +120,7 @@ class XgrammarGrammar:
         self.stop_token_ids = frozenset(self._stop)
         self.replaced_stop = tuple(token_id for token_id in vocabulary.stop_token_ids if token_id not in self.stop_token_ids)
         self.never = never.union(self.replaced_stop) - self.stop_token_ids
+        self.not_simple = self.never | self.stop_token_ids
 
     def matcher(self) -> XgrammarMatcher:
         """See ``Grammar.matcher``."""

@@ -202,8 +202,42 @@ static PyObject *item_tuple(const maskd_item *item, int status, const int32_t *t
     return tuple;
 }
 
+/* Whether every sequence id is there once: unique[i] tells it of item i. Bounded, whatever the ids are: where too many fall
+ * on one slot, all of the step count as seen before. slots: a power of two, at least twice the items, all 0. */
+static void find_unique(const maskd_item *items, uint32_t count, uint32_t *slots, uint32_t slot_count, unsigned char *unique) {
+    enum { MOST_LOOKS = 64 };
+    memset(unique, 1, count);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t slot = (uint32_t)(((uint64_t)items[i].sequence_id * UINT64_C(0x9e3779b97f4a7c15)) >> 32), looks = 0;
+        for (; slots[slot & (slot_count - 1)]; slot++) {
+            uint32_t other = slots[slot & (slot_count - 1)] - 1;
+            if (items[other].sequence_id == items[i].sequence_id) {
+                unique[other] = unique[i] = 0;
+                break;
+            }
+            if (++looks == MOST_LOOKS) {
+                memset(unique, 0, count);
+                return;
+            }
+        }
+        slots[slot & (slot_count - 1)] = i + 1;
+    }
+}
+
+/* What nearly every item is: one token for a sequence that is there, and one row. */
+static int is_plain(const maskd_item *item) {
+    return item->action == MASKD_ADVANCE && !item->flags && !item->rollback && item->accept_count == 1 && !item->draft_count && item->row >= 0;
+}
+
+/* Returns 0 on success. */
+static int list_int(PyObject *list, Py_ssize_t index, long long value) {
+    PyObject *number = PyLong_FromLongLong(value);
+    return number ? PyList_SetItem(list, index, number) : -1;
+}
+
 /* read_step(cell, items_offset, tokens_offset, item_capacity, token_capacity, vocab_size, row_capacity, step)
- *   -> list of item tuples, or None if the cell itself is broken.
+ *   -> (sequence ids, tokens, rows, others), or None if the cell itself is broken. Three lists with an entry for each item; an item that
+ * is not plain, or whose sequence is named twice, has the id 0 there and its tuple in the dict others, by its number.
  * Every byte of the foreign cell is copied once into private memory and only then looked at. */
 static PyObject *read_step(PyObject *self, PyObject *args) {
     unsigned long long cell_address, items_offset, tokens_offset, step;
@@ -211,48 +245,70 @@ static PyObject *read_step(PyObject *self, PyObject *args) {
     maskd_steps_cell cell;
     maskd_item *items = NULL;
     int32_t *tokens = NULL;
-    unsigned char *taken = NULL;
-    PyObject *list = NULL;
+    uint32_t *slots = NULL, slot_count = 2;
+    unsigned char *taken = NULL, *unique = NULL;
+    PyObject *ids = NULL, *plain_tokens = NULL, *rows = NULL, *others = NULL, *out = NULL;
     (void)self;
     if (!PyArg_ParseTuple(args, "KKKIIIIK", &cell_address, &items_offset, &tokens_offset, &item_capacity, &token_capacity, &vocab_size, &row_capacity, &step))
         return NULL;
     memcpy(&cell, POINTER(void, cell_address), sizeof(cell));
     if (cell.step != step || cell.item_count > item_capacity || cell.token_count > token_capacity) Py_RETURN_NONE;
+    while (slot_count < 2 * (size_t)cell.item_count && slot_count < UINT32_C(1) << 31) slot_count *= 2;
     items = malloc(sizeof(maskd_item) * ((size_t)cell.item_count + 1));
     tokens = malloc(sizeof(int32_t) * ((size_t)cell.token_count + 1));
-    taken = calloc(row_capacity ? row_capacity : 1, 1);
-    if (!items || !tokens || !taken) {
-        PyErr_NoMemory();
+    slots = calloc(slot_count, sizeof(uint32_t));
+    taken = calloc((size_t)row_capacity + 1, 1);
+    unique = malloc((size_t)cell.item_count + 1);
+    ids = PyList_New(cell.item_count);
+    plain_tokens = PyList_New(cell.item_count);
+    rows = PyList_New(cell.item_count);
+    others = PyDict_New();
+    if (!items || !tokens || !slots || !taken || !unique || !ids || !plain_tokens || !rows || !others) {
+        if (!PyErr_Occurred()) PyErr_NoMemory();
         goto done;
     }
     memcpy(items, POINTER(void, cell_address + items_offset), sizeof(maskd_item) * (size_t)cell.item_count);
     memcpy(tokens, POINTER(void, cell_address + tokens_offset), sizeof(int32_t) * (size_t)cell.token_count);
-    list = PyList_New(cell.item_count);
-    for (uint32_t i = 0; list && i < cell.item_count; i++) {
+    find_unique(items, cell.item_count, slots, slot_count, unique);
+    for (uint32_t i = 0; i < cell.item_count; i++) {
         int32_t detail_index;
         int64_t detail_value;
         int status = check_item(&items[i], tokens, cell.token_count, vocab_size, row_capacity, taken, &detail_index, &detail_value);
-        PyObject *tuple = item_tuple(&items[i], status, tokens, detail_index, detail_value);
-        if (!tuple || PyList_SetItem(list, i, tuple) < 0) {
-            Py_DECREF(list);
-            list = NULL;
-        }
+        int plain = status == MASKD_OK && unique[i] && is_plain(&items[i]);
+        if (list_int(ids, i, plain ? items[i].sequence_id : 0) < 0 || list_int(plain_tokens, i, plain ? tokens[items[i].accept_offset] : 0) < 0 ||
+            list_int(rows, i, plain ? items[i].row : 0) < 0)
+            goto done;
+        if (plain) continue;
+        PyObject *number = PyLong_FromUnsignedLong(i), *tuple = item_tuple(&items[i], status, tokens, detail_index, detail_value);
+        int failed = !number || !tuple || PyDict_SetItem(others, number, tuple) < 0;
+        Py_XDECREF(number);
+        Py_XDECREF(tuple);
+        if (failed) goto done;
     }
+    out = PyTuple_Pack(4, ids, plain_tokens, rows, others);
 done:
     free(items);
     free(tokens);
+    free(slots);
     free(taken);
-    return list;
+    free(unique);
+    Py_XDECREF(ids);
+    Py_XDECREF(plain_tokens);
+    Py_XDECREF(rows);
+    Py_XDECREF(others);
+    return out;
 }
 
-/* write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, results)
- * Result: (sequence_id, status, flags, row, row_count, accepted_count, position, forced, detail_index, detail_value). The caller has set the lock. */
+/* write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, ids, rows, results)
+ * A result is the position of a plain item that went well, with its id and its row in the other two lists, or it is
+ * (sequence_id, status, flags, row, row_count, accepted_count, position, forced, detail_index, detail_value). The caller has set the lock. */
 static PyObject *write_results(PyObject *self, PyObject *args) {
     unsigned long long cell_address, results_offset, forced_offset, step, duration_ns;
     unsigned int forced_capacity, forced_at = 0;
-    PyObject *results;
+    PyObject *ids, *rows, *results;
     (void)self;
-    if (!PyArg_ParseTuple(args, "KKKIKKO", &cell_address, &results_offset, &forced_offset, &forced_capacity, &step, &duration_ns, &results)) return NULL;
+    if (!PyArg_ParseTuple(args, "KKKIKKOOO", &cell_address, &results_offset, &forced_offset, &forced_capacity, &step, &duration_ns, &ids, &rows, &results))
+        return NULL;
     maskd_rows_cell *cell = POINTER(maskd_rows_cell, cell_address);
     maskd_result *out = POINTER(maskd_result, cell_address + results_offset);
     int32_t *forced_out = POINTER(int32_t, cell_address + forced_offset);
@@ -261,6 +317,15 @@ static PyObject *write_results(PyObject *self, PyObject *args) {
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *one = PyList_GetItem(results, i), *forced;
         long long field[10];
+        if (one && PyLong_Check(one)) {
+            PyObject *id = PyList_GetItem(ids, i), *row = id ? PyList_GetItem(rows, i) : NULL;
+            if (!row) return NULL;
+            maskd_result plain = {.sequence_id = PyLong_AsLongLong(id), .row = (int32_t)PyLong_AsLong(row), .row_count = 1, .accepted_count = 1,
+                                  .position = (uint32_t)PyLong_AsUnsignedLong(one), .forced_offset = forced_at, .detail_index = -1};
+            if (PyErr_Occurred()) return NULL;
+            out[i] = plain;
+            continue;
+        }
         if (!one || PyTuple_Size(one) != 10) {
             if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "a result has ten fields");
             return NULL;
@@ -377,7 +442,7 @@ static PyMethodDef methods[] = {
     {"publish", publish, METH_VARARGS, "publish(word, value, peer_flag, fd) -> bool: release store, full fence, ring if the peer sleeps."},
     {"spin", spin, METH_VARARGS, "spin(words, targets, nanoseconds) -> int: index of the first word >= its target, or -1; releases the GIL."},
     {"read_step", read_step, METH_VARARGS, "read_step(cell, items_offset, tokens_offset, item_capacity, token_capacity, vocab_size, row_capacity, step)"},
-    {"write_results", write_results, METH_VARARGS, "write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, results)"},
+    {"write_results", write_results, METH_VARARGS, "write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, ids, rows, results)"},
     {"read_reply", read_reply, METH_VARARGS, "read_reply(cell, results_offset, forced_offset, item_capacity, forced_capacity, step)"},
     {"finish_rows", finish_rows, METH_VARARGS, "finish_rows(rows, stride_words, token_count, indices, stops) -> bytes: flags, one a row."},
     {"only_token", only_token, METH_VARARGS, "only_token(row, stride_words) -> int: the one allowed id, or -1."},

@@ -142,19 +142,22 @@ class WorkerSession:
         started = clock()
         layout = self.layout
         steps_cell, rows_cell, rows = self._cells[step % lay.CELL_COUNT]
-        items = _shm.read_step(
+        batch = _shm.read_step(
             steps_cell, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
             layout.vocab_size, layout.row_capacity, step,
         )  # fmt: skip
-        if items is None:
+        if batch is None:
             raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
         _shm.store_u64(rows_cell, 2 * step - 1)
         self._marker[0] += 1
         try:
-            results = self.table.step(step, items, rows)
+            results = self.table.step(step, batch, rows)
         finally:
             self._marker[0] += 1
-        _shm.write_results(rows_cell, layout.results_offset, layout.forced_offset, layout.forced_capacity, step, clock() - started, results)
+        _shm.write_results(
+            rows_cell, layout.results_offset, layout.forced_offset, layout.forced_capacity, step, clock() - started,
+            batch[0], batch[2], results,
+        )  # fmt: skip
         _shm.store_u64(rows_cell, 2 * step)
         self.completed = step
         # HANDOFF worker -> engine

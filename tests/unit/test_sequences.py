@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from numpy.typing import NDArray
 
+from maskd import _shm
 from maskd.bitmask import allowed_token_ids, row_of
 from maskd.errors import BackendError
 from maskd.grammar import GrammarReport
@@ -77,7 +80,31 @@ class Matcher:
         del self.history[len(self.history) - token_count :]
 
     def fork(self) -> Matcher:
-        return Matcher(self.faults, self.stop, self.history)
+        return type(self)(self.faults, self.stop, self.history)
+
+
+class QuickMatcher(Matcher):
+    """The same, with the short way to accept."""
+
+    fills = False
+
+    def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
+        if token_id == self.stop or not self.accept([token_id]):
+            return 0
+        if not self.fills:
+            return 1
+        try:
+            self.fill_bitmask(np.ctypeslib.as_array((ctypes.c_int32 * (row_bytes // 4)).from_address(row_address)))
+        except BackendError:
+            self.rollback(1)
+            return 0
+        return 2
+
+
+class FillingMatcher(QuickMatcher):
+    """The same, with rows filled on the way."""
+
+    fills = True
 
 
 class Grammar:
@@ -85,12 +112,12 @@ class Grammar:
 
     report = GrammarReport("toy", "asked for")
 
-    def __init__(self, faults: Faults, stop: int) -> None:
-        self.faults, self.stop = faults, stop
+    def __init__(self, faults: Faults, stop: int, kind: type[Matcher] = Matcher) -> None:
+        self.faults, self.stop, self.kind = faults, stop, kind
         self.stop_token_ids = frozenset({stop})
 
     def matcher(self) -> Matcher:
-        return Matcher(self.faults, self.stop)
+        return self.kind(self.faults, self.stop)
 
 
 class Batch:
@@ -106,31 +133,70 @@ class Batch:
             matcher.fill_bitmask(rows[index])
 
 
+def batch_of(items: Sequence[_shm.ItemTuple], *, plain: bool) -> _shm.Batch:
+    """The items as ``read_step`` gives them, or all of them in full."""
+    named = Counter(item[1] for item in items)
+    short = [
+        plain and named[i[1]] == 1 and not (i[0] or i[2] or i[3] or i[6] or i[9]) and i[7] >= 0 and len(i[8]) == 1
+        for i in items
+    ]  # fmt: skip
+    return (
+        [i[1] if yes else 0 for i, yes in zip(items, short, strict=True)],
+        [i[8][0] if yes else 0 for i, yes in zip(items, short, strict=True)],
+        [i[7] if yes else 0 for i, yes in zip(items, short, strict=True)],
+        {at: i for at, (i, yes) in enumerate(zip(items, short, strict=True)) if not yes},
+    )
+
+
+def in_full(batch: _shm.Batch, results: Sequence[int | _shm.ResultTuple]) -> list[_shm.ResultTuple]:
+    """The results, with those that are only a position written out."""
+    return [
+        (batch[0][at], 0, 0, batch[2][at], 1, 1, result, (), -1, 0) if isinstance(result, int) else result
+        for at, result in enumerate(results)
+    ]
+
+
 class Bench:
-    """A table with its rows. Grammar 1 fills one by one, grammar 2 in batches, grammar 3 has another stop token."""
+    """A table with its rows. Grammar 1 fills one by one, grammar 2 in batches, grammar 3 has another stop token.
+
+    Each step is also done by a second table, whose items all go the long way; it must come to the same.
+    """
 
     def __init__(self) -> None:
         self.faults = Faults()
-        self.table = SequenceTable(TOKEN_COUNT, VOCAB_SIZE, (STOP,), CAPACITY, forced_limit=FORCED_LIMIT)
-        batch = Batch(self.faults)
-        for grammar_id, stop, by in ((1, STOP, None), (2, STOP, batch), (3, OTHER_STOP, None)):
-            self.table.grammars[grammar_id] = HeldGrammar.of(grammar_id, Grammar(self.faults, stop), by)  # type: ignore[arg-type]
-        self.rows = Rows(np.zeros((ROWS, len(row_of((), VOCAB_SIZE))), dtype=np.int32))
+        self.table, self.rows = self._table(Batch(self.faults), FillingMatcher, QuickMatcher)
+        self.long_table, self.long_rows = self._table(Batch(Faults()), Matcher, Matcher)
         self.number = 0
+
+    def _table(self, batch: Batch, first: type[Matcher], second: type[Matcher]) -> tuple[SequenceTable, Rows]:
+        table = SequenceTable(TOKEN_COUNT, VOCAB_SIZE, (STOP,), CAPACITY, forced_limit=FORCED_LIMIT)
+        for grammar_id, stop, kind, by in ((1, STOP, first, None), (2, STOP, second, batch), (3, OTHER_STOP, Matcher, None)):
+            table.grammars[grammar_id] = HeldGrammar.of(grammar_id, Grammar(self.faults, stop, kind), by)  # type: ignore[arg-type]
+        return table, Rows(np.zeros((ROWS, len(row_of((), VOCAB_SIZE))), dtype=np.int32))
 
     def step(self, *items: Item, status: int = 0) -> list[Result]:
         """One step; rows hold rubbish before it."""
         self.number += 1
-        self.rows.block[:] = -1
-        tuples = [
+        self.rows.block[:] = self.long_rows.block[:] = -1
+        tuples: list[_shm.ItemTuple] = [
             (status, i.sequence_id, int(i.action), int(i.want_forced), i.grammar_id, i.source_sequence_id, i.rollback, i.row,
              tuple(i.accept), tuple(i.drafts), -1, 0)
             for i in items
         ]  # fmt: skip
+        batch, long_batch = batch_of(tuples, plain=True), batch_of(tuples, plain=False)
+        results = in_full(batch, self.table.step(self.number, batch, self.rows))
+        assert results == self.long_table.step(self.number, long_batch, self.long_rows)
+        np.testing.assert_array_equal(self.rows.block, self.long_rows.block)
+        assert self.state(self.table) == self.state(self.long_table)
         return [
             Result(r[0], Status(r[1]), r[3], r[4], r[5], r[6], bool(r[2] & 1), bool(r[2] & 2), bool(r[2] & 4), r[7], r[8], r[9])
-            for r in self.table.step(self.number, tuples, self.rows)
+            for r in results
         ]
+
+    @staticmethod
+    def state(table: SequenceTable) -> dict[int, tuple[list[int], list[int], bool]]:
+        """What the table and the matchers hold of each sequence."""
+        return {number: (one.history, one.matcher.history, one.terminated) for number, one in table._sequences.items()}  # type: ignore[attr-defined]
 
     def row(self, number: int) -> set[int]:
         return set(allowed_token_ids(self.rows.block[number]).tolist())
@@ -340,7 +406,8 @@ def test_all_allowed_when_there_is_padding_then_it_is_not_claimed(padding: int) 
     rows = Rows(np.zeros((3, len(row_of((), 64 + padding))), dtype=np.int32))
     for number, drafts in enumerate(((), (1,))):
         action = Action.ADVANCE if number else Action.OPEN
-        result = table.step(number, [(0, 1, int(action), 0, 1, 0, 0, 0, (), drafts, -1, 0)], rows)[0]
+        batch = batch_of([(0, 1, int(action), 0, 1, 0, 0, 0, (), drafts, -1, 0)], plain=False)
+        result = in_full(batch, table.step(number, batch, rows))[0]
         assert bool(result[2] & 4) == (padding == 0)
         assert len(allowed_token_ids(rows.block[0])) == 64
 
@@ -384,6 +451,9 @@ ITEMS = st.builds(
 )
 
 
+PLAIN = st.builds(Item, IDS, accept=st.tuples(st.sampled_from([0, 1, 2, 4, 7, 8, 9, STOP])), row=st.just(1))
+
+
 class TableMachine(RuleBasedStateMachine):
     """Random steps; after each, results, rows and the whole state equal the model's."""
 
@@ -397,6 +467,9 @@ class TableMachine(RuleBasedStateMachine):
         items=st.lists(st.tuples(ITEMS, TOKENS, st.booleans()), min_size=1, max_size=4),
         fail=st.sets(st.sampled_from([(), (1,), (4,), (2, 2)]), max_size=1),
     )
+    def any_step(self, items: list[tuple[Item, list[int], bool]], fail: set[tuple[int, ...]]) -> None:
+        self.step(items, fail)
+
     def step(self, items: list[tuple[Item, list[int], bool]], fail: set[tuple[int, ...]]) -> None:
         row, batch = 0, []
         for item, drafts, forced in items:
@@ -428,6 +501,17 @@ class TableMachine(RuleBasedStateMachine):
             if item.row != NO_ROW:
                 closed = [{STOP}] * (1 + len(item.drafts) - len(row_sets))
                 assert [self.bench.row(item.row + i) for i in range(1 + len(item.drafts))] == row_sets + closed
+
+    @rule(
+        grammars=st.lists(st.integers(1, 3), min_size=4, max_size=4),
+        fail=st.sets(st.sampled_from([(), (1,), (4,), (2, 2)]), max_size=1),
+    )
+    def open_all(self, grammars: list[int], fail: set[tuple[int, ...]]) -> None:
+        self.step([(Item(at, Action.OPEN, grammar, row=1), [], False) for at, grammar in enumerate(grammars, 1)], fail)
+
+    @rule(items=st.lists(PLAIN, min_size=1, max_size=6), fail=st.sets(st.sampled_from([(1,), (4,), (2, 2)]), max_size=2))
+    def usual_step(self, items: list[Item], fail: set[tuple[int, ...]]) -> None:
+        self.step([(item, [], False) for item in items], fail)
 
     def expect(self, number: int, item: Item, fail: set[tuple[int, ...]], seen: set[int]) -> tuple[Status, int, list[set[int]]]:
         """Does the item on the model: (status, position, rows)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from maskd import _shm
 from maskd import layout as lay
 from maskd.bitmask import row_of
 from maskd.layout import ITEM_DTYPE, RESULT_DTYPE, Layout
+from maskd.sequences import item_of
 from maskd.step import NO_ROW, Action, ItemField, Status
 
 LAYOUT = Layout(vocab_size=100, item_capacity=4, row_capacity=6, token_capacity=16)
@@ -40,6 +42,10 @@ class Cell:
         lay.STEPS_CELL.pack_into(self.bytes, 0, step, item_count, token_count)
 
     def read(self, step: int = 1) -> list[_shm.ItemTuple] | None:
+        batch = self.read_batch(step)
+        return None if batch is None else [item_of(batch, at) for at in range(len(batch[0]))]
+
+    def read_batch(self, step: int = 1) -> _shm.Batch | None:
         return _shm.read_step(
             self.bytes.ctypes.data, LAYOUT.items_offset, LAYOUT.tokens_offset, LAYOUT.item_capacity, LAYOUT.token_capacity,
             LAYOUT.vocab_size, LAYOUT.row_capacity, step,
@@ -179,9 +185,92 @@ def test_read_step_when_the_cell_lies_about_itself_then_none(head: tuple[int, in
     assert cell.read() is None
 
 
-def results_cell(results: list[_shm.ResultTuple]) -> tuple[NDArray[np.uint8], NDArray[np.void], NDArray[np.int32]]:
+def test_read_step_when_items_are_plain_then_lists_and_the_others_in_full() -> None:
+    """One token, one row, a sequence named once: that is plain. Nothing else is."""
+    cell = one(sequence_id=7, row=3, accept_count=1)
+    cell.items[1:4] = cell.items[0]
+    cell.items["sequence_id"][:4], cell.items["row"][:4] = (7, 8, 9, 8), (3, 1, 0, 2)
+    cell.items["rollback"][2] = 1
+    cell.items["accept_offset"][:4] = (0, 5, 0, 5)
+    cell.head(1, 4, 8)
+    assert cell.read_batch() == (
+        [7, 0, 0, 0], [10, 0, 0, 0], [3, 0, 0, 0],
+        {
+            1: (0, 8, 0, 0, 0, 0, 0, 1, (15,), (), -1, 0),
+            2: (0, 9, 0, 0, 0, 0, 1, 0, (10,), (), -1, 0),
+            3: (0, 8, 0, 0, 0, 0, 0, 2, (15,), (), -1, 0),
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"action": 1},
+        {"flags": 1},
+        {"rollback": -1},
+        {"accept_count": 0},
+        {"accept_count": 2},
+        {"draft_count": 1},
+        {"row": NO_ROW},
+        {"row": 6},
+    ],
+)
+def test_read_step_when_an_item_is_not_plain_then_it_comes_in_full(fields: dict[str, object]) -> None:
+    """Each condition alone."""
+    plain = {"row": 0, "accept_count": 1}
+    good, other = one(**plain).read_batch(), one(**{**plain, **fields}).read_batch()
+    assert good == ([1], [11], [0], {})
+    assert other is not None
+    assert (other[:3], list(other[3])) == (([0], [0], [0]), [0])
+
+
+@given(st.lists(st.integers(1, 40), max_size=64), st.sampled_from([1, 1 << 32, 0x1_0000_0001]))
+def test_read_step_when_sequences_are_named_twice_then_none_of_them_is_plain(numbers: list[int], factor: int) -> None:
+    """Ids that fall together in the table of ids may cost the short way, never the answer."""
+    layout = Layout(vocab_size=100, item_capacity=64, row_capacity=64, token_capacity=64)
+    raw = np.zeros(layout.steps_cell_stride, dtype=np.uint8)
+    items = raw[layout.items_offset : layout.tokens_offset].view(ITEM_DTYPE)[: len(numbers)]
+    items["sequence_id"] = [number * factor for number in numbers]
+    items["row"], items["accept_count"] = np.arange(len(numbers)), 1
+    lay.STEPS_CELL.pack_into(raw, 0, 1, len(numbers), 1)
+    batch = _shm.read_step(
+        raw.ctypes.data, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
+        layout.vocab_size, layout.row_capacity, 1,
+    )  # fmt: skip
+    assert batch is not None
+    assert batch[0] == [number * factor if numbers.count(number) == 1 else 0 for number in numbers]
+    assert set(batch[3]) == {at for at, number in enumerate(numbers) if numbers.count(number) > 1}
+
+
+def test_read_step_when_all_ids_fall_on_one_slot_then_all_come_in_full() -> None:
+    """Looking for an id is bounded: an engine cannot choose ids that make the worker search for long."""
+    layout = Layout(vocab_size=100, item_capacity=256, row_capacity=256, token_capacity=64)
+    raw = np.zeros(layout.steps_cell_stride, dtype=np.uint8)
+    items = raw[layout.items_offset : layout.tokens_offset].view(ITEM_DTYPE)
+    multiplier, slot_bits = 0x9E3779B97F4A7C15, 9
+    inverse = pow(multiplier, -1, 1 << 64)
+    same = (low * inverse % (1 << 64) for low in range(1 << 20))  # the upper half of id * multiplier is 0
+    ids = [number for number in same if 0 < number < 1 << 63][: len(items)]
+    assert {number * multiplier % (1 << 64) >> 32 & ((1 << slot_bits) - 1) for number in ids} == {0}
+    items["sequence_id"], items["row"], items["accept_count"] = ids, np.arange(len(items)), 1
+    lay.STEPS_CELL.pack_into(raw, 0, 1, len(items), 1)
+    batch = _shm.read_step(
+        raw.ctypes.data, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
+        layout.vocab_size, layout.row_capacity, 1,
+    )  # fmt: skip
+    assert batch is not None
+    assert [item_of(batch, at)[1] for at in range(len(items))] == ids
+    assert len(batch[3]) == len(items)
+
+
+def results_cell(
+    results: list[int | _shm.ResultTuple], ids: Sequence[int] = (), rows: Sequence[int] = ()
+) -> tuple[NDArray[np.uint8], NDArray[np.void], NDArray[np.int32]]:
     raw = np.zeros(LAYOUT.rows_offset, dtype=np.uint8)
-    _shm.write_results(raw.ctypes.data, LAYOUT.results_offset, LAYOUT.forced_offset, LAYOUT.forced_capacity, 9, 123, results)
+    _shm.write_results(
+        raw.ctypes.data, LAYOUT.results_offset, LAYOUT.forced_offset, LAYOUT.forced_capacity, 9, 123, list(ids), list(rows), results
+    )
     table = raw[LAYOUT.results_offset :][: RESULT_DTYPE.itemsize * len(results)].view(RESULT_DTYPE)
     return raw, table, raw[LAYOUT.forced_offset :][: 4 * LAYOUT.forced_capacity].view(np.int32)
 
@@ -196,12 +285,27 @@ RESULT = st.tuples(i64, u16, u16, i32, u32, u32, u32, st.lists(i32, max_size=5).
 @given(st.lists(RESULT, max_size=4))
 def test_write_results_when_read_back_then_every_field_is_there(results: list[_shm.ResultTuple]) -> None:
     """RESULT_DTYPE reads what write_results wrote, forced tokens included."""
-    raw, table, forced = results_cell(results)
+    raw, table, forced = results_cell([*results])
     assert lay.ROWS_CELL.unpack_from(raw) == (0, 9, len(results), sum(len(r[7]) for r in results), 123)
     for record, result in zip(table.tolist(), results, strict=True):
         assert (*record[:7], record[9], record[10]) == (*result[:7], result[8], result[9])
         assert tuple(forced[record[7] : record[7] + record[8]].tolist()) == result[7]
         assert record[11] == b"\0" * 16
+
+
+def test_write_results_when_a_result_is_a_position_then_it_is_written_out() -> None:
+    """Nearly all results say the same: one token, one row, no flags."""
+    full = (5, 0, 2, 1, 1, 1, 9, (4,), -1, 0)
+    _, table, _ = results_cell([77, full, 3], [1 << 40, 0, 6], [3, 0, 2])
+    fields = [(*r[:7], *r[8:11]) for r in table.tolist()]
+    assert fields == [(1 << 40, 0, 0, 3, 1, 1, 77, 0, -1, 0), (5, 0, 2, 1, 1, 1, 9, 1, -1, 0), (6, 0, 0, 2, 1, 1, 3, 0, -1, 0)]
+
+
+@pytest.mark.parametrize(("result", "ids", "rows"), [(1, [], [0]), (1, [1], []), (-1, [1], [0]), (1, ["x"], [0]), (1, [1], ["x"])])
+def test_write_results_when_a_position_stands_alone_then_it_raises(result: int, ids: list[int], rows: list[int]) -> None:
+    """Its id and its row must be there."""
+    with pytest.raises((IndexError, TypeError, OverflowError, SystemError)):
+        results_cell([result], ids, rows)
 
 
 def test_write_results_when_forced_tokens_do_not_fit_then_they_are_cut() -> None:
