@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from maskd import layout as lay
 from maskd.arena import Reply
-from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, StepOrderError, UnavailableError
+from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, NotFoundError, StepOrderError, UnavailableError
 from maskd.status import from_refusal, from_rpc_error
 from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
@@ -67,7 +67,10 @@ class InlineTransport:
                 self._replies.put(answer)
             self._replies.put(UnavailableError("the daemon ended the stream"))
         except grpc.RpcError as error:
-            self._replies.put(from_rpc_error(error))
+            typed = from_rpc_error(error)
+            if isinstance(typed, NotFoundError):  # it ended between two steps, with its worker or its daemon
+                typed = UnavailableError(typed.message)
+            self._replies.put(typed)
 
     def submit(self, items: Sequence[Item]) -> int:
         """Sends one step and returns its number, at once. See ``Session.submit``."""

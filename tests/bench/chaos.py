@@ -215,6 +215,7 @@ class Faults:
 
     def __init__(self, seed: int, daemon: Daemon, tally: Tally) -> None:
         self.random, self.daemon, self.tally, self.number = random.Random(seed), daemon, tally, 0
+        self._order: list[str] = []
         self.kinds: dict[str, tuple[int, Callable[[], None]]] = {
             "kill -9 of the front": (1, self.kill_front),
             "kill -9 of the nursery": (2, self.kill_nursery),
@@ -228,7 +229,10 @@ class Faults:
         }
 
     def inject(self) -> None:
-        kind = self.random.choices(list(self.kinds), [weight for weight, _ in self.kinds.values()])[0]
+        if not self._order:  # every kind comes up, the lighter ones less often
+            self._order = [kind for kind, (weight, _) in self.kinds.items() for _ in range(weight)]
+            self.random.shuffle(self._order)
+        kind = self._order.pop()
         with contextlib.suppress(MaskdError, OSError, IndexError):
             self.kinds[kind][1]()
         self.tally.faults[kind] += 1

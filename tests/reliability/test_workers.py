@@ -20,6 +20,7 @@ from maskd.client import Client, Session
 from maskd.errors import GrammarPoisonedError, MaskdError, UnavailableError
 from maskd.grammar import GrammarSpec
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, Result, Status
+from maskd.v1 import mask_service_pb2 as pb
 from maskd.vocabulary import Vocabulary
 
 Daemon = Any
@@ -166,6 +167,23 @@ def test_library_when_it_raises_something_unknown_then_the_session_ends_and_the_
         assert neighbour.step([Item(1, accept=(A,), row=0)]).ok
         assert daemon.worker_pids() == workers
     assert blamed(daemon) == []
+
+
+def test_inline_session_when_it_ended_between_two_steps_then_that_is_unavailable_and_the_masker_restores(
+    slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
+) -> None:
+    """Its worker or its daemon died while the engine computed: not "not found", which no engine would take for a lost session."""
+    with Client.connect(slow_daemon.target) as client, Masker(slow_daemon.target, vocabulary, row_capacity=4, transport="inline") as masker:
+        batch = Batch(masker, oracle, [LETTERS, CITY])
+        for step, token in enumerate(b"Paris"):
+            if step == 2 and (held := masker._lease.session) is not None:
+                client._stub.DeleteSession(pb.DeleteSessionRequest(session_id=held.session_id))
+            assert not batch.advance({batch.handles[0]: A, batch.handles[1]: token})
+        session = open_session(client, vocabulary, transport="inline")
+        client._stub.DeleteSession(pb.DeleteSessionRequest(session_id=session.session_id))
+        with pytest.raises(UnavailableError):
+            session.step([Item(1)], timeout_seconds=60)
+        session.close()
 
 
 # -- hangs --------------------------------------------------------------------------------------------------------------
