@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, RollbackError
 from maskd.grammar import GrammarSpec
-from maskd.step import NO_ROW, Action, Item, Result
+from maskd.step import NO_ROW, Action, Item, Result, Status
 
 __all__ = ["Ledger", "LedgerEntry", "Step"]
 
@@ -215,6 +215,8 @@ class Ledger:
                 self._known.discard(handle)
                 if entry is not None:
                     entry.error = error
+            elif result.status == Status.STEP_DEADLINE and entry is not None:
+                entry.error = error  # the daemon goes on with it, so nobody knows where it stands
             return error
         if item.action == Action.CLOSE:
             self._known.discard(handle)
