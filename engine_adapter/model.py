@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.utils import logging as transformers_logging
 
 from engine_adapter.graphs import StepGraphs
 
@@ -74,6 +75,7 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or getattr(config, "sliding_window", None):
         raise ValueError(f"{directory}: the network has layers other than full attention")
     trained = any(directory.glob("*.safetensors"))
+    transformers_logging.disable_progress_bar()  # it writes to stderr, whoever owns that
     if trained:
         network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
     else:

@@ -17,7 +17,7 @@ from engine_adapter.serve.app import create_app
 from engine_adapter.serve.command import ServeSettings, add_flags, load_settings
 from maskd.errors import ConfigError
 from tests.conftest import Daemon
-from tests.serve.conftest import ROOT, UNTRAINED_FLAGS, Server
+from tests.serve.conftest import ROOT, SHORT_FLAGS, Server
 
 
 def parsed(*flags: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_server_when_the_daemon_is_away_then_it_is_503_and_then_works_again(
 ) -> None:
     """A guided request without a daemon is refused, or waits; never unmasked, never a dead engine. Free text goes on."""
     daemon = start_daemon()
-    server = start_server(*UNTRAINED_FLAGS, "--target", daemon.target, "--slots", "2")
+    server = start_server(*SHORT_FLAGS, "--target", daemon.target, "--slots", "2")
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
     with httpx2.Client(base_url=server.url, timeout=90) as client:
         assert client.post("/v1/chat/completions", json=body | {"regex": "ok"}).status_code == 200

@@ -13,7 +13,7 @@ import httpx2
 import jsonschema
 import pytest
 
-from tests.serve.conftest import UNTRAINED_FLAGS, Server
+from tests.serve.conftest import SHORT_FLAGS, Server
 
 pytestmark = pytest.mark.xdist_group("serve")
 
@@ -147,7 +147,7 @@ def test_client_when_it_goes_away_then_its_slot_is_free(server: Server, stream: 
 @pytest.fixture(scope="module")
 def small_server(start_server: Callable[..., Server]) -> Server:
     """One slot, no queue."""
-    return start_server(*UNTRAINED_FLAGS, "--slots", "1", "--queue-limit", "0", "--guided-decoding-backend", "llguidance")
+    return start_server(*SHORT_FLAGS, "--slots", "1", "--queue-limit", "0", "--guided-decoding-backend", "llguidance")
 
 
 def test_queue_when_full_then_it_is_429_with_a_time(small_server: Server) -> None:

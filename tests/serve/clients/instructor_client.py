@@ -77,7 +77,7 @@ def test_masked_mode_when_used_then_an_instance_comes_back(url: str, name: str, 
 @pytest.mark.parametrize(("name", "mode"), PROMPTED)
 def test_prompted_mode_when_used_then_the_model_obeys(url: str, name: str, mode: str) -> None:
     """The schema is in the prompt only."""
-    assert user_of(url, name, mode) == UserDetail(name="Jason", age=30)
+    assert user_of(url, name, mode).model_dump() == {"name": "Jason", "age": 30}
 
 
 def test_mistral_tools_when_named_as_before_then_they_work(url: str) -> None:
