@@ -49,7 +49,19 @@ def _serve(arguments: dict[str, object]) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes five descriptors; workers inherit it
     asyncio.run(_serve_until_signal(settings))
+    _forget_unwritable_streams()
     return 0
+
+
+def _forget_unwritable_streams() -> None:
+    """A log that cannot be written must not change the exit code: Python says 120 if its last flush fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 async def _serve_until_signal(settings: config.Config) -> None:
