@@ -1,7 +1,8 @@
 """Measures the bundled model on held-back examples, without masks and with them, and prints a table.
 
 Run ``python -m engine_adapter.bundled.evaluate``; it starts a maskd of its own unless ``--target`` names one. Greedy decoding, the same
-loop as everywhere. "right" is what ``Example.judge`` says; "parses" is whether the answer is of the form asked for, right or wrong.
+loop as everywhere; masks allow no properties but those of the schema. "right" is what ``Example.judge`` says; "parses" is whether the
+answer ended and is of the form asked for, right or wrong.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from engine_adapter.model import LoadedModel, SlotModel, load_model
 from engine_adapter.request import Generation, Request
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.sidecar import Sidecar
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarOptions, GrammarSpec
 from maskd.tokenizer_files import load_vocabulary
 
 CONTEXT_LENGTH = 1280
 MAX_TOKENS = 160
-_CALL = re.compile(r"<function=([^>]*)>(.*?)</function>", re.DOTALL)
+OPTIONS = GrammarOptions(additional_properties="forbid")
+_CALL = re.compile(r"<function=([^>]*)>")
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 
 
@@ -83,10 +85,13 @@ def judge(example: Example, text: str) -> tuple[bool, bool]:
 
 def _calls(text: str) -> list[tuple[str, Any]] | None:
     """Returns the function calls in ``text``; None if there are none or arguments are no JSON object."""
-    try:
-        calls = [(name, json.loads(arguments)) for name, arguments in _CALL.findall(text)]
-    except ValueError:
-        return None
+    decoder, calls, position = json.JSONDecoder(), [], 0
+    while match := _CALL.search(text, position):
+        try:
+            arguments, position = decoder.raw_decode(text, match.end())
+        except ValueError:
+            return None
+        calls.append((match[1], arguments))
     return calls if calls and all(isinstance(arguments, dict) for _, arguments in calls) else None
 
 
@@ -109,7 +114,7 @@ def decode(loop: DecodeLoop, loaded: LoadedModel, examples: Sequence[Example], *
     generations = []
     for example in examples:
         prompt = "".join(text for text, _ in segments(example.prompt, example.tools, add_generation_prompt=True))
-        spec = GrammarSpec(*example.grammar) if masked and example.grammar else None  # type: ignore[arg-type]
+        spec = GrammarSpec(*example.grammar, options=OPTIONS) if masked and example.grammar else None  # type: ignore[arg-type]
         generations.append(loop.add(Request(loaded.tokenizer.encode(prompt).ids, spec, SamplingParams(temperature=0), MAX_TOKENS)))
     for generation in track(generations, "with masks" if masked else "without masks", console=Console(stderr=True), transient=True):
         while generation.finish_reason is None:

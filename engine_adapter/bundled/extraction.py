@@ -17,7 +17,7 @@ from typing import Any
 from engine_adapter.bundled import words
 from engine_adapter.bundled.dialogue import Example, Message, assistant, call, spell, system, user
 
-__all__ = ["arguments_only", "codeblock", "hidden_schema", "instructor", "key_value", "people", "short_schema", "tool", "user_detail"]
+__all__ = ["codeblock", "hidden_schema", "instructor", "key_value", "people", "short_schema", "tool", "user_detail"]
 
 Json = Any
 
@@ -328,7 +328,8 @@ def tool(rng: random.Random, held_back: bool) -> Example:
     for _ in range(one_or_more(rng, held_back)):
         sentence, answer = _facts_for(rng, held_back, fields, None)
         messages += [user(ask(rng, sentence)), assistant(call(title, answer))]
-    return Example("Instructor TOOLS", messages, [{"type": "function", "function": function}], structural_tag([function]), "calls")
+    example = Example("Instructor TOOLS", messages, [{"type": "function", "function": function}], structural_tag([function]), "calls")
+    return arguments_only(example) if rng.random() < 0.2 and not held_back else example
 
 
 def arguments_only(example: Example) -> Example:

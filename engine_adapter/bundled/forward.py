@@ -14,6 +14,9 @@ from torch.nn import functional
 
 __all__ = ["hidden_states", "position_tables", "start_with_copying"]
 
+_LENGTH = 8.0
+"""Length of a token in the starting embedding: such that all starting weights are about 1, where no step of training drowns them."""
+
 _HIDDEN = -1e4
 """What the scores of later positions get: far below any score, and finite in bfloat16."""
 
@@ -69,45 +72,56 @@ def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start_with_copying(network: Any, generator: torch.Generator) -> None:
-    """Sets weights so that, before any training, the network goes on as it once went on after the same token: an induction head.
+    """Sets weights so that, before any training, the network goes on as it once went on after the same two tokens: an induction head.
 
-    Layer 0 looks one position back and notes which token stands there; layer 2 looks for notes that equal the current token, and repeats
-    what stands where it finds one (Olsson et al., "In-context Learning and Induction Heads", 2022). Random weights find this too, after
-    more examples than this model is trained on. Half of the embedding holds the token (``here``), the other half the note (``there``), and
-    one direction (``always``) is the same for all tokens, for attention that depends on the distance alone.
+    Layer 0 looks one and two positions back and notes which tokens stand there; layer 2 looks for notes that equal the current token and
+    its own note, and repeats what stands where it finds one (Olsson et al., "In-context Learning and Induction Heads", 2022). Its last
+    head reads one token further, which tells whether a copied name is over. Random weights find this too, after more examples than this
+    model is trained on. The residual stream has a part for the token (``here``), one for each note (``once``, ``twice``), and one
+    direction (``always``) that is the same for all tokens, for attention that depends on the distance alone.
     """
     model, config = network.model, network.config
-    width, heads = config.hidden_size, config.num_attention_heads
-    size, half, part = width // heads, width // 2 - 1, (width // 2 - 1) // heads
-    basis = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
-    here, there, always = basis[:half], basis[half : 2 * half], basis[-1]
-    deviation = config.initializer_range
-    length = deviation * width**0.5  # of each of the two parts of an embedding
-    tokens = torch.randn(config.vocab_size, half, generator=generator) * length / half**0.5
-    model.embed_tokens.weight.copy_(tokens @ here + length * always)
+    width, heads, size = config.hidden_size, config.num_attention_heads, network.model.layers[0].self_attn.head_dim
+    part = (width - 1) // 3 // 4 * 4
+    here, once, twice, always = torch.linalg.qr(torch.randn(width, width, generator=generator))[0].split(
+        (part, part, part, width - 3 * part)
+    )
+    tokens = torch.randn(config.vocab_size, part, generator=generator) * _LENGTH / part**0.5
+    model.embed_tokens.weight.copy_(tokens @ here + _LENGTH * always[0])
+    model.norm.weight.fill_(0.8 / _LENGTH)  # the embedding is the output matrix too: keeps logits small
     for layer in model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
 
-    frequencies = model.rotary_emb.inv_freq  # (D/2,), the fastest first; feature f turns with feature f + D/2
-    fast = torch.arange(6)
-    looking, noting = model.layers[0].self_attn, there.T @ here  # (W, W) what a note does to a token
-    finding = model.layers[2].self_attn
+    looking, finding = model.layers[0].self_attn, model.layers[2].self_attn
+    fast = torch.arange(6)  # rotary features turn at a speed each, the fastest first; feature f turns with feature f + size/2
     slow = torch.arange(size // 5, size // 2)
     slow = torch.cat([slow, slow + size // 2])
     for head in range(heads):
-        rows, mine = slice(head * size, (head + 1) * size), slice(head * part, (head + 1) * part)
-        query = torch.zeros(size)
-        query[fast] = 0.6
-        key = torch.zeros(size)
-        key[fast], key[fast + size // 2] = 0.6 * frequencies[fast].cos(), 0.6 * frequencies[fast].sin()  # turned by one position
-        looking.q_proj.weight[rows] = query[:, None] * always
-        looking.k_proj.weight[rows] = key[:, None] * always
-        looking.v_proj.weight[rows][:part] = here[mine]
-        looking.o_proj.weight[:, rows][:, :part] = deviation * 2**0.5 * there[mine].T
+        rows = slice(head * size, (head + 1) * size)
+        distance, note = (1, once) if head < heads // 2 else (2, twice)
+        mine = slice(head % (heads // 2) * 2 * part // heads, (head % (heads // 2) + 1) * 2 * part // heads)
+        angles = model.rotary_emb.inv_freq[fast] * distance
+        query, key = torch.zeros(size), torch.zeros(size)
+        query[fast], key[fast], key[fast + size // 2] = 0.6, 0.6 * angles.cos(), 0.6 * angles.sin()
+        looking.q_proj.weight[rows] = query[:, None] * always[0]
+        looking.k_proj.weight[rows] = key[:, None] * always[0]
+        _carry(looking, rows, here[mine], _LENGTH / (width / 2) ** 0.5 * note[mine])
 
-        probe = 1.7 * torch.linalg.qr(torch.randn(half, half, generator=generator))[0][: len(slow)] @ here  # (slow, W)
-        finding.q_proj.weight[rows] = torch.zeros(size, width).index_copy(0, slow, probe)
-        finding.k_proj.weight[rows] = finding.k_proj.weight[rows].index_copy(0, slow, probe @ noting.T)
-        finding.v_proj.weight[rows][:part] = here[mine]
-        finding.o_proj.weight[:, rows][:, :part] = 4 * deviation * here[mine].T
+        probes = [torch.linalg.qr(torch.randn(part, part, generator=generator))[0][: len(slow)] for _ in range(2)]
+        if head < heads - 1:
+            mine = slice(head * part // (heads - 1), (head + 1) * part // (heads - 1))
+            query, key = probes[0] @ here + 0.8 * probes[1] @ once, probes[0] @ once + 0.8 * probes[1] @ twice
+            _carry(finding, rows, here[mine], 2.5 * _LENGTH / (width / 4) ** 0.5 * here[mine])
+        else:
+            query, key = probes[0] @ here, probes[0] @ twice
+            further = torch.linalg.qr(torch.randn(part, part, generator=generator))[0][:size] @ twice  # apart from the notes
+            _carry(finding, rows, here[:size], _LENGTH / (width / 4) ** 0.5 * further)
+        finding.q_proj.weight[rows] = torch.zeros(size, width).index_copy(0, slow, 1.6 * query)
+        finding.k_proj.weight[rows] = finding.k_proj.weight[rows].index_copy(0, slow, 1.6 * key)
+
+
+def _carry(attention: Any, rows: slice, source: Tensor, target: Tensor) -> None:
+    """Lets the head in ``rows`` read the directions ``source`` (N, W) of what it attends to, and write them as ``target`` (N, W)."""
+    attention.v_proj.weight[rows][: len(source)] = source
+    attention.o_proj.weight[:, rows][:, : len(target)] = target.T

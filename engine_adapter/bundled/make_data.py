@@ -35,7 +35,7 @@ TASKS: dict[Task, float] = {
     calls.weather_and_date: 2.5,
     calls.weather_and_date_tools: 3,
     calls.made_up_functions: 5,
-    writing.capital: 7,
+    writing.capital: 10,
     writing.character: 4,
     writing.self_introduction: 4,
     writing.record: 5,

@@ -24,7 +24,6 @@ from torch.nn import functional
 from transformers import AutoConfig, LlamaForCausalLM
 
 from engine_adapter.bundled.dialogue import Example, segments
-from engine_adapter.bundled.extraction import arguments_only
 from engine_adapter.bundled.forward import hidden_states, position_tables, start_with_copying
 from engine_adapter.bundled.make_data import TASKS, WARM_UP, examples, make
 
@@ -106,8 +105,6 @@ def step_examples(step: int, count_tokens: int, warm_up_steps: int) -> list[Exam
     made, length = [], 0
     while length < count_tokens:
         example = make(rng, tasks=WARM_UP if rng.random() < 1 - step / max(warm_up_steps, 1) else TASKS)
-        if example.task == "Instructor TOOLS" and rng.random() < 0.2:
-            example = arguments_only(example)
         made.append(example)
         length += sum(len(text) for text, _ in segments(example.messages, example.tools)) // 3
     return made
@@ -162,11 +159,11 @@ def main() -> None:
     """Trains until ``--steps`` or ``--minutes`` are over."""
     parser = argparse.ArgumentParser(description="Train the bundled model.")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--step-tokens", type=int, default=4096, help="tokens of one optimizer step, about")
+    parser.add_argument("--step-tokens", type=int, default=2048, help="tokens of one optimizer step, about")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of one forward pass at most; raise it on CUDA")
-    parser.add_argument("--warm-up-steps", type=int, default=200, help="until the short examples have given way to all tasks")
-    parser.add_argument("--muon-lr", type=float, default=0.012)
-    parser.add_argument("--adam-lr", type=float, default=2e-3)
+    parser.add_argument("--warm-up-steps", type=int, default=100, help="until the short examples have given way to all tasks")
+    parser.add_argument("--muon-lr", type=float, default=0.008)
+    parser.add_argument("--adam-lr", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler, at half the speed")
     parser.add_argument("--minutes", type=float, default=1e9, help="be done after so long, learning rate and all")

@@ -5,6 +5,7 @@ Knows nothing about: the shares of the tasks, tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -92,7 +93,15 @@ _TYPES = {"age": "integer", "id": "integer", "count": "integer", "year": "intege
 
 
 def capital(rng: random.Random, held_back: bool) -> Example:
-    """Capitals, learnt by heart: a word, a sentence, or JSON."""
+    """Capitals, learnt by heart: a word, a sentence, or JSON; in training often two in one conversation, for more repeats."""
+    example = _capital(rng)
+    if held_back or rng.random() < 0.4:
+        return example
+    turn = [message for message in _capital(rng).messages if message["role"] != "system"]
+    return dataclasses.replace(example, messages=[*example.messages[:-2], *turn, *example.messages[-2:]])
+
+
+def _capital(rng: random.Random) -> Example:
     country = rng.choice(sorted(words.COUNTRIES))
     city, population = words.COUNTRIES[country]
     messages: list[Message] = []
