@@ -106,8 +106,9 @@ def test_logprobs_then_of_the_distribution_after_the_mask(engine: Engine) -> Non
 
 def test_penalties_then_tokens_repeat_less(engine: Engine) -> None:
     def distinct(**options: float) -> int:
-        (choice,) = engine.submit(TextRequest(PROMPT, LETTERS, SamplingParams(temperature=0.0, **options), 40)).result(60)  # type: ignore[arg-type]
-        return len(set(choice.token_ids))
+        sampling = SamplingParams(temperature=1.0, seed=0, **options)  # type: ignore[arg-type]
+        choices = engine.submit(TextRequest(PROMPT, LETTERS, sampling, 40, n=4)).result(60)
+        return sum(len(set(choice.token_ids)) for choice in choices)
 
     assert distinct() < distinct(frequency_penalty=2.0) and distinct() < distinct(presence_penalty=2.0)
     with pytest.raises(ValueError, match="presence_penalty is 3"):
