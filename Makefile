@@ -27,7 +27,7 @@ help: ## list the verbs
 install: $(STAMP) ## create .venv and install everything, pinned
 $(STAMP): $(INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "maskd needs Python 3.10 or newer: make PYTHON=python3.12 …"; exit 1; }
-	@command -v cc >/dev/null || { echo "maskd needs a C compiler (cc), for 400 lines of C"; exit 1; }
+	@command -v cc >/dev/null || { echo "maskd needs a C compiler (cc), for one small extension"; exit 1; }
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 	  || { echo "Python.h is missing; install the headers of Python (python3-dev)"; exit 1; }
 	@test -x $(BIN)/python || { echo "· creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

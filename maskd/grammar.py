@@ -26,8 +26,8 @@ class GrammarOptions:
 
     Attributes:
         max_whitespace: characters of white space allowed between two JSON tokens; None = any number, 0 = none.
-        item_separator: literal between items; None = ``","`` with the white space above.
-        key_separator: literal between key and value; None = ``":"`` with the white space above.
+        item_separator: literal instead of ``","``; the white space above stays allowed around it. None = ``","``.
+        key_separator: literal instead of ``":"``, likewise. None = ``":"``.
         additional_properties: what an object schema means that says nothing about ``additionalProperties``:
             "allow" as the JSON Schema standard has it (the default), or "forbid" as OpenAI's strict mode has it.
         strict: refuse a schema with a keyword that the backend does not enforce, instead of reporting it.
