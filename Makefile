@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-INPUTS := pyproject.toml .ci/constraints.txt maskd/native/shm.c maskd/native/maskd_shm.h
+INPUTS := pyproject.toml .ci/constraints.txt maskd/native/shm.c maskd/native/maskd_shm.h maskd/native/rows.h
 # Clients that contradict the pins above have an environment of their own.
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed

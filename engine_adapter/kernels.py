@@ -1,7 +1,7 @@
 """Applies packed bitmask rows to logits, in place, on the device of the logits.
 
-Owns: the contract of ``apply_bitmask_`` and its plain torch form, which runs on every device and is the reference.
-On CUDA the same contract is met by one Triton kernel (``triton_bitmask.py``).
+Owns: the contract of ``apply_bitmask_``. The CPU has one native call for it (``maskd.bitmask.mask_logits``), which is the reference; CUDA
+one Triton kernel (``triton_bitmask.py``).
 Knows nothing about: where rows come from, grammars, sampling. Row format: ``maskd/bitmask.py``.
 """
 
@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["apply_bitmask_", "rows_to_tensor"]
+from maskd.bitmask import mask_logits
+
+__all__ = ["apply_bitmask_", "mask_on_host_", "rows_to_tensor"]
 
 
 def apply_bitmask_(logits: Tensor, rows: Tensor, *, row_indices: Tensor | None = None) -> None:
@@ -24,7 +26,7 @@ def apply_bitmask_(logits: Tensor, rows: Tensor, *, row_indices: Tensor | None =
     logits are refused, where other appliers leave the tail of a padded vocabulary unmasked.
 
     Args:
-        logits: (B, V) floating point, any strides, any device.
+        logits: (B, V) floating point, any strides, on the CPU or on CUDA.
         rows: (R, W) int32 on the same device, 32 * W >= V; bit j of word w is token 32 * w + j, 1 = allowed. R = B without ``row_indices``.
         row_indices: (B,) int32 or int64 on the same device: ``logits[i]`` gets ``rows[row_indices[i]]``; -1 leaves it as it is.
             An index outside of the rows raises IndexError on the CPU; on CUDA, where that cannot be known in time, it allows nothing.
@@ -39,7 +41,20 @@ def apply_bitmask_(logits: Tensor, rows: Tensor, *, row_indices: Tensor | None =
 
         apply_bitmask_triton_(logits, rows, row_indices)
     else:
-        _apply_bitmask_torch_(logits, rows, row_indices)
+        indices = list(range(len(rows))) if row_indices is None else row_indices.tolist()
+        mask_on_host_(logits, rows.numpy(), indices)
+
+
+def mask_on_host_(logits: Tensor, rows: NDArray[np.int32], row_indices: list[int]) -> None:
+    """``apply_bitmask_`` for logits on the CPU, and rows where they are.
+
+    Raises:
+        ValueError, IndexError: as ``maskd.bitmask.mask_logits``.
+    """
+    batch_size, vocab_size = logits.shape
+    position_stride, token_stride = logits.stride()
+    dtype = str(logits.dtype).removeprefix("torch.")
+    mask_logits(logits.data_ptr(), dtype, (batch_size, vocab_size), (position_stride, token_stride), rows, row_indices)
 
 
 def rows_to_tensor(rows: NDArray[np.int32]) -> Tensor:
@@ -59,10 +74,13 @@ class _SameMemory:
 
     def __init__(self, array: NDArray[np.int32]) -> None:
         self.array = array  # keeps the memory alive
-        self.__array_interface__: dict[str, Any] = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+        interface = array.__array_interface__
+        self.__array_interface__: dict[str, Any] = {**interface, "data": (interface["data"][0], False)}
 
 
 def _check(logits: Tensor, rows: Tensor, row_indices: Tensor | None) -> None:
+    if logits.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"logits are on {logits.device}; give them on cpu or cuda")
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(f"logits are {tuple(logits.shape)} {logits.dtype}; give (B, V) floating point")
     if rows.ndim != 2 or rows.dtype != torch.int32:
@@ -75,18 +93,3 @@ def _check(logits: Tensor, rows: Tensor, row_indices: Tensor | None) -> None:
         raise ValueError(f"row_indices are {tuple(row_indices.shape)} {row_indices.dtype}; give ({logits.shape[0]},) int32 or int64")
     if any(tensor.device != logits.device for tensor in (rows, row_indices) if tensor is not None):
         raise ValueError(f"logits are on {logits.device}; rows and row_indices must be there too")
-
-
-def _apply_bitmask_torch_(logits: Tensor, rows: Tensor, row_indices: Tensor | None) -> None:
-    if row_indices is not None:
-        masked = torch.nonzero(row_indices >= 0).flatten()  # (M,)
-        if len(masked) < len(row_indices):
-            kept = logits[masked]  # (M, V), a copy
-            _apply_bitmask_torch_(kept, rows, row_indices[masked])
-            logits[masked] = kept
-            return
-        rows = rows[row_indices.long()]  # (B, W)
-    octets = rows.contiguous().view(torch.uint8)  # (B, 4W): little-endian, so octet i carries tokens 8i .. 8i + 7
-    bits = octets[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=rows.device) & 1  # (B, 4W, 8)
-    forbidden = bits.view(len(rows), rows.shape[1] * 32)[:, : logits.shape[1]] == 0  # (B, V)
-    logits.masked_fill_(forbidden, -torch.inf)

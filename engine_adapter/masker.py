@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from engine_adapter.lease import MAY_COME_BACK, SESSION_LOST, Lease, Transport
 from engine_adapter.ledger import Ledger, Step
 from maskd.arena import Reply
-from maskd.bitmask import row_of
+from maskd.bitmask import mask_array, row_of
 from maskd.client import Client, Session
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec
@@ -247,15 +247,13 @@ class Masker:
                 copied on a stream of their own, and the current stream waits for them.
 
         Raises:
-            ValueError: another shape than the batch has. UnavailableError: see ``collect``; the logits are untouched.
+            ValueError: another shape than the batch has, or not writable. UnavailableError: see ``collect``; the logits are untouched.
         """
         masks = self.collect()
         if tuple(logits.shape) != (len(masks.row_indices), self._vocab_size):
             raise ValueError(f"logits are {tuple(logits.shape)}; the batch is ({len(masks.row_indices)}, {self._vocab_size})")
         if isinstance(logits, np.ndarray):
-            for position in np.flatnonzero(masks.row_indices >= 0):
-                octets = masks.rows[masks.row_indices[position]].view(np.uint8)
-                logits[position, np.unpackbits(octets, count=self._vocab_size, bitorder="little") == 0] = -np.inf
+            mask_array(logits, masks.rows, masks.row_indices.tolist())
             return masks
         if self._staging is None or self._staging.device != logits.device:
             from engine_adapter.staging import RowStaging

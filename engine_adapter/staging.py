@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine_adapter.kernels import apply_bitmask_, rows_to_tensor
+from engine_adapter.kernels import apply_bitmask_, mask_on_host_, rows_to_tensor
 
 __all__ = ["RowStaging"]
 
@@ -38,12 +38,11 @@ class RowStaging:
             rows: (R, W) int32; the first B are looked at. May be written again once this returns.
             row_indices: (B,) int32, below B.
         """
+        if self.device.type == "cpu":
+            mask_on_host_(logits, rows, row_indices.tolist())
+            return
         count = len(row_indices)
         if not count or row_indices.max() < 0:
-            return
-        if self.device.type != "cuda":
-            everybody = bool((row_indices == np.arange(count)).all())
-            apply_bitmask_(logits, rows_to_tensor(rows[:count]), row_indices=None if everybody else torch.from_numpy(row_indices))
             return
         used = rows_to_tensor(rows[:count])  # (R, W)
         self._copied.synchronize()  # the pinned memory is free again

@@ -40,3 +40,16 @@ def read_reply(
 ) -> tuple[bytes, bytes, int, int] | None: ...
 def finish_rows(rows: int, stride_words: int, token_count: int, indices: list[int], stops: list[bytes], /) -> bytes: ...
 def only_token(row: int, stride_words: int, /) -> int: ...
+def mask_logits(
+    logits: int,
+    logit_bytes: int,
+    minus_infinity: int,
+    position_stride: int,
+    token_stride: int,
+    vocab_size: int,
+    rows: int,
+    row_stride_words: int,
+    row_count: int,
+    row_indices: list[int],
+    /,
+) -> None: ...

@@ -9,14 +9,19 @@ Knows nothing about: where rows live, who fills them.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROW_ALIGN_WORDS", "allowed_token_ids", "row_of", "row_stride_words", "row_words"]
+from maskd import _shm
+
+__all__ = ["ROW_ALIGN_WORDS", "allowed_token_ids", "mask_array", "mask_logits", "row_of", "row_stride_words", "row_words"]
 
 ROW_ALIGN_WORDS = 32
 """Rows start on 128-byte lines: no two writers share a cache line, adjacent-line prefetch included."""
+_MINUS_INFINITY = {"float16": (2, 0xFC00), "bfloat16": (2, 0xFF80), "float32": (4, 0xFF80_0000), "float64": (8, 0xFFF0_0000_0000_0000)}
+"""Bytes and bits of -inf."""
 
 
 def row_words(vocab_size: int) -> int:
@@ -41,3 +46,45 @@ def allowed_token_ids(row: NDArray[np.int32]) -> NDArray[np.int64]:
     """Returns the ids that ``row`` allows, ascending, (n,) int64. Does not change the row."""
     bits = np.unpackbits(np.ascontiguousarray(row).view(np.uint8), bitorder="little")
     return np.flatnonzero(bits)
+
+
+def mask_logits(
+    address: int, dtype: str, shape: tuple[int, int], strides: tuple[int, int], rows: NDArray[np.int32], row_indices: list[int]
+) -> None:
+    """Sets the logits of every token that its row does not allow to -inf, wherever in this process's memory they are.
+
+    Takes an address, so that arrays of any library are masked in place by the same code. Position i is masked by
+    ``rows[row_indices[i]]``, or not at all if that is -1. Releases the GIL.
+
+    Args:
+        address: of the first logit; the caller's word that all of them may be written.
+        dtype: "float16", "bfloat16", "float32" or "float64".
+        shape: (B, V).
+        strides: from one position, and from one token, to the next, in logits.
+        rows: (R, W) int32, 32 * W >= V.
+        row_indices: B of them, below R.
+
+    Raises:
+        ValueError: another dtype, or rows that are too narrow. IndexError: an index past the rows. Nothing is masked.
+    """
+    if dtype not in _MINUS_INFINITY:
+        raise ValueError(f"logits are {dtype}; give {', '.join(_MINUS_INFINITY)}")
+    if rows.shape[1] * 32 < shape[1] or len(row_indices) != shape[0]:
+        raise ValueError(f"{len(row_indices)} rows of {rows.shape[1] * 32} bits for {shape[0]} x {shape[1]} logits")
+    rows = np.ascontiguousarray(rows)
+    rows_address = rows.__array_interface__["data"][0]  # ``ctypes.data`` takes 30 µs when its code is cold
+    _shm.mask_logits(address, *_MINUS_INFINITY[dtype], *strides, shape[1], rows_address, rows.shape[1], rows.shape[0], row_indices)
+
+
+def mask_array(logits: NDArray[np.floating[Any]], rows: NDArray[np.int32], row_indices: list[int]) -> None:
+    """``mask_logits`` for an array, (B, V), any strides.
+
+    Raises:
+        ValueError: it cannot be written, or see there. IndexError.
+    """
+    memory, size = logits.__array_interface__, logits.itemsize
+    if memory["data"][1] or not (logits.dtype.isnative and logits.flags.aligned) or any(stride % size for stride in logits.strides):
+        raise ValueError("the logits cannot be masked in place; give a writable, aligned array of the machine's byte order")
+    batch_size, vocab_size = logits.shape
+    strides = (logits.strides[0] // size, logits.strides[1] // size)
+    mask_logits(memory["data"][0], logits.dtype.name, (batch_size, vocab_size), strides, rows, row_indices)

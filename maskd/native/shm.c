@@ -1,6 +1,6 @@
-/* maskd._shm: what Python cannot do with shared memory: ordering, spinning, one bounded copy of foreign bytes.
+/* maskd._shm: what Python cannot do with shared memory: ordering, spinning, one bounded copy of foreign bytes, rows bit by bit.
  *
- * Stable ABI (Python >= 3.10), no dependency but maskd_shm.h. Memory is given as integer addresses; the caller
+ * Stable ABI (Python >= 3.10), no dependency but maskd_shm.h and rows.h. Memory is given as integer addresses; the caller
  * (maskd/segments.py) owns the mapping and has checked that base + offset lies within it.
  * Knows nothing about grammars, sequences or sessions.
  */
@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "maskd_shm.h"
+#include "rows.h"
 
 #define POINTER(type, address) ((type *)(uintptr_t)(address))
 
@@ -369,27 +370,6 @@ static PyObject *read_reply(PyObject *self, PyObject *args) {
                          (unsigned long long)cell->duration_ns, failed);
 }
 
-enum { ROW_EMPTY = 1, ROW_ACCEPTING = 2, ROW_ALL_ALLOWED = 4 };
-
-/* Clears the bits from token_count on, and says what kind of row it is. */
-static unsigned char finish_row(uint32_t *row, uint32_t stride_words, uint32_t token_count, const int32_t *stops, Py_ssize_t stop_count) {
-    uint32_t full = token_count / 32, rest = token_count % 32, word = 0;
-    unsigned char flags = 0;
-    if (full < stride_words) {
-        row[full] &= rest ? (UINT32_C(1) << rest) - 1 : 0;
-        memset(row + full + 1, 0, sizeof(uint32_t) * (stride_words - full - 1));
-    }
-    if (row[0] == (full ? UINT32_MAX : (UINT32_C(1) << rest) - 1)) { /* ends at the first word that is not full: the second word of nearly every row */
-        while (word < full && row[word] == UINT32_MAX) word++;
-        if (word == full && (!rest || row[full] == (UINT32_C(1) << rest) - 1)) flags |= ROW_ALL_ALLOWED;
-    }
-    for (word = 0; word <= full && word < stride_words && !row[word];) word++;
-    if (word > full || word == stride_words) flags |= ROW_EMPTY;
-    for (Py_ssize_t i = 0; i < stop_count; i++)
-        if (row[stops[i] / 32] >> (stops[i] % 32) & 1) flags |= ROW_ACCEPTING;
-    return flags;
-}
-
 /* finish_rows(rows, stride_words, token_count, indices, stops) -> bytes, one flag byte a row; stops[i] is the packed int32 stop ids of row i. */
 static PyObject *finish_rows(PyObject *self, PyObject *args) {
     unsigned long long rows;
@@ -412,7 +392,7 @@ static PyObject *finish_rows(PyObject *self, PyObject *args) {
             return NULL;
         }
         flags[i] = (char)finish_row(POINTER(uint32_t, rows) + (size_t)index * stride_words, stride_words, token_count, (const int32_t *)(void *)stop_bytes,
-                                    PyBytes_Size(stop) / 4);
+                                    (size_t)PyBytes_Size(stop) / 4);
     }
     return out;
 }
@@ -421,16 +401,48 @@ static PyObject *finish_rows(PyObject *self, PyObject *args) {
 static PyObject *only_token(PyObject *self, PyObject *args) {
     unsigned long long address;
     unsigned int stride_words;
-    long found = -1;
     (void)self;
     if (!PyArg_ParseTuple(args, "KI", &address, &stride_words)) return NULL;
-    const uint32_t *row = POINTER(const uint32_t, address);
-    for (uint32_t word = 0; word < stride_words; word++) {
-        if (!row[word]) continue;
-        if (found >= 0 || (row[word] & (row[word] - 1))) return PyLong_FromLong(-1);
-        found = (long)word * 32 + __builtin_ctz(row[word]);
+    return PyLong_FromLongLong(only_token_of(POINTER(const uint32_t, address), stride_words));
+}
+
+/* mask_logits(logits, logit_bytes, minus_infinity, position_stride, token_stride, vocab_size, rows, row_stride_words, row_count, row_indices)
+ * Masks position i by row row_indices[i], or not if that is negative. Strides in logits; minus_infinity as bits. Releases the GIL.
+ * Raises IndexError for an index past the rows, before anything is masked. */
+static PyObject *mask_logits(PyObject *self, PyObject *args) {
+    unsigned long long logits, minus_infinity, rows;
+    long long position_stride, token_stride;
+    unsigned int logit_bytes, vocab_size, row_stride_words, row_count;
+    PyObject *row_indices;
+    int32_t *index;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KIKLLIKIIO", &logits, &logit_bytes, &minus_infinity, &position_stride, &token_stride, &vocab_size, &rows, &row_stride_words,
+                          &row_count, &row_indices))
+        return NULL;
+    Py_ssize_t count = PyList_Size(row_indices);
+    if (count < 0) return NULL;
+    index = malloc(sizeof(int32_t) * ((size_t)count + 1));
+    if (!index) return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        index[i] = (int32_t)PyLong_AsLong(PyList_GetItem(row_indices, i));
+        if (!PyErr_Occurred() && index[i] >= 0 && (uint32_t)index[i] >= row_count) PyErr_Format(PyExc_IndexError, "row %d of %u rows", index[i], row_count);
+        if (PyErr_Occurred()) {
+            free(index);
+            return NULL;
+        }
     }
-    return PyLong_FromLong(found);
+    Py_BEGIN_ALLOW_THREADS;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (index[i] < 0) continue;
+        const uint32_t *row = POINTER(const uint32_t, rows) + (size_t)index[i] * row_stride_words;
+        uint64_t at = logits + (uint64_t)(i * position_stride * (long long)logit_bytes);
+        if (logit_bytes == 2) mask_row_16(POINTER(uint16_t, at), (ptrdiff_t)token_stride, row, vocab_size, (uint16_t)minus_infinity);
+        if (logit_bytes == 4) mask_row_32(POINTER(uint32_t, at), (ptrdiff_t)token_stride, row, vocab_size, (uint32_t)minus_infinity);
+        if (logit_bytes == 8) mask_row_64(POINTER(uint64_t, at), (ptrdiff_t)token_stride, row, vocab_size, minus_infinity);
+    }
+    Py_END_ALLOW_THREADS;
+    free(index);
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
@@ -446,6 +458,7 @@ static PyMethodDef methods[] = {
     {"read_reply", read_reply, METH_VARARGS, "read_reply(cell, results_offset, forced_offset, item_capacity, forced_capacity, step)"},
     {"finish_rows", finish_rows, METH_VARARGS, "finish_rows(rows, stride_words, token_count, indices, stops) -> bytes: flags, one a row."},
     {"only_token", only_token, METH_VARARGS, "only_token(row, stride_words) -> int: the one allowed id, or -1."},
+    {"mask_logits", mask_logits, METH_VARARGS, "mask_logits(logits, logit_bytes, minus_infinity, position_stride, token_stride, vocab_size, rows, row_stride_words, row_count, row_indices)"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -7,12 +7,15 @@ Idea: a row is a set; every function has an obvious model over sets.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from maskd.bitmask import ROW_ALIGN_WORDS, allowed_token_ids, row_of, row_stride_words, row_words
+from maskd.bitmask import ROW_ALIGN_WORDS, allowed_token_ids, mask_array, row_of, row_stride_words, row_words
 
 
 @st.composite
@@ -74,3 +77,47 @@ def test_allowed_ids_when_the_row_is_a_view_then_reads_the_view() -> None:
     wide = np.zeros(64, dtype=np.int32)
     wide[0::2] = row_of([5, 40], 64)
     assert allowed_token_ids(wide[0::2]).tolist() == [5, 40]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@given(case=rows(), order=st.sampled_from(["C", "F"]))
+def test_mask_array_when_rows_are_given_then_all_but_their_tokens_are_minus_infinity(
+    dtype: type, case: tuple[int, set[int]], order: Literal["C", "F"]
+) -> None:
+    """Every width, every format, either order of strides; a position without a row, and memory beside the logits, stay as they are."""
+    vocab_size, ids = case
+    memory = np.ones((3, vocab_size + 1), dtype=dtype, order=order)
+    mask_array(memory[:, :vocab_size], np.stack([row_of([], vocab_size), row_of(ids, vocab_size)]), [1, -1, 0])
+    expected = np.ones_like(memory)
+    expected[2, :vocab_size] = -np.inf
+    expected[0, [token_id for token_id in range(vocab_size) if token_id not in ids]] = -np.inf
+    assert np.array_equal(expected, memory)
+
+
+@pytest.mark.parametrize(
+    ("logits", "row_indices", "error"),
+    [
+        (np.ones((1, 32), dtype=np.int64), [0], "logits are int64; give float16"),
+        (np.ones((1, 32), dtype=">f4"), [0], "byte order"),
+        (np.frombuffer(bytes(128), dtype=np.float32).reshape(1, 32), [0], "writable"),
+        (np.ones((1, 32), dtype=[("at", "u1"), ("logit", "f4")])["logit"], [0], "aligned"),
+        (np.ones((1, 2000), dtype=np.float32), [0], "1 rows of 1024 bits for 1 x 2000 logits"),
+        (np.ones((2, 32), dtype=np.float32), [0], "1 rows of 1024 bits for 2 x 32 logits"),
+    ],
+)
+def test_mask_array_when_logits_do_not_fit_then_refuses_and_changes_none(
+    logits: NDArray[np.floating[Any]], row_indices: list[int], error: str
+) -> None:
+    """Nothing is written that is not certainly a logit of the batch."""
+    before = logits.copy()
+    with pytest.raises(ValueError, match=error):
+        mask_array(logits, row_of([1], 32)[None], row_indices)
+    assert np.array_equal(before, logits)
+
+
+def test_mask_array_when_an_index_is_past_the_rows_then_masks_nothing() -> None:
+    """Even the positions before the wrong one stay as they were: the caller sees either all masks or an error."""
+    logits = np.ones((2, 32), dtype=np.float32)
+    with pytest.raises(IndexError, match="row 1 of 1 rows"):
+        mask_array(logits, row_of([1], 32)[None], [0, 1])
+    assert logits.all() and np.isfinite(logits).all()
