@@ -107,7 +107,7 @@ class CompileGrammar(_Message):
     """Makes a grammar for a session, from its verdict if it has one; answered by Reply(GrammarCompiled).
 
     Grammar id 0 = report only. Without a verdict the source is trusted and compiled in the worker. ``solo``: never fill it
-    together with others, so that a crash has one suspect.
+    together with others, nor beside others in the slow lane, so that a crash has one suspect.
     """
 
     request: int

@@ -3,7 +3,7 @@
 One compile at a time for the same content, whoever asks; verdicts remembered by content, but only good ones and the
 grammar's own errors: a timeout, or a lack of memory, may be the machine's fault. A compile that crashes its library is
 tried once more; if it crashes again, or if the grammar was on the worker's hands twice when that died, it is quarantined.
-Owns: single flight, verdicts, strikes. Knows nothing about: sessions, protobuf.
+Owns: single flight, verdicts. Knows nothing about: sessions, protobuf, whom to believe (``quarantine``).
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from maskd import control
 from maskd.config import Config
 from maskd.errors import BackendError, GrammarError, GrammarPoisonedError, GrammarTimeoutError, GrammarTooLargeError
 from maskd.front.nursery import Nursery
+from maskd.front.quarantine import Key, Quarantine
 from maskd.grammar import GrammarSpec
 
-__all__ = ["CompileDesk", "Key"]
+__all__ = ["CompileDesk"]
 
-Key = tuple[bytes, bytes]
-"""(fingerprint of the vocabulary, digest of the spec)"""
-STRIKES = 2
 _log = structlog.get_logger()
 
 
@@ -49,8 +47,7 @@ class CompileDesk:
         self._nursery = nursery
         self._flights: dict[Key, _Flight] = {}
         self._verdicts: OrderedDict[Key, control.Compiled | GrammarError] = OrderedDict()
-        self._strikes: dict[Key, int] = {}
-        self._suspects: set[Key] = set()
+        self._quarantine = Quarantine(config.verdicts)
         self._slots = asyncio.Semaphore(config.compile_threads)
 
     async def admit(self, fingerprint: bytes, spec: GrammarSpec) -> control.Compiled | None:
@@ -88,25 +85,32 @@ class CompileDesk:
 
     def check(self, key: Key) -> None:
         """Raises GrammarPoisonedError if the grammar is quarantined."""
-        if self._strikes.get(key, 0) >= STRIKES:
+        if self._quarantine.holds(key):
             raise GrammarPoisonedError(
                 "this grammar crashed or hung its process twice and is quarantined; change it, or restart the daemon after an update",
                 digest=key[1].hex()[:16],
             )
 
-    def strike(self, key: Key, why: str) -> None:
-        """Holds a grammar responsible for a process that died or hung; the second time it is quarantined."""
-        self._strikes[key] = self._strikes.get(key, 0) + 1
-        self._verdicts.pop(key, None)
-        _log.warning("grammar held responsible", digest=key[1].hex()[:16], strikes=self._strikes[key], why=why)
-
-    def suspect(self, keys: Iterable[Key]) -> None:
-        """Marks grammars that were filled together when their worker died: from now on each is filled alone."""
-        self._suspects.update(keys)
+    def blame(self, keys: Iterable[Key | None], why: str) -> None:
+        """Holds grammars responsible for a worker that died or hung: the only candidate gets a strike, of several each is
+        a suspect. None stands for a grammar that nobody knows any more."""
+        candidates = set(keys)
+        known = {key for key in candidates if key is not None}
+        if len(candidates) > 1:
+            self._quarantine.suspect(known)
+            _log.warning("grammars suspected", digests=sorted(key[1].hex()[:16] for key in known), why=why)
+        else:
+            for key in known:
+                self._strike(key, why, of_worker=True)
 
     def is_suspect(self, key: Key) -> bool:
-        """Whether the grammar must be filled alone."""
-        return key in self._suspects
+        """Whether the grammar must run alone."""
+        return self._quarantine.is_suspect(key)
+
+    def _strike(self, key: Key, why: str, *, of_worker: bool) -> None:
+        strikes = self._quarantine.strike(key, of_worker=of_worker)
+        self._verdicts.pop(key, None)
+        _log.warning("grammar held responsible", digest=key[1].hex()[:16], strikes=strikes, why=why)
 
     async def _compile(self, key: Key, spec: GrammarSpec) -> control.Compiled:
         async with self._slots:
@@ -120,7 +124,7 @@ class CompileDesk:
                     raise
                 except BackendError as error:
                     if error.metadata.get("crashed"):
-                        self.strike(key, error.message)
+                        self._strike(key, error.message, of_worker=False)
                         self.check(key)
                         continue
                     raise

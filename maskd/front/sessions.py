@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -36,7 +36,8 @@ from maskd.errors import (
     UnavailableError,
     VocabularyMismatchError,
 )
-from maskd.front.compiles import CompileDesk, Key
+from maskd.front.compiles import CompileDesk
+from maskd.front.quarantine import Key
 from maskd.front.workers import Worker
 from maskd.grammar import GrammarSpec
 from maskd.step import Item
@@ -288,15 +289,17 @@ class SessionBook:
         session.grammar_keys.pop(grammar_id, None)  # a sequence may still use it, but a crash will not be blamed on it
         session.worker.send(control.DropGrammar(session_id, grammar_id))
 
-    def blame(self, session_id: int, grammar_id: int, why: str) -> None:
-        """Passes on which grammar a worker died or hung in; 0 = one of the session's, so all of them are suspects."""
-        session = self._sessions.get(session_id)
-        if session is None:
-            return
-        if grammar_id in session.grammar_keys:
-            self._desk.strike(session.grammar_keys[grammar_id], why)
-        elif grammar_id == 0:
-            self._desk.suspect(session.grammar_keys.values())
+    def blame(self, calls: Iterable[tuple[int, int]], why: str) -> None:
+        """Passes on in which calls (session id, grammar id) a worker died or hung; grammar 0 = several of the session's."""
+        keys: set[Key | None] = set()
+        for session_id, grammar_id in calls:
+            session = self._sessions.get(session_id)
+            of_session = session.grammar_keys if session is not None else {}
+            if grammar_id:
+                keys.add(of_session.get(grammar_id))
+            else:  # one of these, or one that was dropped and that a sequence still uses
+                keys.update(of_session.values(), [None])
+        self._desk.blame(keys, why)
 
     async def read(self, session_id: int) -> control.SessionState:
         """Returns the counts of a session, from its worker."""

@@ -44,13 +44,13 @@ class Worker:
         number: for logs.
         nursery: forks it.
         on_session_closed: called with (session_id, why) when a session ends on its own, or with its worker.
-        on_blame: called with (session_id, grammar_id, why) when the worker died or hung while busy with that grammar;
-            grammar 0 = with a batch of that session's grammars.
+        on_blame: called with ([(session_id, grammar_id)], why) when the worker crashed or hung: the calls that were under
+            way, one of which did it; grammar 0 = a batch of that session's grammars.
     """
 
     def __init__(
         self, number: int, config: Config, nursery: Nursery, on_session_closed: Callable[[int, str], None],
-        on_blame: Callable[[int, int, str], None],
+        on_blame: Callable[[list[tuple[int, int]], str], None],
     ) -> None:  # fmt: skip
         self.number = number
         self.sessions: set[int] = set()
@@ -61,7 +61,7 @@ class Worker:
         self._on_session_closed = on_session_closed
         self._on_blame = on_blame
         self._pidfd = -1
-        self._hung: tuple[int, int, int, int] | None = None
+        self._hung: list[tuple[int, int]] = []
         self._peer: Peer | None = None
         self._ready = asyncio.Event()
         self._stopping = False
@@ -168,15 +168,13 @@ class Worker:
                     self._on_session_closed(session_id, "its worker died")
 
     async def _find_guilty(self, marker: Marker) -> None:
-        """Blames the grammar that the worker was busy with if it crashed in it, or hung; a kill from outside proves nothing."""
-        calls = [self._hung] if self._hung else list(marker.busy())
-        why = "it hung" if self._hung else "its worker crashed"
+        """Names the calls in which the worker crashed, or hung; a kill from outside proves nothing."""
+        calls, why = (self._hung, "it hung") if self._hung else ([call[2:] for call in marker.busy()], "its worker crashed")
         assert self.pid is not None
         crashed = await self._nursery.exit_signal(self.pid) in _CRASHES
-        if crashed or self._hung:
-            for call in calls:
-                self._on_blame(call[2], call[3], why)
-        self._hung = None
+        if calls and (crashed or self._hung):
+            self._on_blame(calls, why)
+        self._hung = []
 
     def _forget(self) -> None:
         os.close(self._pidfd)
@@ -200,10 +198,9 @@ class Worker:
             for slot, (call, seconds) in watched.items():
                 if seconds > self._config.hang_seconds * (_LANE_PATIENCE if slot else 1):
                     _log.error("worker hangs, killing it", worker=self.number, session=call[2], grammar=call[3])
-                    stuck = sum(other > self._config.hang_seconds / 2 for _, other in watched.values())
-                    self._hung = call if slot or stuck == 1 else None  # stuck together, one holds the interpreter: nobody knows which
-                    if self._is_stopped():
-                        self._hung = None
+                    # Stuck together, one may hold the interpreter: nobody knows which.
+                    stuck = [other[2:] for other, since in watched.values() if since > self._config.hang_seconds / 2]
+                    self._hung = [] if self._is_stopped() else stuck
                     self.kill()
                     return
 

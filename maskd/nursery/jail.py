@@ -4,6 +4,8 @@ A grammar is somebody else's program. It may hang, eat memory or crash its libra
 a second for one mask. So it is compiled here, in a forked child with hard limits that its parent kills at a deadline, and
 walked for some tokens with the clock running. Where the library can serialise, the result is sent along, so that the
 worker need not compile again.
+What it says to its parent: on the one pipe, 8 bytes with the memory that it began with, and the verdict; on the other,
+what libraries print to stderr, for they name a lack of memory there before they abort.
 Owns: the limits and the walk. Knows nothing about: who asked, what is done with the verdict.
 """
 
@@ -30,10 +32,11 @@ from maskd.errors import BackendError, GrammarTooLargeError, GrammarUnsatisfiabl
 from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["run_child"]
+__all__ = ["BASELINE_BYTES", "out_of_memory", "run_child"]
 
 STACK_BYTES = 64 << 20
 """Both libraries recurse over the grammar; 8 MiB are not enough for chains of a few thousand references."""
+BASELINE_BYTES = 8
 _WALK_TOKENS = 24
 _ARTEFACT_BYTES = 64 << 20
 _WORTH_SERIALIZING_SECONDS = 0.3
@@ -42,9 +45,11 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 
 
 def run_child(
-    out: int, backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits
+    out: int, words: int, backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits
 ) -> None:
-    """Compiles ``spec`` and writes the verdict to the descriptor ``out``. Called in a fresh fork; the caller exits after it."""
+    """Compiles ``spec`` and writes the verdict to the descriptor ``out``, with ``words`` as stderr. Called in a fresh fork; the caller
+    exits after it."""
+    os.dup2(words, 2)
     _confine(out, limits)
     verdicts: list[Compiled | Failure] = []
     threading.stack_size(STACK_BYTES)
@@ -67,7 +72,8 @@ def _confine(out: int, limits: CompileLimits) -> None:
     os.closerange(3, out)
     os.closerange(out + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with open("/proc/self/statm") as statm:  # noqa: PTH123
-        mapped = int(statm.read().split()[0]) * resource.getpagesize()
+        mapped, resident = (int(pages) * resource.getpagesize() for pages in statm.read().split()[:2])
+    os.write(out, resident.to_bytes(BASELINE_BYTES, "little"))
     for kind, value in (
         (resource.RLIMIT_AS, mapped + STACK_BYTES + limits.bytes),
         (resource.RLIMIT_CPU, math.ceil(limits.seconds) + 1),

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import resource
 import select
 import signal
 import socket
@@ -31,7 +33,7 @@ from maskd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from maskd.nursery.jail import run_child
+from maskd.nursery.jail import BASELINE_BYTES, out_of_memory, run_child
 from maskd.vocabulary import Vocabulary
 from maskd.worker.process import run_worker
 
@@ -39,6 +41,12 @@ __all__ = ["NurseryLoop"]
 
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 """xgrammar's runtime catches SIGSEGV to print a stack, which takes seconds in which everybody waits: a crash is to end at once."""
+_FAILED = 70
+_LAST_WORDS_BYTES = 4096
+_OUT_OF_MEMORY = re.compile(
+    rb"memory allocation of \d+ bytes failed|bad_alloc|cannot allocate memory|out of memory|MemoryError", re.IGNORECASE
+)
+"""What Rust, C++, glibc and Python say before they abort for lack of memory."""
 _log = structlog.get_logger()
 _Verdict: msgspec.msgpack.Decoder[control.Compiled | control.Failure] = msgspec.msgpack.Decoder(control.Compiled | control.Failure)
 
@@ -51,7 +59,10 @@ class _Job:
     pid: int
     deadline: float
     limits: control.CompileLimits
+    out: int
+    words: int
     verdict: bytearray = field(default_factory=bytearray)
+    last_words: bytearray = field(default_factory=bytearray)
     killed: bool = False
 
 
@@ -70,7 +81,7 @@ class NurseryLoop:
         self._factories = {name: backends.load(name) for name in backend_names}
         self._native_threads = native_threads
         self._loaded: dict[bytes, tuple[Vocabulary, Mapping[str, Backend]]] = {}
-        self._jobs: dict[int, _Job] = {}  # by pipe
+        self._jobs: dict[int, _Job] = {}  # by each of their two pipes
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -99,11 +110,13 @@ class NurseryLoop:
             self._reap()
         elif fd in self._jobs:
             job = self._jobs[fd]
-            data = os.read(fd, 1 << 20)
-            if data:
+            if fd == job.words:
+                if not self._listen(job):
+                    self._poll.unregister(fd)
+            elif data := os.read(fd, 1 << 20):
                 job.verdict += data
             else:
-                self._finish(fd, job)
+                self._finish(job)
 
     def _kill_late(self) -> None:
         now = time.monotonic()
@@ -186,23 +199,31 @@ class NurseryLoop:
                 ),
             )
             return
-        read, write = os.pipe2(os.O_CLOEXEC)
-        try:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            out, out_write = self._pipe(ours, theirs)
+            words, words_write = self._pipe(ours, theirs)
             pid = os.fork()
             if pid == 0:
-                self._run_forked(lambda: run_child(write, backend, named, vocabulary, message.spec, message.limits), [write])
-        except OSError:
-            os.close(read)
-            raise
-        finally:
-            os.close(write)
+                ends = (out_write, words_write)
+                self._run_forked(lambda: run_child(*ends, backend, named, vocabulary, message.spec, message.limits), [*ends])
+            ours.pop_all()
+        job = _Job(message.request, pid, time.monotonic() + message.limits.seconds, message.limits, out, words)
+        for fd in (out, words):
+            self._jobs[fd] = job
+            self._poll.register(fd, select.POLLIN)
+
+    @staticmethod
+    def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+        """Makes a pipe from a child: the end that we read, which does not block, and the end that it writes."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        ours.callback(os.close, read)
+        theirs.callback(os.close, write)
         os.set_blocking(read, False)
-        self._jobs[read] = _Job(message.request, pid, time.monotonic() + message.limits.seconds, message.limits)
-        self._poll.register(read, select.POLLIN)
+        return read, write
 
     def _run_forked(self, body: object, keep: list[int]) -> None:
         """Runs ``body`` in the child that was just forked; never returns."""
-        status = 70
+        status = _FAILED
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, *_CRASHES):
@@ -217,16 +238,41 @@ class NurseryLoop:
         finally:
             os._exit(status)
 
-    def _finish(self, fd: int, job: _Job) -> None:
-        del self._jobs[fd]
-        self._poll.unregister(fd)
-        os.close(fd)
-        _, status = os.waitpid(job.pid, 0)
-        self._reply(job.request, self._verdict(job, status))
+    @staticmethod
+    def _listen(job: _Job) -> bool:
+        """Reads what a child prints to its stderr; returns whether there may be more."""
+        try:
+            data = os.read(job.words, 1 << 16)
+        except BlockingIOError:
+            return True
+        job.last_words += data
+        del job.last_words[:-_LAST_WORDS_BYTES]
+        return bool(data)
+
+    def _finish(self, job: _Job) -> None:
+        _, status, usage = os.wait4(job.pid, 0)
+        self._listen(job)
+        for fd in (job.out, job.words):
+            del self._jobs[fd]
+            with contextlib.suppress(KeyError):  # it may have ended before
+                self._poll.unregister(fd)
+            os.close(fd)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _FAILED:  # our own code failed there, and has said how
+            with contextlib.suppress(OSError):
+                os.write(2, job.last_words)
+        self._reply(job.request, self._verdict(job, status, usage))
         self._reap()
 
     @staticmethod
-    def _verdict(job: _Job, status: int) -> control.Compiled | control.Failure:
+    def _verdict(job: _Job, status: int, usage: resource.struct_rusage) -> control.Compiled | control.Failure:
+        """Says how a child ended. A crash is the grammar's fault, a lack of memory may be the limit's.
+
+        An allocation that fails ends a library in many ways: an exception, which the child reports itself; abort, or exit code
+        127 from the C library, after a line on stderr; or a crash without a word. So a crash counts as a lack of memory if the
+        last words say so, or if the child had grown by more than half of ``compile_bytes``. That can be wrong both ways: a
+        grammar that crashes after it took so much memory is not quarantined and costs a child each time; one that crashes
+        in its first large allocation, silently, is taken for broken.
+        """
         if job.killed or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
             seconds = job.limits.seconds
             return control.failure_of(
@@ -234,7 +280,14 @@ class NurseryLoop:
             )
         if status == 0:
             with contextlib.suppress(msgspec.DecodeError):
-                return _Verdict.decode(job.verdict)
+                return _Verdict.decode(job.verdict[BASELINE_BYTES:])
+        grown = usage.ru_maxrss * 1024 - int.from_bytes(job.verdict[:BASELINE_BYTES], "little")
+        if _OUT_OF_MEMORY.search(job.last_words) or (len(job.verdict) >= BASELINE_BYTES and grown > job.limits.bytes / 2):
+            return control.failure_of(out_of_memory(job.limits.bytes))
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            return control.failure_of(CapacityError(
+                "the compile was killed from outside, most likely by the kernel for lack of memory; try again later", limit="memory"
+            ))  # fmt: skip
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.waitstatus_to_exitcode(status)}"
         return control.failure_of(BackendError(f"the compiler died of {how}", crashed=True))
 

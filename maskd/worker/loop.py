@@ -261,6 +261,8 @@ class WorkerLoop:
                     batch = holder if isinstance(holder, BatchFill) and not message.solo else None
                     slow = verdict is not None and verdict.slowest_mask_seconds > self._row_seconds / 2
                     grammars[message.grammar_id] = HeldGrammar.of(message.grammar_id, outcome, batch, slow=slow)
+                    if message.solo:
+                        self._lane.alone.add(session.session_id << 32 | message.grammar_id)
                 self._reply(message.request, control.GrammarCompiled(outcome.report, compiled.seconds, compiled.cached))
 
         if message.grammar_id:
@@ -282,6 +284,7 @@ class WorkerLoop:
             if self._by_fd.pop(fd, None) is not None:
                 self._epoll.unregister(fd)
         session.close()
+        self._lane.alone = {mark for mark in self._lane.alone if mark >> 32 != session.session_id}
         self._send(control.SessionClosed(session.session_id, why))
 
     def _reply(

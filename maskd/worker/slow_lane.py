@@ -2,7 +2,8 @@
 
 A native call cannot be interrupted. Sequences whose grammar was seen to be slow, in the walk after its compile or since, have
 their items run here; the data path waits until the step's deadline and goes on without them. What comes late is kept for
-the next step. A call that never ends is the front's business: it watches the marker.
+the next step. A call that never ends is the front's business: it watches the marker. Grammars that are suspected of a death
+have the lane to themselves while they run, so that the next death has one candidate.
 Owns: the threads. Knows nothing about: sequences, what a job does.
 """
 
@@ -45,9 +46,17 @@ class LateWork:
 
 
 class SlowLane:
-    """A few threads for slow rows, shared by the sessions of a worker."""
+    """A few threads for slow rows, shared by the sessions of a worker.
+
+    Attributes:
+        alone: marks of grammars whose jobs run while no other does. Written by the data path.
+    """
 
     def __init__(self, marker: Marker) -> None:
+        self.alone: set[int] = set()
+        self._turn = threading.Condition()
+        self._running = 0
+        self._occupied = False
         self._jobs: queue.SimpleQueue[LateWork] = queue.SimpleQueue()
         previous = threading.stack_size(STACK_BYTES)
         try:
@@ -66,7 +75,17 @@ class SlowLane:
         words = marker.words[2 * slot : 2 * slot + 2]
         while True:
             late = self._jobs.get()
+            alone = late.mark in self.alone
+            with self._turn:  # who waits here is not busy, for the marker
+                while self._occupied or (alone and self._running):
+                    self._turn.wait()
+                self._running += 1
+                self._occupied = alone
             words[1] = late.mark
             words[0] += 1
             late.run()
             words[0] += 1
+            with self._turn:
+                self._running -= 1
+                self._occupied = False
+                self._turn.notify_all()

@@ -3,9 +3,11 @@
 It wraps llguidance. A regex whose source starts with ``evil {json}`` and a newline does what the JSON says:
 
     do        hang | hold (hangs with the GIL) | spin | sleep | burn (without the GIL) | eat | abort | segv | raise
+              eat_abort (eats, and aborts without a word when there is no more) | gasp (says what Rust says then, and aborts)
     in        compile | fill | accept | rollback | fork
     at        tokens accepted when it happens; missing = always
     seconds   for sleep and burn
+    slow      seconds of processor time that the call takes first, always and everywhere, so that it runs in the slow lane
     once      path of a file: only who creates it misbehaves
     jail      true: in compile children too, not only in workers (always so for "in": "compile")
 """
@@ -33,13 +35,19 @@ from maskd.vocabulary import Vocabulary
 NAME = "evil_backend:create"
 
 
+def burn(seconds: float) -> None:
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        hashlib.pbkdf2_hmac("sha256", b"salt", b"pepper", 2000)
+
+
 def misbehave(orders: dict[str, Any]) -> None:
     if "once" in orders:
         try:
             os.close(os.open(orders["once"], os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
-    match orders["do"]:
+    match orders.get("do"):
         case "hang":
             while True:
                 time.sleep(1000)
@@ -49,15 +57,21 @@ def misbehave(orders: dict[str, Any]) -> None:
             while True:
                 pass
         case "burn":
-            until = time.thread_time() + orders["seconds"]
-            while time.thread_time() < until:
-                hashlib.pbkdf2_hmac("sha256", b"salt", b"pepper", 2000)
+            burn(orders["seconds"])
         case "sleep":
             time.sleep(orders["seconds"])
-        case "eat":
+        case "eat" | "eat_abort":
             eaten = []
-            while True:
-                eaten.append(np.ones(1 << 22, dtype=np.int64))
+            try:
+                while True:
+                    eaten.append(np.ones(1 << 21, dtype=np.int64))
+            except MemoryError:
+                if orders["do"] == "eat":
+                    raise
+                os.abort()
+        case "gasp":
+            os.write(2, b"memory allocation of 549755813888 bytes failed\n")
+            os.abort()
         case "abort":
             os.abort()
         case "segv":
@@ -73,6 +87,8 @@ class EvilMatcher:
 
     def _maybe(self, where: str) -> None:
         orders = self._orders
+        if orders.get("in") == where and "slow" in orders:
+            burn(orders["slow"])
         if orders.get("in") == where and orders.get("at", self._accepted) == self._accepted and (orders.get("jail") or not self._in_jail):
             misbehave(orders)
 

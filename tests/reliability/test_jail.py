@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
+import runpy
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +24,7 @@ from looks import alive, can, cpu_seconds, descriptors, open_session, until
 
 from maskd.client import Client, Session, _spec_message
 from maskd.errors import (
+    CapacityError,
     DeadlineError,
     GrammarError,
     GrammarPoisonedError,
@@ -29,11 +33,12 @@ from maskd.errors import (
     MaskdError,
     UnavailableError,
 )
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarKind, GrammarSpec
 from maskd.step import Action, Item, Status
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
+from tests.conftest import SHARED
 
 Daemon = Any
 INNER = "(Paris|London)"
@@ -94,15 +99,60 @@ def test_compile_when_it_never_ends_then_its_child_is_killed_and_the_answer_is_t
     assert [evil.process.pid, *evil.pids("maskd-nursery"), *evil.worker_pids()] == pids, "no process was replaced"
 
 
-def test_compile_when_it_eats_memory_then_too_large_names_the_limit_and_is_not_remembered(evil: Daemon, session: Session) -> None:
-    spec = evil_spec(INNER, do="eat", in_="compile")
-    for _ in range(2):
-        thread, outcome = in_background(lambda: session.create_grammar(spec))
-        thread.join()
-        assert isinstance(outcome[0], GrammarTooLargeError), outcome
-        assert (outcome[0].metadata["limit"], outcome[0].metadata["value"]) == ("compile_bytes", str(256 << 20))
+@pytest.mark.parametrize("how", ["eat", "eat_abort", "gasp"])
+def test_compile_when_it_eats_memory_then_too_large_names_the_limit_and_is_not_remembered(evil: Daemon, session: Session, how: str) -> None:
+    """Whether the library raises, aborts without a word, or aborts at once and says why: never a crash, however often it is tried."""
+    spec = evil_spec(INNER, do=how, in_="compile")
+    for _ in range(3):
+        with pytest.raises(GrammarTooLargeError) as caught:
+            session.create_grammar(spec)
+        assert (caught.value.metadata["limit"], caught.value.metadata["value"]) == ("compile_bytes", str(256 << 20))
+    assert not [event for event in evil.events() if event.get("digest") == spec.digest().hex()[:16]], "nobody is held responsible"
     no_child(evil)
     assert works(session)
+
+
+def hungry(kind: GrammarKind, source: str) -> list[GrammarSpec]:
+    return [GrammarSpec(kind, source, backend=backend) for backend in ("llguidance", "xgrammar")]
+
+
+def test_compile_when_a_real_library_runs_out_of_memory_then_it_is_never_taken_for_a_crash(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """Under a limit that is far too small both libraries fail in every way they have: exceptions, SIGABRT, exit code 127."""
+    words = [f"{number:032x}" for number in range(20_000)]
+    specs = hungry("json_schema", json.dumps({"enum": words})) + hungry("regex", ".*".join("abcdefghijklmnop") + ".{0,300}")
+    hostile = SHARED / "data/hostile/hostile_grammars.py"
+    if hostile.exists():
+        cases = runpy.run_path(str(hostile))["CASES"]
+        for name in ("ebnf-repeat-nested", "schema-one-of-6x4", "schema-enum-10k", "schema-props-5k", "schema-ref-chain-500"):
+            specs += hungry(*cases[name][:2])
+    daemon = start_daemon("--compile-bytes", str(4 << 20))
+    reasons = Counter[str]()
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+        for spec in specs:
+            for _ in range(2):
+                try:
+                    session.create_grammar(spec)
+                except MaskdError as error:
+                    reasons[error.metadata.get("limit", error.reason)] += 1
+        assert works(session)
+    print(dict(reasons))
+    assert reasons["compile_bytes"] >= 4
+    assert not [event for event in daemon.events() if event["event"] == "grammar held responsible"]
+
+
+def test_compile_when_its_child_is_killed_from_outside_then_memory_is_named_and_nobody_is_condemned(evil: Daemon, session: Session) -> None:
+    """The kernel does that when a container passes its limit; the grammar compiles as soon as there is room."""
+    spec = evil_spec("(out|side)", do="sleep", in_="compile", seconds=1)
+    for _ in range(3):
+        thread, outcome = in_background(lambda: session.create_grammar(spec))
+        until(lambda: evil.pids("maskd-jail"), "it runs in a child")
+        os.kill(evil.pids("maskd-jail")[0], signal.SIGKILL)
+        thread.join()
+        assert isinstance(outcome[0], CapacityError), outcome
+        assert outcome[0].metadata["limit"] == "memory"
+    assert session.create_grammar(spec).grammar_id
 
 
 @pytest.mark.parametrize("how", ["abort", "segv"])

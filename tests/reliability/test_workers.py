@@ -111,6 +111,25 @@ def test_matchers_when_one_of_a_batch_crashes_then_each_is_filled_alone_until_th
         assert masker.open(innocent)
 
 
+def test_lane_when_one_of_two_calls_crashes_then_both_are_suspects_and_only_the_guilty_one_is_struck(
+    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle
+) -> None:
+    """Two slow calls are under way when the worker dies, and nobody can tell which it was. From then on each has the lane to itself: the
+    guilty one is found, and its neighbour gets every row."""
+    daemon = evil_daemon("--hang-seconds", "5")
+    innocent, guilty = evil_spec(WORD, in_="fill", slow=0.2), evil_spec(WORD, do="abort", in_="fill", slow=0.1, at=2)
+    with Masker(daemon.target, vocabulary, row_capacity=8) as masker:
+        batch = Batch(masker, oracle, [innocent, guilty])
+        errors: dict[int, MaskdError] = {}
+        for step in range(4):
+            errors = batch.advance({handle: A for handle in batch.handles if handle != batch.handles[1] or step < 2})
+        assert set(errors) == {batch.handles[1]} and isinstance(errors[batch.handles[1]], GrammarPoisonedError)
+    suspected = [event["digests"] for event in daemon.events() if event["event"] == "grammars suspected"]
+    assert suspected == [sorted(spec.digest().hex()[:16] for spec in (innocent, guilty))]
+    struck = [event["digest"] for event in daemon.events() if event["event"] == "grammar held responsible"]
+    assert struck == [guilty.digest().hex()[:16]] * 2
+
+
 def test_worker_when_killed_from_outside_then_no_grammar_is_blamed(evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
     """The OOM killer, an operator: four times in the middle of a mask, and the grammar is as good as before."""
     daemon = evil_daemon()

@@ -1,0 +1,53 @@
+"""The slow lane: jobs beside each other, but for those that must be alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from maskd.marker import Marker
+from maskd.worker.slow_lane import SlowLane
+
+
+@pytest.fixture(scope="module")
+def marker() -> Iterator[Marker]:
+    yield Marker()  # the lane's threads hold it for as long as the process lives
+
+
+class Job:
+    """A job that runs until it is told to end."""
+
+    def __init__(self) -> None:
+        self.started, self.end = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.started.set()
+        assert self.end.wait(60)
+
+
+def test_lane_when_two_jobs_come_then_they_run_beside_each_other_and_the_marker_names_both(marker: Marker) -> None:
+    lane, one, other = SlowLane(marker), Job(), Job()
+    works = [lane.start(one, (7 << 32) | 1), lane.start(other, (7 << 32) | 2)]
+    assert one.started.wait(60) and other.started.wait(60)
+    assert sorted(call[2:] for call in marker.busy()) == [(7, 1), (7, 2)]
+    for job in (one, other):
+        job.end.set()
+    assert all(work.wait(60) for work in works)
+
+
+@pytest.mark.parametrize("first_is_alone", [True, False])
+def test_lane_when_a_grammar_must_be_alone_then_nothing_runs_beside_it(marker: Marker, first_is_alone: bool) -> None:
+    """Whichever comes first; who waits for its turn is not busy, so a death would have one candidate."""
+    lane, first, second = SlowLane(marker), Job(), Job()
+    lane.alone.add(1 if first_is_alone else 2)
+    works = [lane.start(first, 1)]
+    assert first.started.wait(60)
+    works.append(lane.start(second, 2))
+    assert not second.started.wait(0.2)
+    assert [call[2:] for call in marker.busy()] == [(0, 1)]
+    first.end.set()
+    assert second.started.wait(60)
+    second.end.set()
+    assert all(work.wait(60) for work in works)
