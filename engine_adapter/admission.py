@@ -1,5 +1,6 @@
 """The way of a request to its slot: its grammar is compiled on a thread beside the loop, then it waits until a slot is free.
 
+One without a grammar has no business with the masker, so that it can run while the daemon is away.
 Owns: the compile threads and the queue of those that wait. Knows nothing about: slots, tokens, text.
 """
 
@@ -27,13 +28,13 @@ class Admission:
         self._masker = masker
         self._finish = finish
         self._compiling = ThreadPoolExecutor(max_workers=_COMPILE_THREADS, thread_name_prefix="grammar")
-        self._compiled: queue.SimpleQueue[tuple[Generation, int]] = queue.SimpleQueue()
-        self._ready: deque[tuple[Generation, int]] = deque()
+        self._compiled: queue.SimpleQueue[tuple[Generation, int | None]] = queue.SimpleQueue()
+        self._ready: deque[tuple[Generation, int | None]] = deque()
 
     def add(self, generation: Generation) -> None:
         """Sends ``generation`` on its way; one without a grammar is ready at once."""
         if generation.request.grammar is None:
-            self._open(generation)
+            self._compiled.put((generation, None))
         else:
             self._compiling.submit(self._open, generation)
 
@@ -48,11 +49,12 @@ class Admission:
         self._collect()
         for waiting in [waiting for waiting in self._ready if waiting[0].is_cancelled]:
             self._ready.remove(waiting)
-            self._masker.close(waiting[1])
+            if waiting[1] is not None:
+                self._masker.close(waiting[1])
             self._finish(waiting[0], "cancelled", None)
 
-    def take(self) -> tuple[Generation, int] | None:
-        """Returns the next one that is ready and its handle at the masker, None if there is none."""
+    def take(self) -> tuple[Generation, int | None] | None:
+        """Returns the next one that is ready and its handle at the masker, if it has one; None if there is none."""
         self._collect()
         return self._ready.popleft() if self._ready else None
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from engine_adapter.bans import BannedWords, TokenPrefixes
 from engine_adapter.bounded import bounded_spec
 from engine_adapter.closing import ClosingVocabulary, steering_for
 from engine_adapter.generation import Choice, TextGeneration, TextRequest
@@ -26,6 +28,7 @@ from engine_adapter.output import Output
 from engine_adapter.request import Generation, Request
 from engine_adapter.sidecar import Sidecar
 from engine_adapter.tokenizer import TextTokenizer
+from maskd.client import Client
 from maskd.grammar import GrammarSpec
 from maskd.tokenizer_files import load_vocabulary
 
@@ -103,6 +106,7 @@ class Engine:
         device: str | None = None,
         bounded: bool = False,
         context_length: int | None = None,
+        restore_seconds: float = 30.0,
     ) -> None:
         """Loads the model, finds or starts a daemon, and starts the loop. Takes seconds.
 
@@ -116,6 +120,7 @@ class Engine:
             device: "cpu", "cuda", "cuda:1"; None = CUDA if there is any.
             bounded: narrow every JSON schema so that its documents are short, see ``bounded.py``. For untrained models.
             context_length: None = what the model was made for, 4096 at most.
+            restore_seconds: how long outputs with a grammar wait for a daemon that went away, before they fail; those without go on.
 
         Raises:
             ValueError: not a model that the loop can run. MaskdError: no daemon.
@@ -130,8 +135,10 @@ class Engine:
             self.tokenizer = TextTokenizer(loaded.tokenizer, loaded.path)
             self._vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)
             self._slot_count = slots_that_fit(loaded, self.context_length, slots)
-            connect = sidecar.connect if sidecar else str(target)
-            masker = stack.enter_context(Masker(connect, self._vocabulary, row_capacity=self._slot_count))
+            # A daemon that is away must not take longer to be missed than outputs wait for it.
+            reach_seconds = min(10.0, max(1.0, restore_seconds))
+            connect = sidecar.connect if sidecar else partial(Client.connect, str(target), timeout_seconds=reach_seconds)
+            masker = stack.enter_context(Masker(connect, self._vocabulary, row_capacity=self._slot_count, restore_seconds=restore_seconds))
             slot_model = SlotModel(loaded.network, self._slot_count, self.context_length)
             self._loop = DecodeLoop(slot_model, masker, self._vocabulary.stop_token_ids)
             self._resources = stack.pop_all()
@@ -139,6 +146,7 @@ class Engine:
         self._bounded = bounded
         self._queue_limit = queue_limit
         self._closing_vocabulary = ClosingVocabulary(self._vocabulary)
+        self._prefixes = TokenPrefixes(self._vocabulary)
         self._lock = threading.Lock()  # guards the admission and the counters below
         self._finished: Counter[str] = Counter()
         self._durations: deque[float] = deque(maxlen=_FINISHED_KEPT)
@@ -165,6 +173,9 @@ class Engine:
         prompt = self.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
         max_tokens = self._checked_budget(request, prompt)
         grammar = self._grammar(request.grammar)
+        banned = None
+        if any(request.banned_words) or request.banned_token_ids:
+            banned = BannedWords(request.banned_words, self._prefixes, request.banned_token_ids)
         generations: list[Generation] = []
 
         def cancel() -> None:
@@ -173,8 +184,10 @@ class Engine:
 
         outputs = TextGeneration(request, len(prompt), cancel)
         with self._lock:
-            self._admit(request.n)
-            generations += [self._loop.add(self._request(outputs, choice, prompt, grammar, max_tokens)) for choice in outputs.choices]
+            self._admit(request.output_count)
+            generations += [
+                self._loop.add(self._request(outputs, choice, prompt, grammar, max_tokens, banned)) for choice in outputs.choices
+            ]
             self._prompt_tokens += len(prompt)
         return outputs
 
@@ -220,13 +233,24 @@ class Engine:
             raise ValueError(f"the prompt has {len(prompt)} tokens; give 1 to {self.context_length - 1}")
         if request.n < 1:
             raise ValueError(f"n is {request.n}; give at least 1")
+        if request.best_of is not None and request.best_of < request.n:
+            raise ValueError(f"best_of is {request.best_of}; give at least n, which is {request.n}")
         if request.max_tokens is not None and request.max_tokens < 1:
             raise ValueError(f"max_tokens is {request.max_tokens}; give at least 1")
-        if bad := [token_id for token_id in prompt if not 0 <= token_id < self._vocabulary.vocab_size]:
-            raise ValueError(f"the prompt has token id {bad[0]}; the vocabulary ends at {self._vocabulary.vocab_size - 1}")
+        budget = min(room, request.max_tokens or room)
+        if not 0 <= request.min_tokens <= budget:
+            raise ValueError(f"min_tokens is {request.min_tokens}; give 0 to {budget}, the most that there can be")
+        self._check_ids("the prompt", prompt)
+        self._check_ids("logit_bias", request.sampling.logit_bias)
+        self._check_ids("stop_token_ids", request.stop_token_ids)
+        self._check_ids("banned_token_ids", request.banned_token_ids)
         if request.logprobs is not None and not 0 <= request.logprobs <= self._vocabulary.vocab_size:
             raise ValueError(f"logprobs is {request.logprobs}; give 0 or more")
-        return min(room, request.max_tokens or room)
+        return budget
+
+    def _check_ids(self, what: str, token_ids: Iterable[int]) -> None:
+        if bad := [token_id for token_id in token_ids if not 0 <= token_id < self._vocabulary.vocab_size]:
+            raise ValueError(f"{what} has token id {bad[0]}; the vocabulary ends at {self._vocabulary.vocab_size - 1}")
 
     def _grammar(self, spec: GrammarSpec | None) -> GrammarSpec | None:
         if spec is None:
@@ -246,7 +270,13 @@ class Engine:
             raise QueueFullError(waiting, round(min(max(1.0, seconds), _LONGEST_RETRY_SECONDS)))
 
     def _request(
-        self, outputs: TextGeneration, choice: Choice, prompt: Sequence[int], grammar: GrammarSpec | None, max_tokens: int
+        self,
+        outputs: TextGeneration,
+        choice: Choice,
+        prompt: Sequence[int],
+        grammar: GrammarSpec | None,
+        max_tokens: int,
+        banned: BannedWords | None,
     ) -> Request:
         asked = outputs.request
         sampling = asked.sampling
@@ -258,7 +288,10 @@ class Engine:
             grammar,
             sampling,
             max_tokens,
-            logprobs=asked.logprobs,
+            asked.min_tokens,
+            frozenset(asked.stop_token_ids),
+            banned,
+            logprobs=(asked.logprobs or 0) if asked.wants_logprobs else None,
             steering=steering_for(grammar, self._closing_vocabulary) if grammar is not None and asked.close_before_budget else None,
             on_token=output.on_token,
             on_finish=output.on_finish,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -28,10 +30,15 @@ class TextRequest:
         grammar: what every output must match; None = anything.
         sampling: how tokens are drawn. Output i uses seed + i.
         max_tokens: of each output; None = as many as the context has room for.
-        stop: an output ends before the first of these; they are not part of it.
+        min_tokens: no output ends by itself before so many, unless its grammar leaves nothing else to say.
+        stop: an output ends before the first of these; they are not part of it. Those within the first ``min_tokens`` are no end.
+        stop_token_ids: end an output, besides the model's own.
+        banned_words: no output has any of these, unless its grammar leaves nothing else to say.
+        banned_token_ids: the same for tokens.
         logprobs: report every token's log probability and those of so many most likely ones; None = none. They are of the distribution
             after the mask: before penalties and temperature, and what the grammar forbids has none.
         n: number of outputs.
+        best_of: generate so many, of which ``TextGeneration.best`` gives the ``n`` likeliest; None = ``n``.
         close_before_budget: with a JSON grammar, end the document before ``max_tokens`` does: see ``closing.py``.
         ignore_special: leave special tokens out of the text.
     """
@@ -45,6 +52,21 @@ class TextRequest:
     n: int = 1
     close_before_budget: bool = False
     ignore_special: bool = True
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    banned_words: tuple[str, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
+    best_of: int | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether log probabilities are recorded: they were asked for, or the best are to be found."""
+        return self.logprobs is not None or self.output_count > self.n
+
+    @property
+    def output_count(self) -> int:
+        """How many outputs are generated."""
+        return self.n if self.best_of is None else self.best_of
 
 
 @dataclass
@@ -103,15 +125,14 @@ class TextGeneration:
 
     def __init__(self, request: TextRequest, prompt_tokens: int, cancel: Callable[[], None]) -> None:
         """Makes an empty one; for the engine, which also calls ``push``. ``cancel`` reaches the loop."""
-        logged = request.logprobs is not None
         self.request = request
-        self.choices = [Choice(index, logprobs=[] if logged else None) for index in range(request.n)]
+        self.choices = [Choice(index, logprobs=[] if request.wants_logprobs else None) for index in range(request.output_count)]
         self.prompt_tokens = prompt_tokens
         self.report: GrammarReport | None = None
         self._cancel = cancel
         self._deltas: list[Delta] = []
         self._growth = threading.Condition()
-        self._unfinished = request.n
+        self._unfinished = request.output_count
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     @property
@@ -123,6 +144,18 @@ class TextGeneration:
     def completion_tokens(self) -> int:
         """Tokens of all outputs so far."""
         return sum(len(choice.token_ids) for choice in self.choices)
+
+    @property
+    def best(self) -> list[Choice]:
+        """The ``n`` outputs whose tokens have the highest mean log probability, likeliest first; all of them if no more were made.
+
+        For finished outputs. They are numbered anew, and have log probabilities only if those were asked for.
+        """
+        if self.request.output_count == self.request.n:
+            return self.choices
+        best = sorted(self.choices, key=_mean_logprob, reverse=True)[: self.request.n]
+        shown = self.request.logprobs is not None
+        return [dataclasses.replace(choice, index=index, logprobs=choice.logprobs if shown else None) for index, choice in enumerate(best)]
 
     def cancel(self) -> None:
         """Ends what is unfinished within a step of the loop; slots and daemon sequences are free then. Safe to repeat."""
@@ -189,3 +222,9 @@ class TextGeneration:
             for loop, grown in self._waiting:
                 with contextlib.suppress(RuntimeError):  # its loop is closed, and so is the reader
                     loop.call_soon_threadsafe(grown.set)
+
+
+def _mean_logprob(choice: Choice) -> float:
+    """Returns the mean over the tokens of ``choice``; an empty one comes last."""
+    logprobs = [token.logprob for token in choice.logprobs or ()]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf

@@ -72,12 +72,17 @@ class DecodeLoop:
         """Queues ``request`` and returns its output to be. Its grammar is compiled beside the loop; it joins when that is done.
 
         Raises:
-            ValueError: the prompt is empty or too long, or ``max_tokens`` is below 1.
+            ValueError: the prompt is empty or too long, a number of tokens is out of range, or a bias is for no token.
         """
         if not 0 < len(request.prompt) < self._model.context_length:
             raise ValueError(f"the prompt has {len(request.prompt)} tokens; give 1 to {self._model.context_length - 1}")
         if request.max_tokens < 1:
             raise ValueError(f"max_tokens is {request.max_tokens}; give at least 1")
+        if not 0 <= request.min_tokens <= request.max_tokens:
+            raise ValueError(f"min_tokens is {request.min_tokens}; give 0 to max_tokens, which is {request.max_tokens}")
+        vocab_size = self._model.logits.shape[1]
+        if (highest := max(request.sampling.logit_bias, default=0)) >= vocab_size:
+            raise ValueError(f"logit_bias has token id {highest}; the vocabulary ends at {vocab_size - 1}")
         generation = Generation(request)
         self._unfinished.add(generation)
         self._admission.add(generation)
@@ -113,10 +118,11 @@ class DecodeLoop:
         started = time.perf_counter()
         self._forward(pending)
         forwarded = time.perf_counter()
-        masks, failed, waited = self._mask()
-        token_ids = self._sample()
+        masks, failed, waited = self._mask(pending)
+        forbidden = self._forbidden(pending)
+        token_ids = self._sample(forbidden)
         host_ids = token_ids.tolist()  # waits for the device
-        self._steer(pending, masks, failed, token_ids, host_ids)
+        self._steer(pending, masks, failed, forbidden, token_ids, host_ids)
         self._sampler.count(token_ids, pending.sampling)
         self._record(pending, token_ids)
         sampled = time.perf_counter()
@@ -132,22 +138,45 @@ class DecodeLoop:
         for index, token_ids in pending.reading:
             self._model.prefill(index, token_ids)
 
-    def _mask(self) -> tuple[Masks | None, Mapping[int, Exception], float]:
+    def _mask(self, pending: Pending) -> tuple[Masks | None, Mapping[int, Exception], float]:
         """Masks the logits; returns the rows, who must not be sampled from, and how long the rows were waited for."""
+        if not pending.is_masked:
+            return None, {}, 0.0
         started = time.perf_counter()
         try:
             masks = self._masker.apply_(self._model.logits)
         except UnavailableError as error:  # the others go on
-            failed = {slot.handle: error for slot in self._slots if slot and slot.generation.request.grammar}
+            failed = {slot.handle: error for slot in self._slots if slot and slot.handle is not None}
             return None, failed, time.perf_counter() - started
         return masks, masks.errors, masks.wait_seconds
 
-    def _sample(self) -> Tensor:
+    def _forbidden(self, pending: Pending) -> dict[int, list[int]]:
+        """Returns what slots must not draw now although their grammar may allow it: slot to token ids."""
+        forbidden: dict[int, list[int]] = {}
+        for index in pending.sampling:
+            slot = self._slots[index]
+            if slot is None:
+                continue
+            request, taken = slot.generation.request, slot.generation.token_ids
+            token_ids = [*slot.stop_token_ids] if len(taken) < request.min_tokens else []
+            if request.banned_words is not None:
+                token_ids += request.banned_words.forbidden(taken)
+            if token_ids:
+                forbidden[index] = token_ids
+        return forbidden
+
+    def _sample(self, forbidden: Mapping[int, Sequence[int]]) -> Tensor:
         positions = [len(slot.generation.token_ids) if slot else 0 for slot in self._slots]
-        return self._sampler.sample(self._model.logits, torch.tensor(positions, device=self._model.device))
+        return self._sampler.sample(self._model.logits, torch.tensor(positions, device=self._model.device), forbidden)
 
     def _steer(
-        self, pending: Pending, masks: Masks | None, failed: Mapping[int, Exception], token_ids: Tensor, host_ids: list[int]
+        self,
+        pending: Pending,
+        masks: Masks | None,
+        failed: Mapping[int, Exception],
+        forbidden: Mapping[int, Sequence[int]],
+        token_ids: Tensor,
+        host_ids: list[int],
     ) -> None:
         """Overwrites the drawn tokens of those whose steering wants another one, here and on the device."""
         for index in pending.sampling:
@@ -158,7 +187,7 @@ class DecodeLoop:
             # The last token of a full context is never read, so it needs no room.
             remaining = min(slot.generation.request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
             chosen = slot.generation.request.steering.choose(masks.rows[masks.row_indices[index]], host_ids[index], remaining)
-            if chosen is not None:
+            if chosen is not None and chosen not in forbidden.get(index, ()):
                 token_ids[index] = host_ids[index] = chosen
 
     def _record(self, pending: Pending, token_ids: Tensor) -> None:
@@ -188,9 +217,10 @@ class DecodeLoop:
             slot = self._slots[index]
             if slot is None:
                 continue
-            if ending := self._append(slot, host_ids[index], self._model.lengths[index], failed.get(slot.handle)):
+            error = None if slot.handle is None else failed.get(slot.handle)
+            if ending := self._append(slot, host_ids[index], self._model.lengths[index], error):
                 self._leave(index, slot, *ending)
-            else:
+            elif slot.handle is not None:
                 accepted[slot.handle] = host_ids[index]
         return accepted
 
@@ -242,8 +272,12 @@ class DecodeLoop:
         if not decoding and not reading:
             self._masker.flush()
             return None
-        self._masker.advance(accepted, rows)
-        return Pending(token_ids, decoding, reading, sampling)
+        is_masked = any(row is not None for row in rows)
+        if is_masked:
+            self._masker.advance(accepted, rows)
+        else:
+            self._masker.flush()
+        return Pending(token_ids, decoding, reading, sampling, is_masked)
 
     # -- joining and leaving ---------------------------------------------------------------------------------------
 
@@ -260,13 +294,16 @@ class DecodeLoop:
                 generation, handle = joining
                 options = generation.request.grammar.options if generation.request.grammar else None
                 stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
-                self._slots[index] = Slot(generation, handle, generation.request.prompt, stop)
-                self._sampler.set(index, generation.request.sampling)
+                request = generation.request
+                self._slots[index] = Slot(generation, handle, request.prompt, stop | request.stop_token_ids)
+                self._sampler.set(index, request.sampling, request.prompt)
 
     def _leave(self, index: int, slot: Slot, reason: FinishReason, error: Exception | None) -> None:
         self._slots[index] = None
         self._model.free(index)
-        self._masker.close(slot.handle)
+        self._sampler.release(index)
+        if slot.handle is not None:
+            self._masker.close(slot.handle)
         self._finish(slot.generation, reason, error)
 
     def _finish(self, generation: Generation, reason: FinishReason, error: Exception | None = None) -> None:

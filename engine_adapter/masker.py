@@ -77,18 +77,20 @@ class Masker:
         *,
         row_capacity: int,
         restore_seconds: float = 30.0,
+        start_seconds: float = 30.0,
         step_seconds: float = 5.0,
         slow_seconds: float = 5.0,
         transport: Transport = "auto",
         spin_seconds: float = 0.0,
     ) -> None:
-        """Opens a session with the daemon, trying for ``restore_seconds``.
+        """Opens a session with the daemon, trying for ``start_seconds``.
 
         Args:
             connect: where the daemon is ("unix:/run/maskd/maskd.sock", "host:port"), or a function that returns a new client.
             vocabulary: of the model; its ``vocab_size`` is the width of the logits.
             row_capacity: positions of the largest batch: sequences times (1 + draft tokens).
             restore_seconds: how long a lost daemon may stay away before ``collect`` raises.
+            start_seconds: how long the daemon may take to be there at first.
             step_seconds: a step that takes longer counts as lost.
             slow_seconds: how long the batch waits for a sequence whose grammar is slow, before that sequence fails; 0 = not at all.
             transport: how rows travel.
@@ -118,7 +120,7 @@ class Masker:
         self._step: Step | None = None
         self._sent_to: Session | None = None  # the session that was asked ``_step``
         self._masks: Masks | None = None
-        self._restore(self._deadline())
+        self._restore(time.monotonic() + start_seconds)
 
     def __enter__(self) -> Masker:
         return self
@@ -263,10 +265,13 @@ class Masker:
         return masks
 
     def flush(self) -> None:
-        """Tells the daemon of closed sequences now, for an engine that has nothing else to say."""
-        if self._ledger.is_closing:
-            self.advance({})
-            self.collect()
+        """Tells the daemon of closed sequences now, for an engine that has nothing else to say. Does not wait for a lost daemon."""
+        if self._ledger.is_closing and self._lock.acquire(blocking=False):  # else somebody restores the session, without those
+            try:
+                self.advance({})
+                self.collect()
+            finally:
+                self._lock.release()
 
     # -- one step: send, answer, conclude --------------------------------------------------------------------------
 

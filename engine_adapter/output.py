@@ -34,7 +34,10 @@ class Output:
     def on_token(self, generation: Generation) -> bool:
         """Passes on the last token of ``generation``; returns whether a stop string is complete."""
         token_id = generation.token_ids[-1]
-        text = "" if token_id in self._silent or token_id >= len(self._tokens) else self._stream.feed(self._tokens[token_id])
+        text = ""
+        if token_id not in self._silent and token_id < len(self._tokens):
+            may_stop = len(generation.token_ids) > self._outputs.request.min_tokens
+            text = self._stream.feed(self._tokens[token_id], may_stop=may_stop)
         self._outputs.report = generation.report
         self._choice.token_ids.append(token_id)
         self._choice.text = self._stream.text

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_adapter.bans import BannedWords
 from engine_adapter.sampler import SamplingParams
 from maskd.grammar import GrammarReport, GrammarSpec
 
@@ -61,6 +62,9 @@ class Request:
         grammar: what the output must match; None = anything.
         sampling: how tokens are drawn.
         max_tokens: the output ends here at the latest.
+        min_tokens: no stop token is drawn before so many tokens, unless the grammar allows nothing else.
+        stop_token_ids: end the output, besides those of the model or the grammar.
+        banned_words: the output has none of these, unless the grammar allows nothing else.
         logprobs: record ``Generation.logprobs`` with so many most likely tokens each; None = do not.
         steering: of this request only; needs a grammar.
         on_token: called after every token of the output was appended, on the loop's thread; must be quick. True ends the output there.
@@ -71,6 +75,9 @@ class Request:
     grammar: GrammarSpec | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int = 256
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    banned_words: BannedWords | None = None
     logprobs: int | None = None
     steering: Steering | None = None
     on_token: Callable[[Generation], bool] | None = None

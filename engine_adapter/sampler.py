@@ -1,7 +1,7 @@
 """Logits to token ids, on the device, one set of parameters per slot.
 
-Owns: the parameters of every slot as tensors, changed in place when a request joins; how often slots with penalties drew each token; the
-draw. It is a pure function of (seed, position, logits, tokens so far): no generator state, so a request gives the same tokens in any slot,
+Owns: the parameters of every slot as tensors, changed in place when a request joins; the draw (``penalties.py`` moves the logits before
+it). It is a pure function of (seed, position, logits, tokens so far): no generator state, so a request gives the same tokens in any slot,
 beside any neighbours, and again after a restart. One 64-bit hash per row (SplitMix64, Steele et al. 2014) is its random number.
 Knows nothing about: grammars (a forbidden token is a logit of -inf and is never drawn), text, stop tokens.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from engine_adapter.penalties import Penalties, forbid
 
 __all__ = ["Sampler", "SamplingParams", "token_logprobs"]
 
@@ -28,9 +30,13 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 = all.
         top_p: keep the smallest set of most likely tokens whose probability reaches this; 1 = all.
         min_p: drop tokens less likely than this times the most likely one; 0 = none.
+        typical_p: keep the smallest set of tokens whose probability reaches this, those first whose surprise is nearest to the
+            expected one (Meister et al., "Locally typical sampling", 2022); 1 = all.
         seed: same seed, same tokens; None = drawn from the system.
         presence_penalty: taken off the logit of every token that the output has already; negative = added.
         frequency_penalty: the same, once for each time that the output has it.
+        repetition_penalty: of tokens that prompt or output have, logits above 0 are divided by it and others multiplied; 1 = none.
+        logit_bias: token id to what is added to its logit, -100 to 100. No bias allows what a grammar forbids.
 
     Raises:
         ValueError: a value out of range.
@@ -43,6 +49,9 @@ class SamplingParams:
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -56,6 +65,13 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             if not -2 <= (penalty := getattr(self, name)) <= 2:
                 raise ValueError(f"{name} is {penalty}; give -2 to 2")
+        if not 0 < self.typical_p <= 1:
+            raise ValueError(f"typical_p is {self.typical_p}; give more than 0 and at most 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; give more than 0, 1 for none")
+        for token_id, bias in self.logit_bias.items():
+            if token_id < 0 or not -100 <= bias <= 100:
+                raise ValueError(f"logit_bias has {token_id}: {bias}; give token ids, each with -100 to 100")
 
 
 class Sampler:
@@ -63,43 +79,40 @@ class Sampler:
 
     def __init__(self, slot_count: int, vocab_size: int, device: torch.device | str = "cpu") -> None:
         self._vocab_size = vocab_size
+        self._penalties = Penalties(slot_count, vocab_size, device)
         self._truncating: set[int] = set()  # slots with top_k or top_p: only they need a sort
-        self._penalized: set[int] = set()
-        self._counts: Tensor | None = None  # (S, V) float32: how often the slot drew the token; made when somebody needs it
-        self._presence = torch.zeros(slot_count, 1, device=device)
-        self._frequency = torch.zeros(slot_count, 1, device=device)
-        self._temperature = torch.ones(slot_count, 1, device=device)  # (S, 1) float32, as are the next three
+        self._typical: set[int] = set()  # slots with typical_p: only they need another
+        self._temperature = torch.ones(slot_count, 1, device=device)  # (S, 1) float32, as are the next four
         self._top_k = torch.full((slot_count, 1), vocab_size, device=device)
         self._top_p = torch.ones(slot_count, 1, device=device)
         self._min_p = torch.zeros(slot_count, 1, device=device)
+        self._typical_p = torch.ones(slot_count, 1, device=device)
         self._seed = torch.zeros(slot_count, dtype=torch.int64, device=device)  # (S,)
 
-    def set(self, slot: int, params: SamplingParams) -> None:
-        """Sets the parameters of ``slot``, for all draws from now on."""
+    def set(self, slot: int, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
+        """Sets the parameters of ``slot``, for all draws from now on. ``prompt`` counts for the repetition penalty."""
         seed = secrets.randbits(64) if params.seed is None else params.seed
         self._temperature[slot] = params.temperature
         self._top_k[slot] = min(params.top_k or self._vocab_size, self._vocab_size)
         self._top_p[slot] = params.top_p
         self._min_p[slot] = params.min_p
+        self._typical_p[slot] = params.typical_p
         self._seed[slot] = (seed + 2**63) % 2**64 - 2**63
         (self._truncating.add if params.top_k or params.top_p < 1 else self._truncating.discard)(slot)
-        self._presence[slot] = params.presence_penalty
-        self._frequency[slot] = params.frequency_penalty
-        if params.presence_penalty or params.frequency_penalty:
-            self._penalized.add(slot)
-            if self._counts is None:
-                self._counts = torch.zeros(len(self._seed), self._vocab_size, device=self._seed.device)
-            self._counts[slot] = 0
-        else:
-            self._penalized.discard(slot)
+        (self._typical.add if params.typical_p < 1 else self._typical.discard)(slot)
+        self._penalties.set(slot, params, prompt)
+
+    def release(self, slot: int) -> None:
+        """Forgets what ``slot`` had asked for that costs every step something."""
+        self._truncating.discard(slot)
+        self._typical.discard(slot)
+        self._penalties.release(slot)
 
     def count(self, token_ids: Tensor, slots: Sequence[int]) -> None:
         """Counts ``token_ids[slot]`` ((S,) int64) for each of ``slots``, where that slot has a penalty."""
-        if self._counts is not None and (counted := sorted(self._penalized.intersection(slots))):
-            index = torch.tensor(counted, device=token_ids.device)
-            self._counts[index, token_ids[index]] += 1
+        self._penalties.count(token_ids, slots)
 
-    def sample(self, logits: Tensor, positions: Tensor) -> Tensor:
+    def sample(self, logits: Tensor, positions: Tensor, forbidden: Mapping[int, Sequence[int]] | None = None) -> Tensor:
         """Draws one token id per row. Changes neither the sampler nor its arguments; see ``count``.
 
         A row whose logits are all -inf or NaN yields some id in range: whoever made the row knows, and drops it.
@@ -107,17 +120,20 @@ class Sampler:
         Args:
             logits: (S, V) floating point, on the sampler's device.
             positions: (S,) int64, same device: how many tokens each sequence has so far; each position is its own draw.
+            forbidden: slot to tokens that it must not draw, unless all others are -inf.
 
         Returns:
             (S,) int64, same device.
         """
-        logits = logits.float()
-        if self._penalized and self._counts is not None:
-            logits = logits - self._frequency * self._counts - self._presence * (self._counts > 0)
+        logits = self._penalties.apply(logits.float())
+        if forbidden:
+            logits = forbid(logits, forbidden)
         greedy = logits.argmax(dim=-1)  # (S,)
         scaled = logits / self._temperature.clamp(min=1e-5)  # (S, V)
         if self._truncating:
             scaled = self._truncate(scaled)
+        if self._typical:
+            scaled = self._keep_typical(scaled)
         probabilities = torch.softmax(scaled, dim=-1)  # (S, V)
         floor = self._min_p * probabilities.amax(dim=-1, keepdim=True)  # (S, 1)
         probabilities = torch.where(probabilities < floor, 0.0, probabilities)
@@ -135,6 +151,16 @@ class Sampler:
         rank = torch.arange(ordered.shape[1], device=ordered.device)
         ordered = ordered.masked_fill((rank >= self._top_k) | (before >= self._top_p), -torch.inf)
         return ordered.new_empty(ordered.shape).scatter_(1, order, ordered)
+
+    def _keep_typical(self, scaled: Tensor) -> Tensor:
+        logprobs = torch.log_softmax(scaled, dim=-1)  # (S, V)
+        probabilities = logprobs.exp()
+        entropy = -torch.where(probabilities > 0, probabilities * logprobs, 0.0).sum(dim=-1, keepdim=True)  # (S, 1)
+        order = (-logprobs - entropy).abs().argsort(dim=-1, stable=True)  # (S, V)
+        before = probabilities.gather(1, order).cumsum(dim=-1).roll(1, dims=-1)
+        before[:, 0] = 0
+        dropped = torch.zeros_like(scaled, dtype=torch.bool).scatter_(1, order, (before >= self._typical_p) & (self._typical_p < 1))
+        return scaled.masked_fill(dropped, -torch.inf)
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, top: int) -> tuple[list[float], list[list[int]], list[list[float]]]:

@@ -27,12 +27,17 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
-    def feed(self, token: bytes) -> str:
+    def feed(self, token: bytes, *, may_stop: bool = True) -> str:
         """Takes the bytes of the next token; returns the text that is certain now, which may be empty.
 
-        Once ``stop_string`` is set the text is complete: it ends before the stop string, and nothing more may be fed.
+        Once ``stop_string`` is set the text is complete: it ends before the stop string, and nothing more may be fed. Text that was fed
+        without ``may_stop`` is part of no stop string.
         """
-        return self._release(self._decoder.decode(token))
+        piece = self._decoder.decode(token)
+        if may_stop:
+            return self._release(piece)
+        self.text += piece
+        return piece
 
     def finish(self) -> str:
         """Takes the end; returns what was held back. Bytes that are no whole character become U+FFFD."""

@@ -37,10 +37,11 @@ class TurnTiming:
 
 @dataclass(slots=True)
 class Slot:
-    """A generation in its slot: its handle at the masker, the end of the prompt that the cache lacks, its stop tokens."""
+    """A generation in its slot: its handle at the masker if it has a grammar, the end of the prompt that the cache lacks, its stop
+    tokens."""
 
     generation: Generation
-    handle: int
+    handle: int | None
     unread: Sequence[int]
     stop_token_ids: frozenset[int]
 
@@ -54,9 +55,11 @@ class Pending:
         decoding: slots whose sampled token goes through the model now.
         reading: (slot, tokens of its prompt) that go through the model now.
         sampling: slots that have logits afterwards.
+        is_masked: whether any of them has a grammar, so that the masker was asked for rows.
     """
 
     token_ids: Tensor
     decoding: Sequence[int]
     reading: Sequence[tuple[int, Sequence[int]]]
     sampling: Sequence[int]
+    is_masked: bool

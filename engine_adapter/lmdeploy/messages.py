@@ -50,9 +50,14 @@ class GenerationConfig:
 
     Attributes:
         max_new_tokens: most tokens of an answer.
-        do_sample: False = the likeliest token each time; what follows has no effect then.
-        temperature, top_p, top_k, min_p, random_seed: as in ``SamplingParams``.
+        do_sample: False = the likeliest token each time, whatever ``temperature``, ``top_p``, ``top_k`` and ``min_p`` are.
+        temperature, top_p, top_k, min_p, random_seed, repetition_penalty: as in ``SamplingParams``.
+        n: must be 1, as in LMDeploy.
+        min_new_tokens: an answer has at least so many tokens, unless its response format leaves nothing else to say.
         stop_words: an answer ends before the first of these.
+        stop_token_ids: end an answer as well.
+        bad_words: an answer has none of these, unless its response format leaves nothing else to say.
+        bad_token_ids: the same for tokens.
         skip_special_tokens: leave special tokens out of the text.
         logprobs: report so many most likely tokens each.
         response_format: what the answer must be: ``dict(type="json_schema", json_schema=dict(name=…, schema=…))``, ``json_object``,
@@ -60,14 +65,20 @@ class GenerationConfig:
         close_before_budget: end a JSON answer whole before ``max_new_tokens`` cuts it.
     """
 
+    n: int = 1
     max_new_tokens: int = 512
     do_sample: bool = False
     temperature: float = 0.8
     top_p: float = 1.0
     top_k: int = 50
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     random_seed: int | None = None
     stop_words: Sequence[str] | None = None
+    bad_words: Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    bad_token_ids: Sequence[int] | None = None
+    min_new_tokens: int | None = None
     skip_special_tokens: bool = True
     logprobs: int | None = None
     response_format: Any = None
@@ -79,7 +90,16 @@ class GenerationConfig:
         Raises:
             ValueError: a response format or a number is wrong.
         """
-        sampling = SamplingParams(self.temperature if self.do_sample else 0.0, self.top_k, self.top_p, self.min_p, self.random_seed)
+        if self.n != 1:
+            raise ValueError(f"n is {self.n}; a prompt has one answer: give it as often as it is to be answered")
+        sampling = SamplingParams(
+            self.temperature if self.do_sample else 0.0,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.random_seed,
+            repetition_penalty=self.repetition_penalty,
+        )
         return TextRequest(
             prompt,
             grammar_of(self.response_format),
@@ -89,6 +109,10 @@ class GenerationConfig:
             self.logprobs,
             close_before_budget=self.close_before_budget,
             ignore_special=self.skip_special_tokens,
+            min_tokens=self.min_new_tokens or 0,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            banned_words=tuple(self.bad_words or ()),
+            banned_token_ids=tuple(self.bad_token_ids or ()),
         )
 
 

@@ -13,14 +13,23 @@ from engine_adapter.serve.body import CommonFields
 from engine_adapter.serve.errors import RequestError
 from maskd.grammar import GrammarSpec
 
-__all__ = ["backend_of", "constraint_of", "read_format", "sampling", "sampling_of", "stop_strings"]
+__all__ = ["backend_of", "constraint_of", "limits_of", "read_format", "sampling", "sampling_of", "stop_strings"]
 
 _NAMES = {
     "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",
     "json_schema": "json", "regex": "regex", "ebnf": "grammar", "grammar": "grammar", "structural_tag": "structural_tag",
 }  # fmt: skip
 _MOST_STOPS = 16
-_NEUTRAL = (None, 1, 1.0)
+_UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "ignore_eos": (False, "min_tokens keeps an output going"),
+    "include_stop_str_in_output": (False, "stop strings are cut off"),
+    "allowed_token_ids": ([], "a grammar or logit_bias says what is allowed"),
+    "use_beam_search": (False, "n and best_of sample"),
+    "length_penalty": (1, "it belongs to beam search"),
+    "no_repeat_ngram_size": (0, "repetition_penalty and frequency_penalty are there"),
+    "prompt_logprobs": (0, "log probabilities are those of the output"),
+}
+"""Fields that are refused: what value changes nothing, and what there is instead."""
 
 
 def backend_of(fields: CommonFields) -> str:
@@ -74,12 +83,8 @@ def sampling_of(fields: CommonFields) -> SamplingParams:
     """Returns how the fields want tokens drawn.
 
     Raises:
-        RequestError: a value out of range, or a field that the sampler does not know.
+        RequestError: a value out of range.
     """
-    if fields.logit_bias:
-        raise RequestError("logit_bias is not supported; leave it out", "logit_bias", code="unsupported_parameter")
-    if fields.repetition_penalty not in _NEUTRAL:
-        raise RequestError("repetition_penalty is not supported; frequency_penalty is", "repetition_penalty", code="unsupported_parameter")
     return sampling(
         temperature=fields.temperature,
         top_p=fields.top_p,
@@ -88,7 +93,35 @@ def sampling_of(fields: CommonFields) -> SamplingParams:
         seed=fields.seed if fields.seed is not None else fields.random_seed,
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
+        repetition_penalty=fields.repetition_penalty,
+        typical_p=fields.typical_p,
+        logit_bias=_logit_bias(fields.logit_bias),
     )
+
+
+def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
+    for token_id in given or ():
+        if not (token_id.isascii() and token_id.isdigit()):
+            raise RequestError(f"logit_bias has the key {token_id!r}; give token ids", "logit_bias", code="invalid_value")
+    return {int(token_id): bias for token_id, bias in given.items()} if given else None
+
+
+def limits_of(fields: CommonFields) -> dict[str, Any]:
+    """Returns, as arguments of ``TextRequest``, how the fields want outputs to end, and what outputs must not have.
+
+    Raises:
+        RequestError: too many or malformed stop strings, or a field that the engine has nothing for.
+    """
+    for name, (neutral, instead) in _UNSUPPORTED.items():
+        if getattr(fields, name) not in (None, neutral):
+            raise RequestError(f"{name} is not supported; {instead}", name, code="unsupported_parameter")
+    return {
+        "stop": stop_strings(fields.stop),
+        "min_tokens": fields.min_tokens or 0,
+        "stop_token_ids": tuple(fields.stop_token_ids or ()),
+        "banned_words": tuple(fields.bad_words or ()),
+        "ignore_special": fields.skip_special_tokens is not False,
+    }
 
 
 def sampling(**given: Any) -> SamplingParams:

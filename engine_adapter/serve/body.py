@@ -42,7 +42,20 @@ class CommonFields(msgspec.Struct, kw_only=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
+    typical_p: float | None = None
     logit_bias: dict[str, float] | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    skip_special_tokens: bool | None = None
+
+    ignore_eos: bool | None = None  # from here on: refused, see ``asking.refuse_unsupported``
+    include_stop_str_in_output: bool | None = None
+    allowed_token_ids: list[int] | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    prompt_logprobs: int | None = None
 
     response_format: Any = None
     structured_outputs: dict[str, Any] | None = None  # vLLM's

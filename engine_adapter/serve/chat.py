@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from engine_adapter.generation import Choice, TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
-from engine_adapter.serve.asking import backend_of, constraint_of, sampling_of, stop_strings
+from engine_adapter.serve.asking import backend_of, constraint_of, limits_of, sampling_of
 from engine_adapter.serve.body import CommonFields, read_body, usage_of
 from engine_adapter.serve.calls import Call, CallDelta, CallEnd, CallStart, Content, Part, Reader
 from engine_adapter.serve.conversation import read_messages
@@ -100,10 +100,10 @@ def _ask(core: Core, body: ChatFields) -> tuple[Plan, Ask]:
             grammar=plan.grammar,
             sampling=sampling_of(body),
             max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
-            stop=stop_strings(body.stop),
             logprobs=_logprobs_wanted(body),
             n=1 if body.n is None else body.n,
             close_before_budget=close,
+            **limits_of(body),
         ),
         plan.places,
     )

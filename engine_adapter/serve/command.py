@@ -53,14 +53,25 @@ class ServeSettings:
         default=False, metadata={"help": "end JSON documents before the token limit would cut them, unless a request says otherwise"}
     )
     body_bytes: int = dataclasses.field(default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"})
+    restore_seconds: float = dataclasses.field(
+        default=5.0, metadata={"help": "how long guided requests wait for a daemon that is away, before their 503"}
+    )
     drain_seconds: float = dataclasses.field(default=10.0, metadata={"help": "on SIGTERM, how long answers may take to end"})
     log_level: str = dataclasses.field(default="info", metadata={"help": "debug, info, warning or error"})
 
 
-_TYPES: dict[str, type] = {"port": int, "slots": int, "queue_limit": int, "context_length": int, "body_bytes": int, "drain_seconds": float}
+_TYPES: dict[str, type] = {
+    "port": int,
+    "slots": int,
+    "queue_limit": int,
+    "context_length": int,
+    "body_bytes": int,
+    "restore_seconds": float,
+    "drain_seconds": float,
+}
 _LIMITS: dict[str, tuple[int, int]] = {
     "port": (0, 65535), "slots": (1, 4096), "queue_limit": (0, 10**6), "context_length": (2, 10**7), "body_bytes": (1024, 1 << 30),
-    "drain_seconds": (0, 86400),
+    "restore_seconds": (0, 3600), "drain_seconds": (0, 86400),
 }  # fmt: skip
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -142,6 +153,7 @@ def run_server(settings: ServeSettings) -> int:
         device=settings.device,
         bounded=settings.bounded,
         context_length=settings.context_length,
+        restore_seconds=settings.restore_seconds,
     ) as engine:
         logger.info("Guided decoder initialized with backend: %s", settings.guided_decoding_backend)
         if not engine.trained:

@@ -15,9 +15,9 @@ from starlette.responses import Response
 
 from engine_adapter.generation import TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
-from engine_adapter.serve.asking import constraint_of, sampling_of, stop_strings
+from engine_adapter.serve.asking import constraint_of, limits_of, sampling_of
 from engine_adapter.serve.body import CommonFields, read_body, usage_of
-from engine_adapter.serve.core import Ask, Core, Event, sse
+from engine_adapter.serve.core import MOST_CHOICES, Ask, Core, Event, sse
 from engine_adapter.serve.errors import RequestError
 
 __all__ = ["completions"]
@@ -55,7 +55,7 @@ async def completions(request: Request) -> Response:
         choices = [
             _choice(core, number * per_prompt + choice.index, echoes[number] + choice.text, choice.logprobs, choice.finish_reason)
             for number, generation in enumerate(generations)
-            for choice in generation.choices
+            for choice in generation.best
         ]
         return head | {"choices": choices, "usage": usage_of(generations)}
 
@@ -83,11 +83,14 @@ def _asks(core: Core, body: CompletionFields) -> list[Ask]:
             raise RequestError(f"prompt[{index}] is neither a text nor a list of token ids", f"prompt[{index}]")
     if body.suffix:
         raise RequestError("suffix is not supported; the model continues text only", "suffix", code="unsupported_parameter")
-    if (body.best_of or 1) > (body.n or 1):
-        raise RequestError("best_of is not supported; leave it out", "best_of", code="unsupported_parameter")
+    count = 1 if body.n is None else body.n
+    if body.best_of is not None and not count <= body.best_of <= MOST_CHOICES:
+        raise RequestError(f"best_of is {body.best_of}; give n, which is {count}, to {MOST_CHOICES}", "best_of")
+    if body.stream and body.best_of is not None and body.best_of > count:
+        raise RequestError("best_of cannot be streamed: the best are known at the end", "best_of")
     if body.logprobs is not None and not 0 <= body.logprobs <= MOST_LOGPROBS:
         raise RequestError(f"logprobs is {body.logprobs}; give 0 to {MOST_LOGPROBS}", "logprobs")
-    grammar, sampling, stop = constraint_of(body), sampling_of(body), stop_strings(body.stop)
+    grammar, sampling, limits = constraint_of(body), sampling_of(body), limits_of(body)
     # A document that is cut after 16 tokens helps nobody: with a grammar the default is what the context has room for.
     max_tokens = body.max_tokens if body.max_tokens is not None or grammar is not None else _DEFAULT_TOKENS
     close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget
@@ -98,10 +101,11 @@ def _asks(core: Core, body: CompletionFields) -> list[Ask]:
                 grammar=grammar,
                 sampling=sampling,
                 max_tokens=max_tokens,
-                stop=stop,
                 logprobs=body.logprobs,
-                n=1 if body.n is None else body.n,
+                n=count,
+                best_of=body.best_of,
                 close_before_budget=close,
+                **limits,
             ),
             {"": "response_format"},
         )

@@ -26,7 +26,7 @@ from engine_adapter.generation import Delta, TextGeneration, TextRequest
 from engine_adapter.serve.errors import RequestError, describe, error_body, with_places
 from engine_adapter.serve.metrics import Metrics
 
-__all__ = ["Ask", "ClientGoneError", "Core", "Event", "as_json", "sse"]
+__all__ = ["MOST_CHOICES", "Ask", "ClientGoneError", "Core", "Event", "as_json", "sse"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Core:
     async def _submit(self, asks: Sequence[Ask]) -> list[TextGeneration]:
         generations: list[TextGeneration] = []
         for ask in asks:
-            if not 1 <= ask.request.n <= MOST_CHOICES:
+            if not 1 <= ask.request.output_count <= MOST_CHOICES:
                 raise RequestError(f"n is {ask.request.n}; give 1 to {MOST_CHOICES}", "n")
         if self.engine.failure is not None:
             raise RequestError(f"the engine has stopped: {self.engine.failure}", status=503, code="engine_stopped")

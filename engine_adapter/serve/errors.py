@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 1
 _TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 405: "invalid_request_error", 413: "invalid_request_error"}
 _TYPES |= {429: "rate_limit_error", 503: "service_unavailable", 504: "timeout"}
+_ENGINE_FIELDS = ("max_tokens", "min_tokens", "logit_bias", "stop_token_ids", "best_of", "n")
+"""Fields that only the engine can check; its messages begin with them."""
 _LORAX_TYPES = {429: "overloaded", 503: "overloaded", 500: "generation", 504: "generation"}
 
 
@@ -86,7 +88,8 @@ def describe(error: Exception) -> Failure:
     if retry_after is not None:
         return Failure(429, str(error), code="queue_full", retry_after_seconds=float(retry_after))
     if isinstance(error, ValueError):
-        return Failure(400, str(error), code="invalid_value")
+        field = str(error).partition(" ")[0]
+        return Failure(400, str(error), field if field in _ENGINE_FIELDS else None, "invalid_value")
     logger.error("request failed: %r", error, exc_info=error)
     return Failure(500, "the server failed; its log says more", code="internal")
 

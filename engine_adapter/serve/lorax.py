@@ -18,7 +18,7 @@ from engine_adapter.request import TokenLogprobs
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.serve.asking import read_format, sampling, stop_strings
 from engine_adapter.serve.body import read_body
-from engine_adapter.serve.core import Ask, Core, Event, sse
+from engine_adapter.serve.core import MOST_CHOICES, Ask, Core, Event, sse
 from engine_adapter.serve.errors import RequestError
 
 __all__ = ["generate", "generate_list", "generate_stream"]
@@ -78,14 +78,15 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
     core: Core = request.app.state.core
     body = await read_body(request, LoraxFields, core.body_bytes)
     parameters = body.parameters
-    ask = Ask(_text_request(core, body), {"": "parameters.response_format"})
+    wants_stream = body.stream if stream is None else stream
+    ask = Ask(_text_request(core, body, wants_stream), {"": "parameters.response_format"})
     prompt_ids: Sequence[int] = await core.prepare(
         lambda: core.engine.tokenizer.encode(body.inputs) if parameters.decoder_input_details else []
     )
     before = body.inputs if parameters.return_full_text else ""
 
     def whole(generations: Sequence[TextGeneration]) -> Any:
-        choice = generations[0].choices[0]
+        choice = generations[0].best[0]
         answer: dict[str, Any] = {"generated_text": before + choice.text}
         if parameters.details:
             prefill = [{"id": token_id, "text": core.token_text(token_id), "logprob": None} for token_id in prompt_ids]
@@ -104,18 +105,16 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
         last = held or {"token": {"id": 0, "text": "", "logprob": 0.0, "special": True}}
         yield sse(last | {"generated_text": before + choice.text, "details": _details(generations[0], choice, parameters.seed)})
 
-    wants_stream = body.stream if stream is None else stream
     return await core.respond(request, [ask], whole=whole, pieces=pieces if wants_stream else None)
 
 
-def _text_request(core: Core, body: LoraxFields) -> TextRequest:
+def _text_request(core: Core, body: LoraxFields, streams: bool) -> TextRequest:
     parameters = body.parameters
-    if (parameters.best_of or 1) > 1:
-        raise RequestError("best_of is not supported; leave it out", "parameters.best_of")
-    if parameters.typical_p not in (None, 1, 1.0):
-        raise RequestError("typical_p is not supported; top_p is", "parameters.typical_p")
-    if parameters.repetition_penalty not in (None, 1, 1.0):
-        raise RequestError("repetition_penalty is not supported; leave it out", "parameters.repetition_penalty")
+    drawn = _sampling(parameters)
+    best_of = parameters.best_of
+    if best_of not in (None, 1) and (not 1 < best_of <= MOST_CHOICES or not drawn.temperature or streams):
+        instead = f"give 1 to {MOST_CHOICES}, more than 1 with do_sample and without stream"
+        raise RequestError(f"best_of is {best_of}; {instead}", "parameters.best_of")
     response_format = parameters.response_format
     if (
         response_format is not None
@@ -126,20 +125,21 @@ def _text_request(core: Core, body: LoraxFields) -> TextRequest:
     return TextRequest(
         prompt=body.inputs,
         grammar=read_format(response_format, parameters.guided_decoding_backend or "auto"),
-        sampling=_sampling(parameters),
+        sampling=drawn,
         max_tokens=parameters.max_new_tokens,
         stop=stop_strings(parameters.stop),
         logprobs=0,
+        best_of=best_of,
         close_before_budget=core.close_before_budget,
     )
 
 
 def _sampling(parameters: LoraxParameters) -> SamplingParams:
     """Greedy, unless ``do_sample`` or a parameter of sampling says otherwise."""
-    given = {"top_k": parameters.top_k, "top_p": parameters.top_p}
+    given = {"top_k": parameters.top_k, "top_p": parameters.top_p, "typical_p": parameters.typical_p}
     samples = parameters.do_sample or parameters.temperature is not None or any(value is not None for value in given.values())
     temperature = parameters.temperature if parameters.temperature is not None else 1.0 if samples else 0.0
-    return sampling(temperature=temperature, seed=parameters.seed, **given)
+    return sampling(temperature=temperature, seed=parameters.seed, repetition_penalty=parameters.repetition_penalty, **given)
 
 
 def _details(generation: TextGeneration, choice: Choice, seed: int | None) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from engine_adapter.serve.body import read_body
 from engine_adapter.serve.calls import Call, CallEnd, Content
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, as_json
-from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.tools import Plan, plan_output, read_tools
 
 __all__ = ["chat", "generate", "tags", "version"]
@@ -40,6 +39,7 @@ class OllamaOptions(msgspec.Struct, kw_only=True):
     num_predict: int | None = None
     stop: str | list[str] | None = None
     repeat_penalty: float | None = None
+    typical_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
 
@@ -110,8 +110,6 @@ async def generate(request: Request) -> Response:
 
 def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan) -> TextRequest:
     options = body.options or OllamaOptions()
-    if options.repeat_penalty not in (None, 1, 1.0):
-        raise RequestError("repeat_penalty is not supported; frequency_penalty is", "options.repeat_penalty")
     limit = options.num_predict
     return TextRequest(
         prompt=prompt,
@@ -124,6 +122,8 @@ def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan) -> Te
             seed=options.seed,
             presence_penalty=options.presence_penalty,
             frequency_penalty=options.frequency_penalty,
+            repetition_penalty=options.repeat_penalty,
+            typical_p=options.typical_p,
         ),
         max_tokens=None if limit is None or limit < 0 else limit,  # -1: no limit, -2: fill the context
         stop=stop_strings(options.stop),

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine_adapter.generation import TextGeneration, TextRequest
-from engine_adapter.serve.asking import backend_of, read_format, sampling_of
+from engine_adapter.serve.asking import backend_of, limits_of, read_format, sampling_of
 from engine_adapter.serve.body import CommonFields, read_body
 from engine_adapter.serve.calls import Call, CallDelta, CallStart, Content, Part, Reader
 from engine_adapter.serve.conversation import read_messages
@@ -68,7 +68,7 @@ def _ask(core: Core, body: ResponseFields) -> tuple[Plan, Ask]:
     prompt = core.engine.tokenizer.apply_chat_template(messages, plan.tools) + plan.opening
     close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget
     places = {start: "text.format" if field == "response_format" else field for start, field in plan.places.items()}
-    request = TextRequest(prompt, plan.grammar, sampling_of(body), body.max_output_tokens, close_before_budget=close)
+    request = TextRequest(prompt, plan.grammar, sampling_of(body), body.max_output_tokens, close_before_budget=close, **limits_of(body))
     return plan, Ask(request, places)
 
 

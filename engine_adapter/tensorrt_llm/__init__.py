@@ -37,8 +37,8 @@ class RequestOutput:
 
     @property
     def outputs(self) -> list[Choice]:
-        """The outputs so far."""
-        return self._generation.choices
+        """The outputs so far; with ``best_of``, the best of them once all have ended."""
+        return self._generation.best if self.finished else self._generation.choices
 
     @property
     def finished(self) -> bool:

@@ -56,9 +56,15 @@ class SamplingParams:
     Attributes:
         max_tokens: most tokens of an output.
         temperature, top_p, top_k, min_p: as in ``sampler.SamplingParams``; if none of them is given, the likeliest token each time.
-        seed, presence_penalty, frequency_penalty: as there.
+        seed, presence_penalty, frequency_penalty, repetition_penalty: as there.
         n: outputs for each input.
+        best_of: generate so many, and return the ``n`` likeliest; None = ``n``.
+        min_tokens: an output has at least so many tokens, unless ``guided_decoding`` leaves nothing else to say.
         stop: an output ends before the first of these.
+        stop_token_ids: end an output as well.
+        bad: an output has none of these, unless ``guided_decoding`` leaves nothing else to say.
+        bad_token_ids: the same for tokens.
+        embedding_bias: one number for each token, which is added to its logit, -100 to 100.
         logprobs: report so many most likely tokens each.
         skip_special_tokens: leave special tokens out of the text.
         guided_decoding: what each output must be.
@@ -73,8 +79,15 @@ class SamplingParams:
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     n: int = 1
+    best_of: int | None = None
+    min_tokens: int | None = None
     stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    bad: str | Sequence[str] | None = None
+    bad_token_ids: Sequence[int] | None = None
+    embedding_bias: Any = None
     logprobs: int | None = None
     skip_special_tokens: bool = True
     guided_decoding: GuidedDecodingParams | None = None
@@ -95,15 +108,28 @@ class SamplingParams:
             seed=self.seed,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias={}
+            if self.embedding_bias is None
+            else {index: float(bias) for index, bias in enumerate(self.embedding_bias) if bias},
         )
         return TextRequest(
             prompt,
             None if self.guided_decoding is None else self.guided_decoding.spec(),
             sampling,
             self.max_tokens,
-            (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            _texts(self.stop),
             self.logprobs,
             self.n,
             self.close_before_budget,
             self.skip_special_tokens,
+            min_tokens=self.min_tokens or 0,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            banned_words=_texts(self.bad),
+            banned_token_ids=tuple(self.bad_token_ids or ()),
+            best_of=self.best_of,
         )
+
+
+def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())

@@ -146,6 +146,35 @@ def test_llm_when_given_every_kind_of_constraint_then_outputs_match(llm: LLM) ->
     assert {output.outputs[0].finish_reason for output in outputs} == {"stop"}
 
 
+def test_sampling_fields_of_both_libraries_then_they_do_what_they_do_there(llm: LLM) -> None:
+    """Least lengths, banned words, stop tokens, biases, the best of several; the fields of each in its own spelling."""
+    letters = GuidedDecodingParams(regex="[ab]{1,9}")
+    (b,) = llm.tokenizer.encode("b")
+    bias = [0.0] * (b + 1)
+    bias[b] = 100.0
+
+    def text(**options: Any) -> str:
+        return str(llm.generate("Tell:", SamplingParams(guided_decoding=letters, seed=1, **options)).outputs[0].text)
+
+    assert set(text(bad="b", temperature=1.0, min_tokens=3)) == {"a"}
+    assert text(embedding_bias=bias, min_tokens=5, bad_token_ids=[]).startswith("b")
+    assert text(embedding_bias=bias, stop_token_ids=[b]) == ""
+    output = llm.generate("Tell:", SamplingParams(guided_decoding=letters, temperature=1.0, seed=1, n=2, best_of=4, logprobs=0))
+    means = [sum(token.logprob for token in each.logprobs) / len(each.logprobs) for each in output.outputs]
+    assert len(means) == 2 and means[0] >= means[1]
+    assert text(repetition_penalty=1.3, temperature=0.5)
+    with pipeline("bundled", PytorchEngineConfig(max_batch_size=2, session_len=128)) as pipe:
+        formats: Any = {"response_format": {"type": "regex_schema", "regex_schema": "[ab]{1,9}"}}
+        banned = pipe("Tell:", GenerationConfig(**formats, bad_words=["b"], min_new_tokens=3, repetition_penalty=1.1))
+        assert set(banned.text) == {"a"} and banned.generate_token_len >= 1
+        stopped = pipe("Tell:", GenerationConfig(**formats, bad_words=["a"], stop_token_ids=[b], bad_token_ids=[]))
+        assert "a" not in stopped.text and b not in stopped.token_ids
+        with pytest.raises(ValueError, match="n is 2"):
+            pipe("Tell:", GenerationConfig(n=2))
+        with pytest.raises(TypeError, match="logits_processors"):
+            GenerationConfig(logits_processors=[])  # type: ignore[call-arg]
+
+
 def test_llm_when_asked_for_several_outputs_then_streams_and_awaits_them(llm: LLM) -> None:
     async def both() -> tuple[list[str], Any]:
         params = SamplingParams(max_tokens=20, temperature=1.0, seed=4, n=2, guided_decoding=GuidedDecodingParams(regex="[a-z]{3,8}"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -102,9 +104,67 @@ def test_uniform_is_splitmix64() -> None:
     assert [value >> 40 for value in published] == (got * 2**24).long().tolist()
 
 
+@pytest.mark.parametrize("like", ["likely", "typical"])
+def test_sample_when_typical_then_the_surprising_are_left_out_on_both_sides(like: str) -> None:
+    """Of one likely token and many rare ones the rare are typical: their surprise is the expected one."""
+    logits = torch.tensor([0.3] + [0.1] * 7).log() if like == "typical" else torch.tensor([0.9, 0.05, 0.05]).log()
+    counts = draws(SamplingParams(typical_p=0.5, seed=3), logits)
+    assert (counts[0] == 0 and all(counts[1:6])) if like == "typical" else counts[1:] == [0, 0]
+
+
+def test_sample_when_biased_then_tokens_gain_but_never_against_the_mask() -> None:
+    masked = LOGITS.clone()
+    masked[3] = -torch.inf
+    assert draws(SamplingParams(seed=1, logit_bias={3: 100.0})) == [0, 0, 0, 2000]
+    assert draws(SamplingParams(seed=1, logit_bias={3: 100.0, 0: -100.0}), masked)[3] == 0
+    assert draws(SamplingParams(temperature=0.0, logit_bias={0: -5.0, 1: -5.0})) == [0, 0, 2000, 0]
+
+
+def test_sample_when_repetition_is_penalised_then_prompt_and_output_count_once() -> None:
+    """Above 0 divided, below 0 multiplied, whether a token stands in the prompt, in the output, or in both; neighbours are untouched."""
+    logits = torch.tensor([[4.0, 3.0, -1.0, -3.0]] * 2)
+    sampler = Sampler(2, 4)
+    sampler.set(0, SamplingParams(temperature=0.0, repetition_penalty=2.0), [0, 0])
+    sampler.set(1, SamplingParams(temperature=0.0))
+    moved = sampler._penalties.apply(logits)
+    assert moved.tolist() == [[2.0, 3.0, -1.0, -3.0], [4.0, 3.0, -1.0, -3.0]]
+    sampler.count(torch.tensor([2, 0]), [0, 1])
+    sampler.count(torch.tensor([0, 0]), [0, 1])
+    assert sampler._penalties.apply(logits)[0].tolist() == [2.0, 3.0, -2.0, -3.0]
+    assert sampler.sample(logits, torch.zeros(2, dtype=torch.int64)).tolist() == [1, 0]
+    sampler.set(0, SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={1: 3.0}), [1])
+    sampler.count(torch.tensor([2, 0]), [0])
+    sampler.count(torch.tensor([2, 0]), [0])
+    assert sampler._penalties.apply(logits)[0].tolist() == [4.0, 3.0, -3.0, -3.0]  # (3 + 3) / 2, -1 * 2 - 0.5 - 2 * 0.25
+    sampler.release(0)
+    assert sampler._penalties.apply(logits) is logits
+
+
+def test_sample_when_tokens_are_forbidden_then_not_drawn_unless_nothing_else_is_left() -> None:
+    only = torch.full((4,), -torch.inf)
+    only[2] = 1.0
+    sampler = Sampler(2, 4)
+    for position in range(50):
+        ids = sampler.sample(torch.stack([LOGITS, only]), torch.full((2,), position), {0: [0, 1], 1: [2, 3]}).tolist()
+        assert ids[0] in (2, 3) and ids[1] == 2
+
+
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 2.0}]
+    "bad",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": 2.0},
+        {"typical_p": 0.0},
+        {"repetition_penalty": 0.0},
+        {"logit_bias": {1: 101.0}},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {1: float("nan")}},
+    ],
 )
-def test_params_when_out_of_range_then_refused(bad: dict[str, float]) -> None:
+def test_params_when_out_of_range_then_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give"):
-        SamplingParams(**bad)  # type: ignore[arg-type]
+        SamplingParams(**bad)

@@ -53,7 +53,16 @@ BAD = [
     (json.dumps(chat(temperature=-1)), 400, "temperature"),
     (json.dumps(chat(top_p=0)), 400, "top_p"),
     (json.dumps(chat(frequency_penalty=9)), 400, "frequency_penalty"),
-    (json.dumps(chat(logit_bias={"1": 5})), 400, "logit_bias"),
+    (json.dumps(chat(logit_bias={"1": 101})), 400, "logit_bias"),
+    (json.dumps(chat(logit_bias={"a": 1})), 400, "logit_bias"),
+    (json.dumps(chat(logit_bias={"999999": 1})), 400, "logit_bias"),
+    (json.dumps(chat(logit_bias={"1": "much"})), 400, "logit_bias[...]"),
+    (json.dumps(chat(repetition_penalty=0)), 400, "repetition_penalty"),
+    (json.dumps(chat(typical_p=2)), 400, "typical_p"),
+    (json.dumps(chat(min_tokens=21)), 400, "min_tokens"),
+    (json.dumps(chat(stop_token_ids=[-1])), 400, "stop_token_ids"),
+    (json.dumps(chat(ignore_eos=True)), 400, "ignore_eos"),
+    (json.dumps(chat(use_beam_search=True)), 400, "use_beam_search"),
     (json.dumps(chat(top_logprobs=3)), 400, "top_logprobs"),
     (json.dumps(chat(logprobs=True, top_logprobs=21)), 400, "top_logprobs"),
     (json.dumps(chat(stop=["a"] * 17)), 400, "stop"),
@@ -100,6 +109,8 @@ def test_chat_when_the_body_is_too_long_then_it_is_413(http: httpx2.Client) -> N
     [
         ("/generate", {"inputs": "x", "parameters": {"response_format": {"type": "nonsense"}}}, "error_type"),
         ("/", {"inputs": "x", "parameters": {"max_new_tokens": 0}}, "error_type"),
+        ("/generate", {"inputs": "x", "parameters": {"best_of": 2}}, "error_type"),
+        ("/generate_stream", {"inputs": "x", "parameters": {"best_of": 2, "do_sample": True}}, "error_type"),
         ("/generate_stream", {"inputs": 3}, "error_type"),
         ("/api/chat", {"messages": [], "model": "m"}, "error"),
         ("/api/generate", {"prompt": "x", "format": {"type": "objct"}}, "error"),
@@ -247,7 +258,24 @@ def test_lorax_when_used_by_hand_then_all_three_routes_answer(http: httpx2.Clien
     streamed = http.post("/generate_stream", json=body).text.strip().split("\n\n")
     last = json.loads(streamed[-1].removeprefix("data:"))
     assert last["generated_text"] is not None and last["details"]["prompt_tokens"] == 1
+    sampled = {"max_new_tokens": 5, "do_sample": True, "best_of": 3, "typical_p": 0.9, "repetition_penalty": 1.2, "details": True}
+    best = http.post("/generate", json={"inputs": "x", "parameters": sampled}).json()
+    assert 0 < best["details"]["generated_tokens"] <= 5
     assert "".join(json.loads(event.removeprefix("data:"))["token"]["text"] for event in streamed) == last["generated_text"]
+
+
+def test_sampling_fields_when_given_with_their_neutral_values_then_they_are_taken(http: httpx2.Client) -> None:
+    """What some clients always send; the last one is a token that would end the text."""
+    neutral = {"ignore_eos": False, "use_beam_search": False, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "allowed_token_ids": []}
+    answer = http.post(CHAT, json=chat(**neutral, include_stop_str_in_output=False, min_tokens=0, stop_token_ids=[], regex="ok"))
+    assert answer.json()["choices"][0]["message"]["content"] == "ok"
+
+
+def test_banned_words_when_given_then_the_text_has_none(http: httpx2.Client) -> None:
+    """vLLM's bad_words."""
+    answer = http.post(CHAT, json=chat(bad_words=["a", "bc"], regex="[a-c]{9}", temperature=1.5))
+    text = answer.json()["choices"][0]["message"]["content"]
+    assert len(text) == 9 and "a" not in text and "bc" not in text
 
 
 def test_ollama_when_used_by_hand_then_streams_are_lines(http: httpx2.Client) -> None:

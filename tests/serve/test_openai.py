@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+import httpx2
 import jsonschema
 import openai
 import pytest
@@ -133,6 +134,24 @@ def test_create_when_asked_for_several_then_there_are_several(client: OpenAI) ->
         city(choice.message.content)
         assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
         assert all(token.logprob <= 0 and len(token.top_logprobs) <= 2 for token in choice.logprobs.content)
+
+
+def test_create_when_tokens_are_biased_then_they_are_chosen_as_far_as_the_mask_lets_them(client: OpenAI, server: Server) -> None:
+    """OpenAI's logit_bias, by the ids of log probabilities; no bias brings what the grammar forbids."""
+    fields: Any = {"model": "m", "messages": ASK, "max_tokens": 5, "temperature": 0}
+    seen = {}
+    for letter in "ab":
+        generated = httpx2.post(
+            server.url + "/generate",
+            json={"inputs": "x", "parameters": {"response_format": {"type": "regex", "regex": letter}, "details": True}},
+        ).json()
+        [seen[letter]] = [token["id"] for token in generated["details"]["tokens"]]
+    for letter, other in ("ab", "ba"):
+        bias = {str(seen[letter]): 100, str(seen[other]): -100}
+        answer = client.chat.completions.create(**fields, logit_bias=bias, extra_body={"regex": "[ab]"})
+        assert answer.choices[0].message.content == letter
+        forced = client.chat.completions.create(**fields, logit_bias=bias, extra_body={"regex": f"{other}+z"})
+        assert set(forced.choices[0].message.content or "") <= {other, "z"}
 
 
 def test_create_when_a_stop_string_comes_then_the_content_ends_before_it(client: OpenAI) -> None:
@@ -303,6 +322,24 @@ def test_completions_when_given_prompts_then_each_is_answered(client: OpenAI) ->
     texts = ["".join(c.choices[0].text for c in chunks if c.choices and c.choices[0].index == index) for index in (0, 1)]
     assert set(texts) <= {"Paris", "Rome"}
     assert chunks[-1].usage
+
+
+def test_completions_when_asked_for_the_best_then_they_come_likeliest_first(client: OpenAI) -> None:
+    """``best_of`` are generated and counted, ``n`` are returned; a stream cannot wait for them."""
+    fields: Any = {"model": "m", "prompt": "a", "max_tokens": 8, "seed": 3, "temperature": 1.5, "extra_body": {"regex": "[a-z]{5,8}"}}
+    everything = client.completions.create(**fields, n=5, logprobs=0)
+    means = []
+    for choice in everything.choices:
+        logprobs = choice.logprobs and choice.logprobs.token_logprobs
+        assert logprobs
+        means.append((sum(logprobs) / len(logprobs), choice.text))
+    best = client.completions.create(**fields, n=2, best_of=5)
+    assert [choice.text for choice in best.choices] == [text for _, text in sorted(means, reverse=True)[:2]]
+    assert [choice.index for choice in best.choices] == [0, 1] and best.choices[0].logprobs is None
+    assert best.usage and everything.usage and best.usage.completion_tokens == everything.usage.completion_tokens
+    for wrong in ({"n": 3, "best_of": 2}, {"best_of": 2, "stream": True}):
+        with pytest.raises(openai.BadRequestError, match="best_of"):
+            client.completions.create(**fields, **wrong)  # type: ignore[call-overload]
 
 
 def test_responses_when_parsed_then_an_instance_comes_back(client: OpenAI) -> None:

@@ -1,0 +1,59 @@
+"""Words that an output must not have: which tokens would complete one.
+
+A word is looked for in the bytes of the output, so it is found however it is cut into tokens.
+Owns: the search. Knows nothing about: masks, sampling; whoever asks forbids the tokens as long as others are left.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from maskd.vocabulary import Vocabulary
+
+__all__ = ["BannedWords", "TokenPrefixes"]
+
+
+class TokenPrefixes:
+    """The tokens of a model in the order of their bytes, but for special ones, which are no text; made once per model."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        special = frozenset(vocabulary.special_token_ids)
+        self.texts = {token_id: token for token_id, token in enumerate(vocabulary.tokens) if token and token_id not in special}
+        self._sorted = sorted((token, token_id) for token_id, token in self.texts.items())
+
+    def starting(self, prefix: bytes) -> list[int]:
+        """Returns the tokens that begin with ``prefix``."""
+        found = []
+        for token, token_id in self._sorted[bisect_left(self._sorted, (prefix, -1)) :]:
+            if not token.startswith(prefix):
+                break
+            found.append(token_id)
+        return found
+
+
+class BannedWords:
+    """The words of one request."""
+
+    def __init__(self, words: Sequence[str], prefixes: TokenPrefixes, token_ids: Sequence[int] = ()) -> None:
+        """Takes note of ``words``, of which empty ones mean nothing, and of tokens that are banned whatever they stand for."""
+        self._words = [word.encode() for word in words if word]
+        self._prefixes = prefixes
+        self._always = [*token_ids]
+        if self._words:
+            self._always += [token_id for token_id, token in prefixes.texts.items() if any(word in token for word in self._words)]
+        self._longest = max(map(len, self._words), default=0)
+
+    def forbidden(self, token_ids: Sequence[int]) -> list[int]:
+        """Returns the tokens that would complete a word after ``token_ids``, the output so far."""
+        tail = b""
+        for token_id in reversed(token_ids):
+            if len(tail) >= self._longest - 1:
+                break
+            tail = self._prefixes.texts.get(token_id, b"") + tail
+        found = self._always.copy()
+        for word in self._words:
+            for size in range(1, len(word)):
+                if tail.endswith(word[:size]):
+                    found += self._prefixes.starting(word[size:])
+        return found
