@@ -143,6 +143,7 @@ class Arena:
         self._items_at = [at + layout.items_offset for at in steps_at]
         self._tokens_at = [at + layout.tokens_offset for at in steps_at]
         self._published = steps.base + lay.PUBLISHED_STEP_OFFSET
+        self._processor_word = steps.base + lay.ENGINE_PROCESSOR_OFFSET
         self._need_wakeup = steps.base + lay.ENGINE_NEED_WAKEUP_OFFSET
         self._completed = rows.base + lay.COMPLETED_STEP_OFFSET
         self._peer_flag = rows.base + lay.WORKER_NEED_WAKEUP_OFFSET
@@ -258,7 +259,7 @@ class Arena:
         self.submitted = step = self.submitted + 1
         lay.STEPS_CELL.pack_into(self._steps.view, self._steps_cell_at[cell], step, item_count, token_count)
         # HANDOFF engine -> worker
-        _shm.publish(self._published, step, self._peer_flag, self.doorbell_fd)
+        _shm.publish(self._published, step, self._peer_flag, self.doorbell_fd, self._processor_word)
         return step
 
     def _check_open(self) -> None:

@@ -1,4 +1,4 @@
-/* maskd_shm.h - the shared-memory layout of maskd, version 1.1, for C and C++ (gcc or clang).
+/* maskd_shm.h - the shared-memory layout of maskd, version 1.2, for C and C++ (gcc or clang).
  *
  * The normative text is docs/shared-memory.md; a test holds this file, maskd/layout.py and the golden fixtures together.
  * All numbers are little-endian. One writer per segment:
@@ -23,7 +23,7 @@
 #include <string.h>
 
 #define MASKD_LAYOUT_MAJOR 1
-#define MASKD_LAYOUT_MINOR 1
+#define MASKD_LAYOUT_MINOR 2
 #define MASKD_MAGIC_STEPS UINT64_C(0x31504554534b534d) /* "MSKSTEP1" */
 #define MASKD_MAGIC_ROWS UINT64_C(0x3153574f524b534d)  /* "MSKROWS1" */
 #define MASKD_MAGIC_HELLO UINT64_C(0x314f4c45484b534d) /* "MSKHELO1" */
@@ -101,7 +101,8 @@ typedef struct { /* header of the steps segment; words that change stand alone o
     int64_t session_id;
     uint8_t zero1[0x200 - 0x50];
     uint64_t published_step; /* 0x200, engine, release */
-    uint8_t zero2[0x280 - 0x208];
+    uint32_t engine_processor; /* 0x208, engine: 1 + the processor that rings; 0 = not told */
+    uint8_t zero2[0x280 - 0x20c];
     uint32_t engine_need_wakeup; /* 0x280, engine */
     uint8_t zero3[0x300 - 0x284];
 } maskd_steps_header;
@@ -198,6 +199,7 @@ static inline void maskd_pause(void) {
 
 #ifndef MASKD_NO_POSIX
 #include <poll.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -314,7 +316,9 @@ static inline uint64_t maskd_publish(maskd_session *session, uint32_t item_count
     cell->token_count = token_count;
     maskd_store_u64(&session->steps->published_step, step); /* HANDOFF engine -> worker */
     maskd_fence();
-    if (maskd_load_u32(&session->rows->worker_need_wakeup) && write(session->doorbell_fd, &one, sizeof(one)) < 0) return step; /* rung already */
+    if (!maskd_load_u32(&session->rows->worker_need_wakeup)) return step;
+    maskd_store_u32(&session->steps->engine_processor, (uint32_t)(sched_getcpu() + 1)); /* a hint: the worker keeps off it */
+    if (write(session->doorbell_fd, &one, sizeof(one)) < 0) return step; /* rung already */
     return step;
 }
 

@@ -8,6 +8,7 @@
 #define MASKD_NO_POSIX
 #include <Python.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
@@ -61,16 +62,25 @@ static PyObject *fence(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* publish(word, value, peer_flag, fd) -> bool: store, full fence, ring only if the peer sleeps. */
+/* processor() -> the number of the processor that the caller runs on; it may be another one at once. */
+static PyObject *processor(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    return PyLong_FromLong(sched_getcpu());
+}
+
+/* publish(word, value, peer_flag, fd, processor_word = 0) -> bool: store, full fence, ring only if the peer sleeps. With a processor_word,
+ * that gets 1 + the caller's processor before the ring. */
 static PyObject *publish(PyObject *self, PyObject *args) {
-    unsigned long long word, value, flag;
+    unsigned long long word, value, flag, processor_word = 0;
     uint64_t one = 1;
     int fd;
     (void)self;
-    if (!PyArg_ParseTuple(args, "KKKi", &word, &value, &flag, &fd)) return NULL;
+    if (!PyArg_ParseTuple(args, "KKKi|K", &word, &value, &flag, &fd, &processor_word)) return NULL;
     maskd_store_u64(POINTER(void, word), value);
     maskd_fence();
     if (!maskd_load_u32(POINTER(void, flag))) Py_RETURN_FALSE;
+    if (processor_word) maskd_store_u32(POINTER(void, processor_word), (uint32_t)(sched_getcpu() + 1));
     /* EAGAIN: the peer has wake-ups waiting already. EPIPE: it has gone, and its lease will say so. */
     if (write(fd, &one, sizeof(one)) < 0 && errno != EAGAIN && errno != EPIPE) return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_TRUE;
@@ -451,7 +461,8 @@ static PyMethodDef methods[] = {
     {"store_u64", store_u64, METH_VARARGS, "store_u64(address, value): release store."},
     {"store_u32", store_u32, METH_VARARGS, "store_u32(address, value): release store."},
     {"fence", fence, METH_NOARGS, "fence(): full fence."},
-    {"publish", publish, METH_VARARGS, "publish(word, value, peer_flag, fd) -> bool: release store, full fence, ring if the peer sleeps."},
+    {"publish", publish, METH_VARARGS, "publish(word, value, peer_flag, fd, processor_word=0) -> bool: release store, full fence, ring if the peer sleeps."},
+    {"processor", processor, METH_NOARGS, "processor() -> int: where the caller runs."},
     {"spin", spin, METH_VARARGS, "spin(words, targets, nanoseconds) -> int: index of the first word >= its target, or -1; releases the GIL."},
     {"read_step", read_step, METH_VARARGS, "read_step(cell, items_offset, tokens_offset, item_capacity, token_capacity, vocab_size, row_capacity, step)"},
     {"write_results", write_results, METH_VARARGS, "write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, ids, rows, results)"},

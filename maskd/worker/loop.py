@@ -30,6 +30,7 @@ from maskd.marker import Marker
 from maskd.sequences import HeldGrammar, SequenceTable
 from maskd.vocabulary import Vocabulary
 from maskd.worker.compiler import CompilePool
+from maskd.worker.placement import Placement
 from maskd.worker.session import WorkerSession
 from maskd.worker.slow_lane import SlowLane
 
@@ -71,6 +72,7 @@ class WorkerLoop:
         self._sessions: dict[int, WorkerSession] = {}
         self._by_fd: dict[int, WorkerSession] = {}
         self._spin_ns = int(options.spin_seconds * 1e9)
+        self._placement = Placement()
         self._epoch = (os.getpid() << 32) | (time.time_ns() & 0xFFFFFFFF)
         self._epoll = select.epoll()
         self._epoll.register(channel.fileno(), select.EPOLLIN)
@@ -123,6 +125,8 @@ class WorkerLoop:
         for session in sessions:
             if session.session_id in self._sessions:
                 _shm.store_u32(session.sleep_word, 0)
+                if session.has_work:
+                    self._placement.keep_off(session.engine_processor)
 
     def _poll(self, seconds: float) -> None:
         for every in self._sessions.values():

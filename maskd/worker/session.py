@@ -73,6 +73,7 @@ class WorkerSession:
             for c, at in enumerate(rows_at)
         ]
         self.published_word = steps.base + lay.PUBLISHED_STEP_OFFSET
+        self._processor_word = steps.base + lay.ENGINE_PROCESSOR_OFFSET
         self._engine_flag = steps.base + lay.ENGINE_NEED_WAKEUP_OFFSET
         self._completed_word = self._base + lay.COMPLETED_STEP_OFFSET
         self.sleep_word = self._base + lay.WORKER_NEED_WAKEUP_OFFSET
@@ -128,6 +129,11 @@ class WorkerSession:
     def has_work(self) -> bool:
         """Whether a step is published and not served."""
         return _shm.load_u64(self.published_word) > self.completed
+
+    @property
+    def engine_processor(self) -> int:
+        """The processor that the engine last rang from, by its own account; -1 if it does not tell."""
+        return _shm.load_u32(self._processor_word) - 1
 
     def serve(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         """Serves the next step: copy and check the items, run the table, write results and rows, publish.

@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from maskd import _shm
 from maskd import layout as lay
 from maskd.arena import Arena
 from maskd.bitmask import allowed_token_ids
@@ -493,6 +494,36 @@ def test_engine_when_it_blocks_its_descriptors_then_the_worker_does_not_wait_on_
             assert session.step([Item(1, row=0)], timeout_seconds=20).results[0].position == 1
         until(lambda: arena.is_done(1), "its own step is answered too")
         arena.close()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor: there is nowhere to go")
+def test_engine_when_it_rings_from_the_worker_s_processor_then_the_worker_moves_to_another(
+    daemon: Daemon, client: Client, vocabulary: Vocabulary
+) -> None:
+    """The engine says, wherever it runs, that it is where the worker slept last: that is where the kernel mostly wakes it."""
+    client.upload_vocabulary(vocabulary)
+    arena = raw_arena(daemon, vocabulary)
+    arena._processor_word = 0  # the test writes it
+    tasks = Path(f"/proc/{daemon.worker_pids()[0]}/task")
+    before = {int(task.name): os.sched_getaffinity(int(task.name)) for task in tasks.iterdir()}
+    moved: list[tuple[set[int], int]] = []
+
+    def ring() -> bool:
+        for task in before:
+            last = int((tasks / str(task) / "stat").read_text().rpartition(")")[2].split()[36])
+            _shm.store_u32(arena._steps.base + lay.ENGINE_PROCESSOR_OFFSET, 1 + last)
+            arena.submit([])
+            arena.collect()
+            moved.extend((now, last) for one, affinity in before.items() if (now := os.sched_getaffinity(one)) != affinity)
+            if moved:
+                return True
+            time.sleep(0.002)  # the worker sleeps again
+        return False
+
+    until(ring, "the data path of the worker has moved")
+    arena.close()
+    (after, told), *more = moved
+    assert (after, more) == (os.sched_getaffinity(0) - {told}, [])
 
 
 def test_engine_when_it_tampers_with_its_rows_then_the_kernel_refuses(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:

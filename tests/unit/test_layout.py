@@ -49,6 +49,7 @@ STRUCTS = {
 }
 WORDS = {
     ("maskd_steps_header", "published_step"): lay.PUBLISHED_STEP_OFFSET,
+    ("maskd_steps_header", "engine_processor"): lay.ENGINE_PROCESSOR_OFFSET,
     ("maskd_steps_header", "engine_need_wakeup"): lay.ENGINE_NEED_WAKEUP_OFFSET,
     ("maskd_rows_header", "state"): lay.STATE_OFFSET,
     ("maskd_rows_header", "heartbeat"): lay.HEARTBEAT_OFFSET,

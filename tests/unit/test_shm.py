@@ -396,6 +396,24 @@ def test_publish_when_the_peer_is_awake_then_it_does_not_ring() -> None:
         os.close(fd)
 
 
+def test_publish_when_a_word_for_the_processor_is_given_then_a_ring_tells_it_and_silence_does_not() -> None:
+    """Who sleeps hears where the ring came from, as 1 + its number; who is awake needs no move."""
+    words, fd = np.zeros(3, dtype=np.uint64), os.eventfd(0, os.EFD_NONBLOCK)
+    word, flag, processor = (words.ctypes.data + 8 * i for i in range(3))
+    before = os.sched_getaffinity(0)
+    try:
+        _shm.publish(word, 1, flag, fd, processor)
+        assert words[2] == 0
+        words[1] = 1
+        for only in before:
+            os.sched_setaffinity(0, {only})
+            _shm.publish(word, 2, flag, fd, processor)
+            assert words[2] == 1 + only == 1 + _shm.processor()
+    finally:
+        os.sched_setaffinity(0, before)
+        os.close(fd)
+
+
 def test_publish_when_the_reader_of_a_pipe_has_left_then_that_is_no_error() -> None:
     """An engine that dies is found out by its lease, not by the ring."""
     words = np.array([0, 1], dtype=np.uint64)
