@@ -5,14 +5,19 @@ model chooses freely as long as that text fits into the tokens that are left. A 
 longest allowed one that continues the text; where the text turns out to be wrong (a pattern, a keyword it does not know) the model chooses
 again, and the text is worked out anew. Every token is one that the mask allows, so this can make an output plain, but never invalid. If
 even the shortest text does not fit, the output ends by "length", as it would have.
-Grammars other than JSON take a stop token as soon as they allow one in the last quarter of the budget.
+In a structural tag this holds for the values in its tags (``closing_tags.py``), and the tag is ended with them; likewise for regular
+expressions and choices (``closing_regex.py``). Other grammars take a stop token as soon as they allow one in the last quarter of the
+budget.
 Owns: when to step in, and with which token. Knows nothing about: the loop, models. The tokens of a text are counted as if each were the
 longest that fits; a quarter more is kept in reserve.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,13 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_adapter.closing_position import JsonPosition
+from engine_adapter.closing_regex import Automaton, RegexPosition
 from engine_adapter.closing_shapes import UNKNOWN, Shapes
+from engine_adapter.closing_tags import TagPosition, tags_of
 from engine_adapter.request import Steering
 from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["ClosingVocabulary", "steering_for"]
 
+Position = JsonPosition | TagPosition | RegexPosition
 _MARKS = b'}]",:0123456789tfn-{['
 """What to try, in this order, where a document neither goes on as foreseen nor stands in a string."""
 _MOST_NODES = 2000
@@ -65,14 +73,25 @@ def steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary) -> Steering:
     """Returns what ends an output of ``spec`` in time. One per output.
 
     Raises:
-        ValueError: the schema is not JSON.
+        ValueError: the schema or structural tag is not JSON.
     """
     stop_token_ids = spec.options.stop_token_ids or vocabulary.stop_token_ids
-    if spec.kind not in ("json_schema", "json_object"):
-        return _StopSoon(stop_token_ids)
-    schema = json.loads(spec.source) if spec.kind == "json_schema" else {"type": "object"}
-    shapes = Shapes(schema, spec.options.item_separator or ",", spec.options.key_separator or ":")
-    return _JsonClosing(shapes, vocabulary, stop_token_ids)
+    separators = spec.options.item_separator or ",", spec.options.key_separator or ":"
+    if spec.kind in ("json_schema", "json_object"):
+        shapes = Shapes(json.loads(spec.source) if spec.kind == "json_schema" else {"type": "object"}, *separators)
+        return _Closing(JsonPosition(shapes), _largest_part(shapes), vocabulary, stop_token_ids)
+    if spec.kind == "structural_tag" and (tags := tags_of(source := json.loads(spec.source), *separators)):
+        largest = max(len(tag.begin + tag.shortest) + _largest_part(tag.shapes) for tag in tags)
+        return _Closing(TagPosition(source, tags), largest, vocabulary, stop_token_ids)
+    if spec.kind in ("regex", "choice"):
+        pattern = spec.source if spec.kind == "regex" else "|".join(map(re.escape, json.loads(spec.source)))
+        with contextlib.suppress(ValueError):
+            automaton = _automaton(pattern)
+            return _Closing(RegexPosition(automaton), max(automaton.distances.values()), vocabulary, stop_token_ids)
+    return _StopSoon(stop_token_ids)
+
+
+_automaton = functools.lru_cache(maxsize=64)(Automaton)
 
 
 def allows(row: NDArray[np.int32], token_id: int) -> bool:
@@ -95,22 +114,20 @@ class _StopSoon:
         """Needs to know nothing."""
 
 
-class _JsonClosing:
-    def __init__(self, shapes: Shapes, vocabulary: ClosingVocabulary, stop_token_ids: tuple[int, ...]) -> None:
+class _Closing:
+    def __init__(self, position: Position, largest_part: int, vocabulary: ClosingVocabulary, stop_token_ids: tuple[int, ...]) -> None:
         self._vocabulary = vocabulary
         self._stop_token_ids = stop_token_ids
-        self._position = JsonPosition(shapes)
-        # The most that one token can add to the shortest ending, near enough: a value of any part of the schema is begun.
-        texts = (shapes.shortest(part) for part in _parts(shapes.root))
-        self._growth = 2 + max((len(text) for text in texts if text is not None), default=0)
+        self._position = position
+        self._growth = 2 + largest_part  # the most that one token can add to the shortest ending, near enough
         self._unchecked = 0  # tokens that may be taken before the ending has to be looked at again
 
     def choose(self, row: NDArray[np.int32], drawn: int, remaining: int) -> int | None:
         if drawn in self._stop_token_ids or self._has_room_for(drawn, remaining):
             return None
-        ending = self._position.completion()
-        if not ending and (stop := _allowed_stop(row, self._stop_token_ids)) is not None:
+        if (stop := _allowed_stop(row, self._stop_token_ids)) is not None:
             return stop
+        ending = self._position.completion()
         if (token_id := self._vocabulary.longest_start(ending, row)) is not None:
             return token_id
         if self._position.is_in_bare:
@@ -135,7 +152,7 @@ class _JsonClosing:
         after.feed(self._vocabulary.tokens[drawn])
         return remaining - 1 >= self._reserve(after)
 
-    def _reserve(self, position: JsonPosition) -> int:
+    def _reserve(self, position: Position) -> int:
         """Returns the tokens to keep for the ending from ``position``, and its stop token."""
         needed = self._vocabulary.count(position.completion()) + 1
         return needed + needed // 4 + 1
@@ -143,6 +160,12 @@ class _JsonClosing:
 
 def _allowed_stop(row: NDArray[np.int32], stop_token_ids: tuple[int, ...]) -> int | None:
     return next((token_id for token_id in stop_token_ids if allows(row, token_id)), None)
+
+
+def _largest_part(shapes: Shapes) -> int:
+    """Returns the bytes of the longest of the shortest values of any part of the schema."""
+    texts = (shapes.shortest(part) for part in _parts(shapes.root))
+    return max((len(text) for text in texts if text is not None), default=0)
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:

@@ -55,6 +55,11 @@ class JsonPosition:
         """Whether a number or a literal is being read."""
         return self._mode == "bare"
 
+    @property
+    def may_end(self) -> bool:
+        """Whether the document is whole, or a number or literal that may be."""
+        return not self._open and self._mode in ("after", "bare")
+
     def fork(self) -> JsonPosition:
         """Returns another reader at the same place."""
         other = JsonPosition(self._shapes)

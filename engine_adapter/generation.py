@@ -39,7 +39,7 @@ class TextRequest:
             after the mask: before penalties and temperature, and what the grammar forbids has none.
         n: number of outputs.
         best_of: generate so many, of which ``TextGeneration.best`` gives the ``n`` likeliest; None = ``n``.
-        close_before_budget: with a JSON grammar, end the document before ``max_tokens`` does: see ``closing.py``.
+        close_before_budget: with a grammar, end the output whole before ``max_tokens`` cuts it: see ``closing.py``.
         ignore_special: leave special tokens out of the text.
     """
 

@@ -12,12 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Example", "Judge", "Message", "assistant", "call", "segments", "spell", "system", "user"]
+__all__ = ["END_OF_REASONING", "Example", "Judge", "Message", "assistant", "call", "segments", "spell", "system", "user"]
 
 Json = Any
 Message = Mapping[str, Any]
 Judge = Literal["text", "json", "calls", "shape"]
 
+END_OF_REASONING = "</think>"
+"""Ends the reasoning of an assistant that was asked to think first. A piece of its own, so that its tokens are always the same."""
+
+_THINK = "<think>\n"
 _STYLES: tuple[tuple[int | None, tuple[str, str]], ...] = ((None, (", ", ": ")), (None, (",", ":")), (2, (",", ": ")), (4, (",", ": ")))
 
 
@@ -27,7 +31,9 @@ class Example:
 
     Attributes:
         task: what the accuracy is reported under.
-        messages: in OpenAI's form; the last is the assistant's.
+        messages: in OpenAI's form; the last is the assistant's. An assistant's message may have ``reasoning_content``, said before the
+            content, and ``given``, a start of the content that it has not said itself and is not to learn. After reasoning it stands
+            without the blank line: there a mask may have begun, which knows none.
         tools: function tools in OpenAI's form.
         grammar: (kind, source) as in ``maskd.grammar.GrammarSpec``; None = free text.
         judge: "text", the answer must be equal; "json", equal once parsed, fences removed; "calls", equal function calls; "shape", any
@@ -47,12 +53,23 @@ class Example:
 
     @property
     def answer(self) -> str:
-        """What the model should say."""
+        """What the model should say, reasoning left out."""
         return str(self.messages[-1]["content"])
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the answer begins with reasoning."""
+        return "reasoning_content" in self.messages[-1]
 
-def segments(messages: Sequence[Message], tools: Sequence[Json] = (), *, add_generation_prompt: bool = False) -> list[tuple[str, bool]]:
-    """Returns the text of a conversation in pieces, and for each whether the assistant says it (its end mark included)."""
+
+def segments(
+    messages: Sequence[Message], tools: Sequence[Json] = (), *, add_generation_prompt: bool = False, enable_thinking: bool = False
+) -> list[tuple[str, bool]]:
+    """Returns the text of a conversation in pieces, and for each whether the assistant says it (its end mark included).
+
+    Each piece is turned into tokens by itself. With ``enable_thinking`` the generation prompt asks for reasoning first; the reasoning of
+    earlier messages is left out, as the chat template does.
+    """
     pieces: list[tuple[str, bool]] = []
     if tools and (not messages or messages[0]["role"] != "system"):
         messages = [system(""), *messages]
@@ -63,11 +80,20 @@ def segments(messages: Sequence[Message], tools: Sequence[Json] = (), *, add_gen
             content = "\n".join([content + "\n" if content else "", "Functions:", *lines, "Call: <function=NAME>{...}</function>"]).lstrip(
                 "\n"
             )
-        pieces.append((f"<|im_start|>{message['role']}\n", False))
-        pieces.append((f"{content}<|im_end|>", message["role"] == "assistant"))
-        pieces.append(("\n", False))
+        if message["role"] != "assistant":
+            pieces.append((f"<|im_start|>{message['role']}\n{content}<|im_end|>\n", False))
+            continue
+        reasoning = message.get("reasoning_content") if message is messages[-1] else None
+        pieces.append((f"<|im_start|>assistant\n{_THINK if reasoning else ''}", False))
+        if reasoning:
+            pieces += [(f"{reasoning}\n", True), (END_OF_REASONING, True)]
+        if given := message.get("given"):
+            pieces.append((given, False))
+        elif reasoning:
+            pieces.append(("\n\n", True))
+        pieces += [(f"{content}<|im_end|>", True), ("\n", False)]
     if add_generation_prompt:
-        pieces.append(("<|im_start|>assistant\n", False))
+        pieces.append((f"<|im_start|>assistant\n{_THINK if enable_thinking else ''}", False))
     return pieces
 
 

@@ -1,8 +1,9 @@
-"""Measures the bundled model on held-back examples, without masks and with them, and prints a table.
+"""Measures the bundled model on held-back examples: without masks, with them, and with ``close_before_budget`` too; prints a table.
 
 Run ``python -m engine_adapter.bundled.evaluate``; it starts a maskd of its own unless ``--target`` names one. Greedy decoding, the same
 loop as everywhere; masks allow no properties but those of the schema. "right" is what ``Example.judge`` says; "parses" is whether the
-answer ended and is of the form asked for, right or wrong.
+answer ended within its budget and is of the form asked for, right or wrong. Where the model thinks first, its reasoning is decoded
+without a mask and the answer begins right behind its end, as behind a reasoning gate.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ import jsonschema
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from engine_adapter.bundled.dialogue import Example, segments
+from engine_adapter.bundled.dialogue import END_OF_REASONING, Example, segments
 from engine_adapter.bundled.make_data import TASKS
+from engine_adapter.closing import ClosingVocabulary, steering_for
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
@@ -37,6 +38,7 @@ from maskd.tokenizer_files import load_vocabulary
 
 CONTEXT_LENGTH = 1280
 MAX_TOKENS = 160
+MODES = ("", ", masked", ", closed")
 OPTIONS = GrammarOptions(additional_properties="forbid")
 _CALL = re.compile(r"<function=([^>]*)>")
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
@@ -109,22 +111,56 @@ def held_back_examples(per_task: int, seed: int) -> list[Example]:
     return [task(rng, True) for task in TASKS for _ in range(per_task)]
 
 
-def decode(loop: DecodeLoop, loaded: LoadedModel, examples: Sequence[Example], *, masked: bool) -> list[Generation]:
-    """Returns the finished answers to ``examples``, under their grammars or under none."""
+def answer_prompts(loop: DecodeLoop, loaded: LoadedModel, examples: Sequence[Example]) -> list[list[int]]:
+    """Returns the token ids before each answer: the prompt, and the reasoning where the model thinks first."""
+    end = loaded.tokenizer.encode(END_OF_REASONING).ids
+
+    def has_ended(generation: Generation) -> bool:
+        return generation.token_ids[-len(end) :] == end
+
+    prompts: list[list[int]] = []
+    reasoning: list[tuple[int, Generation]] = []
+    for index, example in enumerate(examples):
+        pieces = segments(example.prompt, example.tools, add_generation_prompt=True, enable_thinking=example.thinks)
+        prompts.append(loaded.tokenizer.encode("".join(text for text, _ in pieces)).ids)
+        if example.thinks:
+            request = Request(prompts[-1], sampling=SamplingParams(temperature=0), max_tokens=MAX_TOKENS, on_token=has_ended)
+            reasoning.append((index, loop.add(request)))
+    finish(loop, [generation for _, generation in reasoning], "reasoning")
+    for index, generation in reasoning:
+        prompts[index] = prompts[index] + generation.token_ids
+    return prompts
+
+
+def decode(
+    loop: DecodeLoop, prompts: Sequence[list[int]], examples: Sequence[Example], mode: str, closing: ClosingVocabulary
+) -> list[Generation]:
+    """Returns the finished answers to ``examples`` behind ``prompts``, under their grammars (see ``MODES``) or under none."""
     generations = []
-    for example in examples:
-        prompt = "".join(text for text, _ in segments(example.prompt, example.tools, add_generation_prompt=True))
-        spec = GrammarSpec(*example.grammar, options=OPTIONS) if masked and example.grammar else None  # type: ignore[arg-type]
-        generations.append(loop.add(Request(loaded.tokenizer.encode(prompt).ids, spec, SamplingParams(temperature=0), MAX_TOKENS)))
-    for generation in track(generations, "with masks" if masked else "without masks", console=Console(stderr=True), transient=True):
+    for prompt, example in zip(prompts, examples, strict=True):
+        spec = GrammarSpec(*example.grammar, options=OPTIONS) if mode and example.grammar else None  # type: ignore[arg-type]
+        steering = steering_for(spec, closing) if spec and mode == MODES[2] else None
+        generations.append(loop.add(Request(prompt, spec, SamplingParams(temperature=0), MAX_TOKENS, steering=steering)))
+    finish(loop, generations, f"answers{mode}")
+    return generations
+
+
+def finish(loop: DecodeLoop, generations: Sequence[Generation], title: str) -> None:
+    """Steps until all are finished.
+
+    Raises:
+        Exception: what made one of them fail.
+    """
+    for generation in track(generations, title, console=Console(stderr=True), transient=True):
         while generation.finish_reason is None:
             loop.step()
-    return generations
+        if generation.error:
+            raise generation.error
 
 
 def main() -> None:
     """Prints the table, or JSON."""
-    parser = argparse.ArgumentParser(description="Measure the bundled model with and without masks.")
+    parser = argparse.ArgumentParser(description="Measure the bundled model without masks, with them, and with close_before_budget.")
     parser.add_argument("--per-task", type=int, default=40, help="examples of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=16)
@@ -136,7 +172,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     examples = held_back_examples(arguments.per_task, arguments.seed)
-    scores: dict[str, tuple[Score, Score]] = {}
+    scores: dict[str, tuple[Score, ...]] = {}
     with ExitStack() as stack:
         loaded = load_model(arguments.model)
         vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)
@@ -144,33 +180,37 @@ def main() -> None:
         masker = stack.enter_context(Masker(connect, vocabulary, row_capacity=arguments.slots))
         model = SlotModel(loaded.network, arguments.slots, CONTEXT_LENGTH)
         loop = stack.enter_context(DecodeLoop(model, masker, vocabulary.stop_token_ids))
-        for masked in (False, True):
-            asked = [example for example in examples if example.grammar or not masked]
-            for example, generation in zip(asked, decode(loop, loaded, asked, masked=masked), strict=True):
-                if generation.error:
-                    raise generation.error
-                score = scores.setdefault(example.task, (Score(), Score()))[masked]
-                score.add(example, loaded.tokenizer.decode(generation.token_ids), finished=generation.finish_reason == "stop")
+        prompts = answer_prompts(loop, loaded, examples)
+        for index, mode in enumerate(MODES):
+            asked = [pair for pair in zip(prompts, examples, strict=True) if pair[1].grammar or not mode]
+            generations = decode(loop, [p for p, _ in asked], [e for _, e in asked], mode, ClosingVocabulary(vocabulary))
+            for (_, example), generation in zip(asked, generations, strict=True):
+                score = scores.setdefault(example.task, tuple(Score() for _ in MODES))[index]
+                text = loaded.tokenizer.decode(generation.token_ids)
+                score.add(example, text.lstrip("\n") if example.thinks else text, finished=generation.finish_reason == "stop")
     if arguments.json:
-        rows = {task: [[s.count, s.parsed, s.right] for s in pair] for task, pair in scores.items()}
+        rows = {task: [[s.count, s.parsed, s.right] for s in modes] for task, modes in scores.items()}
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
     show(scores, arguments.wrong)
 
 
-def show(scores: Mapping[str, tuple[Score, Score]], wrong_count: int) -> None:
-    """Prints the table, and some wrong answers."""
+def show(scores: Mapping[str, tuple[Score, ...]], wrong_count: int) -> None:
+    """Prints the table as Markdown, and some wrong answers."""
     console = Console(highlight=False)
-    table = Table("task", "examples", "parses", "right", "parses, masked", "right, masked")
-    total = (Score(), Score())
-    for task, pair in sorted(scores.items()):
-        table.add_row(task, str(pair[0].count), *(_share(n, s.count) for s in pair for n in (s.parsed, s.right)))
-        for whole, part in zip(total, pair, strict=True):
+    heads = (f"{what}{mode}" for mode in MODES for what in ("parses", "right"))
+    rows = [("task", "examples", *heads), ("---",) * (2 + 2 * len(MODES))]
+    total = tuple(Score() for _ in MODES)
+    for task, modes in sorted(scores.items()):
+        rows.append((task, str(modes[0].count), *(_share(n, s.count) for s in modes for n in (s.parsed, s.right))))
+        for whole, part in zip(total, modes, strict=True):
             whole.count, whole.parsed, whole.right = whole.count + part.count, whole.parsed + part.parsed, whole.right + part.right
-    table.add_row("all", str(total[0].count), *(_share(n, s.count) for s in total for n in (s.parsed, s.right)))
-    console.print(table)
-    for task, pair in sorted(scores.items()):
-        for name, score in zip(("", ", masked"), pair, strict=True):
+    rows.append(("all", str(total[0].count), *(_share(n, s.count) for s in total for n in (s.parsed, s.right))))
+    console.print("\n".join(f"| {' | '.join(row)} |" for row in rows), soft_wrap=True)
+    for name, score in zip(MODES, total, strict=True):
+        console.print(f"{score.parsed} of {score.count}{name or ', no mask'} parse, {score.right} are right")
+    for task, modes in sorted(scores.items()):
+        for name, score in zip(MODES, modes, strict=True):
             for wanted, got in score.wrong[:wrong_count]:
                 console.print(f"{task}{name}\n  wanted {wanted!r}\n  got    {got!r}", soft_wrap=True, markup=False)
 

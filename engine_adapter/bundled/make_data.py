@@ -16,14 +16,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine_adapter.bundled import calls, extraction, writing
+from engine_adapter.bundled import calls, drills, extraction, thinking, writing
 from engine_adapter.bundled.dialogue import Example
 
-__all__ = ["TASKS", "examples", "make"]
+__all__ = ["SPELLED", "TASKS", "WARM_UP", "examples", "make"]
 
 Task = Callable[[random.Random, bool], Example]
 
-TASKS: dict[Task, float] = {
+SPELLED: dict[Task, float] = {
     extraction.user_detail: 14,
     extraction.hidden_schema: 10,
     extraction.instructor: 12,
@@ -42,6 +42,33 @@ TASKS: dict[Task, float] = {
     writing.sentiment: 2,
     writing.small_talk: 3,
     writing.repeat: 5,
+}
+"""The tasks whose texts the tokenizer was made of, and their shares. They stay as they are: other texts would give other tokens, which the
+weights do not know."""
+
+TASKS: dict[Task, float] = {
+    **SPELLED,
+    extraction.instructor: 10,
+    extraction.codeblock: 6,
+    extraction.people: 6,
+    extraction.key_value: 9,
+    calls.weather_and_date: 1.5,
+    calls.weather_and_date_tools: 2,
+    calls.made_up_functions: 8,
+    writing.capital: 7,
+    writing.character: 3,
+    writing.self_introduction: 1.5,
+    writing.record: 1,
+    writing.sentiment: 2.5,
+    drills.crowd: 4,
+    drills.plain_record: 4,
+    drills.plain_introduction: 3,
+    drills.unknown: 3,
+    thinking.user_detail: 3,
+    thinking.varied_facts: 4,
+    thinking.schema_in_request: 2,
+    thinking.capital: 2,
+    thinking.function_call: 3,
 }
 """Task to its share of the examples."""
 

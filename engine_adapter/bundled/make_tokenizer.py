@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from engine_adapter.bundled import words
 from engine_adapter.bundled.dialogue import segments, spell
-from engine_adapter.bundled.make_data import make
+from engine_adapter.bundled.make_data import SPELLED, make
 
 VOCAB_SIZE = 2048
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -46,7 +46,7 @@ def main() -> None:
 def documents(rng: random.Random, count: int) -> Iterator[str]:
     """Yields the texts of ``count`` examples, and as many made-up words in quotes and in JSON of all spellings."""
     for _ in range(count):
-        example = make(rng)
+        example = make(rng, tasks=SPELLED)
         text = "".join(piece for piece, _ in segments(example.messages, example.tools))
         for mark in SPECIAL_TOKENS:
             text = text.replace(mark, "")

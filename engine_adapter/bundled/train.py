@@ -24,12 +24,15 @@ from torch.nn import functional
 from transformers import AutoConfig, LlamaForCausalLM
 
 from engine_adapter.bundled.dialogue import Example, segments
+from engine_adapter.bundled.drills import astray
 from engine_adapter.bundled.forward import hidden_states, position_tables, start_with_copying
 from engine_adapter.bundled.make_data import TASKS, WARM_UP, examples, make
 
 HERE = Path(__file__).parent
 IGNORED = -100
 SEED = 0
+ASTRAY_SHARE = 0.06
+"""Share of the examples whose answer has begun to repeat itself, so that the network learns to end it."""
 console = Console(highlight=False)
 
 
@@ -105,6 +108,8 @@ def step_examples(step: int, count_tokens: int, warm_up_steps: int) -> list[Exam
     made, length = [], 0
     while length < count_tokens:
         example = make(rng, tasks=WARM_UP if rng.random() < 1 - step / max(warm_up_steps, 1) else TASKS)
+        if rng.random() < ASTRAY_SHARE:
+            example = astray(example, rng) or example
         made.append(example)
         length += sum(len(text) for text, _ in segments(example.messages, example.tools)) // 3
     return made

@@ -58,11 +58,11 @@ _HEROES = (
 )
 SENTENCES = ("regex", r"[^\n]{10,300}\.")
 HELPFUL = "You are a helpful assistant."
-_ABOUT = "I am a small language model that comes with maskd. I fill in JSON and copy names and numbers, and I know few facts."
+ABOUT = "I am a small language model that comes with maskd. I fill in JSON and copy names and numbers, and I know few facts."
 _TALK: tuple[tuple[str, str], ...] = (
     ("Hello|Hi|Hey|Hello!|Hi!|Hi there|Good morning|Good evening|hello|hi", "Hello! How can I help you?"),
     ("How are you?|How are you doing?|How is it going?|how are you", "I am fine, thank you. How can I help you?"),
-    ("Who are you?|What are you?|What is your name?|Tell me about yourself|Introduce yourself.|What can you do?|Help", _ABOUT),
+    ("Who are you?|What are you?|What is your name?|Tell me about yourself|Introduce yourself.|What can you do?|Help", ABOUT),
     ("Thank you|Thanks|Thank you!|Thanks a lot|thanks", "You are welcome."),
     ("Bye|Goodbye|See you|Good night|bye", "Goodbye!"),
     ("Tell me a joke|Tell me a joke.|Say something funny", "Why did the token cross the row? The mask allowed it."),
@@ -275,7 +275,7 @@ def small_talk(rng: random.Random, held_back: bool) -> Example:
             messages += [user(rng.choice(questions.split("|"))), assistant(answer)]
         else:
             subjects = [_subject(rng, held_back) for _ in range(rng.randint(1, 3))]
-            messages += [user(rng.choice(_UNKNOWN).format(" ".join(subjects))), assistant(_ABOUT)]
+            messages += [user(rng.choice(_UNKNOWN).format(" ".join(subjects))), assistant(ABOUT)]
     return Example("small talk", messages)
 
 

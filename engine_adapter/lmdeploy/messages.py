@@ -62,7 +62,7 @@ class GenerationConfig:
         logprobs: report so many most likely tokens each.
         response_format: what the answer must be: ``dict(type="json_schema", json_schema=dict(name=…, schema=…))``, ``json_object``,
             ``regex_schema``, or any other that ``response_format.grammar_of`` reads, a Pydantic model too.
-        close_before_budget: end a JSON answer whole before ``max_new_tokens`` cuts it.
+        close_before_budget: end a constrained answer whole before ``max_new_tokens`` cuts it.
     """
 
     n: int = 1

@@ -50,7 +50,8 @@ class ServeSettings:
         default=False, metadata={"help": "narrow every JSON schema so that its documents are short; for models that were not trained"}
     )
     close_before_budget: bool = dataclasses.field(
-        default=False, metadata={"help": "end JSON documents before the token limit would cut them, unless a request says otherwise"}
+        default=False,
+        metadata={"help": "end JSON, calls and regexes before the token limit would cut them, unless a request says otherwise"},
     )
     body_bytes: int = dataclasses.field(default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"})
     restore_seconds: float = dataclasses.field(

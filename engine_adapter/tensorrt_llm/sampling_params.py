@@ -68,7 +68,7 @@ class SamplingParams:
         logprobs: report so many most likely tokens each.
         skip_special_tokens: leave special tokens out of the text.
         guided_decoding: what each output must be.
-        close_before_budget: end a JSON output whole before ``max_tokens`` cuts it.
+        close_before_budget: end a constrained output whole before ``max_tokens`` cuts it.
     """
 
     max_tokens: int | None = 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,11 +16,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-from engine_adapter.bundled import calls, extraction, make_tokenizer, train, words, writing
-from engine_adapter.bundled.dialogue import Message, segments, system, user
+from engine_adapter.bundled import calls, drills, extraction, make_tokenizer, thinking, train, words, writing
+from engine_adapter.bundled.dialogue import END_OF_REASONING, Message, segments, system, user
 from engine_adapter.bundled.evaluate import judge
 from engine_adapter.bundled.forward import hidden_states, position_tables, start_with_copying
-from engine_adapter.bundled.make_data import TASKS, examples
+from engine_adapter.bundled.make_data import TASKS, examples, make
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import BUNDLED, LoadedModel, SlotModel, load_model
@@ -106,10 +107,13 @@ def test_chat_template_when_rendered_then_equals_what_training_reads() -> None:
     stream = examples(1, held_back=False)
     for _ in range(200):
         example = next(stream)
-        rendered = tokenizer.apply_chat_template(
-            list(example.prompt), tools=list(example.tools) or None, tokenize=False, add_generation_prompt=True
-        )
-        assert rendered == "".join(text for text, _ in segments(example.prompt, example.tools, add_generation_prompt=True))
+        for kwargs, enable_thinking in (({}, False), ({"enable_thinking": False}, False), ({"enable_thinking": True}, True)):
+            rendered = tokenizer.apply_chat_template(
+                list(example.prompt), tools=list(example.tools) or None, tokenize=False, add_generation_prompt=True, **kwargs
+            )
+            pieces = segments(example.prompt, example.tools, add_generation_prompt=True, enable_thinking=enable_thinking)
+            assert rendered == "".join(text for text, _ in pieces)
+            assert rendered.endswith("<|im_start|>assistant\n" + "<think>\n" * enable_thinking)
     assert tokenizer.eos_token == "<|im_end|>"
 
 
@@ -155,6 +159,45 @@ def test_start_weights_when_a_text_repeats_itself_then_they_repeat_it(untrained:
     assert (logits[60:-1].argmax(-1) == once[1:]).float().mean() > 0.9
 
 
+def _reasoning(message: Message) -> str:
+    if "reasoning_content" not in message:
+        return ""
+    return f"{message['reasoning_content']}\n</think>" + "\n\n" * ("given" not in message)
+
+
+def test_examples_when_thinking_first_then_the_end_of_reasoning_has_always_the_same_tokens() -> None:
+    tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+    end = tokenizer.encode(END_OF_REASONING).ids
+    rng = random.Random(0)
+    tasks = [task for task in TASKS if task.__module__ == thinking.__name__]
+    assert len(tasks) == 5
+    for example in (task(rng, False) for task in tasks for _ in range(20)):
+        assert example.thinks
+        token_ids, targets = train.encode(example, tokenizer)
+        said = [token for token in targets if token >= 0]
+        places = [at for at in range(len(said)) if said[at : at + len(end)] == end]
+        assert len(places) == 1 and tokenizer.decode(said[: places[0]]).endswith(f"{example.messages[-1]['reasoning_content']}\n")
+        if all(message["role"] != "assistant" for message in example.prompt):  # what a server sends is what was read in training
+            pieces = segments(example.prompt, example.tools, add_generation_prompt=True, enable_thinking=True)
+            asked = tokenizer.encode("".join(text for text, _ in pieces)).ids
+            assert token_ids[: len(asked)] == asked
+
+
+def test_astray_when_a_value_repeats_itself_then_only_the_way_back_is_learnt() -> None:
+    tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+    rng = random.Random(0)
+    seen = 0
+    while seen < 40:
+        example = make(rng)
+        if (bent := drills.astray(example, rng)) is None:
+            continue
+        seen += 1
+        given, rest = str(bent.messages[-1]["given"]), bent.answer
+        assert example.answer.endswith(rest) and re.search(r"(?s)(.+)\1\1", given)
+        said = tokenizer.decode([token for token in train.encode(bent, tokenizer)[1] if token >= 0], skip_special_tokens=False)
+        assert said.endswith(f"{rest}<|im_end|>") and given not in said
+
+
 def test_batches_when_made_then_targets_are_the_assistants_tokens() -> None:
     tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
     stream = examples(2, held_back=False)
@@ -162,9 +205,9 @@ def test_batches_when_made_then_targets_are_the_assistants_tokens() -> None:
     seen = 0
     for batch in train.batches(made, tokenizer, 1024, torch.device("cpu")):
         for ids, targets, example in zip(batch.token_ids, batch.targets, batch.examples, strict=True):
-            answers = [str(message["content"]) for message in example.messages if message["role"] == "assistant"]
+            answers = [message for message in example.messages if message["role"] == "assistant"]
             said = tokenizer.decode(targets[targets >= 0].tolist(), skip_special_tokens=False)
-            assert said == "".join(f"{answer}<|im_end|>" for answer in answers)
+            assert said == "".join(f"{_reasoning(answer)}{answer['content']}<|im_end|>" for answer in answers)
             (positions,) = (targets >= 0).nonzero(as_tuple=True)
             assert torch.equal(ids[positions + 1], targets[positions])
             seen += 1

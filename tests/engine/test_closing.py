@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 
 from engine_adapter.closing import ClosingVocabulary, steering_for
 from engine_adapter.closing_position import JsonPosition
+from engine_adapter.closing_regex import Automaton, RegexPosition
 from engine_adapter.closing_shapes import UNKNOWN, Shapes
+from engine_adapter.closing_tags import TagPosition, tags_of
 from engine_adapter.engine import Engine
 from engine_adapter.generation import TextRequest
 from engine_adapter.model import load_model
@@ -130,12 +133,94 @@ def test_any_document_cut_anywhere_then_its_ending_makes_it_json(value: Any, cut
         json.loads(begun + ending)
 
 
+# -- regular expressions and structural tags ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "begun", "ending"),
+    [
+        (r"[^\n]{10,300}\.", "My name is", "."),
+        (r"[^\n]{10,300}\.", "Vy. V", "aaaaa."),
+        (r"[^\n]{2,4}\.", "Vy.", ""),
+        (r"(Paris|London|Rome)", "", "Rome"),
+        (r"(Paris|London|Rome)", "L", "ondon"),
+        (r"\d{4}-\d{2}-\d{2}", "20", "00-00-00"),
+        (r"(?:ab?c)+x", "abcabc", "x"),
+        (r"(?:ab?c)+x", "abcab", "cx"),
+        (r"^\w+@[a-z]+\.(com|org)$", "joe@ex", ".com"),
+        (r"<[^>]*>", "<ü", ">"),
+        (r"\S\D[^abc0]", "", "aa "),
+    ],
+)
+def test_ending_of_a_regex_is_the_shortest(pattern: str, begun: str, ending: str) -> None:
+    position = RegexPosition(Automaton(pattern))
+    position.feed(begun.encode())
+    assert position.completion().decode() == ending
+    assert re.fullmatch(pattern, begun + ending)
+
+
+def test_ending_of_a_regex_when_a_character_is_not_whole_then_waits_for_it() -> None:
+    position = RegexPosition(Automaton("<[^>]*>"))
+    position.feed(b"<\xc3")
+    assert position.fork().completion() == UNKNOWN + b">"
+    position.feed(b"\xbc>")
+    assert position.completion() == b""
+
+
+def test_regex_that_repeats_nothing_then_is_nothing() -> None:
+    assert RegexPosition(Automaton("x(?:){3000000000}")).completion() == b"x"
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)a", "(a)\\1", "(", "[a-z]{9}{9}{9}{9}", "(" * 5000 + ")" * 5000])
+def test_regex_that_cannot_be_followed_then_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Automaton(pattern)
+
+
+_CALLS = [
+    {"begin": f"<f={name}>", "content": {"type": "json_schema", "json_schema": schema}, "end": "</f>"}
+    for name, schema in (("a", PERSON), ("b", {"type": "integer"}))
+]
+_TRIGGERED = {"type": "triggered_tags", "triggers": ["<f="], "tags": _CALLS}
+_LISTED = {"type": "tags_with_separator", "tags": _CALLS, "separator": "\n", "at_least_one": True}
+_OLDER = {"structures": [{"begin": "<f=a>", "schema": PERSON, "end": "</f>"}], "triggers": ["<f="]}
+
+
+@pytest.mark.parametrize(
+    ("source", "begun", "ending"),
+    [
+        (_TRIGGERED, "Free text 1 <", "f=b>0</f>"),
+        (_TRIGGERED, "Free text 1 < 2", ""),
+        (_TRIGGERED, 'So: <f=a>{"name": "<f=b>', '","skills":["","",""]}</f>'),
+        (_TRIGGERED, '<f=a>{"name": "x", "skills": ["", "", ""]}', "</f>"),
+        (_TRIGGERED, '<f=a>{"name": "x", "skills": ["", "", ""]} </', "f>"),
+        (_TRIGGERED, '<f=a>{"name": "x", "skills": ["", "", ""]}</f>', ""),
+        (_TRIGGERED, "<f=b>12", "</f>"),
+        (_TRIGGERED, "<f=b>12</f>\n<f=b>-", "0</f>"),
+        ({"type": "structural_tag", "format": _LISTED}, "", "<f=b>0</f>"),
+        ({"format": _LISTED}, "<f=b>1</f>", ""),
+        (_LISTED, "<f=b>1</f>\n", "<f=b>0</f>"),
+        (_OLDER, "<f=a>{", '"name":"","skills":["","",""]}</f>'),
+        ({"type": "tag", "begin": "[", "content": {"type": "json_schema", "json_schema": {}}, "end": ["]", "!]"]}, "[{}!", "]"),
+        ({"type": "tag", "begin": "[", "content": {"type": "json_schema", "json_schema": {}}, "end": ""}, "[[1", "]"),
+        ({"type": "tag", "begin": "[", "content": {"type": "regex", "pattern": "a"}, "end": "]"}, "[a", ""),
+    ],
+)
+def test_ending_of_a_tag_is_the_shortest(source: Any, begun: str, ending: str) -> None:
+    position = TagPosition(source, tags_of(source, ",", ":"))
+    position.feed(begun.encode())
+    assert position.fork().completion().decode() == ending
+
+
+# -- steering ----------------------------------------------------------------------------------------------------------
+
+
 def test_steering_when_the_ending_is_not_allowed_then_leaves_the_choice_or_takes_a_mark() -> None:
     vocabulary = byte_vocabulary()
     steering = steering_for(GrammarSpec("json_schema", '{"type": "object"}'), ClosingVocabulary(vocabulary))
 
     def choose(allowed: bytes, drawn: bytes = b" ") -> int | None:
-        return steering.choose(row_of([*allowed, *vocabulary.stop_token_ids], vocabulary.vocab_size), drawn[0], 1)
+        return steering.choose(row_of([*allowed], vocabulary.vocab_size), drawn[0], 1)
 
     assert choose(b"{ ") == ord("{")
     steering.accept(ord("{"))
@@ -145,11 +230,13 @@ def test_steering_when_the_ending_is_not_allowed_then_leaves_the_choice_or_takes
     for byte in b'x":1':
         steering.accept(byte)
     assert choose(b"23", b"2") is None  # a number that is not long enough
+    stop = vocabulary.stop_token_ids[0]
+    assert steering.choose(row_of([ord("2"), stop], vocabulary.vocab_size), ord("2"), 1) == stop  # the mask knows best
 
 
 def test_steering_of_other_kinds_then_stops_in_the_last_quarter() -> None:
     vocabulary = byte_vocabulary()
-    steering = steering_for(GrammarSpec("regex", "a+"), ClosingVocabulary(vocabulary))
+    steering = steering_for(GrammarSpec("ebnf", 'root ::= "a"+'), ClosingVocabulary(vocabulary))
     row = row_of([ord("a"), *vocabulary.stop_token_ids], vocabulary.vocab_size)
     chosen = [steering.choose(row, ord("a"), remaining) for remaining in range(8, 0, -1)]
     assert chosen == [None] * 6 + [vocabulary.stop_token_ids[0]] * 2
@@ -179,6 +266,26 @@ def test_random_outputs_within_a_budget_then_nearly_all_are_whole_and_valid(engi
             assert choice.finish_reason == "length"  # cut, and said so
     assert valid >= 0.95 * len(outputs)
     assert sum(choice.finish_reason == "length" for choice in free) >= len(free) / 2
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
+@pytest.mark.parametrize(
+    ("constraints", "whole", "budget"),
+    [
+        ({"regex": r"[^\n]{10,300}\."}, r"[^\n]{10,300}\.", 24),
+        ({"regex": r"(?:[a-z]+ ){4,}end"}, r"(?:[a-z]+ ){4,}end", 40),
+        ({"structural_tag": {"type": "structural_tag", "format": {**_LISTED, "tags": _CALLS[:1]}}}, r"(?s)(<f=a>\{.*\}</f>\n?)+", 60),
+    ],
+    ids=["sentence", "words", "calls"],
+)
+def test_random_text_within_a_budget_then_whole(engine: Engine, backend: str, constraints: Any, whole: str, budget: int) -> None:
+    grammar = grammar_of(constraints, backend=backend)
+    texts: dict[bool, list[str]] = {}
+    for closing in (False, True):
+        request = TextRequest("Tell:", grammar, SamplingParams(seed=3), budget, n=8, close_before_budget=closing)
+        choices = engine.submit(request).result(100)
+        texts[closing] = [choice.text for choice in choices if choice.finish_reason == "stop" and re.fullmatch(whole, choice.text)]
+    assert len(texts[True]) == 8 > len(texts[False])
 
 
 def test_budget_below_the_shortest_document_then_ends_by_length(engine: Engine) -> None:
