@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from engine_adapter.late import await_late
 from maskd.client import Client, Grammar, Session
 from maskd.errors import (
     CapacityError,
@@ -46,8 +47,9 @@ class Lease:
     """
 
     def __init__(
-        self, connect: Callable[[], Client], vocabulary: Vocabulary, *, row_capacity: int, transport: Transport, spin_seconds: float
-    ) -> None:
+        self, connect: Callable[[], Client], vocabulary: Vocabulary, *, row_capacity: int, transport: Transport, spin_seconds: float,
+        slow_seconds: float, step_seconds: float,
+    ) -> None:  # fmt: skip
         self.session: Session | None = None
         self.grammars: dict[GrammarSpec, Grammar] = {}
         self._connect = connect
@@ -55,6 +57,8 @@ class Lease:
         self._row_capacity = row_capacity
         self._transport: Transport = transport
         self._spin_seconds = spin_seconds
+        self._slow_seconds = slow_seconds
+        self._step_seconds = step_seconds
         self._client: Client | None = None
 
     def renew(self, specs: Iterable[GrammarSpec]) -> dict[GrammarSpec, MaskdError]:
@@ -93,7 +97,9 @@ class Lease:
             raise UnavailableError("there is no session")
         failed: dict[int, MaskdError] = {}
         for items in self._replay_steps(histories):
-            for item, result in zip(items, self.session.step(items).results, strict=True):
+            reply = self.session.step(items, timeout_seconds=self._step_seconds)
+            _, results = await_late(self.session, items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds)
+            for item, result in zip(items, results, strict=True):
                 if error := result.error():
                     failed.setdefault(item.sequence_id, error)
         return failed

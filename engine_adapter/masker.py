@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_adapter.late import await_late
 from engine_adapter.lease import MAY_COME_BACK, SESSION_LOST, Lease, Transport
 from engine_adapter.ledger import Ledger, Step
-from maskd.arena import Reply
 from maskd.bitmask import mask_array, row_of
 from maskd.client import Client, Session
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec
-from maskd.step import Item, Result, Status
+from maskd.step import Result
 from maskd.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class Masker:
             restore_seconds: how long a lost daemon may stay away before ``collect`` raises.
             start_seconds: how long the daemon may take to be there at first.
             step_seconds: a step that takes longer counts as lost.
-            slow_seconds: how long the batch waits for a sequence whose grammar is slow, before that sequence fails; 0 = not at all.
+            slow_seconds: how long the batch waits for a sequence whose grammar is slow, before that sequence fails; 0 = not at all. What
+                the daemon does meanwhile, each sequence's ``GrammarSpec.when_slow`` says.
             transport: how rows travel.
             spin_seconds: poll for so long before sleeping; costs a core, saves some 5 µs a step.
 
@@ -105,6 +106,8 @@ class Masker:
             row_capacity=row_capacity,
             transport=transport,
             spin_seconds=spin_seconds,
+            slow_seconds=slow_seconds,
+            step_seconds=step_seconds,
         )
         self._vocab_size = vocabulary.vocab_size
         self._row_capacity = row_capacity
@@ -297,7 +300,9 @@ class Masker:
                 reply = self._sent_to.collect(timeout_seconds=self._step_seconds)
                 if reply.ok:
                     return reply.rows, reply.results
-                return self._ask_again(self._sent_to, step, reply)
+                return await_late(
+                    self._sent_to, step.items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds
+                )
             except SESSION_LOST as error:
                 if not self._ledger.is_asking(step):  # only closes, and those are done
                     step.items = []
@@ -306,26 +311,6 @@ class Masker:
                 if time.monotonic() > deadline:
                     raise UnavailableError(f"no session lived through this step for {self._restore_seconds} s: {error}") from error
                 self._restore(deadline)
-
-    def _ask_again(self, session: Session, step: Step, reply: Reply) -> tuple[NDArray[np.int32], Sequence[Result]]:
-        """Waits, for at most ``slow_seconds``, for items that are late: their neighbours were answered in time, but a batch has one
-        forward pass. The reply's rows are copied first, for each question may overwrite them."""
-        results, deadline = list(reply.results), time.monotonic() + self._slow_seconds
-        rows = None
-        while time.monotonic() < deadline:
-            late = [index for index, result in enumerate(results) if result.status == Status.STEP_DEADLINE]
-            if not late:
-                break
-            rows = reply.rows.copy() if rows is None else rows
-            asked = [step.items[index] for index in late]
-            again = session.step(
-                [Item(item.sequence_id, drafts=item.drafts, row=item.row) for item in asked], timeout_seconds=self._step_seconds
-            )
-            for index, item, result in zip(late, asked, again.results, strict=True):
-                results[index] = result
-                if item.row >= 0:
-                    rows[item.row : item.row + 1 + len(item.drafts)] = again.rows[item.row : item.row + 1 + len(item.drafts)]
-        return reply.rows if rows is None else rows, results
 
     def _conclude(self, step: Step, rows: NDArray[np.int32], results: Sequence[Result], started: float) -> Masks:
         """Books the results, and makes sure that whoever could not be asked for has a row that ends the sequence."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from maskd import _shm
 
-__all__ = ["ROW_ALIGN_WORDS", "allowed_token_ids", "mask_array", "mask_logits", "row_of", "row_stride_words", "row_words"]
+__all__ = ["ROW_ALIGN_WORDS", "allowed_token_ids", "mask_array", "mask_logits", "row_of", "row_of_all_but", "row_stride_words", "row_words"]
 
 ROW_ALIGN_WORDS = 32
 """Rows start on 128-byte lines: no two writers share a cache line, adjacent-line prefetch included."""
@@ -40,6 +40,14 @@ def row_of(token_ids: Iterable[int], vocab_size: int) -> NDArray[np.int32]:
     for token_id in token_ids:
         row[token_id >> 5] |= np.uint32(1 << (token_id & 31))
     return row.view(np.int32)
+
+
+def row_of_all_but(token_ids: Iterable[int], token_count: int, vocab_size: int) -> NDArray[np.int32]:
+    """Returns a new row, (row_stride_words,) int32, that allows the ids below ``token_count`` except ``token_ids``."""
+    bits = np.zeros(32 * row_stride_words(vocab_size), dtype=np.uint8)
+    bits[:token_count] = 1
+    bits[list(token_ids)] = 0
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def allowed_token_ids(row: NDArray[np.int32]) -> NDArray[np.int64]:

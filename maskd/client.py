@@ -30,7 +30,7 @@ from maskd.arena import Arena, Reply
 from maskd.bitmask import row_of, row_stride_words
 from maskd.config import parse_listen
 from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, UnavailableError
-from maskd.grammar import GrammarReport, GrammarSpec, Unenforced
+from maskd.grammar import WHEN_SLOW, GrammarReport, GrammarSpec, Unenforced
 from maskd.inline import InlineTransport
 from maskd.status import from_rpc_error
 from maskd.step import Item
@@ -80,12 +80,14 @@ class Grammar:
         report: backend and why, warnings, keywords that are not enforced, bytes.
         compile_seconds: 0 when cached.
         cached: whether somebody had compiled it before.
+        alternate_backend: where its sequences go when they are slow; empty if they stay.
     """
 
     grammar_id: int
     report: GrammarReport
     compile_seconds: float
     cached: bool
+    alternate_backend: str = ""
 
 
 class Client:
@@ -276,7 +278,7 @@ class Session:
             tuple(answer.warnings),
             answer.memory_bytes,
         )
-        return Grammar(answer.grammar_id, report, answer.compile_milliseconds / 1e3, answer.cached)
+        return Grammar(answer.grammar_id, report, answer.compile_milliseconds / 1e3, answer.cached, answer.alternate_backend)
 
     def delete_grammar(self, grammar_id: int) -> None:
         """Lets go of a grammar; sequences that use it keep it."""
@@ -364,7 +366,12 @@ def _spec_message(spec: GrammarSpec) -> pb.GrammarSpec:
             strict=options.strict,
             stop_token_ids=options.stop_token_ids,
         ),
+        when_slow=1 + WHEN_SLOW.index(spec.when_slow),  # type: ignore[arg-type]  # 0 is unspecified
     )
+    if spec.reasoning is not None:
+        message.reasoning.end_token_ids.extend(spec.reasoning.end_token_ids)
+        if spec.reasoning.max_tokens is not None:
+            message.reasoning.max_tokens = spec.reasoning.max_tokens
     try:
         if spec.kind == "json_object":
             message.json_object = True

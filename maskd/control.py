@@ -107,7 +107,8 @@ class CompileGrammar(_Message):
     """Makes a grammar for a session, from its verdict if it has one; answered by Reply(GrammarCompiled).
 
     Grammar id 0 = report only. Without a verdict the source is trusted and compiled in the worker. ``solo``: never fill it
-    together with others, nor beside others in the slow lane, so that a crash has one suspect.
+    together with others, nor beside others in the slow lane, so that a crash has one suspect. ``alternate_of``: the grammar
+    whose slow sequences move to this one.
     """
 
     request: int
@@ -116,6 +117,7 @@ class CompileGrammar(_Message):
     spec: GrammarSpec
     verdict: Compiled | None
     solo: bool
+    alternate_of: int
 
 
 class DropGrammar(_Message):
@@ -200,6 +202,7 @@ class GrammarCompiled(_Message):
     report: GrammarReport
     compile_seconds: float
     cached: bool
+    alternate_backend: str = ""
 
 
 class Spawned(_Message):

@@ -14,10 +14,16 @@ from typing import Literal
 
 from maskd.errors import InvalidRequestError
 
-__all__ = ["KINDS", "GrammarKind", "GrammarOptions", "GrammarReport", "GrammarSpec", "Unenforced"]
+__all__ = [
+    "KINDS", "WHEN_SLOW", "GrammarKind", "GrammarOptions", "GrammarReport", "GrammarSpec", "ReasoningGate", "Unenforced", "WhenSlow",
+]  # fmt: skip
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag"]
 KINDS: tuple[GrammarKind, ...] = ("json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag")
+
+WhenSlow = Literal["wait", "fail", "switch"]
+WHEN_SLOW: tuple[WhenSlow, ...] = ("wait", "fail", "switch")
+_MAX_END_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +59,32 @@ class GrammarOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningGate:
+    """Lets a sequence reason before its grammar begins: every token but the stop tokens is allowed until the end tokens were
+    accepted, one after the other; the next token is the first of the grammar.
+
+    Attributes:
+        end_token_ids: what the model ends its reasoning with, for instance the tokens of ``</think>``; none is a stop token.
+        max_tokens: once so many tokens were accepted, only the end tokens are allowed; None = never.
+    """
+
+    end_token_ids: tuple[int, ...]
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.end_token_ids) <= _MAX_END_TOKENS:
+            raise InvalidRequestError(
+                f"reasoning ends with {len(self.end_token_ids)} tokens; give 1 to {_MAX_END_TOKENS}", field="reasoning.end_token_ids"
+            )
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise InvalidRequestError(
+                f"reasoning.max_tokens is {self.max_tokens}; give 0 or more, or leave it out for any", field="reasoning.max_tokens"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """The source of a grammar.
+    """The source of a grammar, and how sequences use it.
 
     Attributes:
         kind: one of ``KINDS``.
@@ -62,19 +92,26 @@ class GrammarSpec:
             strings; for ``json_object`` empty.
         backend: "auto", "xgrammar", "llguidance" or the ``module:attribute`` of another backend.
         options: how to read it.
+        reasoning: what may come before it; None = nothing.
+        when_slow: what becomes of a sequence whose row is late: "wait" until it is asked for again, "fail" and close it, or
+            "switch" to another backend, which must take every token so far, or the sequence fails.
     """
 
     kind: GrammarKind
     source: str = ""
     backend: str = "auto"
     options: GrammarOptions = field(default_factory=GrammarOptions)
+    reasoning: ReasoningGate | None = None
+    when_slow: WhenSlow = "wait"
 
     def __post_init__(self) -> None:
+        if self.when_slow not in WHEN_SLOW:
+            raise InvalidRequestError(f"when_slow is {self.when_slow!r}; give one of {', '.join(WHEN_SLOW)}", field="when_slow")
         if self.kind not in KINDS:
             raise InvalidRequestError(f"unknown grammar kind {self.kind!r}; give one of {', '.join(KINDS)}", field="kind")
 
     def digest(self) -> bytes:
-        """Returns the sha256 (32 bytes) of everything that changes the masks; equal digests share one compiled grammar.
+        """Returns the sha256 (32 bytes) of everything that is compiled; equal digests share one compiled grammar.
 
         Source text is compared as it is: property order matters to both libraries, so no JSON is normalised.
         """

@@ -23,7 +23,7 @@ from maskd.errors import (
     TokenRejectedError,
 )
 
-__all__ = ["NO_ROW", "ROLLBACK_ALL", "Action", "Item", "ItemField", "Result", "Status"]
+__all__ = ["NO_ROW", "ROLLBACK_ALL", "Action", "Item", "ItemField", "LateIndex", "Result", "Status"]
 
 ROLLBACK_ALL = -1
 """``Item.rollback``: undo every token; the sequence stands as newly opened."""
@@ -43,8 +43,8 @@ class Action(enum.IntEnum):
 class Status(enum.IntEnum):
     """How one item ended. Anything but OK leaves the sequence as it was, and its row must not be sampled from.
 
-    STEP_DEADLINE is different in one point: the item goes on in the daemon. Ask for what it came to with an item without
-    tokens: that answer, OK or not, is the answer to the late item.
+    STEP_DEADLINE is different in one point: the item goes on in the daemon, unless ``detail_index`` says otherwise (``LateIndex``).
+    Ask for what it came to with an item without tokens: that answer, OK or not, is the answer to the late item.
     """
 
     OK = 0
@@ -60,6 +60,15 @@ class Status(enum.IntEnum):
     NO_TOKEN_ALLOWED = 10
     BACKEND_FAILED = 11
     STEP_DEADLINE = 12
+    BACKENDS_DISAGREE = 13
+
+
+class LateIndex(enum.IntEnum):
+    """``Result.detail_index`` of STEP_DEADLINE: where the item stands."""
+
+    UNDER_WAY = -1
+    NOT_BEGUN = 0
+    CLOSED = 1
 
 
 class ItemField(enum.IntEnum):
@@ -84,6 +93,13 @@ _FIELD_HELP = {
     ItemField.TOKENS: "the tokens of the item must lie within the tokens of the step",
     ItemField.ZERO: "reserved bytes must be zero",
     ItemField.ROW_TAKEN: "another item of this step has the same row",
+}
+
+
+_LATE_HELP = {
+    LateIndex.UNDER_WAY: "its row takes longer than {limit_us} µs and is still being made; ask again, with an item without tokens, or close it",
+    LateIndex.NOT_BEGUN: "an earlier item is still under way after {limit_us} µs, this one was not begun; send it again",
+    LateIndex.CLOSED: "its row takes longer than {limit_us} µs; the sequence is closed, as its grammar asks for",
 }
 
 
@@ -130,7 +146,7 @@ class Result:
         accepting: the text so far is a complete match: a stop token is allowed in the first row.
         all_allowed: the first row allows every token; applying it may be skipped.
         forced: token ids that the grammar forces next, as far as asked for.
-        detail_index: which token, or which field (``ItemField``).
+        detail_index: which token, which field (``ItemField``), or where a late item stands (``LateIndex``).
         detail_value: the token id, sequence id, count or limit in question.
     """
 
@@ -202,7 +218,12 @@ _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
         sequence_id=r.sequence_id, position=r.position, closed=bool(r.detail_value),
     ),
     Status.STEP_DEADLINE: lambda r: DeadlineError(
-        f"sequence {r.sequence_id}: its row takes longer than {r.detail_value} µs and is still being made; "
-        "ask again, with an item without tokens, or close it", sequence_id=r.sequence_id, limit_us=r.detail_value
+        f"sequence {r.sequence_id}: " + _LATE_HELP[LateIndex(r.detail_index)].format(limit_us=r.detail_value),
+        sequence_id=r.sequence_id, limit_us=r.detail_value, closed=r.detail_index == LateIndex.CLOSED,
+    ),
+    Status.BACKENDS_DISAGREE: lambda r: BackendError(
+        f"sequence {r.sequence_id} was moved to another backend because its row was late, and that one does not allow token {r.detail_value} "
+        f"at position {r.position}; one of the two is wrong, so the sequence is closed",
+        sequence_id=r.sequence_id, token_id=r.detail_value, position=r.position, closed=True,
     ),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from maskd.bitmask import row_stride_words
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError, VocabularyError
 from maskd.front.sessions import SessionBook
 from maskd.front.vocabularies import VocabularyShelf
-from maskd.grammar import GrammarKind, GrammarOptions, GrammarSpec
+from maskd.grammar import WHEN_SLOW, GrammarKind, GrammarOptions, GrammarSpec, ReasoningGate, WhenSlow
 from maskd.status import abort, to_refusal
 from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
@@ -207,7 +207,20 @@ def _grammar_spec(message: pb.GrammarSpec) -> GrammarSpec:
         stop_token_ids=tuple(given.stop_token_ids),
     )
     kind: GrammarKind = which
-    return GrammarSpec(kind, source, message.backend or "auto", options)
+    return GrammarSpec(kind, source, message.backend or "auto", options, _reasoning(message), _when_slow(message.when_slow))
+
+
+def _reasoning(message: pb.GrammarSpec) -> ReasoningGate | None:
+    if not message.HasField("reasoning"):
+        return None
+    given = message.reasoning
+    return ReasoningGate(tuple(given.end_token_ids), given.max_tokens if given.HasField("max_tokens") else None)
+
+
+def _when_slow(number: int) -> WhenSlow:
+    if not 0 <= number <= len(WHEN_SLOW):
+        raise InvalidRequestError(f"unknown when_slow {number}; give WAIT, FAIL or SWITCH", field="when_slow")
+    return WHEN_SLOW[max(0, number - 1)]  # unspecified is WAIT
 
 
 def _grammar_answer(grammar_id: int, compiled: control.GrammarCompiled) -> pb.CreateGrammarResponse:
@@ -221,6 +234,7 @@ def _grammar_answer(grammar_id: int, compiled: control.GrammarCompiled) -> pb.Cr
         compile_milliseconds=compiled.compile_seconds * 1e3,
         memory_bytes=report.memory_bytes,
         cached=compiled.cached,
+        alternate_backend=compiled.alternate_backend,
     )
 
 

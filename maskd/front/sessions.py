@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
 import os
 import secrets
@@ -28,13 +29,16 @@ from maskd.errors import (
     CapacityError,
     DeadlineError,
     DrainingError,
+    GrammarError,
     GrammarTimeoutError,
     GrammarTooLargeError,
+    GrammarUnsupportedError,
     InvalidRequestError,
     NotFoundError,
     StepOrderError,
     UnavailableError,
     VocabularyMismatchError,
+    clip,
 )
 from maskd.front.compiles import CompileDesk
 from maskd.front.quarantine import Key
@@ -67,6 +71,7 @@ class Session:
     used: float = field(default_factory=time.monotonic)
     next_grammar: int = 1
     grammar_keys: dict[int, Key] = field(default_factory=dict)
+    alternates: dict[int, int] = field(default_factory=dict)
     answered: tuple[Reply, Sequence[Item]] | None = None
     busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -242,20 +247,70 @@ class SessionBook:
     async def create_grammar(self, session_id: int, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, control.GrammarCompiled]:
         """Compiles ``spec`` on the session's worker: (grammar id, or 0 for ``validate_only``; what came out).
 
+        Where it is to switch when it is slow, another backend compiles it too.
+
         Raises:
-            GrammarError: or a child. NotFoundError, CapacityError, UnavailableError.
+            GrammarError: or a child. InvalidRequestError, NotFoundError, CapacityError, UnavailableError.
         """
         session = self.get(session_id)
+        self._check(session, spec)
+        grammar_id, compiled = await self._create_grammar(session, spec, validate_only=validate_only)
+        if spec.when_slow == "switch":
+            try:
+                compiled.alternate_backend = await self._create_alternate(session, spec, grammar_id, compiled.report.backend)
+            except BaseException:
+                if grammar_id:
+                    self.delete_grammar(session_id, grammar_id)
+                raise
+        return grammar_id, compiled
+
+    def _check(self, session: Session, spec: GrammarSpec) -> None:
+        """Raises GrammarTooLargeError, or InvalidRequestError where ``spec`` does not fit the vocabulary of ``session``."""
         size = len(spec.source.encode("utf-8", "surrogatepass"))
         if size > self._config.grammar_bytes:
             raise GrammarTooLargeError(
                 f"the grammar has {size} bytes; the limit grammar_bytes is {self._config.grammar_bytes}",
                 limit="grammar_bytes", value=self._config.grammar_bytes,
             )  # fmt: skip
+        vocabulary = session.vocabulary
         for token_id in spec.options.stop_token_ids:
-            if not 0 <= token_id < len(session.vocabulary.tokens):
+            if not 0 <= token_id < len(vocabulary.tokens):
                 raise InvalidRequestError(f"stop token {token_id} is not in the vocabulary", field="stop_token_ids", token_id=token_id)
-        fingerprint = session.vocabulary.fingerprint
+        for token_id in spec.reasoning.end_token_ids if spec.reasoning else ():
+            wrong = (
+                "is not in the vocabulary" if not 0 <= token_id < len(vocabulary.tokens)
+                else "is a stop token: an output would end there" if token_id in {*vocabulary.stop_token_ids, *spec.options.stop_token_ids}
+                else ""
+            )  # fmt: skip
+            if wrong:
+                raise InvalidRequestError(f"end-of-reasoning token {token_id} {wrong}", field="reasoning.end_token_ids", token_id=token_id)
+
+    async def _create_alternate(self, session: Session, spec: GrammarSpec, grammar_id: int, backend: str) -> str:
+        """Has the first backend but ``backend`` that can do ``spec`` compile it, for sequences of ``grammar_id`` that are slow, and
+        returns its name. Raises GrammarUnsupportedError if none can."""
+        refusals = []
+        for other in self._config.backends:
+            if other == backend:
+                continue
+            try:
+                alternate_id, _ = await self._create_grammar(
+                    session, dataclasses.replace(spec, backend=other), validate_only=not grammar_id, alternate_of=grammar_id
+                )
+            except GrammarError as error:
+                refusals.append(f"{other}: {error.message}")
+                continue
+            if alternate_id:
+                session.alternates[grammar_id] = alternate_id
+            return other
+        raise GrammarUnsupportedError(
+            f"when_slow is 'switch', and no backend but {backend} does this grammar; give 'wait' or 'fail'. {clip('; '.join(refusals), 900)}",
+            backends=backend,
+        )
+
+    async def _create_grammar(
+        self, session: Session, spec: GrammarSpec, *, validate_only: bool, alternate_of: int = 0
+    ) -> tuple[int, control.GrammarCompiled]:
+        session_id, fingerprint = session.session_id, session.vocabulary.fingerprint
         verdict = await self._desk.admit(fingerprint, spec)
         if validate_only and verdict is not None:
             return 0, control.GrammarCompiled(verdict.report, verdict.seconds, cached=False)
@@ -265,7 +320,9 @@ class SessionBook:
             session.grammar_keys[grammar_id] = key
         try:
             compiled = await session.worker.request(
-                lambda number: control.CompileGrammar(number, session_id, grammar_id, spec, verdict, self._desk.is_suspect(key)),
+                lambda number: control.CompileGrammar(
+                    number, session_id, grammar_id, spec, verdict, self._desk.is_suspect(key), alternate_of
+                ),
                 self._config.compile_seconds,
             )
         except BaseException as error:  # also when the caller has left: nobody would know the id
@@ -286,7 +343,8 @@ class SessionBook:
     def delete_grammar(self, session_id: int, grammar_id: int) -> None:
         """Lets go of a grammar. Safe to repeat."""
         session = self.get(session_id)
-        session.grammar_keys.pop(grammar_id, None)  # a sequence may still use it, but a crash will not be blamed on it
+        for dropped in (grammar_id, session.alternates.pop(grammar_id, 0)):
+            session.grammar_keys.pop(dropped, None)  # a sequence may still use it, but a crash will not be blamed on it
         session.worker.send(control.DropGrammar(session_id, grammar_id))
 
     def blame(self, calls: Iterable[tuple[int, int]], why: str) -> None:

@@ -13,6 +13,13 @@ class Transport(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRANSPORT_SHARED_MEMORY: _ClassVar[Transport]
     TRANSPORT_INLINE: _ClassVar[Transport]
 
+class WhenSlow(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WHEN_SLOW_UNSPECIFIED: _ClassVar[WhenSlow]
+    WHEN_SLOW_WAIT: _ClassVar[WhenSlow]
+    WHEN_SLOW_FAIL: _ClassVar[WhenSlow]
+    WHEN_SLOW_SWITCH: _ClassVar[WhenSlow]
+
 class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ACTION_UNSPECIFIED: _ClassVar[Action]
@@ -36,9 +43,14 @@ class ItemStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ITEM_STATUS_NO_TOKEN_ALLOWED: _ClassVar[ItemStatus]
     ITEM_STATUS_BACKEND_FAILED: _ClassVar[ItemStatus]
     ITEM_STATUS_STEP_DEADLINE: _ClassVar[ItemStatus]
+    ITEM_STATUS_BACKENDS_DISAGREE: _ClassVar[ItemStatus]
 TRANSPORT_UNSPECIFIED: Transport
 TRANSPORT_SHARED_MEMORY: Transport
 TRANSPORT_INLINE: Transport
+WHEN_SLOW_UNSPECIFIED: WhenSlow
+WHEN_SLOW_WAIT: WhenSlow
+WHEN_SLOW_FAIL: WhenSlow
+WHEN_SLOW_SWITCH: WhenSlow
 ACTION_UNSPECIFIED: Action
 ACTION_ADVANCE: Action
 ACTION_OPEN: Action
@@ -57,6 +69,7 @@ ITEM_STATUS_ROLLBACK_TOO_FAR: ItemStatus
 ITEM_STATUS_NO_TOKEN_ALLOWED: ItemStatus
 ITEM_STATUS_BACKEND_FAILED: ItemStatus
 ITEM_STATUS_STEP_DEADLINE: ItemStatus
+ITEM_STATUS_BACKENDS_DISAGREE: ItemStatus
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -204,7 +217,7 @@ class DeleteSessionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class GrammarSpec(_message.Message):
-    __slots__ = ("json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag", "backend", "options")
+    __slots__ = ("json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag", "backend", "options", "reasoning", "when_slow")
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     JSON_OBJECT_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +227,8 @@ class GrammarSpec(_message.Message):
     STRUCTURAL_TAG_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
+    WHEN_SLOW_FIELD_NUMBER: _ClassVar[int]
     json_schema: str
     json_object: bool
     regex: str
@@ -223,7 +238,17 @@ class GrammarSpec(_message.Message):
     structural_tag: str
     backend: str
     options: GrammarOptions
-    def __init__(self, json_schema: _Optional[str] = ..., json_object: _Optional[bool] = ..., regex: _Optional[str] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ebnf: _Optional[str] = ..., lark: _Optional[str] = ..., structural_tag: _Optional[str] = ..., backend: _Optional[str] = ..., options: _Optional[_Union[GrammarOptions, _Mapping]] = ...) -> None: ...
+    reasoning: ReasoningGate
+    when_slow: WhenSlow
+    def __init__(self, json_schema: _Optional[str] = ..., json_object: _Optional[bool] = ..., regex: _Optional[str] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ebnf: _Optional[str] = ..., lark: _Optional[str] = ..., structural_tag: _Optional[str] = ..., backend: _Optional[str] = ..., options: _Optional[_Union[GrammarOptions, _Mapping]] = ..., reasoning: _Optional[_Union[ReasoningGate, _Mapping]] = ..., when_slow: _Optional[_Union[WhenSlow, str]] = ...) -> None: ...
+
+class ReasoningGate(_message.Message):
+    __slots__ = ("end_token_ids", "max_tokens")
+    END_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    end_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    max_tokens: int
+    def __init__(self, end_token_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class Choice(_message.Message):
     __slots__ = ("options",)
@@ -266,7 +291,7 @@ class CreateGrammarRequest(_message.Message):
     def __init__(self, session_id: _Optional[int] = ..., grammar: _Optional[_Union[GrammarSpec, _Mapping]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class CreateGrammarResponse(_message.Message):
-    __slots__ = ("grammar_id", "backend", "backend_reason", "warnings", "unenforced", "compile_milliseconds", "memory_bytes", "cached")
+    __slots__ = ("grammar_id", "backend", "backend_reason", "warnings", "unenforced", "compile_milliseconds", "memory_bytes", "cached", "alternate_backend")
     class Unenforced(_message.Message):
         __slots__ = ("pointer", "keyword", "effect")
         POINTER_FIELD_NUMBER: _ClassVar[int]
@@ -284,6 +309,7 @@ class CreateGrammarResponse(_message.Message):
     COMPILE_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATE_BACKEND_FIELD_NUMBER: _ClassVar[int]
     grammar_id: int
     backend: str
     backend_reason: str
@@ -292,7 +318,8 @@ class CreateGrammarResponse(_message.Message):
     compile_milliseconds: float
     memory_bytes: int
     cached: bool
-    def __init__(self, grammar_id: _Optional[int] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., unenforced: _Optional[_Iterable[_Union[CreateGrammarResponse.Unenforced, _Mapping]]] = ..., compile_milliseconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., cached: _Optional[bool] = ...) -> None: ...
+    alternate_backend: str
+    def __init__(self, grammar_id: _Optional[int] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., unenforced: _Optional[_Iterable[_Union[CreateGrammarResponse.Unenforced, _Mapping]]] = ..., compile_milliseconds: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., cached: _Optional[bool] = ..., alternate_backend: _Optional[str] = ...) -> None: ...
 
 class DeleteGrammarRequest(_message.Message):
     __slots__ = ("session_id", "grammar_id")

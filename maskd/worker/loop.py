@@ -27,7 +27,7 @@ from maskd.grammar import GrammarSpec
 from maskd.grammars import Compiled, GrammarCache
 from maskd.layout import Layout
 from maskd.marker import Marker
-from maskd.sequences import HeldGrammar, SequenceTable
+from maskd.sequences import GatedFill, GatedGrammar, HeldGrammar, SequenceTable
 from maskd.vocabulary import Vocabulary
 from maskd.worker.compiler import CompilePool
 from maskd.worker.placement import Placement
@@ -67,6 +67,7 @@ class WorkerLoop:
         self._lane = SlowLane(self._marker)
         self._row_seconds = options.row_seconds
         self._cache = GrammarCache(options.cache_bytes)
+        self._gated_fills: dict[int, GatedFill] = {}
         self._grammars_per_session = options.grammars_per_session
         self._pool = CompilePool(options.compile_threads)
         self._sessions: dict[int, WorkerSession] = {}
@@ -161,7 +162,7 @@ class WorkerLoop:
                     if message.session_id in self._sessions:
                         session = self._sessions[message.session_id]
                         session.awaited_grammars.discard(message.grammar_id)
-                        session.table.grammars.pop(message.grammar_id, None)
+                        session.table.drop_grammar(message.grammar_id)
                 case control.ReadSession():
                     session = self._session(message.session_id)
                     state = control.SessionState(
@@ -261,10 +262,10 @@ class WorkerLoop:
                 self._reply(message.request, control.failure_of(NotFoundError("the session ended during the compile", kind="session")))
             else:
                 if wanted:  # else it was dropped while it compiled, or is to be reported only
-                    holder = named.get(outcome.report.backend, backend)
-                    batch = holder if isinstance(holder, BatchFill) and not message.solo else None
-                    slow = verdict is not None and verdict.slowest_mask_seconds > self._row_seconds / 2
-                    grammars[message.grammar_id] = HeldGrammar.of(message.grammar_id, outcome, batch, slow=slow)
+                    held = self._held(message, outcome, named.get(outcome.report.backend, backend), session.vocabulary)
+                    grammars[message.grammar_id] = held
+                    if message.alternate_of in grammars:
+                        grammars[message.alternate_of] = grammars[message.alternate_of].with_alternate(held)
                     if message.solo:
                         self._lane.alone.add(session.session_id << 32 | message.grammar_id)
                 self._reply(message.request, control.GrammarCompiled(outcome.report, compiled.seconds, compiled.cached))
@@ -273,6 +274,18 @@ class WorkerLoop:
             session.awaited_grammars.add(message.grammar_id)
         if self._cache.request(key, answer):
             self._pool.submit(functools.partial(_make, backend, spec, verdict), functools.partial(self._finish_compile, key))
+
+    def _held(self, message: control.CompileGrammar, grammar: Grammar, backend: Backend, vocabulary: Vocabulary) -> HeldGrammar:
+        """Returns ``grammar``, compiled by ``backend``, as a session holds it: behind its gate, if it has one."""
+        spec, verdict = message.spec, message.verdict
+        batch: BatchFill | None = backend if isinstance(backend, BatchFill) and not message.solo else None
+        if spec.reasoning is not None:
+            forbidden = grammar.stop_token_ids.union(vocabulary.stop_token_ids)
+            grammar = GatedGrammar(grammar, spec.reasoning, len(vocabulary.tokens), vocabulary.vocab_size, forbidden)
+            if batch is not None:  # one for all grammars of a backend, so that they are filled together
+                batch = self._gated_fills.setdefault(id(batch), GatedFill(batch))
+        slow = verdict is not None and verdict.slowest_mask_seconds > self._row_seconds / 2
+        return HeldGrammar.of(message.grammar_id, grammar, batch, slow=slow, when_slow=spec.when_slow)
 
     def _finish_compile(self, key: tuple[bytes, bytes], outcome: Grammar | MaskdError, seconds: float) -> None:
         if isinstance(outcome, MaskdError) and not isinstance(outcome, GrammarError):

@@ -23,11 +23,12 @@ __all__ = ["LateWork", "SlowLane"]
 class LateWork:
     """A job under way. ``outcome`` and ``error`` are good once ``wait`` said so."""
 
-    __slots__ = ("_done", "error", "job", "mark", "outcome")
+    __slots__ = ("_done", "error", "is_cancelled", "job", "mark", "outcome")
 
     def __init__(self, job: Callable[[], Any], mark: int) -> None:
         self.job = job
         self.mark = mark
+        self.is_cancelled = False
         self.outcome: Any = None
         self.error: BaseException | None = None
         self._done = threading.Event()
@@ -35,6 +36,10 @@ class LateWork:
     def wait(self, seconds: float) -> bool:
         """Waits for at most ``seconds``; returns whether the job is done, or has failed."""
         return self._done.wait(seconds) if seconds > 0 else self._done.is_set()
+
+    def cancel(self) -> None:
+        """Says that nobody will ask for the outcome: the job is left out, unless it has begun."""
+        self.is_cancelled = True
 
     def run(self) -> None:
         """Does the job; for the lane."""
@@ -75,6 +80,8 @@ class SlowLane:
         words = marker.words[2 * slot : 2 * slot + 2]
         while True:
             late = self._jobs.get()
+            if late.is_cancelled:
+                continue
             alone = late.mark in self.alone
             with self._turn:  # who waits here is not busy, for the marker
                 while self._occupied or (alone and self._running):

@@ -559,10 +559,10 @@ class TableMachine(RuleBasedStateMachine):
                 history = sequence.history + list(item.drafts[:count])
                 if history and history[-1] == sequence.stop:
                     break
-                if tuple(history) in fail:
-                    return Status.BACKEND_FAILED, at, []
-                if not allowed(history, sequence.stop):
-                    return Status.NO_TOKEN_ALLOWED, at, []
+                if tuple(history) in fail or not allowed(history, sequence.stop):
+                    if count:
+                        break  # a draft into a dead end counts as refused
+                    return Status.BACKEND_FAILED if tuple(history) in fail else Status.NO_TOKEN_ALLOWED, at, []
                 rows.append(allowed(history, sequence.stop))
         self.model[item.sequence_id] = sequence
         seen.add(item.sequence_id)

@@ -1,0 +1,222 @@
+"""Items that take too long: they run in a lane of their own, and are answered when they are done.
+
+A sequence is slow when its grammar is, or when a mask of its grammar took longer than ``row_seconds`` just now. Its items run in the
+lane; the step waits for them until its deadline and then goes on. What a late sequence does next is said by its grammar
+(``GrammarSpec.when_slow``): wait until it is asked again, end, or go on with another backend, which must agree with every
+token so far.
+Owns: the clock of a step, and which grammars are slow.
+Knows nothing about: threads (``worker/slow_lane.py``), other sequences.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from maskd import _shm
+from maskd.sequences.item import NOTHING, run_item
+from maskd.sequences.rows import RowMaker, Rows
+from maskd.sequences.sequence import ItemFailed, Sequence
+from maskd.step import NO_ROW, LateIndex, Status
+
+__all__ = ["Lane", "Late", "LateWork", "SlowItems"]
+
+_STEPS_TIMED = 16
+"""After a slow step, items are run and timed one by one for so many steps."""
+
+
+class LateWork(Protocol):
+    """What a lane is doing; ``outcome`` and ``error`` are good once ``wait`` said so."""
+
+    outcome: Any
+    error: BaseException | None
+
+    def wait(self, seconds: float) -> bool: ...
+    def cancel(self) -> None: ...
+
+
+class Lane(Protocol):
+    """Where slow items run, off the data path."""
+
+    def start(self, job: Callable[[], Any], mark: int) -> LateWork: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A slow item under way, or done.
+
+    Attributes:
+        work: what the lane does for it.
+        sequence: the one that it works on, which is another one once the item was moved to another backend.
+        rows: rows of its own: they may come after their cell is used again.
+        item: what was asked.
+        position: tokens of the sequence before the item.
+        created: the item opened the sequence.
+        before: the tokens before the item, if it may be moved.
+    """
+
+    work: LateWork
+    sequence: Sequence
+    rows: Rows
+    item: _shm.ItemTuple
+    position: int
+    created: bool
+    before: tuple[int, ...] | None
+
+    def answers(self, item: _shm.ItemTuple) -> bool:
+        """Whether ``item`` does no more than ask what became of this one."""
+        _, _, _, _, _, _, rollback, row, accept, drafts, _, _ = item
+        _, _, _, _, _, _, _, own_row, _, own_drafts, _, _ = self.item
+        return not rollback and not accept and drafts in (NOTHING, own_drafts) and (row < 0 or own_row >= 0)
+
+
+class SlowItems:
+    """The slow items of a session.
+
+    Args:
+        lane: where they run; None = nothing is ever slow.
+        row_seconds: a step waits so long for them; sequences whose masks take longer become slow.
+        maker: of the rows.
+        marker: its first word is odd while the data path computes.
+        mark_base: session part of the marks.
+    """
+
+    def __init__(self, lane: Lane | None, row_seconds: float, maker: RowMaker, marker: memoryview, mark_base: int) -> None:
+        self._lane = lane
+        self._row_seconds = row_seconds
+        self._maker = maker
+        self._marker = marker
+        self._mark_base = mark_base
+        self._deadline = 0.0
+        self._steps_to_time = 0
+        self._slow_marks: set[int] = set()
+        self.entries: list[tuple[int, Sequence, Late]] = []
+        """Those of this step: index of the result, sequence, work."""
+
+    def begin_step(self) -> bool:
+        """Starts the clock; returns whether items are to be run and timed one by one."""
+        timed = self._steps_to_time > 0
+        self._steps_to_time -= timed
+        self._deadline = time.perf_counter() + self._row_seconds
+        return timed
+
+    def end_step(self) -> None:
+        """Notes whether somebody was slow, to find out who in the steps to come."""
+        if self._lane is not None and not self._steps_to_time and time.perf_counter() > self._deadline:
+            self._steps_to_time = _STEPS_TIMED
+
+    def judge(self, sequence: Sequence, started: float) -> None:
+        """Sends a sequence, and all others of its grammar, to the lane if it was too slow since ``started``.
+
+        By the processor's time (``time.thread_time``): on a busy machine, a thread that had to wait for a core says nothing about
+        the grammar.
+        """
+        if self._lane is not None and time.thread_time() - started > self._row_seconds:
+            sequence.set_slow()
+            self._slow_marks.add(sequence.mark)
+
+    def watch(self, sequence: Sequence) -> Sequence:
+        """Returns ``sequence``, which is new, sent to the lane if its grammar is known to be slow."""
+        if self._lane is not None and (sequence.held.slow or sequence.mark in self._slow_marks):
+            sequence.set_slow()
+        return sequence
+
+    def start(self, at: int, item: _shm.ItemTuple, sequence: Sequence, created: bool) -> _shm.ResultTuple:
+        """Has ``item`` run in the lane. ``outcome`` has the result that takes the place of the one returned here.
+
+        An item without tokens, after a late one, asks for what the late one came to.
+
+        Raises:
+            ItemFailed: STEP_DEADLINE, not begun: an earlier item is still under way.
+        """
+        late = sequence.late
+        if late is not None:
+            self.settle(late)
+            sequence.late = None
+        if late is None or not (late.answers(item) or late.work.error is not None):
+            late = self._run(item, late.sequence if late else sequence, created)
+        self.entries.append((at, sequence, late))
+        return (item[1], 0, 0, NO_ROW, 0, 0, late.position, NOTHING, -1, 0)
+
+    def settle(self, late: Late) -> None:
+        """Waits for ``late`` until the deadline. Raises ItemFailed (STEP_DEADLINE, not begun) if it takes longer."""
+        if not self._wait_for(late):
+            raise self._deadline_passed(LateIndex.NOT_BEGUN)
+
+    def outcome(self, item: _shm.ItemTuple, sequence: Sequence, late: Late, rows: Rows) -> _shm.ResultTuple:
+        """Returns what ``late`` came to, its rows copied to where ``item`` wants them.
+
+        Raises:
+            ItemFailed: STEP_DEADLINE if it is not done, or what it failed with. Broken.
+        """
+        if not self._wait_for(late):
+            raise self._give_up_waiting(sequence, late)
+        if late.work.error is not None:
+            raise late.work.error
+        sequence_id, row, wanted = item[1], item[7], 1 + len(item[9])
+        (_, _, flags, _, row_count, *tail), _ = late.work.outcome
+        row_count = min(row_count, wanted) if row >= 0 else 0
+        if row >= 0:
+            rows.block[row : row + row_count] = late.rows.block[:row_count]
+            self._maker.close(rows, row + row_count, wanted - row_count)
+        return (sequence_id, 0, flags, row if row_count else NO_ROW, row_count, *tail)
+
+    def _run(self, item: _shm.ItemTuple, sequence: Sequence, created: bool) -> Late:
+        may_move = sequence.held.when_slow == "switch" and sequence.held.alternate is not None
+        before = tuple(sequence.history) if may_move else None
+        return self._late(item, sequence, created, len(sequence.history), before, NOTHING)
+
+    def _move(self, late: Late) -> Late:
+        """Starts ``late`` once more, on the other backend and from the first token."""
+        late.work.cancel()
+        assert late.before is not None and late.sequence.held.alternate is not None
+        held = late.sequence.held.alternate
+        twin = self.watch(Sequence(held.grammar.matcher(), held, self._mark_base | held.grammar_id))
+        return self._late(late.item, twin, late.created, late.position, None, late.before)
+
+    def _late(
+        self, item: _shm.ItemTuple, sequence: Sequence, created: bool, position: int, before: tuple[int, ...] | None, replay: tuple[int, ...]
+    ) -> Late:
+        assert self._lane is not None
+        rows, row = self._maker.new_rows(1 + len(item[9])), 0 if item[7] >= 0 else NO_ROW
+
+        def job() -> Any:
+            if replay:
+                _agree(sequence, replay)
+            return run_item(item, sequence, created, row, rows, self._maker, may_defer=False)
+
+        return Late(self._lane.start(job, sequence.mark), sequence, rows, item, position, created, before)
+
+    def _give_up_waiting(self, sequence: Sequence, late: Late) -> ItemFailed:
+        """Leaves ``late`` to be asked for again, or does what its grammar says instead."""
+        sequence.late = late
+        if sequence.held.when_slow == "fail":
+            late.work.cancel()
+            return self._deadline_passed(LateIndex.CLOSED)
+        if late.before is not None:
+            sequence.late = self._move(late)
+        return self._deadline_passed(LateIndex.UNDER_WAY)
+
+    def _deadline_passed(self, index: LateIndex) -> ItemFailed:
+        return ItemFailed(Status.STEP_DEADLINE, index, int(self._row_seconds * 1e6), closes=index == LateIndex.CLOSED)
+
+    def _wait_for(self, late: Late) -> bool:
+        """Waits for late work until the deadline. Whoever waits is not busy: a hang in the lane is the lane's."""
+        self._marker[0] += 1
+        try:
+            return late.work.wait(self._deadline - time.perf_counter())
+        finally:
+            self._marker[0] += 1
+
+
+def _agree(sequence: Sequence, history: tuple[int, ...]) -> None:
+    """Lets ``sequence``, which is new, accept what its twin on another backend accepted.
+
+    Raises:
+        ItemFailed: BACKENDS_DISAGREE: which of the two is wrong, nobody knows.
+    """
+    accepted = sequence.accept(history)
+    if accepted < len(history):
+        raise ItemFailed(Status.BACKENDS_DISAGREE, accepted, history[accepted], closes=True)

@@ -1,0 +1,126 @@
+"""Rows, and how they are written: filled by a matcher, walked over drafts, or closed to all but the stop tokens.
+
+Knows nothing about: items, steps, other sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskd import _shm
+from maskd.backends.base import Matcher
+from maskd.bitmask import row_of
+from maskd.errors import BackendError
+from maskd.sequences.sequence import Broken, ItemFailed, Sequence
+from maskd.step import Status
+
+__all__ = ["ACCEPTING", "ALL_ALLOWED", "ROW_EMPTY", "TERMINATED", "RowMaker", "Rows"]
+
+TERMINATED, ACCEPTING, ALL_ALLOWED = 1, 2, 4
+"""Flags of a result."""
+ROW_EMPTY = 1
+"""Flag of a row, from ``_shm.finish_rows``; the others are those of the result."""
+
+
+class Rows:
+    """The rows of one cell, as the table writes them.
+
+    Args:
+        block: (row_capacity, row_stride_words) int32, C-contiguous, writable; the caller's.
+    """
+
+    __slots__ = ("address", "block", "row", "row_address", "stride_words")
+
+    def __init__(self, block: NDArray[np.int32]) -> None:
+        self.block = block
+        self.address: int = block.ctypes.data
+        self.stride_words: int = block.shape[1]
+        self.row: list[NDArray[np.int32]] = list(block)
+        self.row_address = [self.address + at * block.strides[0] for at in range(len(block))]
+
+
+class RowMaker:
+    """Makes rows of one width.
+
+    Args:
+        token_count: ids of the tokenizer; bits from here on are cleared in every row.
+        vocab_size: width of the logits.
+        stop_token_ids: of the vocabulary, for the row that failed and terminated items get.
+        forced_limit: forced tokens looked for at most.
+    """
+
+    def __init__(self, token_count: int, vocab_size: int, stop_token_ids: Seq[int], forced_limit: int) -> None:
+        self.stop_row = row_of(stop_token_ids, vocab_size)
+        self.flags = ACCEPTING | (ALL_ALLOWED if token_count == vocab_size else 0)  # padding is never allowed
+        """What of the flags of a row is passed on."""
+        self.token_count = token_count
+        self._scratch = self.new_rows(1)
+        self._forced_limit = forced_limit
+
+    def new_rows(self, count: int) -> Rows:
+        """Returns rows of their own, all zero."""
+        return Rows(np.zeros((count, len(self.stop_row)), dtype=np.int32))
+
+    def close(self, rows: Rows, row: int, count: int) -> None:
+        """Lets ``count`` rows from ``row`` on allow the stop tokens only; none if ``row`` is negative."""
+        if row >= 0:
+            rows.block[row : row + count] = self.stop_row
+
+    def fill(self, sequence: Sequence, rows: Rows, row: int) -> int:
+        """Fills one row and returns its flags. An empty row is a failed item: there is nothing to sample from."""
+        try:
+            sequence.matcher.fill_bitmask(rows.row[row])
+        except BackendError:
+            raise ItemFailed(Status.BACKEND_FAILED) from None
+        flags = _shm.finish_rows(rows.address, rows.stride_words, self.token_count, [row], [sequence.stop_bytes])[0]
+        if flags & ROW_EMPTY:
+            raise ItemFailed(Status.NO_TOKEN_ALLOWED)
+        return flags
+
+    def fill_drafts(self, sequence: Sequence, row: int, drafts: tuple[int, ...], rows: Rows) -> tuple[int, int]:
+        """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first). Touches the matcher only.
+
+        A draft into a dead end counts as refused. Rows behind a refused draft allow the stop tokens only; the engine drops
+        these positions anyway.
+        """
+        matcher, walked, row_count = sequence.matcher, 0, 1
+        flags = self.fill(sequence, rows, row) & self.flags
+        try:
+            for draft in drafts:
+                if not matcher.accept((draft,)):
+                    break
+                walked += 1
+                if matcher.is_terminated or not self._can_go_on(sequence, rows, row + walked):
+                    break
+                row_count += 1
+            if walked:
+                matcher.rollback(walked)
+        except BackendError:
+            raise Broken from None
+        self.close(rows, row + row_count, 1 + len(drafts) - row_count)
+        return row_count, flags
+
+    def forced(self, sequence: Sequence) -> tuple[int, ...]:
+        """Returns the tokens that are the only ones allowed, one after the other. Works on every backend."""
+        before = len(sequence.history)
+        try:
+            while len(sequence.history) - before < self._forced_limit and not sequence.terminated:
+                self.fill(sequence, self._scratch, 0)
+                token_id = _shm.only_token(self._scratch.address, self._scratch.stride_words)
+                if token_id < 0 or not sequence.accept((token_id,)):
+                    break
+        except ItemFailed:  # forced into a dead end: the step that gets there will say so, this is a hint
+            pass
+        finally:
+            forced = sequence.rollback(len(sequence.history) - before)
+        return tuple(forced)
+
+    def _can_go_on(self, sequence: Sequence, rows: Rows, row: int) -> bool:
+        try:
+            self.fill(sequence, rows, row)
+        except ItemFailed:
+            return False
+        return True

@@ -1,0 +1,175 @@
+"""One sequence: its matcher, and every token that the matcher accepted.
+
+Owns: the token history (``rollback`` is checked against it, undone tokens come from it), and the two ways in which an item
+ends early. Knows nothing about: other sequences, rows, steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maskd.backends.base import Advance, BatchFill, Grammar, Matcher
+from maskd.errors import BackendError
+from maskd.grammar import WhenSlow
+from maskd.step import Status
+
+if TYPE_CHECKING:
+    from maskd.sequences.late import Late
+
+__all__ = ["Broken", "HeldGrammar", "ItemFailed", "Sequence"]
+
+
+class ItemFailed(Exception):
+    """Ends an item: status and details of its result; ``closes``: its sequence is gone."""
+
+    def __init__(self, status: Status, index: int = -1, value: int = 0, accepted: int = 0, *, closes: bool = False) -> None:
+        super().__init__(status)
+        self.status, self.index, self.value, self.accepted, self.closes = status, index, value, accepted, closes
+
+
+class Broken(Exception):
+    """The matcher cannot be trusted any more: the sequence is closed."""
+
+
+@dataclass(frozen=True)
+class HeldGrammar:
+    """A grammar that a session holds, with what the step needs of it at hand.
+
+    Attributes:
+        grammar_id: in the session; marks say with it what a worker is busy with.
+        grammar: the compiled one.
+        stop_token_ids: of the grammar.
+        stop_bytes: the same, packed as int32.
+        batch: its backend, if that fills in batches and this grammar may be filled with others.
+        slow: its rows are made in the slow lane from the start.
+        when_slow: what becomes of a sequence whose row is late.
+        alternate: the same grammar on another backend, for "switch".
+    """
+
+    grammar_id: int
+    grammar: Grammar
+    stop_token_ids: frozenset[int]
+    stop_bytes: bytes
+    batch: BatchFill | None
+    slow: bool
+    when_slow: WhenSlow
+    alternate: HeldGrammar | None = None
+
+    @classmethod
+    def of(
+        cls, grammar_id: int, grammar: Grammar, batch: BatchFill | None, *, slow: bool = False, when_slow: WhenSlow = "wait"
+    ) -> HeldGrammar:
+        """Returns ``grammar`` as a session holds it."""
+        stop = grammar.stop_token_ids
+        return cls(grammar_id, grammar, stop, np.array(sorted(stop), dtype=np.int32).tobytes(), batch, slow, when_slow)
+
+    def with_alternate(self, alternate: HeldGrammar) -> HeldGrammar:
+        """Returns this grammar with another backend to switch to."""
+        return replace(self, alternate=alternate)
+
+
+class Sequence:
+    """One sequence.
+
+    Attributes:
+        matcher: its state in the grammar.
+        held: its grammar.
+        mark: for ``maskd.marker``: session and grammar.
+        history: every accepted token, stop token included.
+        terminated: a stop token was accepted.
+        slow: its items run in the slow lane.
+        late: the item that is still under way there.
+        seen_in: the last step that had a full item for it.
+        advance: ``Advance.advance`` of the matcher, if it has that.
+    """
+
+    __slots__ = (
+        "advance", "batch", "held", "history", "late", "mark", "matcher", "seen_in", "slow", "stop_bytes", "stop_token_ids", "terminated",
+    )  # fmt: skip
+
+    def __init__(self, matcher: Matcher, held: HeldGrammar, mark: int) -> None:
+        self.matcher = matcher
+        self.held = held
+        self.mark = mark
+        self.history: list[int] = []
+        self.terminated = False
+        self.slow = False
+        self.late: Late | None = None
+        self.seen_in = -1
+        # At hand, because every step of every sequence looks at them.
+        self.stop_token_ids = held.stop_token_ids
+        self.stop_bytes = held.stop_bytes
+        self.batch = held.batch
+        self.advance = matcher.advance if isinstance(matcher, Advance) else None
+
+    @property
+    def position(self) -> int:
+        """Tokens accepted; before its late item, if there is one: the lane is at work on the history."""
+        return self.late.position if self.late else len(self.history)
+
+    def fork(self) -> Sequence:
+        """Returns a copy in the same state. Raises BackendError."""
+        copy = Sequence(self.matcher.fork(), self.held, self.mark)
+        copy.history = self.history.copy()
+        copy.terminated = self.terminated
+        if self.slow:
+            copy.set_slow()
+        return copy
+
+    def set_slow(self) -> None:
+        """From now on its items run in the lane."""
+        self.slow, self.advance = True, _out_of_the_ordinary
+
+    def take(self, token_id: int) -> int:
+        """``Advance.advance`` of a matcher that has none: accepts a token that does not terminate."""
+        return 0 if self.terminated or token_id in self.stop_token_ids else self.matcher.accept((token_id,))
+
+    def accept(self, token_ids: Seq[int]) -> int:
+        """Accepts the longest allowed prefix and returns its length."""
+        try:
+            accepted = self.matcher.accept(token_ids)
+        except BackendError:
+            raise Broken from None
+        self.history.extend(token_ids[:accepted])
+        if accepted and token_ids[accepted - 1] in self.stop_token_ids:
+            self.terminated = self.matcher.is_terminated
+        return accepted
+
+    def accept_all(self, token_ids: Seq[int]) -> None:
+        """Accepts all or none.
+
+        Raises:
+            ItemFailed: TOKEN_REJECTED or SEQUENCE_TERMINATED; the sequence is as it was.
+        """
+        if not token_ids:
+            return
+        if self.terminated:
+            raise ItemFailed(Status.SEQUENCE_TERMINATED, value=len(self.history))
+        accepted = self.accept(token_ids)
+        if accepted < len(token_ids):
+            status = Status.SEQUENCE_TERMINATED if self.terminated else Status.TOKEN_REJECTED
+            value = len(self.history) if self.terminated else token_ids[accepted]
+            self.rollback(accepted)
+            raise ItemFailed(status, accepted, value, accepted)
+
+    def rollback(self, token_count: int) -> list[int]:
+        """Undoes the last tokens and returns them."""
+        if not token_count:
+            return []
+        try:
+            self.matcher.rollback(token_count)
+        except BackendError:
+            raise Broken from None
+        undone = self.history[-token_count:]
+        del self.history[-token_count:]
+        self.terminated = False
+        return undone
+
+
+def _out_of_the_ordinary(token_id: int, row_address: int, row_bytes: int) -> int:
+    """Stands in for ``Advance.advance`` where that must not be called."""
+    return 0
