@@ -300,9 +300,7 @@ class Masker:
                 reply = self._sent_to.collect(timeout_seconds=self._step_seconds)
                 if reply.ok:
                     return reply.rows, reply.results
-                return await_late(
-                    self._sent_to, step.items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds
-                )
+                return await_late(self._sent_to, step.items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds)
             except SESSION_LOST as error:
                 if not self._ledger.is_asking(step):  # only closes, and those are done
                     step.items = []

@@ -97,7 +97,8 @@ _FIELD_HELP = {
 
 
 _LATE_HELP = {
-    LateIndex.UNDER_WAY: "its row takes longer than {limit_us} µs and is still being made; ask again, with an item without tokens, or close it",
+    LateIndex.UNDER_WAY: "its row takes longer than {limit_us} µs and is still being made; "
+    "ask again, with an item without tokens, or close it",
     LateIndex.NOT_BEGUN: "an earlier item is still under way after {limit_us} µs, this one was not begun; send it again",
     LateIndex.CLOSED: "its row takes longer than {limit_us} µs; the sequence is closed, as its grammar asks for",
 }
@@ -222,8 +223,8 @@ _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
         sequence_id=r.sequence_id, limit_us=r.detail_value, closed=r.detail_index == LateIndex.CLOSED,
     ),
     Status.BACKENDS_DISAGREE: lambda r: BackendError(
-        f"sequence {r.sequence_id} was moved to another backend because its row was late, and that one does not allow token {r.detail_value} "
-        f"at position {r.position}; one of the two is wrong, so the sequence is closed",
+        f"sequence {r.sequence_id} was moved to another backend because its row was late, and that one does not allow token "
+        f"{r.detail_value} at position {r.position}; one of the two is wrong, so the sequence is closed",
         sequence_id=r.sequence_id, token_id=r.detail_value, position=r.position, closed=True,
     ),
 }  # fmt: skip

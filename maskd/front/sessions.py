@@ -303,7 +303,8 @@ class SessionBook:
                 session.alternates[grammar_id] = alternate_id
             return other
         raise GrammarUnsupportedError(
-            f"when_slow is 'switch', and no backend but {backend} does this grammar; give 'wait' or 'fail'. {clip('; '.join(refusals), 900)}",
+            f"when_slow is 'switch', and no backend but {backend} does this grammar; give 'wait' or 'fail'. "
+            + clip("; ".join(refusals), 900),
             backends=backend,
         )
 

@@ -65,8 +65,15 @@ enum maskd_status {
     MASKD_ROLLBACK_TOO_FAR = 9,     /* detail_value: tokens there are */
     MASKD_NO_TOKEN_ALLOWED = 10,    /* the grammar is at a dead end */
     MASKD_BACKEND_FAILED = 11,      /* the library failed; sequence unchanged, or closed when detail_value is 1 */
-    MASKD_STEP_DEADLINE = 12        /* the item takes too long and goes on; an item without tokens asks for its
-                                       result; detail_value: microseconds allowed */
+    MASKD_STEP_DEADLINE = 12,       /* the item takes too long; detail_index: where it stands, see maskd_late_index;
+                                       detail_value: microseconds allowed */
+    MASKD_BACKENDS_DISAGREE = 13    /* moved to another backend, which refuses a token; detail_index, detail_value: which;
+                                       the sequence is closed */
+};
+enum maskd_late_index {
+    MASKD_LATE_UNDER_WAY = -1, /* it goes on; an item without tokens asks for its result */
+    MASKD_LATE_NOT_BEGUN = 0,  /* an earlier item is under way; send this one again */
+    MASKD_LATE_CLOSED = 1      /* the sequence is closed, as its grammar asks for */
 };
 enum maskd_result_flags { MASKD_TERMINATED = 1, MASKD_ACCEPTING = 2, MASKD_ALL_ALLOWED = 4 };
 

@@ -33,14 +33,18 @@ class LateWork(Protocol):
     outcome: Any
     error: BaseException | None
 
-    def wait(self, seconds: float) -> bool: ...
-    def cancel(self) -> None: ...
+    def wait(self, seconds: float) -> bool:
+        """Waits for at most ``seconds``; returns whether the job is done, or has failed."""
+
+    def cancel(self) -> None:
+        """Says that nobody will ask for the outcome."""
 
 
 class Lane(Protocol):
     """Where slow items run, off the data path."""
 
-    def start(self, job: Callable[[], Any], mark: int) -> LateWork: ...
+    def start(self, job: Callable[[], Any], mark: int) -> LateWork:
+        """Runs ``job`` some time; ``mark`` says which grammar it computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +181,9 @@ class SlowItems:
         return self._late(late.item, twin, late.created, late.position, None, late.before)
 
     def _late(
-        self, item: _shm.ItemTuple, sequence: Sequence, created: bool, position: int, before: tuple[int, ...] | None, replay: tuple[int, ...]
-    ) -> Late:
+        self, item: _shm.ItemTuple, sequence: Sequence, created: bool, position: int,
+        before: tuple[int, ...] | None, replay: tuple[int, ...],
+    ) -> Late:  # fmt: skip
         assert self._lane is not None
         rows, row = self._maker.new_rows(1 + len(item[9])), 0 if item[7] >= 0 else NO_ROW
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd import _shm
-from maskd.backends.base import Matcher
 from maskd.bitmask import row_of
 from maskd.errors import BackendError
 from maskd.sequences.sequence import Broken, ItemFailed, Sequence

@@ -128,9 +128,7 @@ class SequenceTable:
 
     # -- one item, in full -----------------------------------------------------------------------------------------
 
-    def _item(
-        self, number: int, at: int, item: _shm.ItemTuple, rows: Rows, *, timed: bool
-    ) -> tuple[_shm.ResultTuple, Effect | None]:
+    def _item(self, number: int, at: int, item: _shm.ItemTuple, rows: Rows, *, timed: bool) -> tuple[_shm.ResultTuple, Effect | None]:
         """Runs one item. Returns its result and, if its one row is still to be filled, what it did."""
         status, sequence_id, action, _, grammar_id, source_id, _, row, _, drafts, index, value = item
         if status:
@@ -182,7 +180,7 @@ class SequenceTable:
             if source.late is not None:
                 self._slow.settle(source.late)
                 source = source.late.sequence
-            return source.fork()
+            return self._slow.watch(source.fork())
         except BackendError:
             raise ItemFailed(Status.BACKEND_FAILED, value=1) from None
 
@@ -258,9 +256,8 @@ class SequenceTable:
                 failed.append((at, sequence, effect, Status.BACKEND_FAILED))
                 row_of_number[row][:] = self._maker.stop_row
         filled += pending
-        flags = _shm.finish_rows(
-            rows.address, rows.stride_words, self._maker.token_count, [entry[1] for entry in filled], [entry[2].stop_bytes for entry in filled]
-        )
+        indices, stops = [entry[1] for entry in filled], [entry[2].stop_bytes for entry in filled]
+        flags = _shm.finish_rows(rows.address, rows.stride_words, self._maker.token_count, indices, stops)
         if flags.count(0) < len(flags):
             for (at, row, sequence, effect), flag in zip(filled, flags, strict=True):
                 if flag & ROW_EMPTY:

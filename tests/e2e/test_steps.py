@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,7 +31,7 @@ from maskd.errors import (
     UnavailableError,
     VocabularyMismatchError,
 )
-from maskd.grammar import GrammarOptions, GrammarSpec
+from maskd.grammar import GrammarOptions, GrammarSpec, ReasoningGate
 from maskd.status import from_rpc_error
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, ItemField, Result, Status
 from maskd.v1 import mask_service_pb2 as pb
@@ -87,6 +88,96 @@ def bytes_of(*texts: bytes) -> set[int]:
 START = {PARIS, LONDON} | bytes_of(b"P", b"L")
 AFTER = {STOP, IS} | bytes_of(b" ")
 VALUE = {TRUE, NULL} | bytes_of(b"t", b"n")
+
+
+# -- reasoning before the grammar -------------------------------------------------------------------------------------
+
+END = (PARIS, ord("/"), LONDON)
+"""Several tokens, as most models that reason have it."""
+REASON = GrammarSpec("regex", "(Paris|London)( is (true|null))*", reasoning=ReasoningGate(END))
+ANYTHING = set(range(265)) - {STOP}
+
+
+@pytest.mark.parametrize("backend", ["llguidance", "xgrammar"])
+def test_reasoning_when_it_ends_then_the_grammar_begins_and_every_way_back_is_exact(session: Session, backend: str) -> None:
+    """Free but for stop tokens, then the grammar's rows; rollback and fork on either side, and across."""
+    grammar_id = session.create_grammar(dataclasses.replace(REASON, backend=backend)).grammar_id
+    reply = session.step([Item(s, Action.OPEN, grammar_id, accept=tuple(b"hm"), row=s) for s in (1, 2, 3)])
+    assert reply.ok and [row(reply, s) for s in (1, 2, 3)] == [ANYTHING] * 3
+    assert not any(result.accepting or result.all_allowed for result in reply.results)
+    reply = session.step([Item(1, accept=(PARIS,), row=1), Item(2, accept=END, row=2), Item(3, accept=END, row=3)])
+    assert [row(reply, s) for s in (1, 2, 3)] == [ANYTHING, START, START]
+    reply = session.step([Item(1, accept=(ord("/"),), row=1), Item(2, accept=(PARIS,), row=2), Item(3, accept=(ord("P"),), row=3)])
+    assert [row(reply, s) for s in (1, 2, 3)] == [ANYTHING, AFTER, bytes_of(b"a")]
+    reply = session.step([Item(1, accept=(LONDON,), row=1), Item(2, accept=(STOP,)), Item(3, rollback=2, row=3)])
+    assert (row(reply, 1), reply.results[1].terminated, row(reply, 3)) == (START, True, ANYTHING)
+    reply = session.step(
+        [Item(4, Action.FORK, source_sequence_id=3, accept=(LONDON,), row=4), Item(2, rollback=2, row=2), Item(3, accept=(STOP,), row=3)]
+    )
+    assert (row(reply, 4), row(reply, 2)) == (START, START)
+    refused = reply.results[2]
+    assert (refused.status, refused.detail_value, refused.position) == (Status.TOKEN_REJECTED, STOP, 4)
+    assert row(reply, 3) == {STOP}
+
+
+def test_reasoning_when_drafts_cross_its_end_then_each_position_has_its_row(session: Session) -> None:
+    grammar_id = session.create_grammar(REASON).grammar_id
+    reply = session.step([Item(1, Action.OPEN, grammar_id, accept=END[:1], drafts=(*END[1:], PARIS, TRUE), row=0)])
+    assert (reply.results[0].row_count, reply.results[0].position) == (4, 1)
+    assert [row(reply, position) for position in range(5)] == [ANYTHING, ANYTHING, START, AFTER, {STOP}]
+
+
+def test_reasoning_when_its_budget_is_spent_then_its_end_is_forced(session: Session) -> None:
+    """The forced tokens are told like any other's."""
+    spec = dataclasses.replace(REASON, reasoning=ReasoningGate(END, max_tokens=3))
+    grammar_id = session.create_grammar(spec).grammar_id
+    reply = session.step([Item(1, Action.OPEN, grammar_id, accept=tuple(b"ab"), row=0, want_forced=True)])
+    assert (row(reply, 0), reply.results[0].forced) == (ANYTHING, ())
+    reply = session.step([Item(1, accept=tuple(b"c"), row=0, want_forced=True)])
+    assert (row(reply, 0), reply.results[0].forced) == ({PARIS}, END)
+    for token, following in zip(END, ({ord("/")}, {LONDON}, START), strict=True):
+        assert row(session.step([Item(1, accept=(token,), row=0)]), 0) == following
+
+
+def test_reasoning_when_grammars_differ_in_it_only_then_one_compile_serves_them(session: Session) -> None:
+    source = f"(a|b)c*{session.transport}"
+    plain = session.create_grammar(dataclasses.replace(REASON, source=source, reasoning=None))
+    gated = session.create_grammar(dataclasses.replace(REASON, source=source))
+    assert not plain.cached and gated.cached
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [((STOP,), "stop token"), ((300,), "not in the vocabulary"), ((-1,), "not in the vocabulary"), ((PARIS, 12), "")],
+)
+def test_reasoning_when_its_end_cannot_be_then_refused(session: Session, gate: tuple[int, ...], words: str) -> None:
+    """A stop token as its end would end the output; the grammar's own stop tokens count too."""
+    own = GrammarOptions(stop_token_ids=(12,)) if not words else GrammarOptions()
+    with pytest.raises(InvalidRequestError, match=words or "stop token") as caught:
+        session.create_grammar(dataclasses.replace(REASON, reasoning=ReasoningGate(gate), options=own))
+    assert caught.value.metadata["field"] == "reasoning.end_token_ids"
+
+
+def test_reasoning_when_its_message_is_malformed_then_refused(stub: mask_service_pb2_grpc.MaskServiceStub, session: Session) -> None:
+    for gate in (pb.ReasoningGate(), pb.ReasoningGate(end_token_ids=[1], max_tokens=-1), pb.ReasoningGate(end_token_ids=[1] * 65)):
+        request = pb.CreateGrammarRequest(session_id=session.session_id, grammar=pb.GrammarSpec(regex="a", reasoning=gate))
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.CreateGrammar(request)
+        assert isinstance(from_rpc_error(caught.value), InvalidRequestError)
+    for number in (4, -1):
+        request = pb.CreateGrammarRequest(session_id=session.session_id, grammar=pb.GrammarSpec(regex="a", when_slow=number))  # type: ignore[arg-type]
+        with pytest.raises(grpc.RpcError, match="when_slow"):
+            stub.CreateGrammar(request)
+
+
+def test_switch_when_no_other_backend_takes_the_grammar_then_refused(session: Session) -> None:
+    """Said when the grammar is made, not when it is slow; nothing of it is held."""
+    schema = '{"type": "string", "pattern": "^a", "maxLength": 3}'
+    spec = GrammarSpec("json_schema", schema, backend="llguidance", options=GrammarOptions(strict=True), when_slow="switch")
+    for validate_only in (False, True):
+        with pytest.raises(GrammarUnsupportedError, match="'switch', and no backend but llguidance"):
+            session.create_grammar(spec, validate_only=validate_only)
+    assert session.create_grammar(dataclasses.replace(spec, when_slow="wait")).alternate_backend == ""
 
 
 # -- what a sequence can do -------------------------------------------------------------------------------------------

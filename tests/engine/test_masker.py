@@ -17,7 +17,7 @@ from engine_adapter.masker import Masker
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
 from maskd.errors import BackendError, GrammarError, InvalidRequestError, NotFoundError, RollbackError, TokenRejectedError, UnavailableError
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.vocabulary import Vocabulary
 from tests.conftest import Daemon, byte_vocabulary
 
@@ -28,6 +28,7 @@ PARIS, LONDON = VOCABULARY.tokens.index(b"Paris"), VOCABULARY.tokens.index(b"Lon
 CITY = GrammarSpec("regex", "(Paris|London)")
 LETTERS = GrammarSpec("regex", "[ab]{0,40}", backend="xgrammar")
 NUMBERS = GrammarSpec("regex", "[0-9]{1,9}(,[0-9]{1,9}){0,9}", backend="llguidance")
+THOUGHTS = GrammarSpec("regex", "[ab]{0,40}", reasoning=ReasoningGate((PARIS, LONDON), max_tokens=7))
 
 
 @pytest.fixture
@@ -203,7 +204,7 @@ def transcript(target: str, disturb: dict[int, Callable[[], None]], where: str) 
     rng = random.Random(3)
     digests = []
     with Masker(target, VOCABULARY, row_capacity=8) as masker:
-        live = [masker.open(CITY), masker.open(LETTERS), masker.open(NUMBERS), masker.open(None)]
+        live = [masker.open(CITY), masker.open(LETTERS), masker.open(NUMBERS), masker.open(None), masker.open(THOUGHTS)]
         tokens: dict[int, int] = {}
         for step in range(24):
             if where == "between" and step in disturb:

@@ -1,8 +1,9 @@
 """A backend that misbehaves on request: ``--backends evil_backend:create`` with this directory in PYTHONPATH.
 
-It wraps llguidance. A regex whose source starts with ``evil {json}`` and a newline does what the JSON says:
+It wraps llguidance. A regex whose source starts with ``(?:evil…){0}``, which matches nothing and means nothing to other
+backends, does what the JSON says that stands there in hex:
 
-    do        hang | hold (hangs with the GIL) | spin | sleep | burn (without the GIL) | eat | abort | segv | raise
+    do        nothing | hang | hold (hangs with the GIL) | spin | sleep | burn (without the GIL) | eat | abort | segv | raise
               eat_abort (eats, and aborts without a word when there is no more) | gasp (says what Rust says then, and aborts)
     in        compile | fill | accept | rollback | fork
     at        tokens accepted when it happens; missing = always
@@ -10,6 +11,7 @@ It wraps llguidance. A regex whose source starts with ``evil {json}`` and a newl
     slow      seconds of processor time that the call takes first, always and everywhere, so that it runs in the slow lane
     once      path of a file: only who creates it misbehaves
     jail      true: in compile children too, not only in workers (always so for "in": "compile")
+    means     another regex, which this backend takes it for
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,14 +136,10 @@ class EvilBackend:
         self._inner = inner
 
     def compile(self, spec: GrammarSpec) -> EvilGrammar:
-        orders: dict[str, Any] = {}
-        if spec.source.startswith("evil "):
-            line, _, source = spec.source.partition("\n")
-            orders = json.loads(line[5:])
-            spec = dataclasses.replace(spec, source=source)
-            if orders["in"] == "compile":
-                misbehave(orders)
-        return EvilGrammar(self._inner.compile(dataclasses.replace(spec, backend="auto")), orders)
+        orders, source = orders_of(spec.source)
+        if orders.get("in") == "compile":
+            misbehave(orders)
+        return EvilGrammar(self._inner.compile(dataclasses.replace(spec, source=source, backend="auto")), orders)
 
     def fill_bitmasks(self, matchers: Sequence[EvilMatcher], rows: NDArray[np.int32], indices: Sequence[int]) -> None:
         for matcher, index in zip(matchers, indices, strict=True):
@@ -155,4 +154,14 @@ def evil(inner: str, **orders: Any) -> GrammarSpec:
     """The spec of a regex that misbehaves as ``orders`` say."""
     if "in_" in orders:
         orders["in"] = orders.pop("in_")
-    return GrammarSpec("regex", f"evil {json.dumps(orders, sort_keys=True)}\n{inner}", backend=NAME)
+    hexed = json.dumps(orders, sort_keys=True).encode().hex()
+    return GrammarSpec("regex", f"(?:evil{hexed}){{0}}{inner}", backend=NAME)
+
+
+def orders_of(source: str) -> tuple[dict[str, Any], str]:
+    """The orders in a regex, and what this backend takes it for."""
+    found = re.match(r"\(\?:evil([0-9a-f]+)\)\{0\}", source)
+    if found is None:
+        return {}, source
+    orders = json.loads(bytes.fromhex(found[1]))
+    return orders, orders.get("means", source[found.end() :])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from evil_backend import orders_of
 
 from maskd import backends
 from maskd.backends.base import Grammar
@@ -82,7 +83,7 @@ class Oracle:
     def allowed(self, spec: GrammarSpec, history: Sequence[int], backend: str = "llguidance") -> list[int]:
         if spec not in self._grammars:
             name = spec.backend if spec.backend in self._backends else backend
-            source = spec.source.partition("\n")[2] if spec.source.startswith("evil ") else spec.source
+            _, source = orders_of(spec.source)
             self._grammars[spec] = self._backends[name].compile(dataclasses.replace(spec, source=source, backend=name))
         matcher = self._grammars[spec].matcher()
         assert matcher.accept(list(history)) == len(history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -17,9 +18,9 @@ from looks import Oracle, can, open_session, until
 from engine_adapter.masker import Masker
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
-from maskd.errors import GrammarPoisonedError, MaskdError, UnavailableError
+from maskd.errors import BackendError, DeadlineError, GrammarPoisonedError, MaskdError, UnavailableError
 from maskd.grammar import GrammarSpec
-from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, Result, Status
+from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, LateIndex, Result, Status
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.vocabulary import Vocabulary
 
@@ -400,6 +401,96 @@ def test_step_when_it_waits_for_a_core_then_no_grammar_is_taken_for_slow(
             item = Item(1, accept=(A,), row=0) if count else Item(1, Action.OPEN, grammar, row=0)
             result, allowed = one(session, item)
             assert result.status == Status.OK and allowed == oracle.allowed(spec, [A] * count)
+
+
+# -- slow, and what the grammar says about it --------------------------------------------------------------------------
+
+
+def test_slow_item_when_its_grammar_fails_then_it_is_closed_and_its_neighbours_are_served(session: Session, oracle: Oracle) -> None:
+    """``when_slow="fail"``: the answer is final, and says so."""
+    slow = session.create_grammar(dataclasses.replace(SLOW, when_slow="fail")).grammar_id
+    city = session.create_grammar(CITY).grammar_id
+    reply = session.step([Item(1, Action.OPEN, slow, row=0), Item(2, Action.OPEN, city, row=1)], timeout_seconds=60)
+    assert (reply.results[0].status, reply.results[0].detail_index) == (Status.STEP_DEADLINE, LateIndex.CLOSED)
+    error = reply.results[0].error()
+    assert isinstance(error, DeadlineError) and "closed" in error.message
+    assert allowed_token_ids(reply.rows[1]).tolist() == oracle.allowed(CITY, [])
+    assert one(session, Item(1, row=0))[0].status == Status.SEQUENCE_NOT_FOUND
+
+
+def test_slow_item_when_its_grammar_switches_then_the_other_backend_goes_on_with_it(session: Session, oracle: Oracle) -> None:
+    """The late item is answered by the other backend, in the state that its tokens lead to; from then on nothing is late."""
+    made = session.create_grammar(dataclasses.replace(SLOW, when_slow="switch"))
+    assert made.report.backend == SLOW.backend and made.alternate_backend == "llguidance"
+    slow = made.grammar_id
+    assert one(session, Item(1, Action.OPEN, slow, accept=(A, B), row=0))[0].status == Status.STEP_DEADLINE
+    result, allowed = ask(session, 1)
+    assert (result.status, result.position, allowed) == (Status.OK, 2, oracle.allowed(SLOW, [A, B]))
+    for count in range(3, 9):
+        result, allowed = one(session, Item(1, accept=(A,), row=0))
+        assert (result.status, result.position) == (Status.OK, count), "it is fast now"
+        assert allowed == oracle.allowed(SLOW, [A, B] + [A] * (count - 2))
+    result, allowed = one(session, Item(1, rollback=7, row=0))
+    assert (result.position, allowed) == (1, oracle.allowed(SLOW, [A])), "back beyond the move"
+    result, _ = one(session, Item(1, accept=(ord("7"),), row=0))
+    assert (result.status, result.position) == (Status.TOKEN_REJECTED, 1)
+
+
+def test_slow_item_when_it_moves_in_mid_sequence_then_rollback_drafts_and_fork_stand_where_they_should(
+    slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
+) -> None:
+    """Fast until its third token, so there is a history to replay; the item that is late rolls back and has drafts."""
+    spec = dataclasses.replace(evil_spec(WORD, do="burn", in_="fill", seconds=0.3, at=3), when_slow="switch")
+    with Client.connect(slow_daemon.target) as client, open_session(client, vocabulary) as session:
+        grammar = session.create_grammar(spec).grammar_id
+        assert one(session, Item(1, Action.OPEN, grammar, accept=(A, B, A), row=NO_ROW))[0].status == Status.OK
+        one(session, Item(2, Action.OPEN, grammar, accept=(B, B, B), row=0))  # this one shows that the grammar is slow
+        one(session, Item(2, row=0))
+        result, _ = one(session, Item(3, Action.FORK, source_sequence_id=1, rollback=1, accept=(B,), drafts=(A, ord("7")), row=0))
+        while result.status == Status.STEP_DEADLINE:
+            again = Item(3, Action.FORK, source_sequence_id=1, rollback=1, accept=(B,), drafts=(A, ord("7")), row=0)
+            begun = result.detail_index != LateIndex.NOT_BEGUN
+            result, allowed = one(session, Item(3, drafts=(A, ord("7")), row=0) if begun else again)
+        assert (result.status, result.position, result.row_count) == (Status.OK, 3, 2)
+        assert allowed == oracle.allowed(spec, [A, B, B])
+        result, allowed = one(session, Item(3, accept=(A,), row=0))
+        assert (result.status, result.position, allowed) == (Status.OK, 4, oracle.allowed(spec, [A, B, B, A]))
+
+
+def test_slow_item_when_the_other_backend_disagrees_then_it_is_closed_and_says_where(
+    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """One of the two is wrong about ``7``; nobody knows which, so nothing more is sampled."""
+    daemon = evil_daemon("--row-seconds", "0.5", "--hang-seconds", "30")  # only the mask is late, on the busiest of machines
+    spec = evil_spec(WORD, do="burn", in_="fill", seconds=1.5, means="[a-z0-9]{0,60}")
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+        grammar = session.create_grammar(dataclasses.replace(spec, when_slow="switch")).grammar_id
+        one(session, Item(1, Action.OPEN, grammar, row=0))
+        one(session, Item(1, row=0))  # run alone, and so found to be slow
+        assert one(session, Item(2, Action.OPEN, grammar, accept=(A, ord("7")), row=NO_ROW))[0].status == Status.OK
+        one(session, Item(1, Action.CLOSE))
+        assert one(session, Item(2, row=0))[0].status == Status.STEP_DEADLINE
+        result, allowed = ask(session, 2)
+        assert (result.status, result.detail_index, result.detail_value, result.position) == (Status.BACKENDS_DISAGREE, 1, ord("7"), 1)
+        assert allowed == list(vocabulary.stop_token_ids)
+        error = result.error()
+        assert isinstance(error, BackendError) and "closed" in error.message and error.metadata["closed"] == "True"
+        assert one(session, Item(2, row=0))[0].status == Status.SEQUENCE_NOT_FOUND
+
+
+def test_masker_when_grammars_say_what_to_do_then_it_waits_fails_or_goes_on(
+    slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
+) -> None:
+    """Per sequence, in one batch."""
+    specs = [dataclasses.replace(SLOW, when_slow=when) for when in ("wait", "fail", "switch")]
+    with Masker(slow_daemon.target, vocabulary, row_capacity=8) as masker:
+        batch = Batch(masker, oracle, [*specs, CITY])
+        wait, fail, switch, city = batch.handles
+        errors: dict[int, MaskdError] = {}
+        for token in b"Paris":
+            errors |= batch.advance({wait: A, switch: B, city: token, **({} if fail in errors else {fail: A})})
+        assert set(errors) == {fail} and isinstance(errors[fail], DeadlineError)
+        assert batch.histories[wait] == [A] * 5 and batch.histories[switch] == [B] * 5
 
 
 def test_lane_when_a_slow_item_never_ends_then_the_worker_is_killed_and_the_grammar_blamed(

@@ -1,0 +1,156 @@
+"""The reasoning gate against a plain model: text before the end tokens is free, what follows is the grammar's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from maskd import backends
+from maskd.bitmask import allowed_token_ids, row_of_all_but, row_stride_words
+from maskd.errors import InvalidRequestError
+from maskd.grammar import GrammarSpec, ReasoningGate
+from maskd.sequences import GatedGrammar
+from maskd.sequences.gate import GatedMatcher
+from tests.conftest import byte_vocabulary
+
+VOCABULARY = byte_vocabulary()
+TOKENS, STOP = len(VOCABULARY.tokens), VOCABULARY.stop_token_ids[0]
+FREE = set(range(TOKENS)) - {STOP}
+A, B, X = b"abx"
+CITY = backends.load("llguidance")(VOCABULARY, threads=1).compile(GrammarSpec("regex", "(Paris|London)"))
+
+
+def gated(*end: int, max_tokens: int | None = None) -> GatedMatcher:
+    return GatedGrammar(CITY, ReasoningGate(end, max_tokens), TOKENS, VOCABULARY.vocab_size, frozenset({STOP})).matcher()
+
+
+def allowed(matcher: GatedMatcher) -> set[int]:
+    row = np.full(row_stride_words(VOCABULARY.vocab_size), -1, dtype=np.int32)
+    matcher.fill_bitmask(row)
+    return {token for token in allowed_token_ids(row).tolist() if token < TOKENS}
+
+
+def test_rows_when_reasoning_then_all_but_stop_tokens_and_padding() -> None:
+    """Not even a row with padding: bits past the tokenizer are 0 from the start."""
+    row = row_of_all_but([STOP], TOKENS, VOCABULARY.vocab_size)
+    assert set(allowed_token_ids(row).tolist()) == FREE
+    assert row.dtype == np.int32 and len(row) == row_stride_words(VOCABULARY.vocab_size)
+
+
+def test_gate_when_its_tokens_come_then_the_grammar_begins_and_every_rollback_is_exact() -> None:
+    matcher = gated(A, B, A, B, X)
+    start = allowed(CITY.matcher())  # type: ignore[arg-type]
+    assert allowed(matcher) == FREE
+    text = [X, A, B, A, B, A, B, X]  # the end is found although its beginning overlaps with itself
+    assert matcher.accept(text) == len(text)
+    assert matcher.is_open and allowed(matcher) == start
+    assert matcher.accept([VOCABULARY.tokens.index(b"Paris"), STOP]) == 2
+    assert matcher.is_terminated
+    matcher.rollback(3)
+    assert not matcher.is_open and not matcher.is_terminated and allowed(matcher) == FREE
+    assert matcher.accept([X]) == 1 and allowed(matcher) == start
+    matcher.rollback(len(text))
+    assert allowed(matcher) == FREE and matcher.accept([A, STOP]) == 1
+
+
+def test_gate_when_it_is_crossed_in_one_accept_then_the_refused_token_is_the_grammars() -> None:
+    matcher = gated(A, B)
+    assert matcher.accept([X, A, B, ord("P"), ord("z")]) == 4
+    matcher.rollback(4)
+    assert matcher.accept([X, A]) == 2 and allowed(matcher) == FREE
+
+
+def test_budget_when_it_is_spent_then_only_the_end_tokens_are_allowed() -> None:
+    """Of an end that has begun, the rest."""
+    matcher = gated(A, B, X, max_tokens=3)
+    assert matcher.accept([X, X, A]) == 3
+    assert allowed(matcher) == {B} and matcher.accept([X]) == 0
+    matcher.rollback(1)
+    assert allowed(matcher) == FREE
+    assert matcher.accept([X]) == 1 and allowed(matcher) == {A}
+    assert matcher.accept([A, B, X]) == 3 and matcher.is_open
+    assert allowed(gated(A, max_tokens=0)) == {A}
+
+
+def test_fork_when_reasoning_then_the_two_go_their_own_ways() -> None:
+    matcher = gated(A, B)
+    matcher.accept([A])
+    fork = matcher.fork()
+    assert fork.accept([B]) == 1 and fork.is_open
+    assert allowed(matcher) == FREE and matcher.accept([X]) == 1 and not matcher.is_open
+
+
+@pytest.mark.parametrize(("end", "limit"), [((), None), (tuple(range(65)), None), ((1,), -1)])
+def test_gate_when_malformed_then_refused(end: tuple[int, ...], limit: int | None) -> None:
+    with pytest.raises(InvalidRequestError, match="reasoning"):
+        ReasoningGate(end, limit)
+
+
+@settings(max_examples=200, deadline=None)
+@given(end=st.lists(st.sampled_from([A, B]), min_size=1, max_size=5), text=st.lists(st.sampled_from([A, B]), max_size=30))
+def test_end_when_looked_for_then_is_found_where_it_first_stands(end: list[int], text: list[int]) -> None:
+    """The automaton against the definition."""
+    first = next((at for at in range(len(text)) if text[: at + 1][-len(end) :] == end and at + 1 >= len(end)), None)
+    matcher = gated(*end)
+    taken = next((count for count, token in enumerate(text) if not matcher.accept([token])), len(text))
+    assert matcher.is_open == (first is not None)
+    assert taken == (len(text) if first is None else first + 1), "the grammar takes neither a nor b"
+
+
+class GateMachine(RuleBasedStateMachine):
+    """Anything that a sequence can do, by way of ``accept`` and by way of ``advance``; both come to what the definition says."""
+
+    END, LIMIT = (A, B, A), 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow, self.quick = gated(*self.END, max_tokens=self.LIMIT), gated(*self.END, max_tokens=self.LIMIT)
+        self.history: list[int] = []
+
+    @rule(token=st.sampled_from([A, A, B, B, X, STOP, *b"Paris", VOCABULARY.tokens.index(b"London")]))
+    def take(self, token: int) -> None:
+        before = allowed(self.slow) if not self.slow.is_terminated else set()
+        accepted = self.slow.accept([token])
+        assert accepted == (token in before)
+        row = np.full(row_stride_words(VOCABULARY.vocab_size), -1, dtype=np.int32)
+        done = self.quick.advance(token, row.ctypes.data, row.nbytes)
+        if done == 2:
+            assert {t for t in allowed_token_ids(row).tolist() if t < TOKENS} == allowed(self.quick)
+        if not done:
+            assert self.quick.accept([token]) == accepted
+        if accepted:
+            self.history.append(token)
+
+    @precondition(lambda self: self.history)
+    @rule(data=st.data())
+    def back(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, len(self.history)))
+        self.slow.rollback(count)
+        self.quick.rollback(count)
+        del self.history[-count:]
+
+    @rule()
+    def fork(self) -> None:
+        self.slow, self.quick = self.slow.fork(), self.quick.fork()
+
+    @invariant()
+    def stands_where_its_history_leads(self) -> None:
+        ends = [at for at in range(len(self.END), len(self.history) + 1) if tuple(self.history[at - 3 : at]) == self.END]
+        inner = CITY.matcher()
+        if ends:
+            assert inner.accept(self.history[ends[0] :]) == len(self.history) - ends[0]
+        assert self.slow.is_open == self.quick.is_open == bool(ends)
+        if inner.is_terminated:
+            assert self.slow.is_terminated and self.quick.is_terminated
+            return
+        left = len(self.history) - self.LIMIT
+        overlap = next(n for n in (2, 1, 0) if self.history[len(self.history) - n :] == list(self.END[:n]))
+        expected = allowed(inner) if ends else {self.END[overlap]} if left >= 0 else FREE  # type: ignore[arg-type]
+        assert allowed(self.slow) == allowed(self.quick) == expected
+
+
+TestGate = GateMachine.TestCase
+TestGate.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
