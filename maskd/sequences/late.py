@@ -133,21 +133,21 @@ class SlowItems:
         An item without tokens, after a late one, asks for what the late one came to.
 
         Raises:
-            ItemFailed: STEP_DEADLINE, not begun: an earlier item is still under way.
+            ItemFailed: STEP_DEADLINE: the late one is still under way, and ``item``, unless it only asks, is not begun.
         """
         late = sequence.late
         if late is not None:
-            self.settle(late)
+            self.settle(late, LateIndex.UNDER_WAY if late.answers(item) else LateIndex.NOT_BEGUN)
             sequence.late = None
         if late is None or not (late.answers(item) or late.work.error is not None):
             late = self._run(item, late.sequence if late else sequence, created)
         self.entries.append((at, sequence, late))
         return (item[1], 0, 0, NO_ROW, 0, 0, late.position, NOTHING, -1, 0)
 
-    def settle(self, late: Late) -> None:
-        """Waits for ``late`` until the deadline. Raises ItemFailed (STEP_DEADLINE, not begun) if it takes longer."""
+    def settle(self, late: Late, index: LateIndex = LateIndex.NOT_BEGUN) -> None:
+        """Waits for ``late`` until the deadline. Raises ItemFailed (STEP_DEADLINE, ``index``) if it takes longer."""
         if not self._wait_for(late):
-            raise self._deadline_passed(LateIndex.NOT_BEGUN)
+            raise self._deadline_passed(index)
 
     def outcome(self, item: _shm.ItemTuple, sequence: Sequence, late: Late, rows: Rows) -> _shm.ResultTuple:
         """Returns what ``late`` came to, its rows copied to where ``item`` wants them.
