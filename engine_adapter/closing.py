@@ -19,7 +19,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from engine_adapter.request import Steering
 from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["ClosingVocabulary", "steering_for"]
+__all__ = ["Closing", "ClosingVocabulary", "steering_for"]
 
 Position = JsonPosition | TagPosition | RegexPosition
 _MARKS = b'}]",:0123456789tfn-{['
@@ -69,7 +69,14 @@ class ClosingVocabulary:
         return tokens
 
 
-def steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary) -> Steering:
+class Closing(Steering, Protocol):
+    """A steering that ends an output."""
+
+    def reserve(self) -> int:
+        """Returns the tokens to keep for the shortest ending from here, a stop token included; 0 if that is not known."""
+
+
+def steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary) -> Closing:
     """Returns what ends an output of ``spec`` in time. One per output.
 
     Raises:
@@ -113,6 +120,9 @@ class _StopSoon:
     def accept(self, token_id: int) -> None:
         """Needs to know nothing."""
 
+    def reserve(self) -> int:
+        return 0
+
 
 class _Closing:
     def __init__(self, position: Position, largest_part: int, vocabulary: ClosingVocabulary, stop_token_ids: tuple[int, ...]) -> None:
@@ -135,6 +145,9 @@ class _Closing:
         marks = b'"' if self._position.is_in_string else _MARKS
         starts = (self._vocabulary.longest_start(bytes([mark]), row) for mark in marks)
         return next((token_id for token_id in starts if token_id is not None), None)
+
+    def reserve(self) -> int:
+        return self._reserve(self._position)
 
     def accept(self, token_id: int) -> None:
         self._position.feed(self._vocabulary.tokens[token_id])

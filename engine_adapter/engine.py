@@ -25,11 +25,12 @@ from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import SlotModel, load_model, slots_that_fit
 from engine_adapter.output import Output
-from engine_adapter.request import Generation, Request
+from engine_adapter.reasoning import AfterReasoning, EndReasoning, ReasoningPrompts
+from engine_adapter.request import Generation, Request, Steering
 from engine_adapter.sidecar import Sidecar
 from engine_adapter.tokenizer import TextTokenizer
 from maskd.client import Client
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.tokenizer_files import load_vocabulary
 
 __all__ = ["Engine", "EngineStats", "QueueFullError"]
@@ -91,6 +92,7 @@ class Engine:
     Attributes:
         model_name: of the model's directory.
         tokenizer: text to ids and back, and the chat template.
+        prompts: renders conversations, reasoning included.
         context_length: most tokens of a prompt and its output together.
         trained: False if the weights are random numbers.
     """
@@ -107,6 +109,7 @@ class Engine:
         bounded: bool = False,
         context_length: int | None = None,
         restore_seconds: float = 30.0,
+        reasoning_end: str | None = None,
     ) -> None:
         """Loads the model, finds or starts a daemon, and starts the loop. Takes seconds.
 
@@ -120,6 +123,8 @@ class Engine:
             device: "cpu", "cuda", "cuda:1"; None = CUDA if there is any.
             bounded: narrow every JSON schema so that its documents are short, see ``bounded.py``. For untrained models.
             context_length: None = what the model was made for, 4096 at most.
+            reasoning_end: text that ends the reasoning of a model that always begins with it; None = what its chat template shows,
+                "" = the model does not reason.
             restore_seconds: how long outputs with a grammar wait for a daemon that went away, before they fail; those without go on.
 
         Raises:
@@ -133,6 +138,7 @@ class Engine:
             self.model_name = loaded.path.resolve().name
             self.trained = loaded.trained
             self.tokenizer = TextTokenizer(loaded.tokenizer, loaded.path)
+            self.prompts = ReasoningPrompts(self.tokenizer, reasoning_end)
             self._vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)
             self._slot_count = slots_that_fit(loaded, self.context_length, slots)
             # A daemon that is away must not take longer to be missed than outputs wait for it.
@@ -172,7 +178,7 @@ class Engine:
         """
         prompt = self.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
         max_tokens = self._checked_budget(request, prompt)
-        grammar = self._grammar(request.grammar)
+        grammar = self._grammar(request, max_tokens)
         banned = None
         if any(request.banned_words) or request.banned_token_ids:
             banned = BannedWords(request.banned_words, self._prefixes, request.banned_token_ids)
@@ -235,6 +241,10 @@ class Engine:
             raise ValueError(f"n is {request.n}; give at least 1")
         if request.best_of is not None and request.best_of < request.n:
             raise ValueError(f"best_of is {request.best_of}; give at least n, which is {request.n}")
+        if request.reasoning is not None and self.prompts.end is None:
+            raise ValueError("reasoning is asked for, but nothing says how the model ends it; give the engine a reasoning_end")
+        if request.reasoning is not None and (request.reasoning.max_tokens or 0) < 0:
+            raise ValueError(f"reasoning has max_tokens {request.reasoning.max_tokens}; give 0 or more")
         if request.max_tokens is not None and request.max_tokens < 1:
             raise ValueError(f"max_tokens is {request.max_tokens}; give at least 1")
         budget = min(room, request.max_tokens or room)
@@ -252,12 +262,22 @@ class Engine:
         if bad := [token_id for token_id in token_ids if not 0 <= token_id < self._vocabulary.vocab_size]:
             raise ValueError(f"{what} has token id {bad[0]}; the vocabulary ends at {self._vocabulary.vocab_size - 1}")
 
-    def _grammar(self, spec: GrammarSpec | None) -> GrammarSpec | None:
+    def _grammar(self, request: TextRequest, max_tokens: int) -> GrammarSpec | None:
+        spec = request.grammar
         if spec is None:
             return None
         if spec.backend == "auto":
             spec = dataclasses.replace(spec, backend=self._backend)
-        return bounded_spec(spec) if self._bounded else spec
+        if self._bounded:
+            spec = bounded_spec(spec)
+        if request.reasoning is None:
+            return spec
+        limit = request.reasoning.max_tokens
+        if request.close_before_budget:  # the shortest output must fit behind the reasoning, and a quarter of the budget is left to it
+            answer = max(max_tokens // 4, steering_for(spec, self._closing_vocabulary).reserve())
+            room = max(0, max_tokens - answer - len(self.prompts.end_token_ids))
+            limit = room if limit is None else min(limit, room)
+        return dataclasses.replace(spec, reasoning=ReasoningGate(self.prompts.end_token_ids, limit))
 
     def _admit(self, count: int) -> None:
         if self._failure is not None or self._stopping.is_set():
@@ -282,7 +302,7 @@ class Engine:
         sampling = asked.sampling
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + choice.index)
-        output = Output(outputs, choice, self._vocabulary, self._count_finished)
+        output = Output(outputs, choice, self._vocabulary, self._count_finished, self.prompts.end_token_ids)
         return Request(
             prompt,
             grammar,
@@ -292,10 +312,19 @@ class Engine:
             frozenset(asked.stop_token_ids),
             banned,
             logprobs=(asked.logprobs or 0) if asked.wants_logprobs else None,
-            steering=steering_for(grammar, self._closing_vocabulary) if grammar is not None and asked.close_before_budget else None,
+            steering=self._steering(asked, grammar),
             on_token=output.on_token,
             on_finish=output.on_finish,
         )
+
+    def _steering(self, asked: TextRequest, grammar: GrammarSpec | None) -> Steering | None:
+        reasoning, end = asked.reasoning, self.prompts.end_token_ids
+        if grammar is None:
+            return None if reasoning is None or reasoning.max_tokens is None else EndReasoning(end, reasoning.max_tokens)
+        if not asked.close_before_budget:
+            return None
+        closing = steering_for(grammar, self._closing_vocabulary)
+        return closing if reasoning is None else AfterReasoning(closing, end)
 
     def _count_finished(self, choice: Choice, duration_seconds: float) -> None:
         self._finished[str(choice.finish_reason)] += 1

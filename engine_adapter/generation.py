@@ -18,7 +18,18 @@ from engine_adapter.request import FinishReason, TokenLogprobs
 from engine_adapter.sampler import SamplingParams
 from maskd.grammar import GrammarReport, GrammarSpec
 
-__all__ = ["Choice", "Delta", "TextGeneration", "TextRequest"]
+__all__ = ["Choice", "Delta", "Reasoning", "TextGeneration", "TextRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """That an output begins with reasoning.
+
+    Attributes:
+        max_tokens: then it is ended; None = when the model ends it.
+    """
+
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class TextRequest:
         best_of: generate so many, of which ``TextGeneration.best`` gives the ``n`` likeliest; None = ``n``.
         close_before_budget: with a grammar, end the output whole before ``max_tokens`` cuts it: see ``closing.py``.
         ignore_special: leave special tokens out of the text.
+        reasoning: the prompt leaves the assistant within its reasoning; the grammar begins behind its end. None = there is none.
     """
 
     prompt: str | Sequence[int]
@@ -57,6 +69,7 @@ class TextRequest:
     banned_words: tuple[str, ...] = ()
     banned_token_ids: tuple[int, ...] = ()
     best_of: int | None = None
+    reasoning: Reasoning | None = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -75,12 +88,14 @@ class Choice:
 
     Attributes:
         index: 0 to n - 1.
-        text: without the stop string.
-        token_ids: with all tokens of the stop string, without the stop token.
+        text: without the stop string, and without the reasoning.
+        token_ids: with those of the reasoning and of its end, with all tokens of the stop string, without the stop token.
         logprobs: one per token id; None unless asked for.
         finish_reason: "stop": it is complete, or met a stop string; "length": the budget or the context is used up.
         error: why ``finish_reason`` is "error": a ``GrammarError``, or whatever else went wrong.
         stop_string: the stop string that ended it, if one did.
+        reasoning: its text; None if there is to be none.
+        reasoning_token_count: how many of ``token_ids`` are of the reasoning and its end.
     """
 
     index: int
@@ -90,6 +105,8 @@ class Choice:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     stop_string: str | None = None
+    reasoning: str | None = None
+    reasoning_token_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +119,8 @@ class Delta:
         token_ids: may be empty in the last delta.
         logprobs: one per token id; None unless asked for.
         finish_reason: set in the last delta of an output, and only there.
+        reasoning: more of its text.
+        is_reasoning: whether its tokens are of the reasoning, or of its end.
     """
 
     index: int
@@ -109,6 +128,8 @@ class Delta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
+    reasoning: str = ""
+    is_reasoning: bool = False
 
 
 class TextGeneration:
@@ -126,7 +147,11 @@ class TextGeneration:
     def __init__(self, request: TextRequest, prompt_tokens: int, cancel: Callable[[], None]) -> None:
         """Makes an empty one; for the engine, which also calls ``push``. ``cancel`` reaches the loop."""
         self.request = request
-        self.choices = [Choice(index, logprobs=[] if request.wants_logprobs else None) for index in range(request.output_count)]
+        thinks = request.reasoning is not None
+        self.choices = [
+            Choice(index, logprobs=[] if request.wants_logprobs else None, reasoning="" if thinks else None)
+            for index in range(request.output_count)
+        ]
         self.prompt_tokens = prompt_tokens
         self.report: GrammarReport | None = None
         self._cancel = cancel
@@ -156,6 +181,11 @@ class TextGeneration:
         best = sorted(self.choices, key=_mean_logprob, reverse=True)[: self.request.n]
         shown = self.request.logprobs is not None
         return [dataclasses.replace(choice, index=index, logprobs=choice.logprobs if shown else None) for index, choice in enumerate(best)]
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Those of all outputs that are of the reasoning."""
+        return sum(choice.reasoning_token_count for choice in self.choices)
 
     def cancel(self) -> None:
         """Ends what is unfinished within a step of the loop; slots and daemon sequences are free then. Safe to repeat."""

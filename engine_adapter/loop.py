@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,7 @@ class DecodeLoop:
         self._pending: Pending | None = None
         self._no_tokens = torch.zeros(model.slot_count, dtype=torch.int64, device=model.device)
         self._admission = Admission(masker, self._finish)
+        self._open_row = np.full(-(-model.logits.shape[1] // 32), -1, dtype=np.int32)  # of those without a grammar
         self._unfinished: set[Generation] = set()
 
     @property
@@ -181,12 +183,13 @@ class DecodeLoop:
         """Overwrites the drawn tokens of those whose steering wants another one, here and on the device."""
         for index in pending.sampling:
             slot = self._slots[index]
-            if masks is None or slot is None or slot.generation.request.steering is None or slot.handle in failed:
+            if slot is None or slot.generation.request.steering is None or slot.handle in failed:
                 continue
             taken = len(slot.generation.token_ids)
             # The last token of a full context is never read, so it needs no room.
             remaining = min(slot.generation.request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
-            chosen = slot.generation.request.steering.choose(masks.rows[masks.row_indices[index]], host_ids[index], remaining)
+            row = self._open_row if masks is None or slot.handle is None else masks.rows[masks.row_indices[index]]
+            chosen = slot.generation.request.steering.choose(row, host_ids[index], remaining)
             if chosen is not None and chosen not in forbidden.get(index, ()):
                 token_ids[index] = host_ids[index] = chosen
 

@@ -14,12 +14,14 @@ from typing import Any
 from engine_adapter.engine import Engine
 from engine_adapter.generation import Choice, TextGeneration
 
-__all__ = ["TARGET_VARIABLE", "Offline", "finished"]
+__all__ = ["TARGET_VARIABLE", "Offline", "finished", "reasoning_end_of"]
 
 TARGET_VARIABLE = "MASKD_TARGET"
 """Environment variable: the daemon to use, "unix:/path" or "host:port"; without it each engine starts its own."""
 
 _BUNDLED = "bundled"
+_REASONING_PARSERS: dict[str, str | None] = {"deepseek-r1": "</think>", "qwen-qwq": "</think>", "qwen3": None, "intern-s1": None}
+"""Names of reasoning parsers to the end of the reasoning of models that always begin with it; None = the chat template says."""
 _log = logging.getLogger("engine_adapter")
 
 
@@ -56,6 +58,19 @@ class Offline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def reasoning_end_of(reasoning_parser: str | None) -> str | None:
+    """Returns the engine's ``reasoning_end`` for the name of a reasoning parser; for no name "", no reasoning.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if reasoning_parser is None:
+        return ""
+    if reasoning_parser not in _REASONING_PARSERS:
+        raise ValueError(f"reasoning_parser is {reasoning_parser!r}; give one of {', '.join(_REASONING_PARSERS)}")
+    return _REASONING_PARSERS[reasoning_parser]
 
 
 def finished(generation: TextGeneration) -> list[Choice]:

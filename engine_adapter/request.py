@@ -44,7 +44,7 @@ class Steering(Protocol):
         """Returns the token to take instead of ``drawn``, which ``row`` must allow; None = take that.
 
         Args:
-            row: (row_words,) int32, read-only: bit j of word w is token 32 * w + j; 1 = allowed.
+            row: (row_words,) int32, read-only: bit j of word w is token 32 * w + j; 1 = allowed. All ones without a grammar.
             drawn: by the sampler.
             remaining: tokens left, this one included; so many and a stop token after them still end by "length".
         """
@@ -66,7 +66,7 @@ class Request:
         stop_token_ids: end the output, besides those of the model or the grammar.
         banned_words: the output has none of these, unless the grammar allows nothing else.
         logprobs: record ``Generation.logprobs`` with so many most likely tokens each; None = do not.
-        steering: of this request only; needs a grammar.
+        steering: of this request only.
         on_token: called after every token of the output was appended, on the loop's thread; must be quick. True ends the output there.
         on_finish: called once, after ``finish_reason`` was set, on some thread; must be quick and not raise.
     """

@@ -20,8 +20,10 @@ class TextStream:
         stop_string: the stop string that ended it, if one did.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), *, skip_space: bool = False) -> None:
+        """``stop`` are the stop strings; with ``skip_space`` white space at the beginning is no part of the text."""
         self.text = ""
+        self._skip_space = skip_space
         self.stop_string: str | None = None
         self._stop = [string for string in stop if string]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -34,6 +36,9 @@ class TextStream:
         without ``may_stop`` is part of no stop string.
         """
         piece = self._decoder.decode(token)
+        if self._skip_space:
+            piece = piece.lstrip()
+            self._skip_space = not piece
         if may_stop:
             return self._release(piece)
         self.text += piece

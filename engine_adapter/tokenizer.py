@@ -45,6 +45,11 @@ class TextTokenizer:
         doubled = self._bos_id is not None and ids[:2] == [self._bos_id] * 2
         return ids[1:] if doubled else ids
 
+    def encode_piece(self, text: str) -> list[int]:
+        """Returns the ids of ``text`` as it stands within others: nothing is put before or behind it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Returns the text of ``token_ids``, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))

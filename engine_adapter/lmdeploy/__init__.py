@@ -13,7 +13,7 @@ from typing import Any
 
 from engine_adapter.generation import TextGeneration
 from engine_adapter.lmdeploy.messages import GenerationConfig, PytorchEngineConfig, Response, TurbomindEngineConfig
-from engine_adapter.offline import Offline, finished
+from engine_adapter.offline import Offline, finished, reasoning_end_of
 
 __all__ = ["GenerationConfig", "Pipeline", "PytorchEngineConfig", "Response", "TurbomindEngineConfig", "pipeline"]
 
@@ -25,6 +25,7 @@ def pipeline(
     *,
     target: str | None = None,
     grammar_backend: str = "auto",
+    reasoning_parser: str | None = None,
 ) -> Pipeline:
     """Returns a pipeline; loading takes seconds.
 
@@ -34,19 +35,26 @@ def pipeline(
         log_level: of the logger ``engine_adapter``.
         target: a running daemon; None = that of ``MASKD_TARGET``, or one of its own.
         grammar_backend: "auto", "xgrammar" or "llguidance".
+        reasoning_parser: of LMDeploy's server, "deepseek-r1", "qwen-qwq" or "intern-s1": where the model reasons first, the response
+            format begins behind that, and answers have ``reasoning_content``; None = reasoning is text like any other.
 
     Raises:
-        FileNotFoundError: no such directory. MaskdError: no daemon.
+        FileNotFoundError: no such directory. ValueError: an unknown parser. MaskdError: no daemon.
     """
     logging.getLogger("engine_adapter").setLevel(log_level)
-    return Pipeline(model_path, backend_config or PytorchEngineConfig(), target, grammar_backend)
+    return Pipeline(model_path, backend_config or PytorchEngineConfig(), target, grammar_backend, reasoning_parser)
 
 
 class Pipeline(Offline):
     """Answers prompts. A prompt is a text, which becomes a user's turn, or a conversation, a list of mappings with role and content."""
 
     def __init__(
-        self, model: str | Path | None, config: PytorchEngineConfig | TurbomindEngineConfig, target: str | None, grammar_backend: str
+        self,
+        model: str | Path | None,
+        config: PytorchEngineConfig | TurbomindEngineConfig,
+        target: str | None,
+        grammar_backend: str,
+        reasoning_parser: str | None,
     ) -> None:
         super().__init__(
             model,
@@ -56,10 +64,17 @@ class Pipeline(Offline):
             queue_limit=1 << 20,  # a list of any length is a batch
             device=None if config.device_type == "auto" else config.device_type,
             context_length=config.session_len,
+            reasoning_end=reasoning_end_of(reasoning_parser),
         )
 
     def __call__(
-        self, prompts: Any, gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None, do_preprocess: bool = True
+        self,
+        prompts: Any,
+        gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        do_preprocess: bool = True,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        enable_thinking: bool | None = None,
     ) -> Any:
         """Returns one ``Response`` for one prompt, a list of them for a list of prompts.
 
@@ -67,12 +82,14 @@ class Pipeline(Offline):
             prompts: one prompt, or a list of them.
             gen_config: for all, or one for each.
             do_preprocess: apply the chat template; without, prompts are texts for the model as they are.
+            chat_template_kwargs: variables of the template.
+            enable_thinking: one of them.
 
         Raises:
             ValueError: a response format or a number is wrong, or a prompt is too long. GrammarError: the grammar was refused.
         """
         batch, is_one = _as_batch(prompts)
-        generations = self._submit(batch, gen_config, do_preprocess)
+        generations = self._submit(batch, gen_config, do_preprocess, _variables(chat_template_kwargs, enable_thinking))
         try:
             responses = [_response(index, generation) for index, generation in enumerate(generations)]
         finally:
@@ -81,31 +98,44 @@ class Pipeline(Offline):
         return responses[0] if is_one else responses
 
     def stream_infer(
-        self, prompts: Any, gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None, do_preprocess: bool = True
+        self,
+        prompts: Any,
+        gen_config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        do_preprocess: bool = True,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        enable_thinking: bool | None = None,
     ) -> Iterator[Response]:
         """Yields a ``Response`` with what is new for every piece of text, one prompt after the other; see ``__call__``."""
-        for index, generation in enumerate(self._submit(_as_batch(prompts)[0], gen_config, do_preprocess)):
+        variables = _variables(chat_template_kwargs, enable_thinking)
+        for index, generation in enumerate(self._submit(_as_batch(prompts)[0], gen_config, do_preprocess, variables)):
             count = 0
             for delta in generation:
                 count += len(delta.token_ids)
                 reason = delta.finish_reason
                 if reason == "error":
                     generation.result()
-                yield Response(delta.text, count, generation.prompt_tokens, reason, list(delta.token_ids), index=index)
+                reasoning = delta.reasoning if generation.request.reasoning is not None else None
+                yield Response(delta.text, count, generation.prompt_tokens, reason, list(delta.token_ids), None, index, reasoning)
 
-    def _submit(self, batch: Sequence[Any], gen_config: Any, do_preprocess: bool) -> list[TextGeneration]:
+    def _submit(self, batch: Sequence[Any], gen_config: Any, do_preprocess: bool, variables: Mapping[str, Any]) -> list[TextGeneration]:
         configs = gen_config if isinstance(gen_config, Sequence) else [gen_config or GenerationConfig()] * len(batch)
         if len(configs) != len(batch):
             raise ValueError(f"{len(batch)} prompts have {len(configs)} gen_configs; give one, or one for each")
-        requests = [config.request(self._prompt(prompt, do_preprocess)) for prompt, config in zip(batch, configs, strict=True)]
+        requests = [config.request(*self._prompt(prompt, do_preprocess, variables)) for prompt, config in zip(batch, configs, strict=True)]
         return [self.engine.submit(request) for request in requests]
 
-    def _prompt(self, prompt: Any, do_preprocess: bool) -> str:
+    def _prompt(self, prompt: Any, do_preprocess: bool, variables: Mapping[str, Any]) -> tuple[str, bool]:
+        """Returns the text for the model, and whether it begins with reasoning."""
         if isinstance(prompt, str):
             if not do_preprocess or self.engine.tokenizer.chat_template is None:
-                return prompt
+                return prompt, self.engine.prompts.follows(prompt)
             prompt = [{"role": "user", "content": prompt}]
-        return str(self.engine.tokenizer.apply_chat_template(prompt))
+        return self.engine.prompts.render(prompt, **variables)
+
+
+def _variables(given: Mapping[str, Any] | None, enable_thinking: bool | None) -> dict[str, Any]:
+    return {**(given or {}), **({} if enable_thinking is None else {"enable_thinking": enable_thinking})}
 
 
 def _as_batch(prompts: Any) -> tuple[list[Any], bool]:
@@ -118,5 +148,12 @@ def _response(index: int, generation: TextGeneration) -> Response:
     choice = finished(generation)[0]
     logprobs = None if choice.logprobs is None else [dict(each.top) | {each.token_id: each.logprob} for each in choice.logprobs]
     return Response(
-        choice.text, len(choice.token_ids), generation.prompt_tokens, choice.finish_reason, choice.token_ids, logprobs, index=index
+        choice.text,
+        len(choice.token_ids),
+        generation.prompt_tokens,
+        choice.finish_reason,
+        choice.token_ids,
+        logprobs,
+        index,
+        choice.reasoning,
     )

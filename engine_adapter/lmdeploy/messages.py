@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_adapter.generation import TextRequest
+from engine_adapter.generation import Reasoning, TextRequest
 from engine_adapter.response_format import grammar_of
 from engine_adapter.sampler import SamplingParams
 
@@ -84,8 +84,8 @@ class GenerationConfig:
     response_format: Any = None
     close_before_budget: bool = True
 
-    def request(self, prompt: str) -> TextRequest:
-        """Returns the engine's request for ``prompt``.
+    def request(self, prompt: str, reasons: bool = False) -> TextRequest:
+        """Returns the engine's request for ``prompt``, behind which the model ``reasons`` first.
 
         Raises:
             ValueError: a response format or a number is wrong.
@@ -113,6 +113,7 @@ class GenerationConfig:
             stop_token_ids=tuple(self.stop_token_ids or ()),
             banned_words=tuple(self.bad_words or ()),
             banned_token_ids=tuple(self.bad_token_ids or ()),
+            reasoning=Reasoning() if reasons else None,
         )
 
 
@@ -121,13 +122,14 @@ class Response:
     """An answer.
 
     Attributes:
-        text: of the answer.
+        text: of the answer, without its reasoning.
         generate_token_len: its tokens.
         input_token_len: tokens of the prompt.
         finish_reason: "stop": it is complete; "length": the tokens are used up.
         token_ids: of the answer.
         logprobs: for each token, log probability by token id; None unless asked for.
         index: of the prompt in its batch.
+        reasoning_content: what the model said before its answer; None if it was not to reason.
     """
 
     text: str
@@ -137,3 +139,4 @@ class Response:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] | None = None
     index: int = 0
+    reasoning_content: str | None = None

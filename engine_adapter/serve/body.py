@@ -71,6 +71,16 @@ class CommonFields(msgspec.Struct, kw_only=True):
     guided_decoding_backend: str | None = None
     close_before_budget: bool | None = None
 
+    chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    thinking_token_budget: int | None = None
+    max_reasoning_tokens: int | None = None
+
+    @property
+    def reasoning_limit(self) -> int | None:
+        """Most tokens of the reasoning, in either spelling."""
+        return self.max_reasoning_tokens if self.thinking_token_budget is None else self.thinking_token_budget
+
 
 async def read_body(request: Request, form: type[T], limit_bytes: int) -> T:
     """Reads and checks the body of ``request``.
@@ -94,8 +104,13 @@ async def read_body(request: Request, form: type[T], limit_bytes: int) -> T:
         raise RequestError(f"the body is not JSON: {what}", code="invalid_json") from None
 
 
-def usage_of(generations: Sequence[TextGeneration]) -> dict[str, int]:
+def usage_of(generations: Sequence[TextGeneration]) -> dict[str, Any]:
     """Returns token counts; the prompt of several outputs counts once."""
     prompt = sum(generation.prompt_tokens for generation in generations)
     completion = sum(generation.completion_tokens for generation in generations)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "completion_tokens_details": {"reasoning_tokens": sum(generation.reasoning_tokens for generation in generations)},
+    }

@@ -23,6 +23,7 @@ from engine_adapter.serve.calls import Call, CallDelta, CallEnd, CallStart, Cont
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, sse
 from engine_adapter.serve.errors import RequestError
+from engine_adapter.serve.thinking import prompt_of, template_variables
 from engine_adapter.serve.tools import Plan, plan_output, read_tools
 
 __all__ = ["chat_completions"]
@@ -40,6 +41,8 @@ class ChatFields(CommonFields, kw_only=True):
     tools: list[Any] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class _Answering:
     model: str
     has_logprobs: bool
     whole_calls: bool
+    shows_reasoning: bool
     includes_usage: bool
 
     def head(self, kind: str) -> dict[str, Any]:
@@ -72,6 +76,7 @@ async def chat_completions(request: Request) -> Response:
         model=body.model or core.engine.model_name,
         has_logprobs=ask.request.logprobs is not None,
         whole_calls=body.tool_choice == "any" or request.headers.get("user-agent", "").startswith("mistral"),
+        shows_reasoning=body.include_reasoning is not False,
         includes_usage=bool((body.stream_options or {}).get("include_usage")),
     )
     return await core.respond(
@@ -84,15 +89,26 @@ async def chat_completions(request: Request) -> Response:
 
 def _ask(core: Core, body: ChatFields) -> tuple[Plan, Ask]:
     backend = backend_of(body)
-    plan = plan_output(
-        read_tools(body.tools or (), backend),
-        body.tool_choice,
-        parallel=body.parallel_tool_calls,
-        grammar=constraint_of(body),
-        backend=backend,
-        bounded=core.bounded,
+    tools, grammar = read_tools(body.tools or (), backend), constraint_of(body)
+
+    def make_plan(behind_reasoning: bool) -> Plan:
+        return plan_output(
+            tools,
+            body.tool_choice,
+            parallel=body.parallel_tool_calls,
+            grammar=grammar,
+            backend=backend,
+            bounded=core.bounded,
+            behind_reasoning=behind_reasoning,
+        )
+
+    plan, prompt, reasoning = prompt_of(
+        core.engine.prompts,
+        read_messages(body.messages),
+        make_plan,
+        template_variables(body.chat_template_kwargs, body.reasoning_effort, body.enable_thinking),
+        body.reasoning_limit,
     )
-    prompt = core.engine.tokenizer.apply_chat_template(read_messages(body.messages), plan.tools) + plan.opening
     close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget
     return plan, Ask(
         TextRequest(
@@ -103,6 +119,7 @@ def _ask(core: Core, body: ChatFields) -> tuple[Plan, Ask]:
             logprobs=_logprobs_wanted(body),
             n=1 if body.n is None else body.n,
             close_before_budget=close,
+            reasoning=reasoning,
             **limits_of(body),
         ),
         plan.places,
@@ -138,10 +155,12 @@ def _choice(answering: _Answering, choice: Choice) -> dict[str, Any]:
     if reader.calls:
         message["content"] = reader.content or None
         message["tool_calls"] = [_call(call) for call in reader.calls]
+    if choice.reasoning is not None and answering.shows_reasoning:
+        message |= _reasoning(choice.reasoning)
     return {
         "index": choice.index,
         "message": message,
-        "logprobs": _logprobs(answering.core, choice.logprobs) if answering.has_logprobs else None,
+        "logprobs": _logprobs(answering.core, (choice.logprobs or ())[choice.reasoning_token_count :]) if answering.has_logprobs else None,
         "finish_reason": _finish_reason(choice.finish_reason, reader),
     }
 
@@ -149,6 +168,11 @@ def _choice(answering: _Answering, choice: Choice) -> dict[str, Any]:
 def _finish_reason(reason: str | None, reader: Reader) -> str | None:
     """Says ``tool_calls`` of an output that ended by itself and has calls."""
     return "tool_calls" if reason == "stop" and reader.calls else reason
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Returns it in the spelling of DeepSeek, vLLM and SGLang, and in that of OpenRouter and newer vLLM."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _call(call: Call) -> dict[str, Any]:
@@ -187,8 +211,10 @@ async def _pieces(answering: _Answering, generation: TextGeneration, events: Asy
         parts = reader.feed(delta.text)
         if delta.finish_reason is not None:
             parts += reader.finish()
+        if delta.reasoning and answering.shows_reasoning:
+            yield chunk(delta.index, _reasoning(delta.reasoning))
         shown = [piece for part in parts for piece in _delta(part, answering.whole_calls)]
-        if delta.logprobs and answering.has_logprobs:
+        if delta.logprobs and answering.has_logprobs and not delta.is_reasoning:
             shown = shown or [{"content": ""}]
             yield chunk(delta.index, shown.pop(0), logprobs=_logprobs(answering.core, delta.logprobs))
         for piece in shown:

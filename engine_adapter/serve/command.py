@@ -54,6 +54,10 @@ class ServeSettings:
         metadata={"help": "end JSON, calls and regexes before the token limit would cut them, unless a request says otherwise"},
     )
     body_bytes: int = dataclasses.field(default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"})
+    reasoning_end: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "text that ends the reasoning of a model that always begins with it (default: what its chat template shows)"},
+    )
     restore_seconds: float = dataclasses.field(
         default=5.0, metadata={"help": "how long guided requests wait for a daemon that is away, before their 503"}
     )
@@ -155,6 +159,7 @@ def run_server(settings: ServeSettings) -> int:
         bounded=settings.bounded,
         context_length=settings.context_length,
         restore_seconds=settings.restore_seconds,
+        reasoning_end=settings.reasoning_end,
     ) as engine:
         logger.info("Guided decoder initialized with backend: %s", settings.guided_decoding_backend)
         if not engine.trained:

@@ -43,6 +43,10 @@ def _read_message(given: Any, param: str) -> dict[str, Any]:
     for key in ("name", "tool_call_id"):
         if given.get(key) is not None:
             message[key] = given[key]
+    for key in ("reasoning_content", "reasoning", "thinking"):  # templates know the first; who leaves it out of a prompt, they decide
+        if isinstance(text := given.get(key), str) and text:
+            message["reasoning_content"] = text
+            break
     calls = given.get("tool_calls")
     if calls:
         if not isinstance(calls, list):

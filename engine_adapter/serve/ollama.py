@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 import maskd
-from engine_adapter.generation import TextGeneration, TextRequest
+from engine_adapter.generation import Reasoning, TextGeneration, TextRequest
 from engine_adapter.serve.asking import read_format, sampling, stop_strings
 from engine_adapter.serve.body import read_body
 from engine_adapter.serve.calls import Call, CallEnd, Content
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, as_json
+from engine_adapter.serve.thinking import prompt_of, template_variables
 from engine_adapter.serve.tools import Plan, plan_output, read_tools
 
 __all__ = ["chat", "generate", "tags", "version"]
@@ -52,6 +53,7 @@ class OllamaFields(msgspec.Struct, kw_only=True):
     format: Any = None
     options: OllamaOptions | None = None
     tools: list[Any] | None = None
+    think: bool | str | None = None
     guided_decoding_backend: str | None = None
 
 
@@ -76,17 +78,15 @@ async def chat(request: Request) -> Response:
 
     def prepare() -> tuple[Plan, Ask]:
         backend = body.guided_decoding_backend or "auto"
-        plan = plan_output(
-            read_tools(body.tools or (), backend),
-            None,
-            parallel=None,
-            grammar=read_format(body.format, backend, "format"),
-            backend=backend,
-            bounded=core.bounded,
+        tools, grammar = read_tools(body.tools or (), backend), read_format(body.format, backend, "format")
+        plan, prompt, reasoning = prompt_of(
+            core.engine.prompts,
+            read_messages(body.messages),
+            lambda _: plan_output(tools, None, parallel=None, grammar=grammar, backend=backend, bounded=core.bounded),
+            _variables(body),
         )
-        prompt = core.engine.tokenizer.apply_chat_template(read_messages(body.messages), plan.tools) + plan.opening
         places = {start: "format" if field == "response_format" else field for start, field in plan.places.items()}
-        return plan, Ask(_text_request(core, body, prompt, plan), places)
+        return plan, Ask(_text_request(core, body, prompt, plan, reasoning), places)
 
     plan, ask = await core.prepare(prepare)
     return await _answer(request, core, body, plan, ask, lambda text: {"message": {"role": "assistant", "content": text}})
@@ -99,16 +99,23 @@ async def generate(request: Request) -> Response:
     plan = Plan(read_format(body.format, body.guided_decoding_backend or "auto", "format"))
 
     def prepare() -> Ask:
-        prompt = body.prompt
+        prompt, reasoning = body.prompt, None
         if not body.raw:
             system = [{"role": "system", "content": body.system}] if body.system else []
-            prompt = core.engine.tokenizer.apply_chat_template([*system, {"role": "user", "content": body.prompt}])
-        return Ask(_text_request(core, body, prompt, plan), {"": "format"})
+            messages = [*system, {"role": "user", "content": body.prompt}]
+            _, prompt, reasoning = prompt_of(core.engine.prompts, messages, lambda _: plan, _variables(body))
+        return Ask(_text_request(core, body, prompt, plan, reasoning), {"": "format"})
 
     return await _answer(request, core, body, plan, await core.prepare(prepare), lambda text: {"response": text})
 
 
-def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan) -> TextRequest:
+def _variables(body: OllamaFields) -> dict[str, Any]:
+    if isinstance(body.think, str):
+        return template_variables(None, body.think, None, "think")
+    return template_variables(None, None, body.think)
+
+
+def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan, reasoning: Reasoning | None) -> TextRequest:
     options = body.options or OllamaOptions()
     limit = options.num_predict
     return TextRequest(
@@ -128,6 +135,7 @@ def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan) -> Te
         max_tokens=None if limit is None or limit < 0 else limit,  # -1: no limit, -2: fill the context
         stop=stop_strings(options.stop),
         close_before_budget=core.close_before_budget,
+        reasoning=reasoning,
     )
 
 
@@ -152,17 +160,25 @@ async def _answer(request: Request, core: Core, body: OllamaFields, plan: Plan, 
             eval_duration=took,
         )
 
+    def thought(part: dict[str, Any], text: str | None) -> dict[str, Any]:
+        """Puts the reasoning into a message, or beside a response."""
+        if text:
+            (part.get("message") or part)["thinking"] = text
+        return part
+
     def whole(generations: Sequence[TextGeneration]) -> dict[str, Any]:
         reader = plan.read(generations[0].choices[0].text)
         part = shape(reader.content + "".join(call.arguments for call in reader.calls if not _is_whole(call)))
         calls = [_call(call) for call in reader.calls if _is_whole(call)]
         if calls:
             part["message"]["tool_calls"] = calls
-        return last(generations[0], part)
+        return last(generations[0], thought(part, generations[0].choices[0].reasoning))
 
     async def pieces(generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
         reader = plan.reader()
         async for _, delta in events:
+            if delta.reasoning:
+                yield as_json(line(thought(shape(""), delta.reasoning))) + "\n"
             parts = reader.feed(delta.text)
             if delta.finish_reason is not None:
                 parts += reader.finish()

@@ -20,6 +20,7 @@ from engine_adapter.serve.calls import Call, CallDelta, CallStart, Content, Part
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, sse
 from engine_adapter.serve.errors import RequestError
+from engine_adapter.serve.thinking import prompt_of, template_variables
 from engine_adapter.serve.tools import Plan, plan_output, read_tools
 
 __all__ = ["responses"]
@@ -38,6 +39,7 @@ class ResponseFields(CommonFields, kw_only=True):
     previous_response_id: str | None = None
     metadata: dict[str, Any] | None = None
     background: bool | None = None
+    reasoning: dict[str, Any] | None = None
 
 
 async def responses(request: Request) -> Response:
@@ -56,19 +58,34 @@ def _ask(core: Core, body: ResponseFields) -> tuple[Plan, Ask]:
         if getattr(body, field):
             raise RequestError(f"{field} is not supported; nothing is stored here", field, code="unsupported_parameter")
     backend = backend_of(body)
-    plan = plan_output(
-        read_tools(body.tools or (), backend),
-        body.tool_choice,
-        parallel=body.parallel_tool_calls,
-        grammar=read_format((body.text or {}).get("format"), backend, "text.format"),
-        backend=backend,
-        bounded=core.bounded,
-    )
+    tools, grammar = read_tools(body.tools or (), backend), read_format((body.text or {}).get("format"), backend, "text.format")
+
+    def make_plan(behind_reasoning: bool) -> Plan:
+        return plan_output(
+            tools,
+            body.tool_choice,
+            parallel=body.parallel_tool_calls,
+            grammar=grammar,
+            backend=backend,
+            bounded=core.bounded,
+            behind_reasoning=behind_reasoning,
+        )
+
+    effort = (body.reasoning or {}).get("effort")
+    variables = template_variables(body.chat_template_kwargs, effort, body.enable_thinking, "reasoning.effort")
     messages = read_messages(_messages(body))
-    prompt = core.engine.tokenizer.apply_chat_template(messages, plan.tools) + plan.opening
+    plan, prompt, reasoning = prompt_of(core.engine.prompts, messages, make_plan, variables, body.reasoning_limit)
     close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget
     places = {start: "text.format" if field == "response_format" else field for start, field in plan.places.items()}
-    request = TextRequest(prompt, plan.grammar, sampling_of(body), body.max_output_tokens, close_before_budget=close, **limits_of(body))
+    request = TextRequest(
+        prompt,
+        plan.grammar,
+        sampling_of(body),
+        body.max_output_tokens,
+        close_before_budget=close,
+        reasoning=reasoning,
+        **limits_of(body),
+    )
     return plan, Ask(request, places)
 
 
@@ -117,7 +134,7 @@ class _Answer:
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
             "store": False,
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": body.text or {"format": {"type": "text"}},
@@ -134,7 +151,8 @@ class _Answer:
         choice = generation.choices[0]
         reader = self._plan.read(choice.text)
         is_whole = choice.finish_reason == "stop"
-        items = [_message(reader.content, is_whole)] if reader.content or not reader.calls else []
+        items = [] if choice.reasoning is None else [_reasoning(choice.reasoning, choice.reasoning_token_count < len(choice.token_ids))]
+        items += [_message(reader.content, is_whole)] if reader.content or not reader.calls else []
         return self._ended([*items, *(_call_item(call) for call in reader.calls)], generation)
 
     def _ended(self, items: Sequence[Mapping[str, Any]], generation: TextGeneration) -> dict[str, Any]:
@@ -148,7 +166,7 @@ class _Answer:
                 "input_tokens": prompt,
                 "input_tokens_details": {"cached_tokens": 0},
                 "output_tokens": completion,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens},
                 "total_tokens": prompt + completion,
             },
         }
@@ -162,6 +180,8 @@ class _Answer:
         yield self._event("response.in_progress", response=self._base)
         reader = self._plan.reader()
         async for _, delta in events:
+            for event in self._reason(delta.reasoning):
+                yield event
             parts = reader.feed(delta.text)
             if delta.finish_reason is not None:
                 parts += reader.finish()
@@ -173,12 +193,20 @@ class _Answer:
 
     def _end(self, generation: TextGeneration, reader: Reader) -> list[str]:
         is_whole = generation.choices[0].finish_reason == "stop"
-        events = [] if self._items else self._start(_message("", is_whole) | {"content": []})
+        events = [] if any(item["type"] != "reasoning" for item in self._items) else self._start(_message("", is_whole) | {"content": []})
         events += self._close(is_whole)
         return [
             *events,
             self._event(f"response.{'completed' if is_whole else 'incomplete'}", response=self._ended(self._items, generation)),
         ]
+
+    def _reason(self, text: str) -> list[str]:
+        if not text:
+            return []
+        events = [] if self._open else self._start(_reasoning("", False) | {"status": "in_progress", "content": []})
+        assert self._open is not None
+        self._open["content"][0]["text"] += text
+        return [*events, self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=text)]
 
     def _part(self, part: Part) -> list[str]:
         if isinstance(part, Content):
@@ -203,8 +231,8 @@ class _Answer:
         self._items.append(item)
         self._open = item
         events.append(self._event("response.output_item.added", output_index=len(self._items) - 1, item=item))
-        if item["type"] == "message":
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        if item["type"] in ("message", "reasoning"):
+            part = (_reasoning if item["type"] == "reasoning" else _message)("", False)["content"][0]
             events.append(self._event("response.content_part.added", **self._place(), content_index=0, part=part))
             item["content"] = [part]
         return events
@@ -218,6 +246,10 @@ class _Answer:
         if item["type"] == "message":
             part = item["content"][0]
             events.append(self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[]))
+            events.append(self._event("response.content_part.done", **place, content_index=0, part=part))
+        elif item["type"] == "reasoning":
+            part = item["content"][0]
+            events.append(self._event("response.reasoning_text.done", **place, content_index=0, text=part["text"]))
             events.append(self._event("response.content_part.done", **place, content_index=0, part=part))
         elif item["type"] == "function_call":
             events.append(self._event("response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]))
@@ -242,6 +274,16 @@ def _message(text: str, is_whole: bool) -> dict[str, Any]:
         "status": "completed" if is_whole else "incomplete",
         "role": "assistant",
         "content": [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}],
+    }
+
+
+def _reasoning(text: str, is_whole: bool) -> dict[str, Any]:
+    return {
+        "type": "reasoning",
+        "id": "rs_" + secrets.token_hex(12),
+        "status": "completed" if is_whole else "incomplete",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
     }
 
 

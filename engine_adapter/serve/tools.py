@@ -112,6 +112,7 @@ def plan_output(
     grammar: GrammarSpec | None,
     backend: str,
     bounded: bool,
+    behind_reasoning: bool = False,
 ) -> Plan:
     """Returns how to decode a request that has ``tools`` and, for answers that are no calls, ``grammar``.
 
@@ -121,6 +122,7 @@ def plan_output(
         parallel: whether one output may hold several calls; None = yes.
         grammar: of the content, from ``response_format``.
         backend: of grammars that are made here.
+        behind_reasoning: the output begins with reasoning, so the beginning of a named call is part of it, not of the prompt.
         bounded: narrow schemas so that calls are short, and allow one call only: for models that were not trained.
 
     Raises:
@@ -130,16 +132,16 @@ def plan_output(
     if mode == "none" or not chosen:
         return Plan(grammar, places={"": "response_format"})
     listed = [tool.for_template() for tool in tools]
-    if mode == "named":
+    if mode == "named" and not behind_reasoning:
         return _named(chosen[0], listed, backend)
     tags = [_tag(tool, bounded) for tool in chosen]
     fields = {f"/tags/{index}/content/json_schema": tool.schema_param for index, tool in enumerate(chosen)}
     places = {f"/format{inside}{place}": field for place, field in fields.items() for inside in ("", "/elements/0")} | {"": "tools"}
-    single = bounded or parallel is False
+    single = bounded or parallel is False or mode == "named"
     calls: dict[str, Any] = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
     if single:
         calls["stop_after_first"] = True
-    if mode == "required":
+    if mode in ("required", "named"):
         structure: dict[str, Any] = calls
     elif grammar is not None:
         structure = {"type": "or", "elements": [calls, _as_format(grammar)]}
@@ -278,5 +280,6 @@ def _as_format(grammar: GrammarSpec, tool: Tool | None = None) -> dict[str, Any]
     if grammar.kind == "choice":
         return {"type": "or", "elements": [{"type": "const_string", "value": text} for text in json.loads(grammar.source)]}
     if tool is not None:
-        raise RequestError(f"a tool with a {grammar.kind} grammar must be named in tool_choice; with others, give it a regex", tool.param)
+        instead = "must be named in tool_choice and cannot come behind reasoning; give it a regex, or reasoning_effort none"
+        raise RequestError(f"a tool with a {grammar.kind} grammar {instead}", tool.param)
     raise RequestError(f"tools cannot be combined with a response_format of kind {grammar.kind}; set tool_choice", "response_format")

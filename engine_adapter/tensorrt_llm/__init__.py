@@ -6,13 +6,14 @@ Owns: inputs in their several forms, and outputs that can be waited for, awaited
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_adapter.generation import Choice, TextGeneration
-from engine_adapter.offline import Offline, finished
+from engine_adapter.generation import Choice, Reasoning, TextGeneration
+from engine_adapter.offline import Offline, finished, reasoning_end_of
 from engine_adapter.tensorrt_llm.sampling_params import GuidedDecodingParams, SamplingParams
 from engine_adapter.tokenizer import TextTokenizer
 
@@ -26,7 +27,8 @@ class RequestOutput:
         request_id: counts from 0.
         prompt: the text; None if token ids were given.
         prompt_token_ids: None if a text was given.
-        outputs: one for each of ``n``, with ``index``, ``text``, ``token_ids``, ``logprobs``, ``finish_reason``, ``stop_string``.
+        outputs: one for each of ``n``, with ``index``, ``text``, ``token_ids``, ``logprobs``, ``finish_reason``, ``stop_string``,
+            ``reasoning``.
     """
 
     def __init__(self, request_id: int, prompt: str | Sequence[int], generation: TextGeneration) -> None:
@@ -79,6 +81,7 @@ class LLM(Offline):
         guided_decoding_backend: str | None = None,
         max_batch_size: int | None = None,
         max_seq_len: int | None = None,
+        reasoning_parser: str | None = None,
         target: str | None = None,
     ) -> None:
         """Loads the model; takes seconds.
@@ -88,10 +91,12 @@ class LLM(Offline):
             guided_decoding_backend: "xgrammar", "llguidance" or "auto"; None = "auto".
             max_batch_size: outputs at a time; None = what fits.
             max_seq_len: tokens of prompt and output together; None = what the model was made for.
+            reasoning_parser: "deepseek-r1" or "qwen3": behind a prompt that leaves the model within its reasoning, ``guided_decoding``
+                begins at its end, and outputs have ``reasoning`` beside ``text``; None = reasoning is text like any other.
             target: a running daemon; None = that of ``MASKD_TARGET``, or one of its own.
 
         Raises:
-            FileNotFoundError: no such directory. MaskdError: no daemon.
+            FileNotFoundError: no such directory. ValueError: an unknown parser. MaskdError: no daemon.
         """
         super().__init__(
             model,
@@ -100,6 +105,7 @@ class LLM(Offline):
             slots=max_batch_size,
             queue_limit=1 << 20,  # a list of any length is a batch
             context_length=max_seq_len,
+            reasoning_end=reasoning_end_of(reasoning_parser),
         )
         self._ids = itertools.count()
 
@@ -138,6 +144,9 @@ class LLM(Offline):
         if isinstance(inputs, Mapping):
             inputs = inputs.get("prompt") or inputs.get("prompt_token_ids") or ""
         request = (sampling_params or SamplingParams()).request(inputs)
+        prompt = inputs if isinstance(inputs, str) else self.tokenizer.decode(inputs)
+        if self.engine.prompts.follows(prompt):
+            request = dataclasses.replace(request, reasoning=Reasoning())
         return RequestOutput(next(self._ids), inputs, self.engine.submit(request))
 
     def shutdown(self) -> None:
