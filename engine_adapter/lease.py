@@ -104,6 +104,10 @@ class Lease:
                     failed.setdefault(item.sequence_id, error)
         return failed
 
+    def grammar_id(self, spec: GrammarSpec) -> int:
+        """Returns the number of ``spec`` in the present session, which must hold it."""
+        return self.grammars[spec].grammar_id
+
     def forget_idle(self, in_use: set[GrammarSpec]) -> None:
         """Lets the daemon drop grammars that no sequence uses, once there are many; the oldest first."""
         idle = [spec for spec in self.grammars if spec not in in_use]

@@ -8,7 +8,7 @@ Knows nothing about: connecting, waiting, rows as memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,12 +48,13 @@ class Step:
 
     Attributes:
         tokens: handle to the token ids it accepts, for every sequence with a grammar that takes part.
-        rollbacks: handle to the tokens it undoes first, for the same sequences.
+        rollbacks: handle to the tokens it undoes first, for those that do.
         drafts: handle to its draft token ids.
         first_row: handle to the row of its first position, where it has one.
         closes: handles that end.
         row_indices: (positions,) int32: the row of every position of the batch, -1 for those without.
         items: what the present session was asked.
+        unasked: handles that take part and were not asked for: nobody was yet, or they have failed, or were closed since.
     """
 
     tokens: Mapping[int, Sequence[int]]
@@ -62,7 +63,21 @@ class Step:
     first_row: Mapping[int, int]
     closes: Sequence[int]
     row_indices: NDArray[np.int32]
-    items: list[Item] = field(default_factory=list)
+    items: list[Item] = field(init=False)
+    unasked: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Forgets what was asked, for there is no session to answer it."""
+        self.items, self.unasked = [], list(self.tokens)
+
+    @property
+    def unfilled_rows(self) -> list[int]:
+        """The rows of ``unasked``, which nobody fills."""
+        firsts = ((self.first_row[handle], len(self.drafts.get(handle, ()))) for handle in self.unasked if handle in self.first_row)
+        return [first + position for first, draft_count in firsts for position in range(1 + draft_count)]
 
 
 class Ledger:
@@ -73,6 +88,7 @@ class Ledger:
         self._handles = itertools.count(1)
         self._known: set[int] = set()  # those that the daemon holds, closing ones included
         self._closing: list[int] = []
+        self._due: set[int] = set()  # those that fork or roll back in the next step, whether or not it is about them
 
     # -- sequences -------------------------------------------------------------------------------------------------
 
@@ -82,15 +98,25 @@ class Ledger:
 
     def fork(self, handle: int) -> int:
         """Adds a sequence that stands where ``handle`` stands before the tokens of the next step."""
-        return self._add(LedgerEntry(self.get(handle).spec, source=handle))
+        fork = self._add(LedgerEntry(self.get(handle).spec, source=handle))
+        self._due.add(fork)
+        return fork
+
+    def rollback(self, handle: int, token_count: int) -> None:
+        """Lets the next step undo ``token_count`` more tokens of ``handle``."""
+        self.get(handle).rollback += token_count
+        self._due.add(handle)
 
     def close(self, handle: int) -> None:
         """Forgets ``handle``; the next step tells the daemon."""
         self.get(handle)
-        for entry in self._entries.values():
+        for fork, entry in self._entries.items():
             if entry.source == handle:
                 entry.history, entry.source = list(self._settled(handle)), 0
+                if not entry.rollback:
+                    self._due.discard(fork)
         del self._entries[handle]
+        self._due.discard(handle)
         self._closing.append(handle)
 
     def get(self, handle: int) -> LedgerEntry:
@@ -132,107 +158,115 @@ class Ledger:
         indices: list[int] = []
         first_row: dict[int, int] = {}
         for handle in rows:
-            positions = range(len(indices), len(indices) + 1 + len(drafts.get(handle, ()) if handle else ()))
+            width = 1 + len(drafts.get(handle, ())) if drafts and handle is not None else 1
             if handle is None or self.get(handle).spec is None:
-                indices += [_NO_MASK] * len(positions)
+                indices += [_NO_MASK] * width
             else:
-                first_row[handle] = positions.start
-                indices += positions
+                first_row[handle] = len(indices)
+                indices += range(len(indices), len(indices) + width)
         if len(indices) > row_capacity:
             raise InvalidRequestError(f"{len(indices)} positions; row_capacity is {row_capacity}", field="rows")
-        due = (handle for handle, entry in self._entries.items() if entry.source or entry.rollback)
-        entries = {handle: self.get(handle) for handle in sorted({*tokens, *first_row, *due})}
-        constrained = {handle: entry for handle, entry in entries.items() if entry.spec is not None}
-        for handle, entry in constrained.items():
-            if entry.rollback > len(self._settled(handle)):
-                raise RollbackError(f"sequence {handle} has {len(self._settled(handle))} tokens; {entry.rollback} were to be undone")
-        step = Step(
-            tokens={handle: _as_tuple(tokens.get(handle, ())) for handle in constrained},
-            rollbacks={handle: entry.rollback for handle, entry in constrained.items()},
-            drafts=drafts,
-            first_row=first_row,
-            closes=self._closing,
-            row_indices=np.array(indices, dtype=np.int32),
-        )
-        for entry in entries.values():
-            entry.rollback = 0
+        accepted: dict[int, Sequence[int]] = {}
+        rollbacks: dict[int, int] = {}
+        for handle in dict.fromkeys([*tokens, *first_row, *self._due]):
+            entry = self.get(handle)
+            if entry.spec is None:
+                continue
+            accepted[handle] = (taken,) if isinstance(taken := tokens.get(handle, ()), int) else tuple(taken)
+            if entry.rollback:
+                if entry.rollback > len(self._settled(handle)):
+                    raise RollbackError(f"sequence {handle} has {len(self._settled(handle))} tokens; {entry.rollback} were to be undone")
+                rollbacks[handle] = entry.rollback
+        step = Step(accepted, rollbacks, drafts, first_row, self._closing, np.array(indices, dtype=np.int32))
+        for handle in self._due:
+            self._entries[handle].rollback = 0
+        self._due = {handle for handle in self._due if self._entries[handle].source}
         self._closing = []
         return step
 
-    def write_items(self, step: Step, grammar_ids: Mapping[GrammarSpec, int], item_capacity: int) -> None:
+    def write_items(self, step: Step, grammar_id: Callable[[GrammarSpec], int], item_capacity: int) -> None:
         """Sets ``step.items`` to what a session must be asked that holds what the ledger thinks it holds.
 
         Closes that find no room wait for the next step.
         """
-        # New sequences first: the worker goes through the items in order, and a fork copies its source as found.
-        step.items = [
-            self._item(handle, step, grammar_ids) for handle in sorted(step.tokens, key=self._known.__contains__) if self._is_live(handle)
-        ]
+        joining: list[Item] = []
+        going: list[Item] = []
+        step.unasked = []
+        for handle, accept in step.tokens.items():
+            entry = self._entries.get(handle)
+            if entry is None or entry.error is not None:
+                step.unasked.append(handle)
+                continue
+            row, rollback, drafts = step.first_row.get(handle, NO_ROW), step.rollbacks.get(handle, 0), step.drafts.get(handle, ())
+            item = Item(handle, Action.ADVANCE, 0, 0, rollback, accept, drafts, row)
+            if handle in self._known:
+                going.append(item)
+            else:
+                self._let_join(item, entry, grammar_id)
+                joining.append(item)
+        # Those that join first: the worker goes through the items in order, and a fork copies its source as found.
+        step.items = joining + going
         closes = [handle for handle in step.closes if handle in self._known]
         room = item_capacity - len(step.items)
         step.items += [Item(handle, Action.CLOSE) for handle in closes[:room]]
         step.closes = closes[:room]
         self._closing += closes[room:]
 
-    def is_asking(self, step: Step) -> bool:
-        """Whether somebody waits for the answer to ``step``."""
-        return any(map(self._is_live, step.tokens))
-
-    def _is_live(self, handle: int) -> bool:
-        return handle in self._entries and self._entries[handle].error is None
-
-    def _item(self, handle: int, step: Step, grammar_ids: Mapping[GrammarSpec, int]) -> Item:
-        entry = self._entries[handle]
-        item = Item(
-            handle,
-            rollback=step.rollbacks[handle],
-            accept=step.tokens[handle],
-            drafts=step.drafts.get(handle, ()),
-            row=step.first_row.get(handle, NO_ROW),
-        )
+    def _let_join(self, item: Item, entry: LedgerEntry, grammar_id: Callable[[GrammarSpec], int]) -> None:
+        """Makes ``item`` fork its source or, if the daemon does not hold that, open the sequence from its history."""
         if entry.source in self._known:
             item.action, item.source_sequence_id = Action.FORK, entry.source
-        elif handle not in self._known and entry.spec is not None:
-            history = self._settled(handle)
-            item.action, item.grammar_id = Action.OPEN, grammar_ids[entry.spec]
+        elif entry.spec is not None:
+            history = self._settled(item.sequence_id)
+            item.action, item.grammar_id = Action.OPEN, grammar_id(entry.spec)
             item.accept = (*history[: len(history) - item.rollback], *item.accept)
             item.rollback = 0
-        return item
 
-    def book(self, step: Step, results: Sequence[Result]) -> dict[int, MaskdError]:
-        """Brings every sequence of ``step`` to where ``results`` say that it stands; returns the errors."""
-        errors = {handle: error for handle in step.tokens if handle in self._entries and (error := self._entries[handle].error)}
+    def is_asking(self, step: Step) -> bool:
+        """Whether somebody waits for the answer to ``step``."""
+        return any(handle in self._entries and self._entries[handle].error is None for handle in step.tokens)
+
+    def book(self, step: Step, results: Sequence[Result] | None) -> dict[int, MaskdError]:
+        """Brings every sequence of ``step`` to where ``results`` say that it stands, None = all is well; returns the errors."""
+        errors = {handle: error for handle in step.unasked if handle in self._entries and (error := self._entries[handle].error)}
+        if results is None:
+            for item in step.items:
+                self._book(item)
+            return errors
         for item, result in zip(step.items, results, strict=True):
-            if error := self._book(item, result):
+            if error := result.error():
                 errors[item.sequence_id] = error
+                self._book_error(item, result, error)
+            else:
+                self._book(item)
         return errors
 
-    def _book(self, item: Item, result: Result) -> MaskdError | None:
-        handle, error = item.sequence_id, result.error()
+    def _book(self, item: Item) -> None:
+        handle = item.sequence_id
         entry = self._entries.get(handle)
-        if error is not None:
-            if error.metadata.get("closed") == "True":
+        if item.action:
+            if item.action == Action.CLOSE:
                 self._known.discard(handle)
-                if entry is not None:
-                    entry.error = error
-            elif result.status == Status.STEP_DEADLINE and entry is not None:
-                entry.error = error  # the daemon goes on with it, so nobody knows where it stands
-            return error
-        if item.action == Action.CLOSE:
-            self._known.discard(handle)
-            return None
-        self._known.add(handle)
-        if entry is None:  # closed while the step was on its way
-            return None
-        if item.action == Action.FORK:
-            entry.history = list(self._settled(handle))
-        elif item.action == Action.OPEN:
-            entry.history = []  # ``accept`` holds all of it
-        entry.source = 0
-        if item.rollback:
-            del entry.history[-item.rollback :]
-        entry.history += item.accept
-        return None
+                return
+            self._known.add(handle)
+            if entry is not None:
+                # What is opened accepts all of it.
+                entry.history = list(self._settled(handle)) if item.action == Action.FORK else []
+                entry.source = 0
+                self._due.discard(handle)
+        if entry is not None:  # else it was closed while the step was on its way
+            if item.rollback:
+                del entry.history[-item.rollback :]
+            entry.history += item.accept
+
+    def _book_error(self, item: Item, result: Result, error: MaskdError) -> None:
+        entry = self._entries.get(item.sequence_id)
+        if error.metadata.get("closed") == "True":
+            self._known.discard(item.sequence_id)
+            if entry is not None:
+                entry.error = error
+        elif result.status == Status.STEP_DEADLINE and entry is not None:
+            entry.error = error  # the daemon goes on with it, so nobody knows where it stands
 
     # -- a new session ---------------------------------------------------------------------------------------------
 
@@ -262,7 +296,3 @@ class Ledger:
     def fail_all(self, error: MaskdError) -> None:
         """Ends every sequence with a grammar."""
         self.fail({handle: error for handle, entry in self._entries.items() if entry.spec is not None})
-
-
-def _as_tuple(token_ids: int | Sequence[int]) -> tuple[int, ...]:
-    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)

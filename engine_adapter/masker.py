@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from engine_adapter.late import await_late
 from engine_adapter.lease import MAY_COME_BACK, SESSION_LOST, Lease, Transport
 from engine_adapter.ledger import Ledger, Step
+from maskd.arena import Reply
 from maskd.bitmask import mask_array, row_of
 from maskd.client import Client, Session
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
@@ -55,12 +56,13 @@ class Masks:
     row_indices: NDArray[np.int32]
     errors: Mapping[int, MaskdError]
     wait_seconds: float
-    _results: Sequence[Result] = field(repr=False)
+    _results: Reply | Sequence[Result] = field(repr=False)
 
     @property
     def results(self) -> dict[int, Result]:
         """What the daemon said about each sequence with a grammar: terminated, accepting, rows over its drafts, ..."""
-        return {result.sequence_id: result for result in self._results}
+        results = self._results.results if isinstance(self._results, Reply) else self._results
+        return {result.sequence_id: result for result in results}
 
 
 class Masker:
@@ -174,7 +176,7 @@ class Masker:
         if token_count < 0:
             raise InvalidRequestError(f"token_count is {token_count}; give 0 or more", field="token_count")
         with self._lock:
-            self._ledger.get(handle).rollback += token_count
+            self._ledger.rollback(handle, token_count)
 
     def close(self, handle: int) -> None:
         """Ends ``handle``; the daemon hears of it with the next ``advance``."""
@@ -282,14 +284,14 @@ class Masker:
         session = self._lease.session
         if session is None:
             raise UnavailableError("there is no session")
-        grammar_ids = {spec: grammar.grammar_id for spec, grammar in self._lease.grammars.items()}
-        self._ledger.write_items(step, grammar_ids, session.row_capacity)
+        self._ledger.write_items(step, self._lease.grammar_id, session.row_capacity)
         if step.items:
             session.submit(step.items)
         self._sent_to = session
 
-    def _answer(self, step: Step) -> tuple[NDArray[np.int32], Sequence[Result]]:
-        """Waits for the rows and results of ``step``, through as many sessions as that takes."""
+    def _answer(self, step: Step) -> tuple[NDArray[np.int32], Reply | Sequence[Result]]:
+        """Waits for the rows and results of ``step``, through as many sessions as that takes. The results of a good step are left in
+        their reply until somebody asks for them."""
         deadline = 0.0
         while True:
             try:
@@ -299,26 +301,24 @@ class Masker:
                     return self._no_rows, []
                 reply = self._sent_to.collect(timeout_seconds=self._step_seconds)
                 if reply.ok:
-                    return reply.rows, reply.results
+                    return reply.rows, reply
                 return await_late(self._sent_to, step.items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds)
             except SESSION_LOST as error:
                 if not self._ledger.is_asking(step):  # only closes, and those are done
-                    step.items = []
+                    step.withdraw()
                     return self._no_rows, []
                 deadline = deadline or self._deadline()
                 if time.monotonic() > deadline:
                     raise UnavailableError(f"no session lived through this step for {self._restore_seconds} s: {error}") from error
                 self._restore(deadline)
 
-    def _conclude(self, step: Step, rows: NDArray[np.int32], results: Sequence[Result], started: float) -> Masks:
-        """Books the results, and makes sure that whoever could not be asked for has a row that ends the sequence."""
-        errors = self._ledger.book(step, results)
-        asked = {item.sequence_id for item in step.items}
-        rowless = [row for handle, row in step.first_row.items() if handle not in asked]
-        if rowless:
+    def _conclude(self, step: Step, rows: NDArray[np.int32], results: Reply | Sequence[Result], started: float) -> Masks:
+        """Books the results, and makes sure that whoever could not be asked for has rows that end the sequence."""
+        errors = self._ledger.book(step, None if isinstance(results, Reply) else results)
+        if step.unasked:
             missing = max(0, len(step.row_indices) - len(rows))
             rows = np.vstack([rows, np.tile(self._stop_row, (missing, 1))])
-            rows[rowless] = self._stop_row
+            rows[step.unfilled_rows] = self._stop_row
         return Masks(rows, step.row_indices, errors, time.perf_counter() - started, results)
 
     # -- sessions --------------------------------------------------------------------------------------------------

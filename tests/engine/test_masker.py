@@ -282,6 +282,8 @@ def test_collect_when_the_daemon_stays_away_then_raises_and_later_recovers(start
         masker.advance({free: 3}, rows)
         assert isinstance(masker.collect().errors[city], UnavailableError), "a lost sequence stays lost"
         assert allowed(masker, rows) == [[STOP], None]
+        masker.advance({}, rows, drafts={city: [STOP]})
+        assert allowed(masker, [None] * 3) == [[STOP], [STOP], None], "and so are its drafts"
 
         daemon.restart()
         again = masker.open(CITY)
