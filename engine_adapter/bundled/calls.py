@@ -14,7 +14,7 @@ from engine_adapter.bundled import words
 from engine_adapter.bundled.dialogue import Example, Message, assistant, call, system, user
 from engine_adapter.bundled.extraction import one_or_more, structural_tag
 
-__all__ = ["made_up_functions", "weather_and_date", "weather_and_date_tools"]
+__all__ = ["made_up_function", "made_up_functions", "made_up_turn", "weather_and_date", "weather_and_date_tools"]
 
 Json = Any
 
@@ -141,25 +141,33 @@ def _weather_turn(rng: random.Random, held_back: bool) -> list[Message]:
 
 def made_up_functions(rng: random.Random, held_back: bool) -> Example:
     """One to three functions that nobody has seen; the request names one of them and its arguments."""
-    functions = [_function(rng) for _ in range(rng.randint(1, 3))]
+    functions = [made_up_function(rng) for _ in range(rng.randint(1, 3))]
     messages: list[Message] = []
     in_prompt = rng.random() < 0.15
     if in_prompt:
         messages.append(system(instructions(functions)))
     for _ in range(one_or_more(rng, held_back)):
-        function = rng.choice(functions)
-        arguments: dict[str, Json] = {}
-        for key, schema in function["parameters"]["properties"].items():
-            arguments[key] = rng.randint(1, 999) if schema["type"] == "integer" else words.name(rng, held_back)
-        said = rng.choice((", ", " and ", " with ")).join(f"{key} {value}" for key, value in arguments.items())
-        verb, _, noun = function["name"].partition("_")
-        wish = rng.choice(("{} the {} with {}.", "Please {} the {}: {}.", "{} a {}, {}", "{} {} with {}")).format(verb, noun, said)
-        messages += [user(wish[0].upper() + wish[1:]), assistant(call(function["name"], arguments))]
+        messages += made_up_turn(rng, held_back, rng.choice(functions))
     tools = [] if in_prompt else [{"type": "function", "function": function} for function in functions]
     return Example("made-up functions", messages, tools, structural_tag(functions), "calls")
 
 
-def _function(rng: random.Random) -> dict[str, Json]:
+def made_up_turn(rng: random.Random, held_back: bool, function: Mapping[str, Json]) -> list[Message]:
+    """Returns a request that names ``function`` and its arguments, and the call."""
+    arguments: dict[str, Json] = {}
+    for key, schema in function["parameters"]["properties"].items():
+        arguments[key] = rng.randint(1, 999) if schema["type"] == "integer" else words.name(rng, held_back)
+    said = rng.choice((", ", " and ", " with ")).join(f"{key} {value}" for key, value in arguments.items())
+    verb, _, noun = function["name"].partition("_")
+    if not arguments:
+        wish = rng.choice(("{} the {}.", "Please {} the {}.", "{} a {}", "{} {}")).format(verb, noun)
+    else:
+        wish = rng.choice(("{} the {} with {}.", "Please {} the {}: {}.", "{} a {}, {}", "{} {} with {}")).format(verb, noun, said)
+    return [user(wish[0].upper() + wish[1:]), assistant(call(function["name"], arguments))]
+
+
+def made_up_function(rng: random.Random) -> dict[str, Json]:
+    """Returns a function that nobody has seen, with one to three parameters."""
     verb, noun = rng.choice(_VERBS), words.word(rng)
     keys = rng.sample(_ARGUMENTS, rng.randint(1, 3))
     properties = {key: {"type": "integer" if key in _NUMERIC else "string"} for key in keys}

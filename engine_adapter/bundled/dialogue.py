@@ -32,8 +32,8 @@ class Example:
     Attributes:
         task: what the accuracy is reported under.
         messages: in OpenAI's form; the last is the assistant's. An assistant's message may have ``reasoning_content``, said before the
-            content, and ``given``, a start of the content that it has not said itself and is not to learn. After reasoning it stands
-            without the blank line: there a mask may have begun, which knows none.
+            content, and ``given``, a start of the content that it has not said itself and is not to learn; may be empty. With it there
+            is no blank line behind reasoning: a mask that begins there may know none.
         tools: function tools in OpenAI's form.
         grammar: (kind, source) as in ``maskd.grammar.GrammarSpec``; None = free text.
         judge: "text", the answer must be equal; "json", equal once parsed, fences removed; "calls", equal function calls; "shape", any
@@ -87,8 +87,8 @@ def segments(
         pieces.append((f"<|im_start|>assistant\n{_THINK if reasoning else ''}", False))
         if reasoning:
             pieces += [(f"{reasoning}\n", True), (END_OF_REASONING, True)]
-        if given := message.get("given"):
-            pieces.append((given, False))
+        if "given" in message:
+            pieces.append((message["given"], False))
         elif reasoning:
             pieces.append(("\n\n", True))
         pieces += [(f"{content}<|im_end|>", True), ("\n", False)]

@@ -12,10 +12,10 @@ import random
 import re
 from typing import Any
 
-from engine_adapter.bundled import extraction, words, writing
-from engine_adapter.bundled.dialogue import Example, assistant, spell, system, user
+from engine_adapter.bundled import calls, extraction, words, writing
+from engine_adapter.bundled.dialogue import Example, Message, assistant, spell, system, user
 
-__all__ = ["astray", "crowd", "plain_introduction", "plain_record", "unknown"]
+__all__ = ["astray", "crowd", "pick_function", "plain_introduction", "plain_record", "unknown"]
 
 Json = Any
 
@@ -62,6 +62,20 @@ def crowd(rng: random.Random, held_back: bool) -> Example:
     schema = json.dumps(extraction.list_schema("Users", one, key))
     messages = [*extraction.system_message(rng, 0.3), user(wish.replace("{}", text)), assistant(spell(answer, rng))]
     return Example("extract a long list of users", messages, grammar=("json_schema", schema), judge="json")
+
+
+def pick_function(rng: random.Random, held_back: bool) -> Example:
+    """Two to five functions in few words; which one is meant, and the one argument that it may have."""
+    functions: list[dict[str, Json]] = []
+    for _ in range(rng.randint(2, 5)):
+        function = calls.made_up_function(rng)
+        properties = dict(list(function["parameters"]["properties"].items())[: rng.randint(0, 1)])
+        functions.append({"name": function["name"], "parameters": {"type": "object", "properties": properties, "required": [*properties]}})
+    messages: list[Message] = []
+    for _ in range(extraction.one_or_more(rng, held_back)):
+        messages += calls.made_up_turn(rng, held_back, rng.choice(functions))
+    tools = [{"type": "function", "function": function} for function in functions]
+    return Example("pick a function", messages, tools, extraction.structural_tag(functions), "calls")
 
 
 def plain_record(rng: random.Random, held_back: bool) -> Example:

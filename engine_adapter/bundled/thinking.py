@@ -66,9 +66,8 @@ def function_call(rng: random.Random, held_back: bool) -> Example:
 
 def _thinking(example: Example, reasoning: str, rng: random.Random, held_back: bool) -> Example:
     message = {**example.messages[-1], "reasoning_content": reasoning}
-    if not held_back and example.answer.startswith("{") and rng.random() < 0.3:  # as if a mask had begun with the answer
-        rest = example.answer.lstrip('{ \n"')
-        message |= {"given": example.answer.removesuffix(rest), "content": rest}
+    if not held_back and rng.random() < 0.3:
+        message["given"] = ""  # a mask that begins behind the reasoning may know no blank line
     return dataclasses.replace(example, task=f"think first: {example.task}", messages=[*example.messages[:-1], message])
 
 

@@ -1,8 +1,9 @@
 """Trains the bundled model and writes ``model.safetensors``.
 
 Run ``python -m engine_adapter.bundled.train``; run it again to go on where it stopped. Checkpoints lie in ``build/bundled-model``.
-Only the assistant's tokens count. The learning rate rises, stays, and falls to zero over the last 30 %, so a run may be lengthened or
-cut short with ``--steps`` or ``--minutes`` until the fall begins. Works on a CPU and on CUDA, in bfloat16 with float32 weights.
+Only the assistant's tokens count. The learning rate rises, stays, and falls to zero over the last 30 % (``--fall-share``), so a run may
+be lengthened or cut short with ``--steps`` or ``--minutes`` until the fall begins. Works on a CPU and on CUDA, in bfloat16 with float32
+weights.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from engine_adapter.bundled.make_data import TASKS, WARM_UP, examples, make
 HERE = Path(__file__).parent
 IGNORED = -100
 SEED = 0
-ASTRAY_SHARE = 0.06
+ASTRAY_SHARE = 0.08
 """Share of the examples whose answer has begun to repeat itself, so that the network learns to end it."""
 console = Console(highlight=False)
 
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--warm-up-steps", type=int, default=100, help="until the short examples have given way to all tasks")
     parser.add_argument("--muon-lr", type=float, default=0.008)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
+    parser.add_argument("--fall-share", type=float, default=0.3, help="share of the training in which the rate falls to zero")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler, at half the speed")
     parser.add_argument("--minutes", type=float, default=1e9, help="be done after so long, learning rate and all")
@@ -222,7 +224,8 @@ def main() -> None:
             loss_sum += loss.item()
             seen += batch.token_ids.numel()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        share = rate(step, max(step / arguments.steps, (time.monotonic() - started) / (60 * arguments.minutes)))
+        progress = max(step / arguments.steps, (time.monotonic() - started) / (60 * arguments.minutes))
+        share = rate(step, progress, fall_share=arguments.fall_share)
         for group, full in zip((g for o in optimizers for g in o.param_groups), full_rates, strict=True):
             group["lr"] = full * share
         for optimizer in optimizers:
