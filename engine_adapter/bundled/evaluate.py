@@ -2,8 +2,8 @@
 
 Run ``python -m engine_adapter.bundled.evaluate``; it starts a maskd of its own unless ``--target`` names one. Greedy decoding, the same
 loop as everywhere; masks allow no properties but those of the schema. "right" is what ``Example.judge`` says; "parses" is whether the
-answer ended within its budget and is of the form asked for, right or wrong. Where the model thinks first, its reasoning is decoded
-without a mask and the answer begins right behind its end, as behind a reasoning gate.
+answer ended within its budget and is of the form asked for, right or wrong. Where the model thinks first, masks are behind a reasoning
+gate, and reasoning and answer share a budget of twice as many tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +30,10 @@ from engine_adapter.closing import ClosingVocabulary, steering_for
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
-from engine_adapter.request import Generation, Request
+from engine_adapter.request import Request
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.sidecar import Sidecar
-from maskd.grammar import GrammarOptions, GrammarSpec
+from maskd.grammar import GrammarOptions, GrammarSpec, ReasoningGate
 from maskd.tokenizer_files import load_vocabulary
 
 CONTEXT_LENGTH = 1280
@@ -111,51 +111,37 @@ def held_back_examples(per_task: int, seed: int) -> list[Example]:
     return [task(rng, True) for task in TASKS for _ in range(per_task)]
 
 
-def answer_prompts(loop: DecodeLoop, loaded: LoadedModel, examples: Sequence[Example]) -> list[list[int]]:
-    """Returns the token ids before each answer: the prompt, and the reasoning where the model thinks first."""
-    end = loaded.tokenizer.encode(END_OF_REASONING).ids
-
-    def has_ended(generation: Generation) -> bool:
-        return generation.token_ids[-len(end) :] == end
-
-    prompts: list[list[int]] = []
-    reasoning: list[tuple[int, Generation]] = []
-    for index, example in enumerate(examples):
-        pieces = segments(example.prompt, example.tools, add_generation_prompt=True, enable_thinking=example.thinks)
-        prompts.append(loaded.tokenizer.encode("".join(text for text, _ in pieces)).ids)
-        if example.thinks:
-            request = Request(prompts[-1], sampling=SamplingParams(temperature=0), max_tokens=MAX_TOKENS, on_token=has_ended)
-            reasoning.append((index, loop.add(request)))
-    finish(loop, [generation for _, generation in reasoning], "reasoning")
-    for index, generation in reasoning:
-        prompts[index] = prompts[index] + generation.token_ids
-    return prompts
-
-
 def decode(
-    loop: DecodeLoop, prompts: Sequence[list[int]], examples: Sequence[Example], mode: str, closing: ClosingVocabulary
-) -> list[Generation]:
-    """Returns the finished answers to ``examples`` behind ``prompts``, under their grammars (see ``MODES``) or under none."""
+    loop: DecodeLoop, loaded: LoadedModel, examples: Sequence[Example], mode: str, closing: ClosingVocabulary
+) -> Iterator[tuple[str, bool]]:
+    """Yields the answers to ``examples``, under their grammars (see ``MODES``) or under none, and whether each ended by itself."""
+    end = tuple(loaded.tokenizer.encode(END_OF_REASONING).ids)
     generations = []
-    for prompt, example in zip(prompts, examples, strict=True):
-        spec = GrammarSpec(*example.grammar, options=OPTIONS) if mode and example.grammar else None  # type: ignore[arg-type]
-        steering = steering_for(spec, closing) if spec and mode == MODES[2] else None
-        generations.append(loop.add(Request(prompt, spec, SamplingParams(temperature=0), MAX_TOKENS, steering=steering)))
-    finish(loop, generations, f"answers{mode}")
-    return generations
-
-
-def finish(loop: DecodeLoop, generations: Sequence[Generation], title: str) -> None:
-    """Steps until all are finished.
-
-    Raises:
-        Exception: what made one of them fail.
-    """
-    for generation in track(generations, title, console=Console(stderr=True), transient=True):
+    for example in examples:
+        pieces = segments(example.prompt, example.tools, add_generation_prompt=True, enable_thinking=example.thinks)
+        spec = None
+        if mode and example.grammar:
+            gate = ReasoningGate(end) if example.thinks else None
+            spec = GrammarSpec(*example.grammar, options=OPTIONS, reasoning=gate)  # type: ignore[arg-type]
+        request = Request(
+            loaded.tokenizer.encode("".join(text for text, _ in pieces)).ids,
+            spec,
+            SamplingParams(temperature=0),
+            MAX_TOKENS * (1 + example.thinks),
+            steering=steering_for(spec, closing) if spec and mode == MODES[2] else None,
+        )
+        generations.append(loop.add(request))
+    for example, generation in zip(
+        examples, track(generations, f"answers{mode}", console=Console(stderr=True), transient=True), strict=True
+    ):
         while generation.finish_reason is None:
             loop.step()
         if generation.error:
             raise generation.error
+        text = loaded.tokenizer.decode(generation.token_ids)
+        _, mark, answer = text.partition(END_OF_REASONING)
+        has_ended = generation.finish_reason == "stop" and (bool(mark) or not example.thinks)
+        yield (answer.lstrip("\n") if example.thinks else text), has_ended
 
 
 def main() -> None:
@@ -180,14 +166,11 @@ def main() -> None:
         masker = stack.enter_context(Masker(connect, vocabulary, row_capacity=arguments.slots))
         model = SlotModel(loaded.network, arguments.slots, CONTEXT_LENGTH)
         loop = stack.enter_context(DecodeLoop(model, masker, vocabulary.stop_token_ids))
-        prompts = answer_prompts(loop, loaded, examples)
+        closing = ClosingVocabulary(vocabulary)
         for index, mode in enumerate(MODES):
-            asked = [pair for pair in zip(prompts, examples, strict=True) if pair[1].grammar or not mode]
-            generations = decode(loop, [p for p, _ in asked], [e for _, e in asked], mode, ClosingVocabulary(vocabulary))
-            for (_, example), generation in zip(asked, generations, strict=True):
-                score = scores.setdefault(example.task, tuple(Score() for _ in MODES))[index]
-                text = loaded.tokenizer.decode(generation.token_ids)
-                score.add(example, text.lstrip("\n") if example.thinks else text, finished=generation.finish_reason == "stop")
+            asked = [example for example in examples if example.grammar or not mode]
+            for example, (text, has_ended) in zip(asked, decode(loop, loaded, asked, mode, closing), strict=True):
+                scores.setdefault(example.task, tuple(Score() for _ in MODES))[index].add(example, text, finished=has_ended)
     if arguments.json:
         rows = {task: [[s.count, s.parsed, s.right] for s in modes] for task, modes in scores.items()}
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
