@@ -7,7 +7,7 @@ again, and the text is worked out anew. Every token is one that the mask allows,
 even the shortest text does not fit, the output ends by "length", as it would have.
 In a structural tag this holds for the values in its tags (``closing_tags.py``), and the tag is ended with them; likewise for regular
 expressions and choices (``closing_regex.py``). Other grammars take a stop token as soon as they allow one in the last quarter of the
-budget. Behind a reasoning gate the reasoning is ended while the shortest output still fits.
+budget.
 Owns: when to step in, and with which token. Knows nothing about: the loop, models. The tokens of a text are counted as if each were the
 longest that fits; a quarter more is kept in reserve.
 """
@@ -83,11 +83,6 @@ def steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary) -> Closing:
         ValueError: the schema or structural tag is not JSON.
     """
     stop_token_ids = spec.options.stop_token_ids or vocabulary.stop_token_ids
-    steering = _steering_of_output(spec, vocabulary, stop_token_ids)
-    return steering if spec.reasoning is None else _Gated(steering, spec.reasoning.end_token_ids)
-
-
-def _steering_of_output(spec: GrammarSpec, vocabulary: ClosingVocabulary, stop_token_ids: tuple[int, ...]) -> _Closing | _StopSoon:
     separators = spec.options.item_separator or ",", spec.options.key_separator or ":"
     if spec.kind in ("json_schema", "json_object"):
         shapes = Shapes(json.loads(spec.source) if spec.kind == "json_schema" else {"type": "object"}, *separators)
@@ -111,38 +106,8 @@ def allows(row: NDArray[np.int32], token_id: int) -> bool:
     return bool(int(row[token_id >> 5]) >> (token_id & 31) & 1)
 
 
-class _Gated:
-    """For an output behind a reasoning gate."""
-
-    def __init__(self, output: _Closing | _StopSoon, end_token_ids: tuple[int, ...]) -> None:
-        self._output = output
-        self._end = list(end_token_ids)
-        self._tail: list[int] = []  # the last tokens of the reasoning, as many as its end has at most
-        self._is_over = False
-
-    def choose(self, row: NDArray[np.int32], drawn: int, remaining: int) -> int | None:
-        if self._is_over:
-            return self._output.choose(row, drawn, remaining)
-        if remaining > len(self._end) + self._output.reserve():
-            return None
-        begun = (size for size in range(len(self._end) - 1, 0, -1) if self._tail[-size:] == self._end[:size])
-        token_id = self._end[next(begun, 0)]
-        return token_id if allows(row, token_id) else None
-
-    def accept(self, token_id: int) -> None:
-        if self._is_over:
-            self._output.accept(token_id)
-            return
-        self._tail = [*self._tail, token_id][-len(self._end) :]
-        self._is_over = self._tail == self._end
-
-
 class _StopSoon:
     """For grammars whose shortest ending is not known."""
-
-    def reserve(self) -> int:
-        """Returns the tokens to keep for an ending, and its stop token: of the ending nothing is known."""
-        return 2
 
     def __init__(self, stop_token_ids: tuple[int, ...]) -> None:
         self._stop_token_ids = stop_token_ids
@@ -186,10 +151,6 @@ class _Closing:
 
     def accept(self, token_id: int) -> None:
         self._position.feed(self._vocabulary.tokens[token_id])
-
-    def reserve(self) -> int:
-        """Returns the tokens to keep for the ending from here, and its stop token."""
-        return self._reserve(self._position)
 
     def _has_room_for(self, drawn: int, remaining: int) -> bool:
         """Says whether the document can still be ended in time after ``drawn``."""

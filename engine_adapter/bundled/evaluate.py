@@ -2,8 +2,8 @@
 
 Run ``python -m engine_adapter.bundled.evaluate``; it starts a maskd of its own unless ``--target`` names one. Greedy decoding, the same
 loop as everywhere; masks allow no properties but those of the schema. "right" is what ``Example.judge`` says; "parses" is whether the
-answer ended within its budget and is of the form asked for, right or wrong. Where the model thinks first, masks are behind a reasoning
-gate, and reasoning and answer share a budget of twice as many tokens.
+answer ended within its budget and is of the form asked for, right or wrong. Where the model thinks first, it has twice the budget, and
+masks are behind a reasoning gate that ends the reasoning after the first half.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from engine_adapter.closing import ClosingVocabulary, steering_for
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
+from engine_adapter.reasoning import AfterReasoning
 from engine_adapter.request import Request
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.sidecar import Sidecar
@@ -121,14 +122,15 @@ def decode(
         pieces = segments(example.prompt, example.tools, add_generation_prompt=True, enable_thinking=example.thinks)
         spec = None
         if mode and example.grammar:
-            gate = ReasoningGate(end) if example.thinks else None
+            gate = ReasoningGate(end, MAX_TOKENS) if example.thinks else None
             spec = GrammarSpec(*example.grammar, options=OPTIONS, reasoning=gate)  # type: ignore[arg-type]
+        steering = steering_for(spec, closing) if spec and mode == MODES[2] else None
         request = Request(
             loaded.tokenizer.encode("".join(text for text, _ in pieces)).ids,
             spec,
             SamplingParams(temperature=0),
             MAX_TOKENS * (1 + example.thinks),
-            steering=steering_for(spec, closing) if spec and mode == MODES[2] else None,
+            steering=AfterReasoning(steering, end) if steering and example.thinks else steering,
         )
         generations.append(loop.add(request))
     for example, generation in zip(

@@ -25,7 +25,7 @@ from engine_adapter.model import load_model
 from engine_adapter.response_format import grammar_of
 from engine_adapter.sampler import SamplingParams
 from maskd.bitmask import row_of
-from maskd.grammar import GrammarSpec, ReasoningGate
+from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon, byte_vocabulary
 
 torch.set_num_threads(1)
@@ -241,24 +241,6 @@ def test_steering_of_other_kinds_then_stops_in_the_last_quarter() -> None:
     chosen = [steering.choose(row, ord("a"), remaining) for remaining in range(8, 0, -1)]
     assert chosen == [None] * 6 + [vocabulary.stop_token_ids[0]] * 2
     assert steering.choose(np.zeros_like(row), ord("a"), 1) is None
-
-
-def test_steering_behind_a_reasoning_gate_then_ends_the_reasoning_while_the_output_fits() -> None:
-    vocabulary = byte_vocabulary()
-    schema = '{"type": "object", "properties": {"ab": {"type": "integer"}}, "required": ["ab"]}'
-    spec = GrammarSpec("json_schema", schema, reasoning=ReasoningGate((*b"aab",)))
-    steering = steering_for(spec, ClosingVocabulary(vocabulary))
-    anything = row_of(range(256), vocabulary.vocab_size)
-    said = b"hmm "
-    for remaining in range(30, 0, -1):
-        drawn = ord(" ") if b"aab" in said else ord("a")
-        chosen = steering.choose(anything, drawn, remaining)
-        said += bytes([drawn if chosen is None else chosen])
-        steering.accept(said[-1])
-        if said.endswith(b"}"):
-            break
-    reasoning, _, output = said.partition(b"aab")
-    assert reasoning.startswith(b"hmm aaaa") and json.loads(output) == {"ab": 0}
 
 
 @pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
