@@ -52,7 +52,7 @@ class Step:
         drafts: handle to its draft token ids.
         first_row: handle to the row of its first position, where it has one.
         closes: handles that end.
-        row_indices: (positions,) int32: the row of every position of the batch, -1 for those without.
+        row_indices: (positions,) int32: the row of every position of the batch, -1 for those without. Not to be changed.
         items: what the present session was asked.
         unasked: handles that take part and were not asked for: nobody was yet, or they have failed, or were closed since.
     """
@@ -88,6 +88,8 @@ class Ledger:
         self._handles = itertools.count(1)
         self._known: set[int] = set()  # those that the daemon holds, closing ones included
         self._closing: list[int] = []
+        self._indices: list[int] = []
+        self._row_indices = np.array([], dtype=np.int32)
         self._due: set[int] = set()  # those that fork or roll back in the next step, whether or not it is about them
 
     # -- sequences -------------------------------------------------------------------------------------------------
@@ -177,7 +179,9 @@ class Ledger:
                 if entry.rollback > len(self._settled(handle)):
                     raise RollbackError(f"sequence {handle} has {len(self._settled(handle))} tokens; {entry.rollback} were to be undone")
                 rollbacks[handle] = entry.rollback
-        step = Step(accepted, rollbacks, drafts, first_row, self._closing, np.array(indices, dtype=np.int32))
+        if indices != self._indices:  # nearly every step has those of the last one
+            self._indices, self._row_indices = indices, np.array(indices, dtype=np.int32)
+        step = Step(accepted, rollbacks, drafts, first_row, self._closing, self._row_indices)
         for handle in self._due:
             self._entries[handle].rollback = 0
         self._due = {handle for handle in self._due if self._entries[handle].source}

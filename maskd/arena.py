@@ -70,33 +70,32 @@ class Reply:
 
     Attributes:
         step: its number.
-        table: (item_count,) of ``layout.RESULT_DTYPE``, a private copy, in the order of the items.
+        packed: the results as bytes of ``layout.RESULT``, in the order of the items.
         rows: (row_capacity, row_stride_words) int32, read-only; with shared memory a view of it, valid until the second
             next submit. Row r belongs to the item that asked for row r.
         forced: (n,) int32, the forced tokens of all items.
         worker_seconds: time the worker spent on this step.
+        ok: whether every item is OK.
     """
 
     step: int
-    table: NDArray[np.void]
+    packed: bytes
     rows: NDArray[np.int32]
     forced: NDArray[np.int32]
     worker_seconds: float
-    _ok: bool | None = field(default=None, repr=False)
+    ok: bool
     _results: list[Result] | None = field(default=None, repr=False)
 
     @property
-    def ok(self) -> bool:
-        """Whether every item is OK."""
-        if self._ok is None:
-            self._ok = not self.table["status"].any()
-        return self._ok
+    def table(self) -> NDArray[np.void]:
+        """The results as records, (item_count,) of ``layout.RESULT_DTYPE``, in the order of the items; read-only."""
+        return np.frombuffer(self.packed, dtype=lay.RESULT_DTYPE)
 
     @property
     def results(self) -> list[Result]:
         """One ``Result`` an item, in the order of the items."""
         if self._results is None:
-            self._results = [result_of(row, self.forced) for row in lay.RESULT.iter_unpack(self.table.data)]
+            self._results = [result_of(row, self.forced) for row in lay.RESULT.iter_unpack(self.packed)]
         return self._results
 
 
@@ -302,7 +301,7 @@ class Arena:
         results, forced, duration_ns, failed = copied
         self.collected = step
         return Reply(
-            step, np.frombuffer(results, dtype=lay.RESULT_DTYPE), self._row_blocks[cell],
+            step, results, self._row_blocks[cell],
             np.frombuffer(forced, dtype=_INT32) if forced else _NO_TOKENS, duration_ns / 1e9, not failed,
         )  # fmt: skip
 

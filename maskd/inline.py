@@ -156,7 +156,8 @@ class InlineTransport:
                 rows[row : row + result.row_count] = packed[at : at + result.row_count]
                 at += result.row_count
         rows.flags.writeable = False
-        return Reply(answer.step, table, rows, np.array(forced, dtype=np.int32), answer.worker_milliseconds / 1e3)
+        ok = not table["status"].any()
+        return Reply(answer.step, table.tobytes(), rows, np.array(forced, dtype=np.int32), answer.worker_milliseconds / 1e3, ok)
 
     def is_alive(self) -> bool:
         """Whether the stream has not ended. Does not wait."""

@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from engine_adapter.kernels import apply_bitmask_, rows_to_tensor
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker, Masks
 from engine_adapter.model import LoadedModel, SlotModel, load_model
 from engine_adapter.request import Request
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.sidecar import Sidecar
+from engine_adapter.staging import RowStaging
 from engine_adapter.turn import TurnTiming
 from maskd.backends import load
 from maskd.backends.base import Matcher
@@ -56,11 +56,12 @@ class Compile(Protocol):
 class InProcessMasker:
     """Stands in for ``Masker``: the same backend, called by the engine's own thread when it needs the rows."""
 
-    def __init__(self, backend: Compile, vocabulary: Vocabulary, row_capacity: int) -> None:
+    def __init__(self, backend: Compile, vocabulary: Vocabulary, row_capacity: int, device: torch.device) -> None:
         self._backend = backend
         self._grammars: dict[GrammarSpec, Any] = {}
         self._matchers: dict[int, Matcher | None] = {}
         self._rows = np.zeros((row_capacity, row_words(vocabulary.vocab_size)), dtype=np.int32)
+        self._staging = RowStaging(device, row_capacity, self._rows.shape[1])  # the same way onto the logits as the daemon's rows have
         self._asked: Sequence[int | None] = ()
 
     def open(self, spec: GrammarSpec | None) -> int:
@@ -92,9 +93,7 @@ class InProcessMasker:
                 matcher.fill_bitmask(self._rows[position])
                 indices[position] = position
         waited = time.perf_counter() - started
-        if indices.max() >= 0:
-            rows = rows_to_tensor(self._rows[: len(indices)]).to(logits.device)
-            apply_bitmask_(logits, rows, row_indices=torch.from_numpy(indices).to(logits.device))
+        self._staging.apply_(logits, self._rows, indices)
         return Masks(self._rows, indices, {}, waited, [])
 
 
@@ -135,7 +134,7 @@ def _measure(console: Console, loaded: LoadedModel, spec: GrammarSpec, batch: in
         masker = stack.enter_context(Masker(sidecar.connect, vocabulary, row_capacity=batch))
         makers: dict[str, Callable[[], Any]] = {
             FREE: lambda: masker,
-            IN_PROCESS: lambda: InProcessMasker(backend, vocabulary, batch),
+            IN_PROCESS: lambda: InProcessMasker(backend, vocabulary, batch, model.device),
             MASKD: lambda: masker,
         }
         model = SlotModel(loaded.network, batch, _PROMPT_TOKENS + tokens + 1)
