@@ -45,9 +45,15 @@ def bounded_spec(spec: GrammarSpec) -> GrammarSpec:
 
 
 def bounded_schema(schema: Any) -> Any:
-    """Returns a new schema that allows a subset of what ``schema`` allows; ``schema`` itself is not changed."""
-    frozen = _frozen_paths(schema)
-    return schema if frozen is None else _bounded(schema, (), frozen)
+    """Returns a new schema that allows a subset of what ``schema`` allows; ``schema`` itself is not changed.
+
+    One that is malformed comes back as it is: whoever compiles it says where.
+    """
+    try:
+        frozen = _frozen_paths(schema)
+        return schema if frozen is None else _bounded(schema, (), frozen)
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+        return schema
 
 
 Path = tuple[str, ...]

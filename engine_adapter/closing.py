@@ -79,10 +79,16 @@ class Closing(Steering, Protocol):
 def steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary) -> Closing:
     """Returns what ends an output of ``spec`` in time. One per output.
 
-    Raises:
-        ValueError: the schema or structural tag is not JSON.
+    Nobody has compiled the source yet: one that is malformed, or too large to be looked at, is left to whoever compiles it.
     """
     stop_token_ids = spec.options.stop_token_ids or vocabulary.stop_token_ids
+    try:
+        return _steering_for(spec, vocabulary, stop_token_ids)
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError):
+        return _StopSoon(stop_token_ids)
+
+
+def _steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary, stop_token_ids: tuple[int, ...]) -> Closing:
     separators = spec.options.item_separator or ",", spec.options.key_separator or ":"
     if spec.kind in ("json_schema", "json_object"):
         shapes = Shapes(json.loads(spec.source) if spec.kind == "json_schema" else {"type": "object"}, *separators)

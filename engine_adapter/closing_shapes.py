@@ -27,6 +27,10 @@ Shape = Mapping[str, Any]
 _regex_parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 _MOST_ALTERNATIVES = 32
 _MOST_REFERENCES = 32
+_MOST_EXPANSIONS = 20_000
+"""Of one schema: alternatives within alternatives multiply."""
+_MOST_BYTES = 1 << 16
+"""Of a shortest text: no output has room for a longer one, and repeats within repeats multiply."""
 _FORMAT_LENGTHS = {
     "date": 10, "time": 9, "date-time": 20, "uuid": 36, "ipv4": 7, "ipv6": 2, "email": 3, "hostname": 1, "uri": 3, "duration": 3,
 }  # fmt: skip
@@ -49,15 +53,20 @@ class Shapes:
         self._expanded: dict[int, tuple[Any, list[Shape]]] = {}  # holds what it is keyed by, so that ids stay unique
         self._shortest: dict[int, tuple[Any, bytes]] = {}
         self._measuring: set[int] = set()
+        self._expansions = 0
 
     def alternatives(self, schema: Any) -> list[Shape]:
-        """Returns what a value of ``schema`` may be, each of one type or of any; empty if it may be nothing."""
+        """Returns what a value of ``schema`` may be, each of one type or of any; empty if it may be nothing.
+
+        Raises:
+            ValueError: the schema has too many alternatives to be looked at.
+        """
         if id(schema) not in self._expanded:
             self._expanded[id(schema)] = schema, list(itertools.islice(self._expand(schema, 0), _MOST_ALTERNATIVES))
         return self._expanded[id(schema)][1]
 
     def shortest(self, schema: Any) -> bytes | None:
-        """Returns the shortest text of a value; None if there is none, or none that does not contain itself."""
+        """Returns the shortest text of a value; None if there is none, none that does not contain itself, or none of 64 KiB."""
         if id(schema) in self._shortest:
             return self._shortest[id(schema)][1]
         if id(schema) in self._measuring:
@@ -89,10 +98,10 @@ class Shapes:
         properties = shape.get("properties") or {}
         required = [key for key in shape.get("required") or () if isinstance(key, str) and key not in seen]
         required.sort(key=lambda key: list(properties).index(key) if key in properties else len(properties))
-        parts = []
+        parts, size = [], 0
         for key in required:
             value = self.shortest(self.property(shape, key))
-            if value is None:
+            if value is None or (size := size + len(key) + len(value)) > _MOST_BYTES:
                 return None
             parts.append(json.dumps(key, ensure_ascii=False).encode() + self.key_separator + value)
         head = b"" if is_first or not parts else self.item_separator
@@ -100,13 +109,19 @@ class Shapes:
 
     def end_of_array(self, shape: Shape, count: int) -> bytes | None:
         """Returns the shortest text from after ``count`` items to the end of the array."""
-        parts = [self.shortest(self.item(shape, index)) for index in range(count, int(shape.get("minItems") or 0))]
-        if None in parts:
-            return None
+        parts, size = list[bytes](), 0
+        for index in range(count, int(shape.get("minItems") or 0)):
+            value = self.shortest(self.item(shape, index))
+            if value is None or (size := size + 1 + len(value)) > _MOST_BYTES:
+                return None
+            parts.append(value)
         head = self.item_separator if count and parts else b""
-        return head + self.item_separator.join(part for part in parts if part is not None) + b"]"
+        return head + self.item_separator.join(parts) + b"]"
 
     def _expand(self, schema: Any, depth: int) -> Iterator[Shape]:
+        self._expansions += 1
+        if self._expansions > _MOST_EXPANSIONS:
+            raise ValueError(f"the schema has more than {_MOST_EXPANSIONS} alternatives")
         if schema is True or not isinstance(schema, Mapping | bool):
             schema = {}
         if schema is False or depth > _MOST_REFERENCES:
@@ -160,7 +175,7 @@ class Shapes:
             return None if rest is None else b"[" + rest
         if kind == "string":
             length, is_known = string_length(shape)
-            return b'"' + (b"a" if is_known else UNKNOWN) * length + b'"'
+            return None if length > _MOST_BYTES else b'"' + (b"a" if is_known else UNKNOWN) * length + b'"'
         if kind in ("integer", "number"):
             return _shortest_number(shape)
         return {"boolean": b"true", "null": b"null"}.get(str(kind), b"0")

@@ -189,7 +189,11 @@ class DecodeLoop:
             # The last token of a full context is never read, so it needs no room.
             remaining = min(slot.generation.request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
             row = self._open_row if masks is None or slot.handle is None else masks.rows[masks.row_indices[index]]
-            chosen = slot.generation.request.steering.choose(row, host_ids[index], remaining)
+            try:
+                chosen = slot.generation.request.steering.choose(row, host_ids[index], remaining)
+            except Exception as error:  # it is about one output; the others go on
+                slot.error = error
+                continue
             if chosen is not None and chosen not in forbidden.get(index, ()):
                 token_ids[index] = host_ids[index] = chosen
 
@@ -220,7 +224,7 @@ class DecodeLoop:
             slot = self._slots[index]
             if slot is None:
                 continue
-            error = None if slot.handle is None else failed.get(slot.handle)
+            error = slot.error or (None if slot.handle is None else failed.get(slot.handle))
             if ending := self._append(slot, host_ids[index], self._model.lengths[index], error):
                 self._leave(index, slot, *ending)
             elif slot.handle is not None:
@@ -241,14 +245,13 @@ class DecodeLoop:
             del generation.logprobs[len(generation.token_ids) :]  # this token is no part of the output
             return ending
         generation.token_ids.append(token_id)
-        if generation.request.steering is not None:
-            generation.request.steering.accept(token_id)
-        if generation.request.on_token is not None:
-            try:
-                if generation.request.on_token(generation):
-                    return "stop", None
-            except Exception as error:  # the caller's mistake is no reason to stop the others
-                return "error", error
+        try:
+            if generation.request.steering is not None:
+                generation.request.steering.accept(token_id)
+            if generation.request.on_token is not None and generation.request.on_token(generation):
+                return "stop", None
+        except Exception as error:  # the caller's mistake is no reason to stop the others
+            return "error", error
         if len(generation.token_ids) == generation.request.max_tokens or length == self._model.context_length:
             return "length", None
         return None

@@ -59,7 +59,11 @@ def grammar_of(response_format: Any, *, backend: str = "auto") -> GrammarSpec | 
     kind = response_format.get("type")
     if kind is None and response_format.keys() & set(_CONSTRAINT_KEYS):
         return grammar_of_constraints(response_format, backend=backend)
-    if isinstance(kind, list) or kind in _SCHEMA_TYPES or (kind is None and response_format.keys() & _SCHEMA_KEYS):
+    if (
+        isinstance(kind, list)
+        or (isinstance(kind, str) and kind in _SCHEMA_TYPES)
+        or (kind is None and response_format.keys() & _SCHEMA_KEYS)
+    ):
         return schema_spec(response_format, "format", backend=backend)
     if not isinstance(kind, str):
         raise ResponseFormatError("type", "is missing" if kind is None else f"is {kind!r}; give a string")

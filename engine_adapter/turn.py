@@ -38,12 +38,13 @@ class TurnTiming:
 @dataclass(slots=True)
 class Slot:
     """A generation in its slot: its handle at the masker if it has a grammar, the end of the prompt that the cache lacks, its stop
-    tokens."""
+    tokens, and what its steering failed with."""
 
     generation: Generation
     handle: int | None
     unread: Sequence[int]
     stop_token_ids: frozenset[int]
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,9 +93,12 @@ class Reply:
 
     @property
     def results(self) -> list[Result]:
-        """One ``Result`` an item, in the order of the items."""
+        """One ``Result`` an item, in the order of the items. Raises ProtocolError if one has a status that nobody knows."""
         if self._results is None:
-            self._results = [result_of(row, self.forced) for row in lay.RESULT.iter_unpack(self.packed)]
+            try:
+                self._results = [result_of(row, self.forced) for row in lay.RESULT.iter_unpack(self.packed)]
+            except IndexError:
+                raise ProtocolError(f"step {self.step} has a result with a status above {len(_STATUSES) - 1}") from None
         return self._results
 
 

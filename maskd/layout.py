@@ -204,6 +204,8 @@ class Layout:
         Raises:
             ProtocolError: wrong magic or version, or numbers that do not fit each other or ``segment_bytes``.
         """
+        if len(header) < ROWS_HEADER.size:
+            raise ProtocolError(f"rows segment of {segment_bytes} bytes is shorter than its header")
         f = ROWS_HEADER.unpack_from(header)
         if f[0] != MAGIC_ROWS or f[1] != MAJOR:
             raise ProtocolError(f"rows segment has magic {f[0]:#x}, layout {f[1]}.{f[2]}; this client reads layout {MAJOR}.{MINOR}")

@@ -73,15 +73,19 @@ class Mapping:
         size_bytes: what the peer said; checked against the real size, and against shrinking.
         writable: whether to map for writing.
     Raises:
-        ProtocolError: another size, or not sealed. CapacityError: no address space or no descriptor left.
+        ProtocolError: another size, empty, not sealed, or no segment at all. CapacityError: no address space or no descriptor left.
     """
 
     __slots__ = ("_mmap", "base", "bytes", "size", "view")
 
     def __init__(self, fd: int, size_bytes: int, *, writable: bool) -> None:
-        if os.fstat(fd).st_size != size_bytes:
+        if os.fstat(fd).st_size != size_bytes or not size_bytes:
             raise ProtocolError(f"a segment of {size_bytes} bytes was announced, it has {os.fstat(fd).st_size}")
-        if fcntl.fcntl(fd, _F_GET_SEALS) & SEAL_NO_RESIZE != SEAL_NO_RESIZE and not writable:
+        try:
+            seals = fcntl.fcntl(fd, _F_GET_SEALS)
+        except OSError:
+            raise ProtocolError("a segment was announced, the descriptor is something else") from None
+        if seals & SEAL_NO_RESIZE != SEAL_NO_RESIZE and not writable:
             raise ProtocolError("the segment is not sealed against shrinking; refusing to read it")
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         try:

@@ -56,7 +56,8 @@ def _read_message(given: Any, param: str) -> dict[str, Any]:
 
 
 def _read_call(given: Any, param: str) -> dict[str, Any]:
-    inner = given.get(given.get("type") or "function") if isinstance(given, Mapping) else None
+    kind = given.get("type") or "function" if isinstance(given, Mapping) else None
+    inner = given.get(kind) if isinstance(given, Mapping) and isinstance(kind, str) else None
     name = inner.get("name") if isinstance(inner, Mapping) else None
     if not isinstance(inner, Mapping) or not isinstance(name, str):
         raise RequestError(f"{param} has no function with a name", param)

@@ -90,6 +90,8 @@ def describe(error: Exception) -> Failure:
     if isinstance(error, ValueError):
         field = str(error).partition(" ")[0]
         return Failure(400, str(error), field if field in _ENGINE_FIELDS else None, "invalid_value")
+    if isinstance(error, RecursionError):
+        return Failure(400, "the body is nested too deeply; flatten it", code="nested_too_deeply")
     logger.error("request failed: %r", error, exc_info=error)
     return Failure(500, "the server failed; its log says more", code="internal")
 

@@ -112,7 +112,7 @@ def parse(source: str, vocabulary: Vocabulary) -> StructuralTag:
     while stack:
         path, item, is_tag = stack.pop()
         kind = item.get("type", "tag" if is_tag else None) if isinstance(item, dict) else None
-        if kind not in _FIELDS or (is_tag and kind != "tag"):
+        if not isinstance(kind, str) or kind not in _FIELDS or (is_tag and kind != "tag"):
             raise GrammarError(
                 f"not a structural tag format: {json.dumps(item)[:80]}; its type is one of {', '.join(_FIELDS)}", pointer=pointer(path)
             )

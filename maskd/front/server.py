@@ -23,6 +23,7 @@ from maskd.errors import ConfigError, MaskdError
 from maskd.front.access import check_tcp, interceptors, server_credentials
 from maskd.front.compiles import CompileDesk
 from maskd.front.data_socket import DataSocket
+from maskd.front.decoding import Decoding
 from maskd.front.nursery import Nursery
 from maskd.front.service import MaskService
 from maskd.front.sessions import SessionBook
@@ -139,7 +140,7 @@ def _load_vocabularies(config: Config, shelf: VocabularyShelf) -> None:
 
 def _grpc_server(config: Config, service: MaskService) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
-        interceptors=interceptors(config),
+        interceptors=[*interceptors(config), Decoding()],
         maximum_concurrent_rpcs=config.concurrent_calls,
         options=[
             ("grpc.max_receive_message_length", config.message_bytes),

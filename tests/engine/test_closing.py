@@ -292,3 +292,32 @@ def test_budget_below_the_shortest_document_then_ends_by_length(engine: Engine) 
     request = TextRequest("Tell:", grammar_of({"type": "json", "schema": PERSON}), SamplingParams(seed=1), 4, close_before_budget=True)
     (choice,) = engine.submit(request).result(60)
     assert choice.finish_reason == "length" and len(choice.token_ids) == 4
+
+
+def _chain(link: Any, last: Any, count: int = 40) -> dict[str, Any]:
+    """``count`` definitions, each made by ``link`` from a reference to the next one."""
+    below = ({"$ref": f"#/$defs/d{number + 1}"} for number in range(count))
+    return {"$defs": {f"d{number}": link(one) for number, one in enumerate(below)} | {f"d{count}": last}, "$ref": "#/$defs/d0"}
+
+
+HUGE: dict[str, Any] = {
+    "branches double, and none is possible": _chain(lambda below: {"anyOf": [below, below]}, False),
+    "items double": _chain(lambda below: {"type": "array", "prefixItems": [below, below], "minItems": 2}, {"type": "null"}),
+    "properties double": _chain(lambda below: {"type": "object", "properties": {"a": below, "b": below}, "required": ["a", "b"]}, {}),
+    "many items": {"type": "array", "minItems": 10**9},
+    "many items of many": {"type": "array", "minItems": 10**4, "items": {"type": "array", "minItems": 10**4, "items": {"type": "null"}}},
+    "long string": {"type": "string", "minLength": 10**12},
+    "required is no list": {"type": "object", "required": True},
+    "type is an object": {"type": {}},
+    "number beyond numbers": {"type": "number", "minimum": 1e308, "multipleOf": 5e-324},
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_steering_when_the_schema_is_huge_or_malformed_then_it_has_a_choice_all_the_same(name: str) -> None:
+    """Nobody has compiled it yet: work and texts are bounded, and what is malformed is left to the compiler."""
+    vocabulary = ClosingVocabulary(byte_vocabulary())
+    steering = steering_for(GrammarSpec("json_schema", json.dumps(HUGE[name])), vocabulary)
+    row = row_of(range(256), 300)
+    assert steering.choose(row, ord("["), 4) in {None, *range(256)}
+    assert steering.reserve() >= 0
