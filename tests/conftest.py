@@ -90,8 +90,9 @@ class Daemon:
         self.process.kill()
         self.process.wait()
 
-    def restart(self) -> None:
-        """Starts the daemon again on the same path, after ``kill``."""
+    def restart(self, environment: Mapping[str, str] | None = None) -> None:
+        """Starts the daemon again on the same path, after ``kill``; with more in its ``environment``."""
+        self._environment |= environment or {}
         self.process = self._start()
 
     def stop(self) -> int:

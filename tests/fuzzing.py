@@ -122,10 +122,10 @@ def schemas(draw: st.DrawFn, depth: int = 3) -> Any:
     return schema
 
 
-def places(value: Any) -> list[tuple[Any, ...]]:
-    """Every path into a JSON value, the empty one for the whole included."""
+def places(value: Any, depth: int = 40) -> list[tuple[Any, ...]]:
+    """Every path into a JSON value of at most ``depth`` steps, the empty one for the whole included."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [(), *((key, *rest) for key, inner in items for rest in places(inner))]
+    return [(), *((key, *rest) for key, inner in items if depth for rest in places(inner, depth - 1))]
 
 
 def value_at(value: Any, path: Sequence[Any]) -> Any:
