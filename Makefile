@@ -13,13 +13,14 @@ INPUTS := pyproject.toml .ci/constraints.txt maskd/native/shm.c maskd/native/mas
 CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed
 PORT ?= 8000
+FUZZ ?= 20
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTO := proto/maskd/v1/mask_service.proto
 # pip tells of every requirement several times; what is fetched and installed is enough.
 PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " substr($$0, 1, 110); fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test lint types fmt proto bench bench-engine chaos all clean
+.PHONY: help install run serve test lint types fmt proto bench bench-engine chaos fuzz all clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +81,9 @@ bench-engine: $(STAMP) ## tokens a second with no grammar, masks in process, and
 
 chaos: $(STAMP) ## kill, stop and corrupt things under load; every row must still be right
 	@$(BIN)/python -m tests.bench.chaos
+
+fuzz: $(STAMP) ## many wild inputs: FUZZ=20 times as many as make test tries
+	@MASKD_FUZZ=$(FUZZ) $(BIN)/python -m pytest -k "fuzz or ring" --timeout 0
 
 all: lint types test ## everything that must hold
 
