@@ -95,6 +95,8 @@ class Engine:
         prompts: renders conversations, reasoning included.
         context_length: most tokens of a prompt and its output together.
         trained: False if the weights are random numbers.
+        model_sampling: what the model's files say about sampling, as fields of ``SamplingParams``; for callers that have no defaults of
+            their own.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Engine:
             self.context_length = min(context_length or _CONTEXT_LENGTH, most)
             self.model_name = loaded.path.resolve().name
             self.trained = loaded.trained
+            self.model_sampling = loaded.sampling
             self.tokenizer = TextTokenizer(loaded.tokenizer, loaded.path)
             self.prompts = ReasoningPrompts(self.tokenizer, reasoning_end)
             self._vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)

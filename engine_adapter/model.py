@@ -9,7 +9,8 @@ Knows nothing about: requests, sampling, grammars, text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.utils import logging as transformers_logging
 
 from engine_adapter.graphs import StepGraphs
+from engine_adapter.sampler import SamplingParams
 
 __all__ = ["BUNDLED", "LoadedModel", "SlotModel", "load_model", "slots_that_fit"]
 
 BUNDLED = Path(__file__).with_name("bundled")
 WEIGHT_SEED = 0
+_SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 _CPU_SLOTS, _CUDA_SLOTS = 16, 256
 _CPU_COLUMNS, _CUDA_COLUMNS = 64, 256
 _MEMORY_SHARE = 0.8  # of what is free on the device; activations and graphs need the rest
@@ -42,6 +45,7 @@ class LoadedModel:
         path: the directory; it holds ``tokenizer.json``.
         stop_token_ids: ids that end a text.
         trained: False if the weights are random numbers.
+        sampling: what the model's ``generation_config.json`` says about sampling, as fields of ``SamplingParams``.
     """
 
     network: Any
@@ -49,6 +53,7 @@ class LoadedModel:
     path: Path
     stop_token_ids: tuple[int, ...]
     trained: bool
+    sampling: Mapping[str, float]
 
     @property
     def vocab_size(self) -> int:
@@ -66,7 +71,7 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
         device: where the weights live; None = the first CUDA device, or else the CPU. bfloat16 on CUDA, float32 on the CPU.
 
     Raises:
-        ValueError: the network has attention windows, which the static slots cannot hold.
+        ValueError: the network has attention windows, which the static slots cannot hold; or its sampling defaults make no sense.
     """
     directory = BUNDLED if path is None else Path(path)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -89,7 +94,23 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
         path=directory,
         stop_token_ids=tuple(stop) if isinstance(stop, list) else () if stop is None else (stop,),
         trained=trained,
+        sampling=_sampling_defaults(directory / "generation_config.json"),
     )
+
+
+def _sampling_defaults(path: Path) -> dict[str, float]:
+    """Returns what a generation config says, as vLLM reads it; ``do_sample: false`` is temperature 0."""
+    if not path.exists():
+        return {}
+    config = json.loads(path.read_text(encoding="utf-8"))
+    given = {name: config[name] for name in _SAMPLING_FIELDS if config.get(name) is not None}
+    if config.get("do_sample") is False:
+        given["temperature"] = 0.0
+    try:
+        SamplingParams(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return given
 
 
 def slots_that_fit(loaded: LoadedModel, context_length: int, wanted: int | None = None) -> int:

@@ -5,6 +5,7 @@ Owns: sampling parameters, the many names of a constraint, stop strings, limits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine_adapter.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
@@ -19,6 +20,7 @@ _NAMES = {
     "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",
     "json_schema": "json", "regex": "regex", "ebnf": "grammar", "grammar": "grammar", "structural_tag": "structural_tag",
 }  # fmt: skip
+_DRAWING = {"top_p", "top_k", "min_p", "typical_p"}
 _MOST_STOPS = 16
 _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "ignore_eos": (False, "min_tokens keeps an output going"),
@@ -79,13 +81,15 @@ def constraint_of(fields: CommonFields) -> GrammarSpec | None:
     return next(iter(grammars.values()), None)
 
 
-def sampling_of(fields: CommonFields) -> SamplingParams:
-    """Returns how the fields want tokens drawn.
+def sampling_of(fields: CommonFields, model_sampling: Mapping[str, float], *, is_several: bool = False) -> SamplingParams:
+    """Returns how the fields want tokens drawn. See ``sampling``.
 
     Raises:
         RequestError: a value out of range.
     """
     return sampling(
+        model_sampling,
+        is_several=is_several,
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=max(0, fields.top_k) if fields.top_k is not None else None,  # vLLM and Mistral write -1 for all
@@ -124,15 +128,21 @@ def limits_of(fields: CommonFields) -> dict[str, Any]:
     }
 
 
-def sampling(**given: Any) -> SamplingParams:
-    """Returns sampling parameters from those that are not None.
+def sampling(model_sampling: Mapping[str, float], *, is_several: bool = False, **given: Any) -> SamplingParams:
+    """Returns sampling parameters: those of ``given`` that are not None, over what the model's files say, over OpenAI's defaults.
+
+    A model whose files ask for the likeliest token each time is sampled from all the same if the request asks for several outputs, or
+    says which tokens may be drawn.
 
     Raises:
         RequestError: a value out of range; names the field.
     """
     values = {name: value for name, value in given.items() if value is not None}
+    defaults = dict(model_sampling)
+    if defaults.get("temperature") == 0 and (is_several or values.keys() & _DRAWING):
+        defaults["temperature"] = 1.0
     try:
-        return SamplingParams(**values)
+        return SamplingParams(**{**defaults, **values})
     except ValueError as error:
         name = str(error).partition(" ")[0]
         raise RequestError(str(error), name if name in values else None, code="invalid_value") from None

@@ -114,7 +114,7 @@ def _ask(core: Core, body: ChatFields) -> tuple[Plan, Ask]:
         TextRequest(
             prompt=prompt,
             grammar=plan.grammar,
-            sampling=sampling_of(body),
+            sampling=sampling_of(body, core.engine.model_sampling, is_several=(body.n or 1) > 1),
             max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
             logprobs=_logprobs_wanted(body),
             n=1 if body.n is None else body.n,

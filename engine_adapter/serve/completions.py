@@ -90,7 +90,8 @@ def _asks(core: Core, body: CompletionFields) -> list[Ask]:
         raise RequestError("best_of cannot be streamed: the best are known at the end", "best_of")
     if body.logprobs is not None and not 0 <= body.logprobs <= MOST_LOGPROBS:
         raise RequestError(f"logprobs is {body.logprobs}; give 0 to {MOST_LOGPROBS}", "logprobs")
-    grammar, sampling, limits = constraint_of(body), sampling_of(body), limits_of(body)
+    grammar, limits = constraint_of(body), limits_of(body)
+    sampling = sampling_of(body, core.engine.model_sampling, is_several=max(count, body.best_of or 1) > 1)
     # A document that is cut after 16 tokens helps nobody: with a grammar the default is what the context has room for.
     max_tokens = body.max_tokens if body.max_tokens is not None or grammar is not None else _DEFAULT_TOKENS
     close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget

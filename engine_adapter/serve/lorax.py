@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine_adapter.generation import Choice, TextGeneration, TextRequest
+from engine_adapter.generation import Choice, Reasoning, TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.serve.asking import read_format, sampling, stop_strings
@@ -49,6 +49,7 @@ class LoraxParameters(msgspec.Struct, kw_only=True):
     decoder_input_details: bool | None = None
     response_format: dict[str, Any] | None = None
     guided_decoding_backend: str | None = None
+    apply_chat_template: bool | None = None
 
 
 class LoraxFields(msgspec.Struct, kw_only=True):
@@ -79,10 +80,14 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
     body = await read_body(request, LoraxFields, core.body_bytes)
     parameters = body.parameters
     wants_stream = body.stream if stream is None else stream
-    ask = Ask(_text_request(core, body, wants_stream), {"": "parameters.response_format"})
-    prompt_ids: Sequence[int] = await core.prepare(
-        lambda: core.engine.tokenizer.encode(body.inputs) if parameters.decoder_input_details else []
-    )
+    if parameters.apply_chat_template:
+        prompt, reasons = await core.prepare(
+            lambda: core.engine.prompts.render([{"role": "user", "content": body.inputs}], enable_thinking=False)
+        )
+    else:
+        prompt, reasons = body.inputs, False
+    ask = Ask(_text_request(core, body, prompt, reasons, wants_stream), {"": "parameters.response_format"})
+    prompt_ids: Sequence[int] = await core.prepare(lambda: core.engine.tokenizer.encode(prompt) if parameters.decoder_input_details else [])
     before = body.inputs if parameters.return_full_text else ""
 
     def whole(generations: Sequence[TextGeneration]) -> Any:
@@ -108,7 +113,7 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
     return await core.respond(request, [ask], whole=whole, pieces=pieces if wants_stream else None)
 
 
-def _text_request(core: Core, body: LoraxFields, streams: bool) -> TextRequest:
+def _text_request(core: Core, body: LoraxFields, prompt: str, reasons: bool, streams: bool) -> TextRequest:
     parameters = body.parameters
     drawn = _sampling(parameters)
     best_of = parameters.best_of
@@ -123,23 +128,24 @@ def _text_request(core: Core, body: LoraxFields, streams: bool) -> TextRequest:
     ):
         response_format = {"type": "json_schema", "json_schema": {"schema": ANY_OBJECT}}
     return TextRequest(
-        prompt=body.inputs,
+        prompt=prompt,
         grammar=read_format(response_format, parameters.guided_decoding_backend or "auto"),
         sampling=drawn,
         max_tokens=parameters.max_new_tokens,
         stop=stop_strings(parameters.stop),
         logprobs=0,
         best_of=best_of,
+        reasoning=Reasoning() if reasons else None,
         close_before_budget=core.close_before_budget,
     )
 
 
 def _sampling(parameters: LoraxParameters) -> SamplingParams:
     """Greedy, unless ``do_sample`` or a parameter of sampling says otherwise."""
-    given = {"top_k": parameters.top_k, "top_p": parameters.top_p, "typical_p": parameters.typical_p}
+    given: dict[str, Any] = {"top_k": parameters.top_k, "top_p": parameters.top_p, "typical_p": parameters.typical_p}
     samples = parameters.do_sample or parameters.temperature is not None or any(value is not None for value in given.values())
     temperature = parameters.temperature if parameters.temperature is not None else 1.0 if samples else 0.0
-    return sampling(temperature=temperature, seed=parameters.seed, repetition_penalty=parameters.repetition_penalty, **given)
+    return sampling({}, temperature=temperature, seed=parameters.seed, repetition_penalty=parameters.repetition_penalty, **given)
 
 
 def _details(generation: TextGeneration, choice: Choice, seed: int | None) -> dict[str, Any]:

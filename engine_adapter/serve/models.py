@@ -1,5 +1,7 @@
 """``GET /v1/models`` and ``GET /v1/models/{id}``: the one model there is, with the fields that OpenAI's and Mistral's clients read.
 
+Together's client of before version 3 wants a bare list of cards of its own, and is known by its user agent; later ones ask elsewhere.
+
 Requests may name any model: LMDeploy and LoRAX mean adapters by it, and nobody should have to edit a name to try a server.
 """
 
@@ -18,7 +20,10 @@ __all__ = ["list_models", "show_model"]
 
 async def list_models(request: Request) -> Response:
     """Serves ``/v1/models``."""
-    return JSONResponse({"object": "list", "data": [_card(request.app.state.core)]})
+    card = _card(request.app.state.core)
+    if request.headers.get("user-agent", "").startswith(("Together/", "AsyncTogether/")):
+        return JSONResponse([card | {"type": "chat", "pricing": {}}])
+    return JSONResponse({"object": "list", "data": [card]})
 
 
 async def show_model(request: Request) -> Response:

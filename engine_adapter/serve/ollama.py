@@ -122,6 +122,7 @@ def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan, reaso
         prompt=prompt,
         grammar=plan.grammar,
         sampling=sampling(
+            core.engine.model_sampling,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,

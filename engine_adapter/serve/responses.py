@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine_adapter.generation import TextGeneration, TextRequest
+from engine_adapter.sampler import SamplingParams
 from engine_adapter.serve.asking import backend_of, limits_of, read_format, sampling_of
 from engine_adapter.serve.body import CommonFields, read_body
 from engine_adapter.serve.calls import Call, CallDelta, CallStart, Content, Part, Reader
@@ -47,7 +48,7 @@ async def responses(request: Request) -> Response:
     core: Core = request.app.state.core
     body = await read_body(request, ResponseFields, core.body_bytes)
     plan, ask = await core.prepare(lambda: _ask(core, body))
-    answer = _Answer(core, body, plan)
+    answer = _Answer(core, body, plan, ask.request.sampling)
     return await core.respond(
         request, [ask], whole=lambda generations: answer.whole(generations[0]), pieces=answer.pieces if body.stream else None
     )
@@ -80,7 +81,7 @@ def _ask(core: Core, body: ResponseFields) -> tuple[Plan, Ask]:
     request = TextRequest(
         prompt,
         plan.grammar,
-        sampling_of(body),
+        sampling_of(body, core.engine.model_sampling),
         body.max_output_tokens,
         close_before_budget=close,
         reasoning=reasoning,
@@ -114,7 +115,7 @@ def _messages(body: ResponseFields) -> list[Any]:
 class _Answer:
     """The answer to one request, whole or in events."""
 
-    def __init__(self, core: Core, body: ResponseFields, plan: Plan) -> None:
+    def __init__(self, core: Core, body: ResponseFields, plan: Plan, sampling: SamplingParams) -> None:
         self._plan = plan
         self._sequence = 0
         self._items: list[dict[str, Any]] = []
@@ -136,11 +137,11 @@ class _Answer:
             "previous_response_id": None,
             "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
             "store": False,
-            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "temperature": sampling.temperature,
             "text": body.text or {"format": {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
             "tools": body.tools or [],
-            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "top_p": sampling.top_p,
             "truncation": "disabled",
             "usage": None,
             "user": None,

@@ -70,6 +70,25 @@ def test_load_when_attention_has_windows_then_refused(tmp_path: Path) -> None:
         load_model(tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("config", "sampling"),
+    [
+        ({"temperature": 0.6, "top_p": 0.95, "top_k": 20, "eos_token_id": 2}, {"temperature": 0.6, "top_p": 0.95, "top_k": 20}),
+        ({"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.05}, {"temperature": 0.0, "repetition_penalty": 1.05}),
+        ({"do_sample": True, "top_p": None}, {}),
+    ],
+)
+def test_load_when_the_model_says_how_to_sample_then_it_is_read(bare: Path, config: dict[str, object], sampling: dict[str, float]) -> None:
+    (bare / "generation_config.json").write_text(json.dumps(config))
+    assert load_model(bare, "cpu").sampling == sampling
+
+
+def test_load_when_the_model_says_nonsense_about_sampling_then_refused(bare: Path) -> None:
+    (bare / "generation_config.json").write_text('{"top_p": 7}')
+    with pytest.raises(ValueError, match="top_p is 7"):
+        load_model(bare, "cpu")
+
+
 def test_slots_when_sequences_join_and_leave_then_logits_equal_the_network_alone(loaded: LoadedModel) -> None:
     model = SlotModel(loaded.network, slot_count=3, context_length=32)
     texts = [list(prompt) for prompt in PROMPTS]

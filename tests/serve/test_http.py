@@ -261,6 +261,12 @@ def test_lorax_when_used_by_hand_then_all_three_routes_answer(http: httpx2.Clien
     sampled = {"max_new_tokens": 5, "do_sample": True, "best_of": 3, "typical_p": 0.9, "repetition_penalty": 1.2, "details": True}
     best = http.post("/generate", json={"inputs": "x", "parameters": sampled}).json()
     assert 0 < best["details"]["generated_tokens"] <= 5
+    counts = [
+        http.post("/generate", json={"inputs": "x", "parameters": {"details": True, "max_new_tokens": 1, "apply_chat_template": wrapped}})
+        for wrapped in (False, True)
+    ]
+    as_text, as_turn = (answer.json()["details"]["prompt_tokens"] for answer in counts)
+    assert as_text == 1 < as_turn  # the text as it is, or a user's turn
     assert "".join(json.loads(event.removeprefix("data:"))["token"]["text"] for event in streamed) == last["generated_text"]
 
 

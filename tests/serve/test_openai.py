@@ -57,6 +57,16 @@ def test_models_when_listed_then_the_first_one_can_be_used(client: OpenAI) -> No
 
 
 @pytest.mark.parametrize(
+    ("agent", "is_list"), [("Together/Python 2.36.0", True), ("Together/v1 PythonBindings/1.5.35", True), ("x", False)]
+)
+def test_models_when_listed_by_an_older_client_of_together_then_they_are_a_bare_list(server: Server, agent: str, is_list: bool) -> None:
+    """Both releases read this answer; 3.x does not ask here."""
+    answer = httpx2.get(server.url + "/v1/models", headers={"user-agent": agent}).json()
+    [card] = answer if is_list else answer["data"]
+    assert card["object"] == "model" and ("pricing" in card) == is_list
+
+
+@pytest.mark.parametrize(
     "response_format",
     [
         json_schema(CITY),
@@ -134,6 +144,19 @@ def test_create_when_asked_for_several_then_there_are_several(client: OpenAI) ->
         city(choice.message.content)
         assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
         assert all(token.logprob <= 0 and len(token.top_logprobs) <= 2 for token in choice.logprobs.content)
+
+
+def test_create_when_nothing_is_said_about_sampling_then_the_model_says_it(client: OpenAI) -> None:
+    """The bundled model asks for the likeliest token each time; several outputs, or a field of sampling, are drawn all the same."""
+    fields: Any = {"model": "m", "messages": ASK, "extra_body": {"regex": "[a-z0-9]{40}"}, "max_tokens": 60}
+
+    def answers(**more: Any) -> set[str | None]:
+        tries = [client.chat.completions.create(**fields, **more) for _ in range(6)]
+        return {choice.message.content for one in tries for choice in one.choices}
+
+    assert len(answers()) == len(answers(temperature=0)) == 1
+    assert len(answers(n=3)) > 1 and len(answers(top_p=0.99)) > 1 and len(answers(temperature=1.5)) > 1
+    assert client.responses.create(model="m", input="hi", max_output_tokens=2).temperature == 0
 
 
 def test_create_when_tokens_are_biased_then_they_are_chosen_as_far_as_the_mask_lets_them(client: OpenAI, server: Server) -> None:
