@@ -27,6 +27,7 @@ from engine_adapter.model import SlotModel, load_model, slots_that_fit
 from engine_adapter.output import Output
 from engine_adapter.reasoning import AfterReasoning, EndReasoning, ReasoningPrompts
 from engine_adapter.request import Generation, Request, Steering
+from engine_adapter.sampler import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from engine_adapter.tokenizer import TextTokenizer
 from maskd.client import Client
@@ -130,7 +131,7 @@ class Engine:
             restore_seconds: how long outputs with a grammar wait for a daemon that went away, before they fail; those without go on.
 
         Raises:
-            ValueError: not a model that the loop can run. MaskdError: no daemon.
+            ValueError: not a model that the loop can run, or its files ask for nonsense. MaskdError: no daemon.
         """
         with ExitStack() as stack:
             sidecar = None if target is not None else stack.enter_context(Sidecar())
@@ -140,6 +141,10 @@ class Engine:
             self.model_name = loaded.path.resolve().name
             self.trained = loaded.trained
             self.model_sampling = loaded.sampling
+            try:
+                SamplingParams(**self.model_sampling)  # type: ignore[arg-type]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{loaded.path}/generation_config.json: {error}") from error
             self.tokenizer = TextTokenizer(loaded.tokenizer, loaded.path)
             self.prompts = ReasoningPrompts(self.tokenizer, reasoning_end)
             self._vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)
@@ -326,7 +331,7 @@ class Engine:
             return None if reasoning is None or reasoning.max_tokens is None else EndReasoning(end, reasoning.max_tokens)
         if not asked.close_before_budget:
             return None
-        closing = steering_for(grammar, self._closing_vocabulary)
+        closing = steering_for(dataclasses.replace(grammar, reasoning=None), self._closing_vocabulary)
         return closing if reasoning is None else AfterReasoning(closing, end)
 
     def _count_finished(self, choice: Choice, duration_seconds: float) -> None:

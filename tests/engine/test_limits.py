@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from engine_adapter.generation import TextRequest
 from engine_adapter.sampler import SamplingParams
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon, byte_vocabulary
+from tests.thinking_model import PLAIN, make_directory
 
 torch.set_num_threads(1)
 PROMPT = "Tell me:"
@@ -135,3 +137,11 @@ def test_best_of_when_asked_for_then_the_likeliest_are_kept(engine: Engine) -> N
 def test_submit_when_a_limit_makes_no_sense_then_it_is_named(engine: Engine, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         engine.submit(TextRequest(PROMPT, max_tokens=30, **options))  # type: ignore[arg-type]
+
+
+def test_engine_when_the_model_says_nonsense_about_sampling_then_refused(daemon: Daemon, tmp_path: Path) -> None:
+    directory = make_directory(tmp_path, PLAIN)
+    (directory / "generation_config.json").unlink()
+    (directory / "generation_config.json").write_text('{"top_p": 7}')
+    with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 7"):
+        Engine(directory, target=daemon.target, device="cpu")
