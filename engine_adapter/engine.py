@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,21 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from engine_adapter.bans import BannedWords, TokenPrefixes
-from engine_adapter.bounded import bounded_spec
-from engine_adapter.closing import ClosingVocabulary, steering_for
 from engine_adapter.generation import Choice, TextGeneration, TextRequest
+from engine_adapter.intake import Intake
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import SlotModel, load_model, slots_that_fit
 from engine_adapter.output import Output
-from engine_adapter.reasoning import AfterReasoning, EndReasoning, ReasoningPrompts
-from engine_adapter.request import Generation, Request, Steering
+from engine_adapter.reasoning import ReasoningPrompts
+from engine_adapter.request import Generation
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from engine_adapter.tokenizer import TextTokenizer
 from maskd.client import Client
-from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.tokenizer_files import load_vocabulary
 
 __all__ = ["Engine", "EngineStats", "QueueFullError"]
@@ -156,11 +152,10 @@ class Engine:
             slot_model = SlotModel(loaded.network, self._slot_count, self.context_length)
             self._loop = DecodeLoop(slot_model, masker, self._vocabulary.stop_token_ids)
             self._resources = stack.pop_all()
-        self._backend = backend
-        self._bounded = bounded
+        self._intake = Intake(
+            self.tokenizer, self.prompts, self._vocabulary, context_length=self.context_length, backend=backend, bounded=bounded
+        )
         self._queue_limit = queue_limit
-        self._closing_vocabulary = ClosingVocabulary(self._vocabulary)
-        self._prefixes = TokenPrefixes(self._vocabulary)
         self._lock = threading.Lock()  # guards the admission and the counters below
         self._finished: Counter[str] = Counter()
         self._durations: deque[float] = deque(maxlen=_FINISHED_KEPT)
@@ -184,25 +179,21 @@ class Engine:
             ValueError: the prompt is empty or too long for the context, or a number is out of range.
             RuntimeError: the engine is closed, or its loop has failed.
         """
-        prompt = self.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
-        max_tokens = self._checked_budget(request, prompt)
-        grammar = self._grammar(request, max_tokens)
-        banned = None
-        if any(request.banned_words) or request.banned_token_ids:
-            banned = BannedWords(request.banned_words, self._prefixes, request.banned_token_ids)
+        prepared = self._intake.prepare(request)
         generations: list[Generation] = []
 
         def cancel() -> None:
             for generation in generations:
                 generation.cancel()
 
-        outputs = TextGeneration(request, len(prompt), cancel)
+        outputs = TextGeneration(request, len(prepared.prompt), cancel)
         with self._lock:
             self._admit(request.output_count)
-            generations += [
-                self._loop.add(self._request(outputs, choice, prompt, grammar, max_tokens, banned)) for choice in outputs.choices
-            ]
-            self._prompt_tokens += len(prompt)
+            for choice in outputs.choices:
+                output = Output(outputs, choice, self._vocabulary, self._count_finished, self.prompts.end_token_ids)
+                asked = self._intake.output_request(prepared, choice.index)
+                generations.append(self._loop.add(dataclasses.replace(asked, on_token=output.on_token, on_finish=output.on_finish)))
+            self._prompt_tokens += len(prepared.prompt)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -239,53 +230,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- a request on its way in -----------------------------------------------------------------------------------
-
-    def _checked_budget(self, request: TextRequest, prompt: Sequence[int]) -> int:
-        room = self.context_length - len(prompt)
-        if not prompt or room < 1:
-            raise ValueError(f"the prompt has {len(prompt)} tokens; give 1 to {self.context_length - 1}")
-        if request.n < 1:
-            raise ValueError(f"n is {request.n}; give at least 1")
-        if request.best_of is not None and request.best_of < request.n:
-            raise ValueError(f"best_of is {request.best_of}; give at least n, which is {request.n}")
-        if request.reasoning is not None and self.prompts.end is None:
-            raise ValueError("reasoning is asked for, but nothing says how the model ends it; give the engine a reasoning_end")
-        if request.reasoning is not None and (request.reasoning.max_tokens or 0) < 0:
-            raise ValueError(f"reasoning has max_tokens {request.reasoning.max_tokens}; give 0 or more")
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise ValueError(f"max_tokens is {request.max_tokens}; give at least 1")
-        budget = min(room, request.max_tokens or room)
-        if not 0 <= request.min_tokens <= budget:
-            raise ValueError(f"min_tokens is {request.min_tokens}; give 0 to {budget}, the most that there can be")
-        self._check_ids("the prompt", prompt)
-        self._check_ids("logit_bias", request.sampling.logit_bias)
-        self._check_ids("stop_token_ids", request.stop_token_ids)
-        self._check_ids("banned_token_ids", request.banned_token_ids)
-        if request.logprobs is not None and not 0 <= request.logprobs <= self._vocabulary.vocab_size:
-            raise ValueError(f"logprobs is {request.logprobs}; give 0 or more")
-        return budget
-
-    def _check_ids(self, what: str, token_ids: Iterable[int]) -> None:
-        if bad := [token_id for token_id in token_ids if not 0 <= token_id < self._vocabulary.vocab_size]:
-            raise ValueError(f"{what} has token id {bad[0]}; the vocabulary ends at {self._vocabulary.vocab_size - 1}")
-
-    def _grammar(self, request: TextRequest, max_tokens: int) -> GrammarSpec | None:
-        spec = request.grammar
-        if spec is None:
-            return None
-        if spec.backend == "auto":
-            spec = dataclasses.replace(spec, backend=self._backend)
-        if self._bounded:
-            spec = bounded_spec(spec)
-        if request.reasoning is None:
-            return spec
-        limit = request.reasoning.max_tokens
-        if request.close_before_budget:  # the shortest output must fit behind the reasoning, and a quarter of the budget is left to it
-            answer = max(max_tokens // 4, steering_for(spec, self._closing_vocabulary).reserve())
-            room = max(0, max_tokens - answer - len(self.prompts.end_token_ids))
-            limit = room if limit is None else min(limit, room)
-        return dataclasses.replace(spec, reasoning=ReasoningGate(self.prompts.end_token_ids, limit))
+    # -- admission -------------------------------------------------------------------------------------------------
 
     def _admit(self, count: int) -> None:
         if self._failure is not None or self._stopping.is_set():
@@ -296,43 +241,6 @@ class Engine:
             waiting = max(0, unfinished - self._slot_count)
             seconds = typical * (waiting + count) / self._slot_count
             raise QueueFullError(waiting, round(min(max(1.0, seconds), _LONGEST_RETRY_SECONDS)))
-
-    def _request(
-        self,
-        outputs: TextGeneration,
-        choice: Choice,
-        prompt: Sequence[int],
-        grammar: GrammarSpec | None,
-        max_tokens: int,
-        banned: BannedWords | None,
-    ) -> Request:
-        asked = outputs.request
-        sampling = asked.sampling
-        if sampling.seed is not None:
-            sampling = dataclasses.replace(sampling, seed=sampling.seed + choice.index)
-        output = Output(outputs, choice, self._vocabulary, self._count_finished, self.prompts.end_token_ids)
-        return Request(
-            prompt,
-            grammar,
-            sampling,
-            max_tokens,
-            asked.min_tokens,
-            frozenset(asked.stop_token_ids),
-            banned,
-            logprobs=(asked.logprobs or 0) if asked.wants_logprobs else None,
-            steering=self._steering(asked, grammar),
-            on_token=output.on_token,
-            on_finish=output.on_finish,
-        )
-
-    def _steering(self, asked: TextRequest, grammar: GrammarSpec | None) -> Steering | None:
-        reasoning, end = asked.reasoning, self.prompts.end_token_ids
-        if grammar is None:
-            return None if reasoning is None or reasoning.max_tokens is None else EndReasoning(end, reasoning.max_tokens)
-        if not asked.close_before_budget:
-            return None
-        closing = steering_for(dataclasses.replace(grammar, reasoning=None), self._closing_vocabulary)
-        return closing if reasoning is None else AfterReasoning(closing, end)
 
     def _count_finished(self, choice: Choice, duration_seconds: float) -> None:
         self._finished[str(choice.finish_reason)] += 1
