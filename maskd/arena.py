@@ -37,7 +37,7 @@ from maskd.errors import (
 from maskd.segments import Mapping
 from maskd.step import Item, Result, Status
 
-__all__ = ["Arena", "Reply", "result_of"]
+__all__ = ["Arena", "Reply", "pack_items", "result_of"]
 
 _RECHECK_SECONDS = 0.05
 """A wake-up that got lost costs this long, and never a hang."""
@@ -62,6 +62,27 @@ def result_of(row: Sequence[Any], forced: NDArray[np.int32]) -> Result:
         row[0], _STATUSES[row[1]], row[3], row[4], row[5], row[6], bool(flags & 1), bool(flags & 2), bool(flags & 4),
         tuple(forced[row[7] : row[7] + row[8]].tolist()) if row[8] else (), row[9], row[10],
     )  # fmt: skip
+
+
+def pack_items(view: memoryview | bytearray, at: int, items: Sequence[Item]) -> bytes:
+    """Writes ``items`` to ``view`` from ``at`` on, as a cell has them, and returns their tokens, int32.
+
+    Raises:
+        InvalidRequestError: a number does not fit its field.
+    """
+    flat: list[int] = []
+    try:
+        for item in items:
+            lay.ITEM.pack_into(
+                view, at, item.sequence_id, item.grammar_id, item.source_sequence_id, item.action, item.want_forced,
+                item.rollback, item.row, len(flat), len(item.accept), len(item.drafts),
+            )  # fmt: skip
+            at += lay.ITEM.size
+            flat += item.accept
+            flat += item.drafts
+        return array.array("i", flat).tobytes()
+    except (struct.error, OverflowError) as error:
+        raise InvalidRequestError(f"a number of the step does not fit its field: {error}", field="items") from None
 
 
 @dataclass(slots=True)
@@ -211,26 +232,14 @@ class Arena:
         cell, capacity = self._next_cell(), self.layout.item_capacity
         if len(items) > capacity:
             raise CapacityError(f"{len(items)} items in a step; the session takes {capacity}", limit="item_capacity", value=capacity)
-        view, at = self._steps.view, self._items_at[cell]
-        flat: list[int] = []
-        try:
-            for item in items:
-                lay.ITEM.pack_into(
-                    view, at, item.sequence_id, item.grammar_id, item.source_sequence_id, item.action, item.want_forced,
-                    item.rollback, item.row, len(flat), len(item.accept), len(item.drafts),
-                )  # fmt: skip
-                at += lay.ITEM.size
-                flat += item.accept
-                flat += item.drafts
-            tokens = array.array("i", flat).tobytes()
-        except (struct.error, OverflowError) as error:
-            raise InvalidRequestError(f"a number of the step does not fit its field: {error}", field="items") from None
-        capacity = self.layout.token_capacity
-        if len(flat) > capacity:
-            raise CapacityError(f"{len(flat)} tokens in a step; the session takes {capacity}", limit="token_capacity", value=capacity)
+        view = self._steps.view
+        tokens = pack_items(view, self._items_at[cell], items)
+        capacity, count = self.layout.token_capacity, len(tokens) // 4
+        if count > capacity:
+            raise CapacityError(f"{count} tokens in a step; the session takes {capacity}", limit="token_capacity", value=capacity)
         at = self._tokens_at[cell]
         view[at : at + len(tokens)] = tokens
-        return self._publish(cell, len(items), len(flat))
+        return self._publish(cell, len(items), count)
 
     def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
         """The same from arrays: ``items`` (n,) of ``layout.ITEM_DTYPE``, ``tokens`` (m,) int32. For engines that keep

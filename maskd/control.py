@@ -21,9 +21,9 @@ from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
     "AttachSession", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits", "Compiled", "Drain",
-    "DropGrammar", "Failure", "FrameReader", "GrammarCompiled", "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply",
-    "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "ToFront", "ToNursery", "ToWorker", "WorkerExited",
-    "encode", "error_of", "failure_of", "write_frame",
+    "DropGrammar", "Failure", "FrameReader", "GrammarCompiled", "InlineStep", "LoadVocabulary", "OpenSession", "ReadSession", "Ready",
+    "Reply", "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "Stepped", "ToFront", "ToNursery",
+    "ToWorker", "WorkerExited", "encode", "error_of", "failure_of", "write_frame",
 ]  # fmt: skip
 
 _HEAD = struct.Struct("<II")
@@ -46,7 +46,7 @@ class LoadVocabulary(_Message):
 
 
 class OpenSession(_Message):
-    """Makes the segments of a session; answered by Reply(SessionOpened)."""
+    """Makes a session, with its segments unless it is ``inline``; answered by Reply(SessionOpened)."""
 
     request: int
     session_id: int
@@ -55,6 +55,7 @@ class OpenSession(_Message):
     row_capacity: int
     token_capacity: int
     sequence_capacity: int
+    inline: bool
 
 
 class AttachSession(_Message):
@@ -67,6 +68,20 @@ class CloseSession(_Message):
     """Frees a session; answered by SessionClosed."""
 
     session_id: int
+
+
+class InlineStep(_Message):
+    """One step of an inline session; answered by Reply(Stepped), or by the Failure after which it may be sent again.
+
+    Attributes:
+        row_count: rows that the items want.
+        cell: a steps cell, as ``Layout.cut`` lays it out for these items, tokens and rows.
+    """
+
+    request: int
+    session_id: int
+    row_count: int
+    cell: bytes
 
 
 class CompileLimits(_Message):
@@ -190,7 +205,7 @@ class Failure(_Message):
 
 
 class SessionOpened(_Message):
-    """Sizes of the new segments."""
+    """Sizes of the new segments; 0 for an inline session, which has none."""
 
     rows_bytes: int
     steps_bytes: int
@@ -220,11 +235,23 @@ class SessionState(_Message):
     last_step: int
 
 
+class Stepped(_Message):
+    """What came of an ``InlineStep``.
+
+    Attributes:
+        head: a rows cell up to its rows: results and forced tokens, as ``Layout.cut`` lays it out.
+        rows: (row_count, row_stride_words) int32.
+    """
+
+    head: bytes
+    rows: bytes
+
+
 class Reply(_Message):
     """The answer to a request."""
 
     request: int
-    result: Failure | SessionOpened | GrammarCompiled | SessionState | Spawned | Compiled | None = None
+    result: Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Compiled | None = None
 
 
 class WorkerExited(_Message):
@@ -241,7 +268,7 @@ class SessionClosed(_Message):
     why: str
 
 
-ToWorker = LoadVocabulary | OpenSession | AttachSession | CloseSession | CompileGrammar | DropGrammar | ReadSession | Drain
+ToWorker = LoadVocabulary | OpenSession | AttachSession | CloseSession | InlineStep | CompileGrammar | DropGrammar | ReadSession | Drain
 ToNursery = LoadVocabulary | SpawnWorker | Compile | CancelCompile
 ToFront = Ready | Reply | WorkerExited | SessionClosed
 

@@ -135,6 +135,21 @@ class Layout:
         """Bytes from one row to the next."""
         return 4 * self.row_stride_words
 
+    def cut(self, item_count: int, token_count: int, row_count: int) -> Layout:
+        """Returns the layout of cells that have room for one step and no more: what travels inside messages.
+
+        Raises:
+            CapacityError: the step does not fit the session.
+        """
+        for name, value, limit in (
+            ("item_capacity", item_count, self.item_capacity),
+            ("token_capacity", token_count, self.token_capacity),
+            ("row_capacity", row_count, self.row_capacity),
+        ):
+            if value > limit:
+                raise CapacityError(f"{value} {name.partition('_')[0]}s in a step; the session takes {limit}", limit=name, value=limit)
+        return Layout(self.vocab_size, max(1, item_count), max(1, row_count), max(1, token_count), self.forced_capacity)
+
     # Steps segment.
     @property
     def items_offset(self) -> int:

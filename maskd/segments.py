@@ -46,8 +46,6 @@ def create_segment(name: str, size_bytes: int) -> int:
         os.posix_fallocate(fd, 0, size_bytes)
     except OSError as error:
         os.close(fd)
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EINTR):
-            raise
         raise CapacityError(
             f"a segment of {size_bytes} bytes was needed and is not to be had: {error.strerror}; "
             "ask for fewer rows, or use the inline transport",

@@ -6,7 +6,6 @@ Owns: the pending requests and the order of what goes out. Knows nothing about: 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ class Peer:
         self._pending: dict[int, asyncio.Future[object]] = {}
         self._next_request = 0
         self._outbox: asyncio.Queue[tuple[bytes, Sequence[int]]] = asyncio.Queue()
+        self._waiting_to_go = 0
         self._gone = False
 
     async def run(self) -> None:
@@ -54,10 +54,11 @@ class Peer:
                     os.close(fd)
 
     async def request(
-        self, make: Callable[[int], control.ToWorker | control.ToNursery], seconds: float, fds: Sequence[int] = (),
+        self, make: Callable[[int], control.ToWorker | control.ToNursery], seconds: float | None, fds: Sequence[int] = (),
         cancel: Callable[[int], control.ToNursery] | None = None,
     ) -> object:  # fmt: skip
-        """Sends ``make(number)`` and returns the result of its answer. ``cancel(number)`` is sent if the caller gives up.
+        """Sends ``make(number)`` and returns the result of its answer, within ``seconds``, or None = however late. ``cancel(number)`` is
+        sent if the caller gives up.
 
         Raises:
             MaskdError: what the other end answered. UnavailableError: it is gone. DeadlineError: no answer in time.
@@ -84,24 +85,43 @@ class Peer:
         return result
 
     def send(self, message: control.ToWorker | control.ToNursery, fds: Sequence[int] = ()) -> None:
-        """Sends a message. The descriptors are closed here once they are sent, or when the other end is gone."""
+        """Sends a message, at once if nothing is before it. The descriptors are closed here once they are sent, or when the other end is
+        gone."""
         if self._gone:
             for fd in fds:
                 os.close(fd)
-        else:
-            self._outbox.put_nowait((control.encode(message, len(fds)), fds))
+            return
+        frame = control.encode(message, len(fds))
+        if not fds and not self._waiting_to_go:
+            try:
+                frame = frame[self._channel.send(frame) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # the reader sees the end of the channel
+            if not frame:
+                return
+        self._waiting_to_go += 1
+        self._outbox.put_nowait((frame, fds))
 
     async def _read(self) -> None:
         loop, reader = asyncio.get_running_loop(), control.FrameReader(self._channel, control.ToFront)
-        readable = asyncio.Event()
-        loop.add_reader(self._channel, readable.set)
+        end: asyncio.Future[None] = loop.create_future()
+
+        def read() -> None:
+            try:
+                for message, _ in reader.read():
+                    self._handle(message)
+            except UnavailableError:
+                if not end.done():
+                    end.set_result(None)
+            except Exception as error:
+                if not end.done():
+                    end.set_exception(error)
+
+        loop.add_reader(self._channel, read)
         try:
-            with contextlib.suppress(UnavailableError):
-                while True:
-                    await readable.wait()
-                    readable.clear()
-                    for message, _ in reader.read():
-                        self._handle(message)
+            await end
         finally:
             loop.remove_reader(self._channel)
 
@@ -125,6 +145,7 @@ class Peer:
                     except BlockingIOError:
                         await asyncio.sleep(0.001)
                 await loop.sock_sendall(self._channel, frame)
+                self._waiting_to_go -= 1
             except OSError:
                 return  # the reader sees the end of the channel
             finally:

@@ -1,8 +1,7 @@
 """The front's book of sessions: who holds which, which worker serves it, and how it ends.
 
 A shared-memory session is claimed on the data socket with its one-time token; the connection goes to the worker and is
-the lease. An inline session is the same thing with the front as the engine: it attaches to the worker's arena over a
-socketpair and copies rows into messages, so there is one data path and one implementation of a step.
+the lease. An inline session has no segments: its steps go through the front (``inline_steps``), and it ends when nobody uses it.
 Owns: sessions, their tokens, leases and grammar ids. Knows nothing about: protobuf, listening sockets.
 """
 
@@ -12,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import hmac
-import os
 import secrets
 import socket
 import time
@@ -23,7 +21,7 @@ import structlog
 
 from maskd import control
 from maskd import layout as lay
-from maskd.arena import Arena, Reply
+from maskd.arena import Reply
 from maskd.config import Config
 from maskd.errors import (
     CapacityError,
@@ -35,12 +33,12 @@ from maskd.errors import (
     GrammarUnsupportedError,
     InvalidRequestError,
     NotFoundError,
-    StepOrderError,
     UnavailableError,
     VocabularyMismatchError,
     clip,
 )
 from maskd.front.compiles import CompileDesk
+from maskd.front.inline_steps import InlineSteps
 from maskd.front.quarantine import Key
 from maskd.front.workers import Worker
 from maskd.grammar import GrammarSpec
@@ -67,13 +65,11 @@ class Session:
     opened: control.SessionOpened
     layout: lay.Layout
     token: bytes = b""
-    arena: Arena | None = None
+    inline: InlineSteps | None = None
     used: float = field(default_factory=time.monotonic)
     next_grammar: int = 1
     grammar_keys: dict[int, Key] = field(default_factory=dict)
     alternates: dict[int, int] = field(default_factory=dict)
-    answered: tuple[Reply, Sequence[Item]] | None = None
-    busy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class SessionBook:
@@ -150,7 +146,7 @@ class SessionBook:
         try:
             opened = await worker.request(lambda number: control.OpenSession(
                 number, session_id, vocabulary.fingerprint, layout.item_capacity, layout.row_capacity, layout.token_capacity,
-                sequence_capacity or config.sequences_per_session,
+                sequence_capacity or config.sequences_per_session, inline,
             ), _REQUEST_SECONDS)  # fmt: skip
         except BaseException:  # the caller may have left while the worker was at it
             worker.send(control.CloseSession(session_id))
@@ -162,11 +158,7 @@ class SessionBook:
         self._sessions[session_id] = session
         worker.sessions.add(session_id)
         if inline:
-            try:
-                session.arena = await self._attach_here(session)
-            except BaseException:
-                self.delete(session_id)
-                raise
+            session.inline = InlineSteps(session_id, worker, layout, config.step_seconds)
         else:
             session.token = secrets.token_bytes(lay.TOKEN_BYTES)
         _log.info("session opened", session=session_id, worker=worker.number, engine=engine, inline=inline, rows=row_capacity)
@@ -177,14 +169,6 @@ class SessionBook:
         if not ready:
             raise UnavailableError("no worker is up; they are restarting, try again")
         return min(ready, key=lambda worker: len(worker.sessions))
-
-    async def _attach_here(self, session: Session) -> Arena:
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError as error:
-            raise CapacityError(f"no descriptor for an inline session: {error.strerror}", limit="descriptors") from None
-        session.worker.send(control.AttachSession(session.session_id), [theirs.detach()])
-        return await asyncio.to_thread(Arena, ours)
 
     def claim(self, token: bytes, lease: socket.socket) -> int | None:
         """Gives the session of ``token`` to the engine at the other end of ``lease``, which is handed to the worker.
@@ -214,8 +198,8 @@ class SessionBook:
         if session is None:
             return
         session.worker.sessions.discard(session_id)
-        if session.arena is not None and not session.busy.locked():
-            session.arena.close()
+        if session.inline is not None:
+            session.inline.end(why)
         _log.info("session closed", session=session_id, why=why)
         if not self._sessions:
             self._emptied.set()
@@ -226,7 +210,7 @@ class SessionBook:
             await asyncio.sleep(min(0.5, self._config.claim_seconds / 2, self._config.lease_seconds / 2))
             now = time.monotonic()
             for session in tuple(self._sessions.values()):
-                limit = self._config.claim_seconds if session.token else self._config.lease_seconds if session.arena else None
+                limit = self._config.claim_seconds if session.token else self._config.lease_seconds if session.inline else None
                 if limit is not None and now - session.used > limit:
                     _log.warning("session expired", session=session.session_id, unclaimed=bool(session.token))
                     self.delete(session.session_id)
@@ -376,65 +360,9 @@ class SessionBook:
             StepOrderError, CapacityError, DeadlineError, NotFoundError, UnavailableError.
         """
         session = self.get(session_id)
-        arena = session.arena
-        if arena is None:
+        if session.inline is None:
             raise InvalidRequestError(f"session {session_id} steps through shared memory, not through messages", field="session_id")
-        async with session.busy:
-            if session.answered is not None and session.answered[0].step == step:
-                return session.answered[0]
-            if arena.submitted == arena.collected and step == arena.submitted + 1:
-                arena.submit(items)
-            elif not (arena.submitted == step == arena.collected + 1):
-                raise StepOrderError(
-                    f"step {step} was sent, step {arena.collected + 1} comes next",
-                    step=step,
-                    expected=arena.collected + 1,
-                    session_id=session_id,
-                )
-            try:
-                await _done(arena, step, self._config.step_seconds)
-                reply = arena.read_reply()
-            finally:
-                if session_id not in self._sessions:
-                    arena.close()
-            # The cell is written again two steps on; the reply is kept for a repeat.
-            reply.rows = reply.rows[_rows_in_use(items)].copy()
-            session.answered = (reply, items)
+        try:
+            return await session.inline.step(step, items)
+        finally:
             session.used = time.monotonic()
-            return reply
-
-
-def _rows_in_use(items: Sequence[Item]) -> slice:
-    return slice(0, max((item.row + 1 + len(item.drafts) for item in items if item.row >= 0), default=0))
-
-
-async def _done(arena: Arena, step: int, seconds: float) -> None:
-    """Waits for ``step`` on the event loop."""
-    arena.ask_for_wakeup()
-    if arena.is_done(step):
-        return
-    loop, woken = asyncio.get_running_loop(), asyncio.Event()
-    lease = os.dup(arena.lease.fileno())  # the arena may be closed while we wait
-    loop.add_reader(arena.reply_fd, woken.set)
-    loop.add_reader(lease, woken.set)
-    reply_fd = arena.reply_fd
-    deadline = loop.time() + seconds
-    try:
-        while not arena.is_done(step):
-            if not arena.is_alive():
-                if arena.is_done(step):
-                    return
-                raise UnavailableError(f"the worker is gone, step {step} is unanswered", step=step)
-            if loop.time() > deadline:
-                raise DeadlineError(
-                    f"step {step} was not answered within step_seconds = {seconds}", step=step, limit="step_seconds", value=seconds
-                )
-            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(woken.wait(), 0.05)
-            woken.clear()
-            arena.clear_wakeup()
-            arena.ask_for_wakeup()
-    finally:
-        loop.remove_reader(reply_fd)
-        loop.remove_reader(lease)
-        os.close(lease)

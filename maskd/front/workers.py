@@ -90,8 +90,8 @@ class Worker:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
 
-    async def request(self, make: Callable[[int], control.ToWorker], seconds: float) -> object:
-        """Sends ``make(request number)`` and returns the result of its reply.
+    async def request(self, make: Callable[[int], control.ToWorker], seconds: float | None) -> object:
+        """Sends ``make(request number)`` and returns the result of its reply, within ``seconds``, or None = however late.
 
         Raises:
             MaskdError: what the worker answered. UnavailableError: it is gone. DeadlineError: no answer in time.

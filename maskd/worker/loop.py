@@ -2,7 +2,8 @@
 
 It sleeps in epoll on the doorbells of its sessions, their leases, the control channel and the compile threads. Before it
 sleeps it raises the need-wakeup word of every session, fences, and looks once more (io_uring's protocol), so an engine
-rings only a sleeping worker; no sleep is longer than 50 ms, so even a lost ring is no hang.
+rings only a sleeping worker; no sleep is longer than 50 ms, so even a lost ring is no hang. Whatever may take long is done on other
+threads: compiles, and making and freeing the segments of sessions, for which the kernel may have to clear gigabytes.
 Owns: the sessions and vocabularies of this worker.
 Knows nothing about: gRPC, tokens that open data sockets, other workers.
 """
@@ -22,16 +23,26 @@ import structlog
 from maskd import _shm, backends, control
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Backend, BatchFill, Grammar, Serializer
-from maskd.errors import CapacityError, GrammarError, GrammarUnsupportedError, MaskdError, NotFoundError, ProtocolError, UnavailableError
+from maskd.errors import (
+    CapacityError,
+    GrammarError,
+    GrammarUnsupportedError,
+    InvalidRequestError,
+    MaskdError,
+    NotFoundError,
+    ProtocolError,
+    UnavailableError,
+)
 from maskd.grammar import GrammarSpec
 from maskd.grammars import Compiled, GrammarCache
 from maskd.layout import Layout
 from maskd.marker import Marker
 from maskd.sequences import GatedFill, GatedGrammar, HeldGrammar, SequenceTable
 from maskd.vocabulary import Vocabulary
-from maskd.worker.compiler import CompilePool
+from maskd.worker.openings import Openings
 from maskd.worker.placement import Placement
-from maskd.worker.session import WorkerSession
+from maskd.worker.pool import STACK_BYTES, WorkPool
+from maskd.worker.session import InlineSession, SharedSession, WorkerSession
 from maskd.worker.slow_lane import SlowLane
 
 __all__ = ["WorkerLoop"]
@@ -69,15 +80,20 @@ class WorkerLoop:
         self._cache = GrammarCache(options.cache_bytes)
         self._gated_fills: dict[int, GatedFill] = {}
         self._grammars_per_session = options.grammars_per_session
-        self._pool = CompilePool(options.compile_threads)
+        self._pool = WorkPool("compile", options.compile_threads, STACK_BYTES)
+        self._openings = Openings()
         self._sessions: dict[int, WorkerSession] = {}
-        self._by_fd: dict[int, WorkerSession] = {}
+        self._shared: dict[int, SharedSession] = {}
+        self._by_fd: dict[int, SharedSession] = {}
+        self._draining = False
         self._spin_ns = int(options.spin_seconds * 1e9)
         self._placement = Placement()
         self._epoch = (os.getpid() << 32) | (time.time_ns() & 0xFFFFFFFF)
         self._epoll = select.epoll()
         self._epoll.register(channel.fileno(), select.EPOLLIN)
-        self._epoll.register(self._pool.done_fd, select.EPOLLIN)
+        self._finishers = {self._pool.done_fd: self._pool.finish, self._openings.done_fd: self._openings.finish}
+        for fd in self._finishers:
+            self._epoll.register(fd, select.EPOLLIN)
 
     def run(self) -> None:
         """Serves until the front is gone."""
@@ -98,47 +114,55 @@ class WorkerLoop:
     def _serve_ready(self) -> bool:
         """Serves one step of every session that has one; returns whether any had."""
         served = False
-        for session in tuple(self._sessions.values()):
+        for session in tuple(self._shared.values()):
             if session.has_work:
                 served = True
                 try:
                     session.serve()
-                except ProtocolError as error:
-                    self._close(session, error.message)
-                except Exception:  # a surprise of our own or of a library ends one session, never its neighbours
-                    _log.exception("step failed", session=session.session_id)
-                    self._close(session, "the worker failed in its step")
+                except Exception as error:
+                    self._end_broken(session, error)
         return served
+
+    def _end_broken(self, session: WorkerSession, error: Exception) -> str:
+        """Ends a session whose step failed as a whole, and returns why. A surprise of our own or of a library ends one session, never
+        its neighbours."""
+        if isinstance(error, ProtocolError):
+            why = error.message
+        else:
+            _log.error("step failed", session=session.session_id, exc_info=error)
+            why = "the worker failed in its step"
+        self._close(session, why)
+        return why
 
     def _spin(self) -> bool:
         """Looks for the next step without sleeping, for as long as configured."""
-        if not self._spin_ns or not self._sessions:
+        if not self._spin_ns or not self._shared:
             return False
-        sessions = self._sessions.values()
+        sessions = self._shared.values()
         return _shm.spin([s.published_word for s in sessions], [s.completed + 1 for s in sessions], self._spin_ns) >= 0
 
     def _sleep(self) -> None:
-        sessions = tuple(self._sessions.values())
+        sessions = tuple(self._shared.values())
         for session in sessions:
             _shm.store_u32(session.sleep_word, 1)
         _shm.fence()
         self._poll(0 if any(session.has_work for session in sessions) else _SLEEP_SECONDS)
         for session in sessions:
-            if session.session_id in self._sessions:
+            if session.session_id in self._shared:
                 _shm.store_u32(session.sleep_word, 0)
                 if session.has_work:
                     self._placement.keep_off(session.engine_processor)
 
     def _poll(self, seconds: float) -> None:
-        for every in self._sessions.values():
+        for every in self._shared.values():
             every.beat()
         for fd, _ in self._epoll.poll(seconds):
             if fd == self._channel.fileno():
                 self._flush()
                 for message, fds in self._reader.read():
                     self._handle(message, fds)
-            elif fd == self._pool.done_fd:
-                self._pool.finish()
+            elif fd in self._finishers:
+                self._finishers[fd]()
             elif (session := self._by_fd.get(fd)) is not None and fd != session.doorbell_fd:
                 self._close(session, "the engine went away")
 
@@ -153,7 +177,10 @@ class WorkerLoop:
                     self._open_session(message)
                 case control.AttachSession():
                     self._attach(message.session_id, fds[0])
+                case control.InlineStep():
+                    self._step_inline(message)
                 case control.CloseSession():
+                    self._openings.cancel(message.session_id)
                     if message.session_id in self._sessions:
                         self._close(self._sessions[message.session_id], "the session was closed")
                 case control.CompileGrammar():
@@ -165,11 +192,10 @@ class WorkerLoop:
                         session.table.drop_grammar(message.grammar_id)
                 case control.ReadSession():
                     session = self._session(message.session_id)
-                    state = control.SessionState(
-                        session.lease is not None, len(session.table), len(session.table.grammars), session.completed
-                    )
+                    state = control.SessionState(session.attached, len(session.table), len(session.table.grammars), session.completed)
                     self._reply(message.request, state)
                 case control.Drain():
+                    self._draining = True
                     for session in self._sessions.values():
                         session.set_draining()
         except MaskdError as error:
@@ -205,15 +231,43 @@ class WorkerLoop:
             lane=self._lane,
             row_seconds=self._row_seconds,
         )
-        session = WorkerSession(message.session_id, vocabulary, layout, table, self._epoch, self._marker)
-        self._sessions[message.session_id] = session
+        if message.inline:
+            self._sessions[message.session_id] = InlineSession(message.session_id, vocabulary, layout, table, self._marker)
+            self._reply(message.request, control.SessionOpened(0, 0))
+            return
+
+        def opened(session: SharedSession | MaskdError) -> None:
+            if isinstance(session, MaskdError):
+                self._reply(message.request, control.failure_of(session))
+            else:
+                self._add_shared(session)
+                self._reply(message.request, control.SessionOpened(layout.rows_bytes, layout.steps_bytes))
+
+        make = functools.partial(SharedSession, message.session_id, vocabulary, layout, table, self._epoch, self._marker)
+        self._openings.open(message.session_id, make, opened)
+
+    def _add_shared(self, session: SharedSession) -> None:
+        self._sessions[session.session_id] = self._shared[session.session_id] = session
         self._by_fd[session.doorbell_fd] = session
         # Edge-triggered and never read: the engine shares the descriptor's flags, a read might be made to block.
         self._epoll.register(session.doorbell_fd, select.EPOLLIN | select.EPOLLET)
-        self._reply(message.request, control.SessionOpened(layout.rows_bytes, layout.steps_bytes))
+        if self._draining:
+            session.set_draining()
+
+    def _step_inline(self, message: control.InlineStep) -> None:
+        session = self._session(message.session_id)
+        if not isinstance(session, InlineSession):
+            raise InvalidRequestError(f"session {message.session_id} steps through shared memory, not through messages", field="session_id")
+        try:
+            stepped = control.Stepped(*session.step(message.cell, message.row_count))
+        except CapacityError:  # it was not begun
+            raise
+        except Exception as error:
+            raise UnavailableError(self._end_broken(session, error)) from None
+        self._reply(message.request, stepped)
 
     def _attach(self, session_id: int, fd: int) -> None:
-        session = self._sessions.get(session_id)
+        session = self._shared.get(session_id)
         if fd < 0:
             _log.error("out of descriptors: an engine cannot attach", session=session_id)
             if session is not None:
@@ -296,16 +350,20 @@ class WorkerLoop:
 
     def _close(self, session: WorkerSession, why: str) -> None:
         del self._sessions[session.session_id]
-        fds = [session.doorbell_fd] + ([session.lease.fileno()] if session.lease is not None else [])
-        for fd in fds:
-            if self._by_fd.pop(fd, None) is not None:
-                self._epoll.unregister(fd)
-        session.close()
         self._lane.alone = {mark for mark in self._lane.alone if mark >> 32 != session.session_id}
+        if isinstance(session, SharedSession):
+            del self._shared[session.session_id]
+            for fd in [session.doorbell_fd] + ([session.lease.fileno()] if session.lease is not None else []):
+                if self._by_fd.pop(fd, None) is not None:
+                    self._epoll.unregister(fd)
+            session.end()
+            self._openings.free(session)
         self._send(control.SessionClosed(session.session_id, why))
 
     def _reply(
-        self, request: int, result: control.Failure | control.SessionOpened | control.GrammarCompiled | control.SessionState | None
+        self,
+        request: int,
+        result: control.Failure | control.SessionOpened | control.GrammarCompiled | control.SessionState | control.Stepped | None,
     ) -> None:
         self._send(control.Reply(request, result))
 

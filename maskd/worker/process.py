@@ -14,8 +14,8 @@ from maskd.backends.base import Backend
 from maskd.control import SpawnWorker
 from maskd.logs import configure_logging
 from maskd.vocabulary import Vocabulary
-from maskd.worker.compiler import STACK_BYTES
 from maskd.worker.loop import WorkerLoop
+from maskd.worker.pool import STACK_BYTES
 
 __all__ = ["run_worker"]
 

@@ -1,6 +1,8 @@
-"""A session inside its worker: two segments, one sequence table, and the step that joins them.
+"""A session inside its worker: one sequence table, and the step from a cell of items into a cell of results and rows.
 
-Owns: the worker's mappings, wake-up descriptors and end of the lease.
+``SharedSession`` has its cells in two segments that an engine has mapped too; ``InlineSession`` gets and returns them in messages.
+Both do the same step.
+Owns: the worker's mappings, wake-up descriptors and end of the lease; the private cell of an inline session.
 Knows nothing about: the event loop (``loop.py``), compiling.
 """
 
@@ -13,6 +15,9 @@ import socket
 import time
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from maskd import _shm
 from maskd import layout as lay
 from maskd.errors import CapacityError, ProtocolError
@@ -21,13 +26,70 @@ from maskd.segments import Mapping, create_segment, seal
 from maskd.sequences import Rows, SequenceTable
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["WorkerSession"]
+__all__ = ["InlineSession", "SharedSession", "WorkerSession"]
 
 _READY, _DRAINING, _CLOSED = 1, 2, 3
 
 
 class WorkerSession:
-    """One session. ``attach`` gives it to an engine, ``serve`` does one step, ``close`` frees everything.
+    """What every session has: its sequences, and the one way to do a step.
+
+    Attributes:
+        completed: number of the last step that is answered.
+        awaited_grammars: ids of grammars that are being made for it.
+    """
+
+    def __init__(self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, marker: Marker) -> None:
+        self.session_id = session_id
+        self.vocabulary = vocabulary
+        self.layout = layout
+        self.table = table
+        self.completed = 0
+        self.awaited_grammars: set[int] = set()
+        self._marker = marker.words
+
+    @property
+    def attached(self) -> bool:
+        """Whether an engine has it."""
+        return True
+
+    def set_draining(self) -> None:
+        """Tells the engine that the daemon is going away, where there is a way to."""
+
+    def close(self) -> None:
+        """Frees everything."""
+
+    def _do(self, layout: lay.Layout, steps_cell: int, rows_cell: int, rows: Rows, clock: Callable[[], int]) -> None:
+        """Does the next step: copies and checks the items at address ``steps_cell``, runs the table, writes ``rows`` and the results
+        at address ``rows_cell``; the cells are laid out as ``layout`` says.
+
+        Raises:
+            ProtocolError: the items are nonsense; the session must be closed.
+        """
+        step, started = self.completed + 1, clock()
+        batch = _shm.read_step(
+            steps_cell, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
+            layout.vocab_size, layout.row_capacity, step,
+        )  # fmt: skip
+        if batch is None:
+            raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
+        _shm.store_u64(rows_cell, 2 * step - 1)
+        self._marker[0] += 1
+        try:
+            results = self.table.step(step, batch, rows)
+        finally:
+            self._marker[0] += 1
+        _shm.write_results(
+            rows_cell, layout.results_offset, layout.forced_offset, layout.forced_capacity, step, clock() - started,
+            batch[0], batch[2], results,
+        )  # fmt: skip
+        _shm.store_u64(rows_cell, 2 * step)
+        self.completed = step
+
+
+class SharedSession(WorkerSession):
+    """A session in shared memory. ``attach`` gives it to an engine, ``serve`` does one step, ``end`` tells the engine, and ``close``
+    frees everything. Making and closing one may take a while, and may be done on any thread.
 
     Raises (on creation):
         CapacityError: no memory or no descriptors for the segments.
@@ -36,14 +98,8 @@ class WorkerSession:
     def __init__(
         self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, epoch: int, marker: Marker
     ) -> None:
-        self.session_id = session_id
-        self.vocabulary = vocabulary
-        self.layout = layout
-        self.table = table
+        super().__init__(session_id, vocabulary, layout, table, marker)
         self.lease: socket.socket | None = None
-        self.completed = 0
-        self.awaited_grammars: set[int] = set()
-        self._marker = marker.words
         self._cleanup = contextlib.ExitStack()
         self._granted_fds = self._cleanup.enter_context(contextlib.ExitStack())
         with contextlib.ExitStack() as undo:
@@ -82,7 +138,12 @@ class WorkerSession:
         _shm.store_u64(self._base, lay.MAGIC_ROWS)
 
     def _segment(self, name: str, size_bytes: int) -> int:
-        fd = create_segment(name, size_bytes)
+        try:
+            fd = create_segment(name, size_bytes)
+        except CapacityError as error:
+            needed = self.layout.rows_bytes + self.layout.steps_bytes
+            metadata: dict[str, object] = {**error.metadata, "bytes": needed}
+            raise CapacityError(f"the session needs segments of {needed} bytes together; {error.message}", **metadata) from None
         self._granted_fds.callback(os.close, fd)
         return fd
 
@@ -126,6 +187,11 @@ class WorkerSession:
         self._granted_fds.close()
 
     @property
+    def attached(self) -> bool:
+        """Whether an engine has it."""
+        return self.lease is not None
+
+    @property
     def has_work(self) -> bool:
         """Whether a step is published and not served."""
         return _shm.load_u64(self.published_word) > self.completed
@@ -145,27 +211,8 @@ class WorkerSession:
         step = self.completed + 1
         if not step <= published <= self.completed + lay.CELL_COUNT:
             raise ProtocolError(f"step {published} was published, {self.completed} is the last one answered")
-        started = clock()
-        layout = self.layout
         steps_cell, rows_cell, rows = self._cells[step % lay.CELL_COUNT]
-        batch = _shm.read_step(
-            steps_cell, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
-            layout.vocab_size, layout.row_capacity, step,
-        )  # fmt: skip
-        if batch is None:
-            raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
-        _shm.store_u64(rows_cell, 2 * step - 1)
-        self._marker[0] += 1
-        try:
-            results = self.table.step(step, batch, rows)
-        finally:
-            self._marker[0] += 1
-        _shm.write_results(
-            rows_cell, layout.results_offset, layout.forced_offset, layout.forced_capacity, step, clock() - started,
-            batch[0], batch[2], results,
-        )  # fmt: skip
-        _shm.store_u64(rows_cell, 2 * step)
-        self.completed = step
+        self._do(self.layout, steps_cell, rows_cell, rows, clock)
         # HANDOFF worker -> engine
         _shm.publish(self._completed_word, step, self._engine_flag, self._reply_fd)
 
@@ -178,10 +225,49 @@ class WorkerSession:
         """Tells the engine, in the header, that the daemon is going away."""
         _shm.store_u32(self._base + lay.STATE_OFFSET, _DRAINING)
 
-    def close(self) -> None:
-        """Frees everything. The engine sees the end of its lease, and keeps what it has mapped."""
+    def end(self) -> None:
+        """Tells the engine, in the header and by the end of its lease. The session must not be served any more."""
         _shm.store_u32(self._base + lay.STATE_OFFSET, _CLOSED)
         if self.lease is not None:
             self.lease.close()
+
+    def close(self) -> None:
+        """Frees everything. The engine keeps what it has mapped."""
+        self.end()
         self._cells.clear()
         self._cleanup.close()
+
+
+class InlineSession(WorkerSession):
+    """A session whose steps come and go in messages. It holds no segment and no descriptor; its one cell is ordinary memory, as much
+    as its largest step so far needed."""
+
+    def __init__(self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, marker: Marker) -> None:
+        super().__init__(session_id, vocabulary, layout, table, marker)
+        self._head: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        self._rows = Rows(np.zeros((0, layout.row_stride_words), dtype=np.int32))
+
+    def step(self, cell: bytes, row_count: int, clock: Callable[[], int] = time.perf_counter_ns) -> tuple[bytes, bytes]:
+        """Does the step in ``cell`` and returns (head, rows) as ``control.Stepped`` has them.
+
+        Raises:
+            CapacityError: no memory for it; the step is not done. ProtocolError: the session must be closed.
+        """
+        step, item_count, token_count = lay.STEPS_CELL.unpack_from(cell)
+        if step != self.completed + 1:
+            raise ProtocolError(f"step {step} was sent, {self.completed} is the last one answered")
+        if len(cell) != lay.CELL_HEADER_BYTES + lay.ITEM.size * item_count + 4 * token_count:
+            raise ProtocolError(f"a cell of {len(cell)} bytes was sent for {item_count} items and {token_count} tokens")
+        layout = self.layout.cut(item_count, token_count, row_count)
+        head_bytes = layout.forced_offset + 4 * layout.forced_capacity
+        try:
+            if self._head.nbytes < head_bytes:
+                self._head = np.zeros(-(-head_bytes // 8), dtype=np.uint64)
+            if len(self._rows.row) < row_count:
+                self._rows = Rows(np.zeros((row_count, layout.row_stride_words), dtype=np.int32))
+        except MemoryError:
+            size = head_bytes + row_count * layout.row_stride_bytes
+            raise CapacityError(f"{size} bytes were needed for a step and are not to be had", limit="memory", bytes=size) from None
+        items = np.frombuffer(cell, dtype=np.uint8)
+        self._do(layout, items.ctypes.data, self._head.ctypes.data, self._rows, clock)
+        return self._head.tobytes()[:head_bytes], self._rows.block[:row_count].tobytes()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from maskd.marker import Marker
-from maskd.worker.compiler import STACK_BYTES
+from maskd.worker.pool import STACK_BYTES
 
 __all__ = ["LateWork", "SlowLane"]
 

@@ -307,7 +307,7 @@ def run(seconds: float, seed: int) -> Tally:
     daemon = Daemon(
         directory, "--backends", "llguidance,xgrammar,evil_backend:create", "--workers", "2", "--compile-seconds", "2",
         "--compile-bytes", str(256 << 20), "--restart-seconds", "0.3", "--hang-seconds", "3", "--drain-seconds", "0.2",
-        environment={"PYTHONPATH": str(RELIABILITY)},
+        environment={"PYTHONPATH": os.pathsep.join(filter(None, [str(RELIABILITY), os.environ.get("PYTHONPATH")]))},
     )  # fmt: skip
     try:
         engines: list[Engine] = [

@@ -575,33 +575,53 @@ def test_create_session_when_its_caller_leaves_then_the_worker_keeps_nothing(
         )
 
 
-@pytest.mark.parametrize("process", ["maskd-worker", "front"])
-def test_descriptors_when_they_run_out_then_new_sessions_are_refused_and_old_ones_go_on(
-    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, process: str
+def test_descriptors_when_a_worker_has_none_left_then_new_sessions_are_refused_and_old_ones_go_on(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
     """EMFILE is a typed refusal for the newcomer; nobody else is touched, and with room again all is well."""
     daemon = start_daemon("--claim-seconds", "0.5")
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session, contextlib.ExitStack() as stack:
         check(session)
-        pid = daemon.process.pid if process == "front" else daemon.pids(process)[0]
-        workers = daemon.worker_pids()
-        room = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid) + 10, room[1]))
-        transport = "inline" if process == "front" else "shm"
+        (worker,) = daemon.worker_pids()
+        room = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (descriptors(worker) + 10, room[1]))
         refused = None
         for _ in range(20):
             try:
-                stack.enter_context(open_session(client, vocabulary, transport))
+                stack.enter_context(open_session(client, vocabulary))
             except MaskdError as error:
                 refused = error
                 break
         assert isinstance(refused, (CapacityError, UnavailableError)), refused
         for _ in range(5):
-            assert not can(lambda: open_session(client, vocabulary, transport).close())
+            assert not can(lambda: open_session(client, vocabulary).close())
             assert session.step([Item(1, row=0)], timeout_seconds=60).results[0].position == 1
+        with open_session(client, vocabulary, "inline") as inline:
+            check(inline)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, room)
+        until(lambda: can(lambda: open_session(client, vocabulary).close()), "there is room again")
+        assert daemon.worker_pids() == [worker]
+        check(session, 2)
+
+
+def test_descriptors_when_the_front_has_none_left_then_shared_memory_is_refused_and_inline_needs_none(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """Engines that are connected already can have any number of inline sessions."""
+    daemon = start_daemon("--claim-seconds", "0.5")
+    pid = daemon.process.pid
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session, contextlib.ExitStack() as stack:
+        check(session)
+        room = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        held = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(1024)) - held), room[1]))
+        with pytest.raises(UnavailableError):
+            open_session(client, vocabulary)
+        assert session.step([Item(1, row=0)], timeout_seconds=60).results[0].position == 1
+        for _ in range(20):
+            check(stack.enter_context(open_session(client, vocabulary, "inline")))
         resource.prlimit(pid, resource.RLIMIT_NOFILE, room)
-        until(lambda: can(lambda: open_session(client, vocabulary, transport).close()), "there is room again")
-        assert daemon.worker_pids() == workers
+        until(lambda: can(lambda: open_session(client, vocabulary).close()), "there is room again")
         check(session, 2)
 
 

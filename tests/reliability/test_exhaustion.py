@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from looks import Oracle, can, descriptors, maps, memory_kb, open_session, until
 
@@ -20,7 +21,10 @@ from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
 from maskd.errors import CapacityError, MaskdError, UnavailableError
 from maskd.grammar import GrammarSpec
+from maskd.layout import Layout
+from maskd.status import from_rpc_error
 from maskd.step import Action, Item
+from maskd.v1 import mask_service_pb2 as pb
 from maskd.vocabulary import Vocabulary
 from tests.bench import chaos
 from tests.bench.chaos import churn
@@ -68,6 +72,90 @@ def test_session_when_there_is_no_memory_for_it_then_capacity_and_nobody_else_no
         with open_session(client, big, rows=8) as newcomer:
             stand(newcomer)
         assert daemon.worker_pids() == [worker]
+
+
+@pytest.mark.parametrize("transport", ["shm", "auto"])
+def test_segments_when_they_are_not_to_be_had_then_the_number_is_named_and_inline_works(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, transport: str
+) -> None:
+    """The kernel gives the worker no file of more than 64 KiB, memfd or not: shared memory is refused with the bytes that it takes, and
+    whoever lets the client choose gets an inline session, which needs no segment, and steps with the same rows."""
+    daemon, oracle = start_daemon(), Oracle(vocabulary)
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as before:
+        stand(before)
+        (worker,) = daemon.worker_pids()
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (1 << 16, resource.prlimit(worker, resource.RLIMIT_FSIZE)[1]))
+        if transport == "shm":
+            with pytest.raises(CapacityError) as caught:
+                open_session(client, vocabulary, rows=64, transport="shm")
+            assert caught.value.metadata["limit"] == "memory"
+            layout = Layout(vocabulary.vocab_size, 64, 64, 16384)
+            assert caught.value.metadata["bytes"] == str(layout.rows_bytes + layout.steps_bytes)
+        else:
+            with open_session(client, vocabulary, rows=64, transport="auto") as session:
+                assert session.transport == "inline"
+                assert not [target for target in descriptors(worker).values() if f"maskd-rows-{session.session_id}" in target]
+                grammar = session.create_grammar(LETTERS).grammar_id
+                session.step([Item(number, Action.OPEN, grammar) for number in range(1, 65)], timeout_seconds=60)
+                for count in range(1, 6):
+                    items = [Item(number, accept=(97 + number % 2,), row=number - 1) for number in range(1, 65)]
+                    reply = session.step(items, timeout_seconds=60)
+                    assert reply.ok and [result.position for result in reply.results] == [count] * 64
+                    for number in (1, 32, 64):
+                        expected = oracle.allowed(LETTERS, [97 + number % 2] * count)
+                        assert allowed_token_ids(reply.rows[number - 1]).tolist() == expected
+        assert before.step([Item(1, row=0)]).ok, "who has its segments keeps them"
+        assert daemon.worker_pids() == [worker]
+
+
+def test_inline_step_when_there_is_no_memory_for_it_then_it_is_refused_and_may_be_sent_again(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """The worker's address space is used up: a step of 4,096 wide rows says how many bytes it needed, and is done when there is room."""
+    daemon = start_daemon()
+    wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
+    with Client.connect(daemon.target) as client, open_session(client, wide, rows=4096, transport="inline") as session:
+        stub, step = session._client._stub, 1
+        grammar = session.create_grammar(LETTERS).grammar_id
+        (worker,) = daemon.worker_pids()
+        used = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
+        unlimited = resource.prlimit(worker, resource.RLIMIT_AS)
+        resource.prlimit(worker, resource.RLIMIT_AS, (used + (32 << 20), unlimited[1]))
+        items = [pb.Item(sequence_id=1, action=2, grammar_id=grammar, draft_token_ids=[97] * 4000, row_wanted=True)]  # type: ignore[arg-type]
+        request = pb.StepSequencesRequest(session_id=session.session_id, step=step, items=items)
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.StepSequences(request, timeout=60)
+            error = from_rpc_error(caught.value)
+            assert isinstance(error, CapacityError) and error.metadata["limit"] == "memory"
+            assert int(error.metadata["bytes"]) > 4001 * 32768
+        resource.prlimit(worker, resource.RLIMIT_AS, unlimited)
+        answer = stub.StepSequences(request, timeout=60)
+        assert answer.results[0].row_count == 61, "the grammar ends after sixty letters"
+        assert daemon.worker_pids() == [worker]
+
+
+def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stays(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """Half a gigabyte asked for and given up, ten times: no descriptor, mapping or session is left, and a neighbour steps on."""
+    daemon = start_daemon()
+    wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+        stand(session)
+        open_session(client, wide).close()
+        (worker,) = daemon.worker_pids()
+        until(lambda: client.info().session_count == 1, "the first is gone")
+        before = (len(descriptors(worker)), maps(worker))
+        request = pb.CreateSessionRequest(vocabulary_fingerprint=wide.fingerprint, vocab_size=wide.vocab_size, row_capacity=4096)
+        for number in range(10):
+            with pytest.raises(grpc.RpcError) as caught:
+                client._stub.CreateSession(request, timeout=0.01 * number + 0.001)
+            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert session.step([Item(1, row=0)], timeout_seconds=60).ok
+        until(lambda: client.info().session_count == 1, "they are all gone")
+        until(lambda: len(descriptors(worker)) <= before[0] and maps(worker) <= before[1] + 2, "nothing of them is left")
+        open_session(client, wide, rows=4096).close()
 
 
 def test_nursery_when_it_has_no_descriptor_left_then_compiles_are_refused_typed_and_work_again(

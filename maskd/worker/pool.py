@@ -1,9 +1,8 @@
-"""Compile threads: where a worker builds backends and compiles grammars, off the data path.
+"""Threads for what takes long: where a worker builds backends, compiles grammars and makes segments, off the data path.
 
 The threads spend their time in native code without the GIL; what they hand back is picked up by the data path when it
-hears the eventfd. They have large stacks: both libraries recurse over the grammar, and 8 MiB are not enough for chains
-of a few thousand references.
-Owns: the threads and their queues. Knows nothing about: caches, sessions, messages.
+hears the eventfd.
+Owns: the threads and their queues. Knows nothing about: what a job does.
 """
 
 from __future__ import annotations
@@ -19,27 +18,31 @@ import structlog
 
 from maskd.errors import BackendError, MaskdError
 
-__all__ = ["STACK_BYTES", "CompilePool"]
+__all__ = ["STACK_BYTES", "WorkPool"]
 
 STACK_BYTES = 64 << 20
+"""Both libraries recurse over the grammar; 8 MiB are not enough for chains of a few thousand references."""
 _log = structlog.get_logger()
 
 
-class CompilePool:
+class WorkPool:
     """A few threads that run jobs and ring ``done_fd`` after each.
 
     Args:
-        threads: jobs at a time.
+        name: of a job, for logs and errors.
+        threads: jobs at a time; with one, jobs are done in their order.
+        stack_bytes: of each thread; 0 = the system's.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, name: str, threads: int, stack_bytes: int = 0) -> None:
         self.done_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._name = name
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any, float], None]]] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Callable[[Any, float], None], Any, float]] = queue.SimpleQueue()
-        previous = threading.stack_size(STACK_BYTES)
+        previous = threading.stack_size(stack_bytes)
         try:
             for number in range(threads):
-                threading.Thread(target=self._work, name=f"compile-{number}", daemon=True).start()
+                threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
         finally:
             threading.stack_size(previous)
 
@@ -63,7 +66,7 @@ class CompilePool:
             except MaskdError as error:
                 result = error
             except Exception as error:  # a library's own surprise is one grammar's failure, not the worker's
-                _log.exception("compile job failed")
-                result = BackendError(f"the compile failed inside the library: {type(error).__name__}")
+                _log.exception("job failed", job=self._name)
+                result = BackendError(f"the {self._name} failed inside the worker: {type(error).__name__}")
             self._done.put((then, result, time.perf_counter() - started))
             os.eventfd_write(self.done_fd, 1)
