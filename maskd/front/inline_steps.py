@@ -105,6 +105,6 @@ class InlineSteps:
             raise ProtocolError(f"the worker answered step {step} with something else")
         results, forced, duration_ns, failed = copied
         return Reply(
-            step, np.frombuffer(results, dtype=lay.RESULT_DTYPE), rows.reshape(row_count, layout.row_stride_words),
+            step, results, rows.reshape(row_count, layout.row_stride_words),
             np.frombuffer(forced, dtype=np.int32), duration_ns / 1e9, not failed,
         )  # fmt: skip

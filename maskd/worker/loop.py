@@ -4,7 +4,7 @@ It sleeps in epoll on the doorbells of its sessions, their leases, the control c
 sleeps it raises the need-wakeup word of every session, fences, and looks once more (io_uring's protocol), so an engine
 rings only a sleeping worker; no sleep is longer than 50 ms, so even a lost ring is no hang. Whatever may take long is done on other
 threads: compiles, and making and freeing the segments of sessions, for which the kernel may have to clear gigabytes.
-Owns: the sessions and vocabularies of this worker.
+Owns: the sessions of this worker.
 Knows nothing about: gRPC, tokens that open data sockets, other workers.
 """
 
@@ -20,28 +20,23 @@ from collections.abc import Mapping
 
 import structlog
 
-from maskd import _shm, backends, control
-from maskd.backends.auto import AutoBackend
-from maskd.backends.base import Backend, BatchFill, Grammar, Serializer
+from maskd import _shm, control
+from maskd.backends.base import Backend
 from maskd.errors import (
     CapacityError,
-    GrammarError,
-    GrammarUnsupportedError,
     InvalidRequestError,
     MaskdError,
     NotFoundError,
     ProtocolError,
     UnavailableError,
 )
-from maskd.grammar import GrammarSpec
-from maskd.grammars import Compiled, GrammarCache
 from maskd.layout import Layout
 from maskd.marker import Marker
-from maskd.sequences import GatedFill, GatedGrammar, HeldGrammar, SequenceTable
+from maskd.sequences import SequenceTable
 from maskd.vocabulary import Vocabulary
+from maskd.worker.compiles import Compiles
 from maskd.worker.openings import Openings
 from maskd.worker.placement import Placement
-from maskd.worker.pool import STACK_BYTES, WorkPool
 from maskd.worker.session import InlineSession, SharedSession, WorkerSession
 from maskd.worker.slow_lane import SlowLane
 
@@ -71,16 +66,10 @@ class WorkerLoop:
         self._channel = channel
         self._reader = control.FrameReader(channel, control.ToWorker)
         self._outbox = bytearray()
-        self._factories = {name: backends.load(name) for name in options.backend_names}
-        self._native_threads = options.native_threads
-        self._vocabularies = dict(loaded)
+        self._compiles = Compiles(options, loaded)
         self._marker = Marker(marker_fd)
         self._lane = SlowLane(self._marker)
         self._row_seconds = options.row_seconds
-        self._cache = GrammarCache(options.cache_bytes)
-        self._gated_fills: dict[int, GatedFill] = {}
-        self._grammars_per_session = options.grammars_per_session
-        self._pool = WorkPool("compile", options.compile_threads, STACK_BYTES)
         self._openings = Openings()
         self._sessions: dict[int, WorkerSession] = {}
         self._shared: dict[int, SharedSession] = {}
@@ -91,13 +80,13 @@ class WorkerLoop:
         self._epoch = (os.getpid() << 32) | (time.time_ns() & 0xFFFFFFFF)
         self._epoll = select.epoll()
         self._epoll.register(channel.fileno(), select.EPOLLIN)
-        self._finishers = {self._pool.done_fd: self._pool.finish, self._openings.done_fd: self._openings.finish}
+        self._finishers = {off.done_fd: off.finish for off in (self._compiles, self._openings)}
         for fd in self._finishers:
             self._epoll.register(fd, select.EPOLLIN)
 
     def run(self) -> None:
         """Serves until the front is gone."""
-        self._send(control.Ready(os.getpid(), tuple(self._factories)))
+        self._send(control.Ready(os.getpid(), self._compiles.backend_names))
         looked = time.monotonic()
         with contextlib.suppress(UnavailableError):  # the front is gone: nobody is left to work for
             while True:
@@ -172,7 +161,7 @@ class WorkerLoop:
         try:
             match message:
                 case control.LoadVocabulary():
-                    self._load_vocabulary(message)
+                    self._compiles.load_vocabulary(message.name, message.data, functools.partial(self._reply, message.request))
                 case control.OpenSession():
                     self._open_session(message)
                 case control.AttachSession():
@@ -201,25 +190,8 @@ class WorkerLoop:
         except MaskdError as error:
             self._reply(message.request, control.failure_of(error))  # type: ignore[attr-defined]
 
-    def _load_vocabulary(self, message: control.LoadVocabulary) -> None:
-        def build() -> tuple[Vocabulary, dict[str, Backend]]:
-            vocabulary = Vocabulary.from_bytes(message.data, message.name)
-            return vocabulary, {name: create(vocabulary, threads=self._native_threads) for name, create in self._factories.items()}
-
-        def built(result: tuple[Vocabulary, dict[str, Backend]] | MaskdError, _: float) -> None:
-            if isinstance(result, MaskdError):
-                self._reply(message.request, control.failure_of(result))
-                return
-            vocabulary, named = result
-            self._vocabularies[vocabulary.fingerprint] = (vocabulary, {**named, "auto": AutoBackend(list(named.values()))})
-            self._reply(message.request, None)
-
-        self._pool.submit(build, built)
-
     def _open_session(self, message: control.OpenSession) -> None:
-        if message.fingerprint not in self._vocabularies:
-            raise NotFoundError(f"no vocabulary {message.fingerprint.hex()[:16]}…; upload it first", kind="vocabulary")
-        vocabulary, _ = self._vocabularies[message.fingerprint]
+        vocabulary = self._compiles.vocabulary(message.fingerprint)
         layout = Layout(vocabulary.vocab_size, message.item_capacity, message.row_capacity, message.token_capacity)
         table = SequenceTable(
             len(vocabulary.tokens),
@@ -293,58 +265,11 @@ class WorkerLoop:
 
     def _compile(self, message: control.CompileGrammar) -> None:
         session = self._session(message.session_id)
-        grammars = session.table.grammars
-        if message.grammar_id and len(grammars) >= self._grammars_per_session:
-            raise CapacityError(
-                f"the session holds its {self._grammars_per_session} grammars; delete one first",
-                limit="grammars_per_session", value=self._grammars_per_session,
-            )  # fmt: skip
-        spec, verdict = message.spec, message.verdict
-        _, named = self._vocabularies[session.vocabulary.fingerprint]
-        name = verdict.report.backend if verdict is not None else spec.backend
-        backend = named.get(name)
-        if backend is None:
-            raise GrammarUnsupportedError(f"no backend {name!r} here; give one of {', '.join(named)}", backends=", ".join(named))
-        key = (session.vocabulary.fingerprint, spec.digest())
-
-        def answer(compiled: Compiled) -> None:
-            outcome, wanted = compiled.outcome, message.grammar_id in session.awaited_grammars
-            session.awaited_grammars.discard(message.grammar_id)
-            if isinstance(outcome, MaskdError):
-                self._reply(message.request, control.failure_of(outcome))
-            elif session.session_id not in self._sessions:
-                self._reply(message.request, control.failure_of(NotFoundError("the session ended during the compile", kind="session")))
-            else:
-                if wanted:  # else it was dropped while it compiled, or is to be reported only
-                    held = self._held(message, outcome, named.get(outcome.report.backend, backend), session.vocabulary)
-                    grammars[message.grammar_id] = held
-                    if message.alternate_of in grammars:
-                        grammars[message.alternate_of] = grammars[message.alternate_of].with_alternate(held)
-                    if message.solo:
-                        self._lane.alone.add(session.session_id << 32 | message.grammar_id)
-                self._reply(message.request, control.GrammarCompiled(outcome.report, compiled.seconds, compiled.cached))
-
-        if message.grammar_id:
-            session.awaited_grammars.add(message.grammar_id)
-        if self._cache.request(key, answer):
-            self._pool.submit(functools.partial(_make, backend, spec, verdict), functools.partial(self._finish_compile, key))
-
-    def _held(self, message: control.CompileGrammar, grammar: Grammar, backend: Backend, vocabulary: Vocabulary) -> HeldGrammar:
-        """Returns ``grammar``, compiled by ``backend``, as a session holds it: behind its gate, if it has one."""
-        spec, verdict = message.spec, message.verdict
-        batch: BatchFill | None = backend if isinstance(backend, BatchFill) and not message.solo else None
-        if spec.reasoning is not None:
-            forbidden = grammar.stop_token_ids.union(vocabulary.stop_token_ids)
-            grammar = GatedGrammar(grammar, spec.reasoning, len(vocabulary.tokens), vocabulary.vocab_size, forbidden)
-            if batch is not None:  # one for all grammars of a backend, so that they are filled together
-                batch = self._gated_fills.setdefault(id(batch), GatedFill(batch))
-        slow = verdict is not None and verdict.slowest_mask_seconds > self._row_seconds / 2
-        return HeldGrammar.of(message.grammar_id, grammar, batch, slow=slow, when_slow=spec.when_slow)
-
-    def _finish_compile(self, key: tuple[bytes, bytes], outcome: Grammar | MaskdError, seconds: float) -> None:
-        if isinstance(outcome, MaskdError) and not isinstance(outcome, GrammarError):
-            _log.warning("compile failed", reason=outcome.reason)
-        self._cache.finish(key, outcome, seconds)
+        if message.solo and message.grammar_id:
+            self._lane.alone.add(session.session_id << 32 | message.grammar_id)
+        self._compiles.compile(
+            message, session, lambda: session.session_id in self._sessions, functools.partial(self._reply, message.request)
+        )
 
     # -- out -------------------------------------------------------------------------------------------------------
 
@@ -381,10 +306,3 @@ class WorkerLoop:
         except OSError as error:
             raise UnavailableError(f"the front is gone: {error.strerror}") from None
         self._epoll.modify(self._channel.fileno(), select.EPOLLIN | (select.EPOLLOUT if self._outbox else 0))
-
-
-def _make(backend: Backend, spec: GrammarSpec, verdict: control.Compiled | None) -> Grammar:
-    """Returns the grammar: from the artefact of its verdict where there is one, else compiled."""
-    if verdict is not None and verdict.artefact and isinstance(backend, Serializer):
-        return backend.deserialize(verdict.artefact, spec, verdict.report)
-    return backend.compile(spec)

@@ -1,0 +1,143 @@
+"""Vocabularies and grammars of a worker: built on threads, kept in the cache, and given to the sessions that wait for them.
+
+Owns: the backends of every vocabulary, the grammar cache, the compile threads. Used by one thread, the data path.
+Knows nothing about: the event loop, steps, how a session came to be.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from maskd import backends, control
+from maskd.backends.auto import AutoBackend
+from maskd.backends.base import Backend, BatchFill, Grammar, Serializer
+from maskd.errors import CapacityError, GrammarError, GrammarUnsupportedError, MaskdError, NotFoundError
+from maskd.grammar import GrammarSpec
+from maskd.grammars import Compiled, GrammarCache
+from maskd.sequences import GatedFill, GatedGrammar, HeldGrammar
+from maskd.vocabulary import Vocabulary
+from maskd.worker.pool import STACK_BYTES, WorkPool
+from maskd.worker.session import WorkerSession
+
+__all__ = ["Answer", "Compiles"]
+
+Answer = Callable[[control.Failure | control.GrammarCompiled | None], None]
+"""Called once with what came out; None = done, and there is nothing to say."""
+_log = structlog.get_logger()
+
+
+class Compiles:
+    """Compiles for the sessions of a worker.
+
+    Args:
+        options: from the front.
+        loaded: vocabularies by fingerprint, with their backends by name, as the nursery built them.
+
+    Attributes:
+        backend_names: that "auto" tries.
+        done_fd: readable when ``finish`` has something to do.
+    """
+
+    def __init__(self, options: control.SpawnWorker, loaded: Mapping[bytes, tuple[Vocabulary, Mapping[str, Backend]]]) -> None:
+        self.backend_names = tuple(options.backend_names)
+        self._factories = {name: backends.load(name) for name in options.backend_names}
+        self._native_threads = options.native_threads
+        self._vocabularies = dict(loaded)
+        self._row_seconds = options.row_seconds
+        self._cache = GrammarCache(options.cache_bytes)
+        self._gated_fills: dict[int, GatedFill] = {}
+        self._grammars_per_session = options.grammars_per_session
+        self._pool = WorkPool("compile", options.compile_threads, STACK_BYTES)
+        self.done_fd = self._pool.done_fd
+        self.finish = self._pool.finish
+
+    def vocabulary(self, fingerprint: bytes) -> Vocabulary:
+        """Returns a vocabulary that is loaded. Raises NotFoundError."""
+        if fingerprint not in self._vocabularies:
+            raise NotFoundError(f"no vocabulary {fingerprint.hex()[:16]}…; upload it first", kind="vocabulary")
+        return self._vocabularies[fingerprint][0]
+
+    def load_vocabulary(self, name: str, data: bytes, answer: Answer) -> None:
+        """Builds the backends of one more vocabulary."""
+
+        def build() -> tuple[Vocabulary, dict[str, Backend]]:
+            vocabulary = Vocabulary.from_bytes(data, name)
+            return vocabulary, {name: create(vocabulary, threads=self._native_threads) for name, create in self._factories.items()}
+
+        def built(result: tuple[Vocabulary, dict[str, Backend]] | MaskdError, _: float) -> None:
+            if isinstance(result, MaskdError):
+                answer(control.failure_of(result))
+                return
+            vocabulary, named = result
+            self._vocabularies[vocabulary.fingerprint] = (vocabulary, {**named, "auto": AutoBackend(list(named.values()))})
+            answer(None)
+
+        self._pool.submit(build, built)
+
+    def compile(self, message: control.CompileGrammar, session: WorkerSession, held: Callable[[], bool], answer: Answer) -> None:
+        """Makes the grammar of ``message`` for ``session``, which has it when ``answer`` is called. ``held`` tells, then, whether the
+        session is still there.
+
+        Raises:
+            CapacityError, GrammarUnsupportedError: nothing was begun, and ``answer`` is not called.
+        """
+        grammars = session.table.grammars
+        if message.grammar_id and len(grammars) >= self._grammars_per_session:
+            raise CapacityError(
+                f"the session holds its {self._grammars_per_session} grammars; delete one first",
+                limit="grammars_per_session", value=self._grammars_per_session,
+            )  # fmt: skip
+        spec, verdict = message.spec, message.verdict
+        _, named = self._vocabularies[session.vocabulary.fingerprint]
+        name = verdict.report.backend if verdict is not None else spec.backend
+        backend = named.get(name)
+        if backend is None:
+            raise GrammarUnsupportedError(f"no backend {name!r} here; give one of {', '.join(named)}", backends=", ".join(named))
+        key = (session.vocabulary.fingerprint, spec.digest())
+
+        def compiled(result: Compiled) -> None:
+            outcome, wanted = result.outcome, message.grammar_id in session.awaited_grammars
+            session.awaited_grammars.discard(message.grammar_id)
+            if isinstance(outcome, MaskdError):
+                answer(control.failure_of(outcome))
+            elif not held():
+                answer(control.failure_of(NotFoundError("the session ended during the compile", kind="session")))
+            else:
+                if wanted:  # else it was dropped while it compiled, or is to be reported only
+                    grammar = self._held(message, outcome, named.get(outcome.report.backend, backend), session.vocabulary)
+                    grammars[message.grammar_id] = grammar
+                    if message.alternate_of in grammars:
+                        grammars[message.alternate_of] = grammars[message.alternate_of].with_alternate(grammar)
+                answer(control.GrammarCompiled(outcome.report, result.seconds, result.cached))
+
+        if message.grammar_id:
+            session.awaited_grammars.add(message.grammar_id)
+        if self._cache.request(key, compiled):
+            self._pool.submit(functools.partial(_make, backend, spec, verdict), functools.partial(self._finish, key))
+
+    def _held(self, message: control.CompileGrammar, grammar: Grammar, backend: Backend, vocabulary: Vocabulary) -> HeldGrammar:
+        """Returns ``grammar``, compiled by ``backend``, as a session holds it: behind its gate, if it has one."""
+        spec, verdict = message.spec, message.verdict
+        batch: BatchFill | None = backend if isinstance(backend, BatchFill) and not message.solo else None
+        if spec.reasoning is not None:
+            forbidden = grammar.stop_token_ids.union(vocabulary.stop_token_ids)
+            grammar = GatedGrammar(grammar, spec.reasoning, len(vocabulary.tokens), vocabulary.vocab_size, forbidden)
+            if batch is not None:  # one for all grammars of a backend, so that they are filled together
+                batch = self._gated_fills.setdefault(id(batch), GatedFill(batch))
+        slow = verdict is not None and verdict.slowest_mask_seconds > self._row_seconds / 2
+        return HeldGrammar.of(message.grammar_id, grammar, batch, slow=slow, when_slow=spec.when_slow)
+
+    def _finish(self, key: tuple[bytes, bytes], outcome: Grammar | MaskdError, seconds: float) -> None:
+        if isinstance(outcome, MaskdError) and not isinstance(outcome, GrammarError):
+            _log.warning("compile failed", reason=outcome.reason)
+        self._cache.finish(key, outcome, seconds)
+
+
+def _make(backend: Backend, spec: GrammarSpec, verdict: control.Compiled | None) -> Grammar:
+    """Returns the grammar: from the artefact of its verdict where there is one, else compiled."""
+    if verdict is not None and verdict.artefact and isinstance(backend, Serializer):
+        return backend.deserialize(verdict.artefact, spec, verdict.report)
+    return backend.compile(spec)
