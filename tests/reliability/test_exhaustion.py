@@ -138,7 +138,7 @@ def test_inline_step_when_there_is_no_memory_for_it_then_it_is_refused_and_may_b
 def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stays(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """Half a gigabyte asked for and given up, ten times: no descriptor, mapping or session is left, and a neighbour steps on."""
+    """A quarter of a gigabyte asked for and given up, ten times: no descriptor, mapping or session is left, and a neighbour steps on."""
     daemon = start_daemon()
     wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
@@ -148,11 +148,15 @@ def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stay
         until(lambda: client.info().session_count == 1, "the first is gone")
         before = (len(descriptors(worker)), maps(worker))
         request = pb.CreateSessionRequest(vocabulary_fingerprint=wide.fingerprint, vocab_size=wide.vocab_size, row_capacity=4096)
+        given_up = 0
         for number in range(10):
-            with pytest.raises(grpc.RpcError) as caught:
-                client._stub.CreateSession(request, timeout=0.01 * number + 0.001)
-            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            try:  # the later it gives up, the more is there already, perhaps all of it
+                client._delete_session(client._stub.CreateSession(request, timeout=0.01 * number + 0.001).session_id)
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+                given_up += 1
             assert session.step([Item(1, row=0)], timeout_seconds=60).ok
+        assert given_up
         until(lambda: client.info().session_count == 1, "they are all gone")
         until(lambda: len(descriptors(worker)) <= before[0] and maps(worker) <= before[1] + 2, "nothing of them is left")
         open_session(client, wide, rows=4096).close()

@@ -25,7 +25,7 @@ from maskd.grammar import GrammarSpec
 from maskd.marker import Marker
 from maskd.sequences import HeldGrammar, SequenceTable
 from maskd.step import Action, Item
-from maskd.worker.session import WorkerSession
+from maskd.worker.session import SharedSession
 from tests.conftest import byte_vocabulary
 from tests.fuzzing import budget
 
@@ -45,7 +45,7 @@ class RingMachine(RuleBasedStateMachine):
         self.marker = Marker()
         table = SequenceTable(len(VOCABULARY.tokens), VOCABULARY.vocab_size, VOCABULARY.stop_token_ids, 8, marker=self.marker.words)
         table.grammars[1] = HeldGrammar.of(1, GRAMMAR, None)
-        self.worker = WorkerSession(7, VOCABULARY, layout, table, 1, self.marker)
+        self.worker = SharedSession(7, VOCABULARY, layout, table, 1, self.marker)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.worker.attach(theirs)
         self.engine = Arena(ours)
@@ -79,7 +79,9 @@ class RingMachine(RuleBasedStateMachine):
         self.accepted += 1
         self.positions[step] = self.accepted
         assert self.rung(self.worker.doorbell_fd) == self.worker_asleep
-        self.worker_asleep = self.worker_asleep and not self.worker.has_work
+        if self.worker_asleep:  # woken: it lowers its flag
+            self.worker_asleep = False
+            _shm.store_u32(self.worker.sleep_word, 0)
 
     @rule()
     def collect(self) -> None:
