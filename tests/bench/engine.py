@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=110)
     threads = max(1, (os.cpu_count() or 2) - 1)
     torch.set_num_threads(threads)  # masks are made beside the forward pass, on a core of their own
-    tokens, rounds = (12, 1) if arguments.quick else (96, 3)
+    tokens, rounds = (12, 1) if arguments.quick else (96, 5)
     loaded = load_model(arguments.model)
     spec = GrammarSpec("json_schema", json.dumps(SCHEMA), backend=arguments.backend)
     results: dict[str, Any] = {
