@@ -181,9 +181,9 @@ def load(arguments: Mapping[str, Any], environment: Mapping[str, str], path: str
     merged.update(arguments)
     try:
         return msgspec.convert(merged, Config)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:
         cause = error.__cause__
-        raise (cause if isinstance(cause, ConfigError) else ConfigError(f"bad configuration: {error}")) from None
+        raise (cause if isinstance(cause, ConfigError) else ConfigError(f"bad configuration: {' '.join(str(error).split())}")) from None
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -191,7 +191,14 @@ def _read_yaml(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", field="config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:  # PyYAML lets out what its constructors raise
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}", field="config") from None
     if content is None:
         return {}
@@ -207,7 +214,7 @@ def _from_text(text: str, kind: Any, source: str) -> Any:
             if text.lstrip().startswith("["):
                 return json.loads(text)
             parts = [part.strip() for part in text.split(",") if part.strip()]
-            return [{"path": part} for part in parts] if kind == list[VocabularySource] else parts
+            return [{"path": part} for part in parts] if kind == list[VocabularySource] else msgspec.convert(parts, kind, strict=False)
         return msgspec.convert(text, kind, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError(f"{source} is {text!r}: {error}", field=source) from None

@@ -110,8 +110,10 @@ def load_settings(flags: Mapping[str, Any], path: str | None = None) -> ServeSet
     if path is not None:
         try:
             given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # PyYAML's
+            raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
         if not isinstance(given, dict):
             raise ConfigError(f"{path}: is not a mapping")
         for name, value in given.items():

@@ -12,13 +12,11 @@ import contextlib
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,11 +31,11 @@ from maskd.errors import MaskdError
 from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item
 from maskd.vocabulary import Vocabulary
-from tests.conftest import Daemon, byte_vocabulary
+from tests.bench.faults import VOCABULARY, Faults
+from tests.conftest import Daemon
 
 RELIABILITY = Path(__file__).resolve().parents[1] / "reliability"
 Looks = dict[int, tuple[int, int, int]]
-VOCABULARY = byte_vocabulary()
 _SCHEMA = '{"type":"object","properties":{"a":{"type":"integer"},"b":{"enum":["Paris","London"]}},"required":["a","b"]}'
 SPECS = tuple(
     GrammarSpec(kind, source, backend=backend)  # type: ignore[arg-type]
@@ -210,95 +208,6 @@ class RawEngine(Engine):
                 held.close()
 
 
-class Faults:
-    """What is done to the daemon; ``inject`` does one thing at random."""
-
-    def __init__(self, seed: int, daemon: Daemon, tally: Tally) -> None:
-        self.random, self.daemon, self.tally, self.number = random.Random(seed), daemon, tally, 0
-        self._order: list[str] = []
-        self.kinds: dict[str, tuple[int, Callable[[], None]]] = {
-            "kill -9 of the front": (1, self.kill_front),
-            "kill -9 of the nursery": (2, self.kill_nursery),
-            "kill -9 of a worker": (3, self.kill_worker),
-            "a worker stopped for a while": (2, self.stop_worker),
-            "a lease dropped in a step": (2, self.drop_lease),
-            "a steps segment scribbled over": (2, self.scribble),
-            "a hostile compile": (3, self.compile),
-            "a matcher that crashes its worker": (1, lambda: self.run_evil("abort")),
-            "slow masks": (2, lambda: self.run_evil("burn")),
-        }
-
-    def inject(self) -> None:
-        if not self._order:  # every kind comes up, the lighter ones less often
-            self._order = [kind for kind, (weight, _) in self.kinds.items() for _ in range(weight)]
-            self.random.shuffle(self._order)
-        kind = self._order.pop()
-        with contextlib.suppress(MaskdError, OSError, IndexError):
-            self.kinds[kind][1]()
-        self.tally.faults[kind] += 1
-
-    def kill_front(self) -> None:
-        self.daemon.kill()
-        self.daemon.restart()
-
-    def kill_nursery(self) -> None:
-        os.kill(self.daemon.pids("maskd-nursery")[0], signal.SIGKILL)
-
-    def kill_worker(self) -> None:
-        os.kill(self.random.choice(self.daemon.worker_pids()), signal.SIGKILL)
-
-    def stop_worker(self) -> None:
-        pid = self.random.choice(self.daemon.worker_pids())
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(self.random.choice([0.1, 0.4]))
-        os.kill(pid, signal.SIGCONT)
-
-    @contextlib.contextmanager
-    def session(self):  # type: ignore[no-untyped-def]
-        with Client.connect(self.daemon.target, timeout_seconds=5) as client:
-            fingerprint = client.upload_vocabulary(VOCABULARY)
-            session = client.open_session(fingerprint, vocab_size=VOCABULARY.vocab_size, row_capacity=4, transport="shm")
-            try:
-                yield session
-            finally:
-                session.close()
-
-    def drop_lease(self) -> None:
-        with self.session() as session:
-            grammar = session.create_grammar(SPECS[0])
-            session.submit([Item(1, Action.OPEN, grammar.grammar_id, row=0)])
-            session._transport._arena.lease.shutdown(2)
-
-    def scribble(self) -> None:
-        with self.session() as session:
-            arena = session._transport._arena
-            raw = np.frombuffer(arena._steps.view, dtype=np.uint8)
-            for _ in range(50):
-                at = self.random.randrange(arena.layout.steps_bytes - 64)
-                raw[at : at + 64] = np.frombuffer(self.random.randbytes(64), dtype=np.uint8)
-                raw[: 8 * self.random.randrange(2)] = 1
-                os.eventfd_write(arena.doorbell_fd, 1)
-            del raw
-
-    def compile(self) -> None:
-        how = self.random.choice(["hang", "spin", "eat", "abort"])
-        with self.session() as session, contextlib.suppress(MaskdError):
-            session.create_grammar(self.spec(do=how, where="compile"), timeout_seconds=self.random.choice([0.2, 10]))
-
-    def run_evil(self, how: str) -> None:
-        with self.session() as session, contextlib.suppress(MaskdError):
-            grammar = session.create_grammar(self.spec(do=how, where="fill", seconds=0.1, at=2))
-            session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)])
-            session.step([Item(1, accept=(97, 98), row=0)])
-            session.step([Item(1, row=0)])
-
-    def spec(self, *, where: str, **orders: object) -> GrammarSpec:
-        from evil_backend import evil
-
-        self.number += 1
-        return evil(f"[a-z]{{0,{20 + self.number}}}", in_=where, **orders)
-
-
 def run(seconds: float, seed: int) -> Tally:
     """Runs load and faults for ``seconds``, and lets every engine take some steps more."""
     sys.path.insert(0, str(RELIABILITY))
@@ -315,7 +224,7 @@ def run(seconds: float, seed: int) -> Tally:
         ]  # fmt: skip
         for engine in engines:
             engine.start()
-        faults, deadline = Faults(seed, daemon, tally), time.monotonic() + seconds
+        faults, deadline = Faults(seed, daemon, tally.faults, tally.wrong), time.monotonic() + seconds
         while time.monotonic() < deadline:
             faults.inject()
             time.sleep(faults.random.uniform(0.1, 0.6))
