@@ -27,7 +27,7 @@ from tests.conftest import Daemon, byte_vocabulary
 
 VOCABULARY = byte_vocabulary()
 _PLAIN = GrammarSpec("regex", "[a-z ]{0,80}", backend="xgrammar")
-_ENGINE = """
+ENGINE = """
 import sys
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client
@@ -118,7 +118,7 @@ class Faults:
     def stop_engine(self) -> None:
         """SIGSTOP in the middle of its steps, SIGCONT, and SIGKILL: it goes on where it stood, and nobody waits for it meanwhile."""
         transport = self.random.choice(["shm", "inline"])
-        command = [sys.executable, "-c", _ENGINE, self.daemon.target, transport]
+        command = [sys.executable, "-c", ENGINE, self.daemon.target, transport]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as engine:
             assert engine.stdout is not None
             lines = [engine.stdout.readline()]
