@@ -44,10 +44,10 @@ class Admission:
             with contextlib.suppress(queue.Empty):
                 self._ready.append(self._compiled.get(timeout=timeout_seconds))
 
-    def drop_cancelled(self) -> None:
-        """Ends those that wait for a slot and were cancelled."""
+    def drop_cancelled(self, *, masked: bool = True) -> None:
+        """Ends those that wait for a slot and were cancelled; without ``masked``, only those that the masker does not know."""
         self._collect()
-        for waiting in [waiting for waiting in self._ready if waiting[0].is_cancelled]:
+        for waiting in [waiting for waiting in self._ready if waiting[0].is_cancelled and (masked or waiting[1] is None)]:
             self._ready.remove(waiting)
             if waiting[1] is not None:
                 self._masker.close(waiting[1])

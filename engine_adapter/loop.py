@@ -20,10 +20,10 @@ from torch import Tensor
 from engine_adapter.admission import Admission
 from engine_adapter.masker import Masker, Masks
 from engine_adapter.model import SlotModel
+from engine_adapter.outage import Outage
 from engine_adapter.request import FinishReason, Generation, Request, TokenLogprobs
 from engine_adapter.sampler import Sampler, token_logprobs
 from engine_adapter.turn import Pending, Slot, TurnTiming
-from maskd.errors import UnavailableError
 
 __all__ = ["DecodeLoop"]
 
@@ -55,6 +55,7 @@ class DecodeLoop:
         self._chunk_tokens = chunk_tokens
         self._slots: list[Slot | None] = [None] * model.slot_count
         self._pending: Pending | None = None
+        self._outage: Outage | None = None  # while it lasts, slots with a grammar are left as they are
         self._no_tokens = torch.zeros(model.slot_count, dtype=torch.int64, device=model.device)
         self._admission = Admission(masker, self._finish)
         self._open_row = np.full(-(-model.logits.shape[1] // 32), -1, dtype=np.int32)  # of those without a grammar
@@ -121,6 +122,8 @@ class DecodeLoop:
         self._forward(pending)
         forwarded = time.perf_counter()
         masks, failed, waited = self._mask(pending)
+        if self._outage is not None:
+            pending = self._without_masked(pending)
         forbidden = self._forbidden(pending)
         token_ids = self._sample(forbidden)
         host_ids = token_ids.tolist()  # waits for the device
@@ -145,12 +148,27 @@ class DecodeLoop:
         if not pending.is_masked:
             return None, {}, 0.0
         started = time.perf_counter()
-        try:
-            masks = self._masker.apply_(self._model.logits)
-        except UnavailableError as error:  # the others go on
-            failed = {slot.handle: error for slot in self._slots if slot and slot.handle is not None}
-            return None, failed, time.perf_counter() - started
-        return masks, masks.errors, masks.wait_seconds
+        masks = self._masker.try_apply_(self._model.logits)
+        if masks is not None:
+            return masks, masks.errors, masks.wait_seconds
+        for index in pending.sampling:  # their last token goes through the model once more when there are rows
+            slot = self._slots[index]
+            if slot is not None and slot.handle is not None:
+                self._model.rewind(index)
+                slot.unread = slot.generation.token_ids[-1:] or slot.generation.request.prompt[-1:]
+        self._outage = Outage(self._masker.collect)
+        return None, {}, time.perf_counter() - started
+
+    def _without_masked(self, pending: Pending) -> Pending:
+        """Returns ``pending`` without the slots that have a grammar."""
+        free = {index for index, slot in enumerate(self._slots) if slot is None or slot.handle is None}
+        return Pending(
+            pending.token_ids,
+            [index for index in pending.decoding if index in free],
+            [part for part in pending.reading if part[0] in free],
+            [index for index in pending.sampling if index in free],
+            is_masked=False,
+        )
 
     def _forbidden(self, pending: Pending) -> dict[int, list[int]]:
         """Returns what slots must not draw now although their grammar may allow it: slot to token ids."""
@@ -258,6 +276,7 @@ class DecodeLoop:
 
     def _schedule(self, token_ids: Tensor, accepted: Mapping[int, int]) -> Pending | None:
         """Lets requests join, sends the tokens to the masker, and says what goes through the model next; None if nothing does."""
+        self._end_outage()
         self._drop_cancelled()
         self._join()
         decoding: list[int] = []
@@ -265,7 +284,7 @@ class DecodeLoop:
         sampling: list[int] = []
         rows: list[int | None] = [None] * len(self._slots)
         for index, slot in enumerate(self._slots):
-            if slot is None:
+            if slot is None or (self._outage is not None and slot.handle is not None):
                 continue
             if slot.unread:
                 reading.append((index, slot.unread[: self._chunk_tokens]))
@@ -278,20 +297,45 @@ class DecodeLoop:
         if not decoding and not reading:
             self._masker.flush()
             return None
-        is_masked = any(row is not None for row in rows)
-        if is_masked:
-            self._masker.advance(accepted, rows)
-        else:
+        pending = Pending(token_ids, decoding, reading, sampling, any(row is not None for row in rows))
+        if not pending.is_masked:
             self._masker.flush()
-        return Pending(token_ids, decoding, reading, sampling, is_masked)
+        elif not self._masker.try_advance(accepted, rows):
+            self._hold_back(pending, accepted)
+            pending = self._without_masked(pending)
+        return pending if pending.decoding or pending.reading else None
+
+    def _hold_back(self, pending: Pending, accepted: Mapping[int, int]) -> None:
+        """Begins an outage before the forward pass: the masked slots of ``pending`` read again what they would have read now."""
+        for index, token_ids in pending.reading:
+            if (slot := self._slots[index]) is not None and slot.handle is not None:
+                slot.unread = [*token_ids, *slot.unread]
+        for index in pending.decoding:
+            if (slot := self._slots[index]) is not None and slot.handle is not None:
+                slot.unread = slot.generation.token_ids[-1:]
+
+        def wait() -> None:
+            self._masker.advance(accepted, [])
+            self._masker.collect()
+
+        self._outage = Outage(wait)
+
+    def _end_outage(self) -> None:
+        """Ends an outage that is over; if the daemon stayed away, that is the end of all that have a grammar."""
+        if self._outage is None or not self._outage.is_over:
+            return
+        error, self._outage = self._outage.error, None
+        for index, slot in enumerate(self._slots):
+            if error is not None and slot is not None and slot.handle is not None:
+                self._leave(index, slot, "error", error)
 
     # -- joining and leaving ---------------------------------------------------------------------------------------
 
     def _drop_cancelled(self) -> None:
         """Ends those that were cancelled while they wait or while their prompt is read; the others are ended by ``_append``."""
-        self._admission.drop_cancelled()
+        self._admission.drop_cancelled(masked=self._outage is None)
         for index, slot in enumerate(self._slots):
-            if slot is not None and slot.unread and slot.generation.is_cancelled:
+            if slot is not None and slot.unread and slot.generation.is_cancelled and (self._outage is None or slot.handle is None):
                 self._leave(index, slot, "cancelled", None)
 
     def _join(self) -> None:

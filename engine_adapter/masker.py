@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Masker", "Masks"]
 
 _FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.02, 1.0
+_CONTENTION_SECONDS = 0.1  # longer than anybody but a restore holds the lock
 
 
 @dataclass(slots=True)
@@ -121,6 +122,7 @@ class Masker:
         self._staging: RowStaging | None = None
 
         self._lock = threading.RLock()  # held for a whole ``advance`` or ``collect``; guards the lease and everything below
+        self._ending = threading.Event()
         self._ledger = Ledger()
         self._step: Step | None = None
         self._sent_to: Session | None = None  # the session that was asked ``_step``
@@ -134,7 +136,8 @@ class Masker:
         self.disconnect()
 
     def disconnect(self) -> None:
-        """Ends the session; the daemon frees all that it holds. Safe to repeat."""
+        """Ends the session; the daemon frees all that it holds. Whoever waits for a lost one waits no longer. Safe to repeat."""
+        self._ending.set()
         with self._lock:
             self._lease.drop()
 
@@ -224,6 +227,29 @@ class Masker:
                 self._step = None
                 raise
 
+    def try_advance(self, tokens: Mapping[int, int | Sequence[int]], rows: Sequence[int | None]) -> bool:
+        """Does what ``advance`` does, unless another thread is getting the session back: then nothing is done, and it returns False."""
+        if not self._lock.acquire(timeout=_CONTENTION_SECONDS):
+            return False
+        try:
+            self.advance(tokens, rows)
+        finally:
+            self._lock.release()
+        return True
+
+    def try_apply_(self, logits: Any) -> Masks | None:
+        """Does what ``apply_`` does, unless that has to wait for a new session: then the logits are untouched, and it returns None.
+
+        ``collect``, on whatever thread, waits for the session. After it the rows are those of the same step.
+        """
+        if not self._lock.acquire(timeout=_CONTENTION_SECONDS):
+            return None
+        try:
+            masks = self._collect(restore=False)
+            return None if masks is None else self._mask(logits, masks)
+        finally:
+            self._lock.release()
+
     def collect(self) -> Masks:
         """Waits for the rows of the last ``advance`` and returns them. A repeat returns the same ones.
 
@@ -231,20 +257,9 @@ class Masker:
             UnavailableError: the daemon did not come back within ``restore_seconds``; every sequence with a grammar is lost.
             InvalidRequestError: nothing was advanced.
         """
-        started = time.perf_counter()
-        with self._lock:
-            if self._masks is not None:
-                return self._masks
-            if self._step is None:
-                raise InvalidRequestError("nothing was advanced", field="step")
-            step, self._step = self._step, None
-            try:
-                rows, results = self._answer(step)
-            except MaskdError as error:
-                self._ledger.fail_all(error)
-                raise
-            self._masks = self._conclude(step, rows, results, started)
-            return self._masks
+        masks = self._collect(restore=True)
+        assert masks is not None
+        return masks
 
     def apply_(self, logits: Any) -> Masks:
         """Waits for the rows and sets what they forbid to -inf, in place. Whoever stands in ``errors`` must not be sampled from.
@@ -256,7 +271,9 @@ class Masker:
         Raises:
             ValueError: another shape than the batch has, or not writable. UnavailableError: see ``collect``; the logits are untouched.
         """
-        masks = self.collect()
+        return self._mask(logits, self.collect())
+
+    def _mask(self, logits: Any, masks: Masks) -> Masks:
         if tuple(logits.shape) != (len(masks.row_indices), self._vocab_size):
             raise ValueError(f"logits are {tuple(logits.shape)}; the batch is ({len(masks.row_indices)}, {self._vocab_size})")
         if isinstance(logits, np.ndarray):
@@ -280,6 +297,26 @@ class Masker:
 
     # -- one step: send, answer, conclude --------------------------------------------------------------------------
 
+    def _collect(self, *, restore: bool) -> Masks | None:
+        """Returns the masks of the step; None if the session is lost and is not to be restored: the step waits then."""
+        started = time.perf_counter()
+        with self._lock:
+            if self._masks is not None:
+                return self._masks
+            if self._step is None:
+                raise InvalidRequestError("nothing was advanced", field="step")
+            step, self._step = self._step, None
+            try:
+                answer = self._answer(step, restore=restore)
+            except MaskdError as error:
+                self._ledger.fail_all(error)
+                raise
+            if answer is None:
+                self._step = step
+                return None
+            self._masks = self._conclude(step, *answer, started)
+            return self._masks
+
     def _send(self, step: Step) -> None:
         session = self._lease.session
         if session is None:
@@ -289,9 +326,9 @@ class Masker:
             session.submit(step.items)
         self._sent_to = session
 
-    def _answer(self, step: Step) -> tuple[NDArray[np.int32], Reply | Sequence[Result]]:
+    def _answer(self, step: Step, *, restore: bool) -> tuple[NDArray[np.int32], Reply | Sequence[Result]] | None:
         """Waits for the rows and results of ``step``, through as many sessions as that takes. The results of a good step are left in
-        their reply until somebody asks for them."""
+        their reply until somebody asks for them. Without ``restore``, None if the session is lost."""
         deadline = 0.0
         while True:
             try:
@@ -307,6 +344,8 @@ class Masker:
                 if not self._ledger.is_asking(step):  # only closes, and those are done
                     step.withdraw()
                     return self._no_rows, []
+                if not restore:
+                    return None
                 deadline = deadline or self._deadline()
                 if time.monotonic() > deadline:
                     raise UnavailableError(f"no session lived through this step for {self._restore_seconds} s: {error}") from error
@@ -339,10 +378,9 @@ class Masker:
                 self._ledger.stand_again(standing.keys() - failed.keys())
                 return
             except MAY_COME_BACK as error:
-                if time.monotonic() + delay > deadline:
+                if time.monotonic() + delay > deadline or self._ending.wait(delay):
                     self._lease.drop()
                     raise UnavailableError(f"no session with maskd: {error}") from error
-            time.sleep(delay)
             delay = min(2 * delay, _LAST_DELAY_SECONDS)
 
     def _await_session(self, broken: Session | None, deadline: float, error: MaskdError) -> None:

@@ -196,6 +196,10 @@ class SlotModel:
         for slot in slots:
             self.lengths[slot] += 1
 
+    def rewind(self, slot: int) -> None:
+        """Takes the last token of ``slot`` back, to be given again."""
+        self.lengths[slot] -= 1
+
     def free(self, slot: int) -> None:
         """Empties ``slot``."""
         self.lengths[slot] = 0

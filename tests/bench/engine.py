@@ -79,13 +79,14 @@ class InProcessMasker:
 
     def flush(self) -> None: ...
 
-    def advance(self, tokens: dict[int, int], rows: Sequence[int | None]) -> None:
+    def try_advance(self, tokens: dict[int, int], rows: Sequence[int | None]) -> bool:
         for handle, token_id in tokens.items():
             if (matcher := self._matchers[handle]) is not None:
                 matcher.accept([token_id])
         self._asked = rows
+        return True
 
-    def apply_(self, logits: torch.Tensor) -> Masks:
+    def try_apply_(self, logits: torch.Tensor) -> Masks:
         started = time.perf_counter()
         indices = np.full(len(self._asked), -1, dtype=np.int32)
         for position, handle in enumerate(self._asked):

@@ -152,6 +152,60 @@ def test_output_when_the_daemon_stays_away_then_masked_sequences_end_and_others_
     check(loaded, free)
 
 
+def test_output_when_the_daemon_is_away_in_mid_decode_then_free_ones_go_on_and_masked_ones_later(
+    loaded: LoadedModel, vocabulary: Vocabulary, start_daemon: Callable[..., Daemon]
+) -> None:
+    """Others are decoded, one is cancelled and one joins while nobody makes masks; then the masked ones end as if nothing had happened."""
+
+    def asked() -> list[Request]:
+        return [request(loaded, JSON, 1), request(loaded, None, 2, max_tokens=40), request(loaded, JSON, 3, prompt="Tell me " * 12)]
+
+    daemon = start_daemon()
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        wanted = [loop.add(each) for each in asked()]
+        loop.run()
+    with looping(loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.2), restore_seconds=120.0) as loop:
+        masked, free, late = (loop.add(each) for each in asked())
+        cancelled = loop.add(request(loaded, JSON, 4))
+        while len(masked.token_ids) < 5 or not cancelled.token_ids:
+            loop.step()
+        daemon.kill()
+        while loop._outage is None:
+            loop.step()
+        cancelled.cancel()
+        joining = loop.add(request(loaded, None, 5, max_tokens=9))
+        while free.finish_reason is None or joining.finish_reason is None:
+            loop.step()
+        assert masked.finish_reason is late.finish_reason is cancelled.finish_reason is None
+        daemon.restart()
+        loop.run()
+    assert cancelled.finish_reason == "cancelled"
+    assert [each.token_ids for each in (masked, free, late)] == [each.token_ids for each in wanted]
+    for each in (masked, free, late):
+        check(loaded, each)
+
+
+def test_output_when_a_compile_waits_for_the_daemon_then_free_ones_go_on(
+    loaded: LoadedModel, vocabulary: Vocabulary, start_daemon: Callable[..., Daemon]
+) -> None:
+    """A new grammar holds the way back to the daemon; a masked sequence that is decoded meanwhile is held back before its step is sent."""
+    daemon = start_daemon()
+    with looping(loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.2), restore_seconds=120.0) as loop:
+        first = loop.add(request(loaded, CITY, 1))
+        loop.run()
+        daemon.kill()
+        waiting = [loop.add(request(loaded, grammar, 2)) for grammar in (CAPITAL, CITY, JSON)]
+        for seed in range(3):
+            free = loop.add(request(loaded, None, seed, max_tokens=9))
+            while free.finish_reason is None:
+                loop.step()
+        assert all(each.finish_reason is None for each in waiting)
+        daemon.restart()
+        loop.run()
+    for each in (first, *waiting):
+        check(loaded, each)
+
+
 def test_output_when_a_grammar_is_bad_then_only_its_request_fails(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
     with looping(loaded, vocabulary, daemon.target) as loop:
         bad, good = loop.add(request(loaded, GrammarSpec("regex", "("), 1)), loop.add(request(loaded, CITY, 2))
