@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
@@ -72,6 +72,7 @@ async def test_server_when_its_loop_has_stopped_then_it_says_so() -> None:
     class StoppedEngine:
         model_name = "m"
         failure = RuntimeError("CUDA error")
+        model_sampling: ClassVar[dict[str, float]] = {}
 
         def stats(self) -> None: ...
 
