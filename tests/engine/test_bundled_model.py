@@ -27,7 +27,7 @@ from engine_adapter.model import BUNDLED, LoadedModel, SlotModel, load_model
 from engine_adapter.request import Request
 from engine_adapter.sampler import SamplingParams
 from engine_adapter.sidecar import Sidecar
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.tokenizer_files import load_vocabulary
 
 torch.set_num_threads(1)
@@ -293,6 +293,23 @@ def test_answer_when_asked_for_a_capital_then_the_city(loop: DecodeLoop, loaded:
     prompt = [helpful, user("Give me the information of the capital of France in the JSON format.")]
     (text,) = answers(loop, loaded, [prompt], GrammarSpec("json_schema", json.dumps(schema)))
     assert json.loads(text)["name"] == "Paris"
+
+
+def test_answer_when_asked_to_think_first_then_a_reasoning_that_ends_and_the_usual_answer(loop: DecodeLoop, loaded: LoadedModel) -> None:
+    """Without a mask, and behind the daemon's reasoning gate."""
+    end = tuple(loaded.tokenizer.encode(END_OF_REASONING).ids)
+    schema = extraction.model_schema("UserDetail", [("name", extraction.NAME), ("age", extraction.AGE)])
+    gated = GrammarSpec("json_schema", json.dumps(schema), reasoning=ReasoningGate(end))
+    pieces = segments([user("Extract `Jason is 30 years old`")], add_generation_prompt=True, enable_thinking=True)
+    prompt = loaded.tokenizer.encode("".join(text for text, _ in pieces)).ids
+    generations = [loop.add(Request(prompt, spec, SamplingParams(temperature=0), 100)) for spec in (None, gated)]
+    loop.run()
+    for generation in generations:
+        reasoning, mark, answer = loaded.tokenizer.decode(generation.token_ids).partition(END_OF_REASONING)
+        assert generation.finish_reason == "stop" and mark and reasoning == "The name is Jason. The age is 30.\n"
+        assert json.loads(answer) == {"name": "Jason", "age": 30}
+        (at,) = (at for at in range(len(generation.token_ids)) if tuple(generation.token_ids[at : at + len(end)]) == end)
+        assert loaded.tokenizer.decode(generation.token_ids[:at]) == reasoning
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,20 @@ def test_ending_of_a_regex_is_the_shortest(pattern: str, begun: str, ending: str
     assert re.fullmatch(pattern, begun + ending)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [r"[^\n]{2,9}\.", r"(?:a|bc?)*d{2,3}", r"\w+@\w+(?:\.[a-z]{2,3})?", r"(?:x{2}|[^x])+", r"(?:\d{1,3}\.){3}\d+|::", r"a?b??c*?[d-f]+?"],
+)
+@given(data=st.data())
+def test_any_match_of_a_regex_cut_anywhere_then_its_ending_makes_a_match(pattern: str, data: st.DataObject) -> None:
+    text = data.draw(st.from_regex(pattern, fullmatch=True))
+    begun = text[: data.draw(st.integers(0, len(text)))]
+    position = RegexPosition(Automaton(pattern))
+    position.feed(begun.encode())
+    ending = position.completion().decode()
+    assert re.fullmatch(pattern, begun + ending) and len(ending) <= len(text) - len(begun)
+
+
 def test_ending_of_a_regex_when_a_character_is_not_whole_then_waits_for_it() -> None:
     position = RegexPosition(Automaton("<[^>]*>"))
     position.feed(b"<\xc3")

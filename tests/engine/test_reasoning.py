@@ -165,7 +165,9 @@ def test_answer_when_there_is_no_grammar_then_the_limit_of_the_reasoning_holds_t
         request = TextRequest(thinking_prompt(engine), None, sampled(3), 60, reasoning=Reasoning(limit))
         (choice,) = engine.submit(request).result(60)
         assert choice.reasoning_token_count <= limit + len(engine.prompts.end_token_ids)
-        assert not choice.text[:1].isspace() and "</think>" not in choice.text + (choice.reasoning or "")
+        assert "</think>" not in (choice.reasoning or "")
+        # Cut short, the model may write the mark once more within its answer.
+        assert not choice.text[:1].isspace() and not choice.text.startswith("</think>")
 
 
 def test_answer_when_it_is_cut_within_the_reasoning_then_there_is_no_text(engine: Engine) -> None:
