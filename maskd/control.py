@@ -46,10 +46,13 @@ class LoadVocabulary(_Message):
 
 
 class OpenSession(_Message):
-    """Makes a session, with its segments unless it is ``inline``; answered by Reply(SessionOpened)."""
+    """Makes a session, with its segments unless it is ``inline``; answered by Reply(SessionOpened). ``number`` stands for it in marks
+    and logs: whoever knows the id may use the session.
+    """
 
     request: int
     session_id: int
+    number: int
     fingerprint: bytes
     item_capacity: int
     row_capacity: int

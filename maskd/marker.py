@@ -3,7 +3,7 @@
 Slot 0 is the data path, the others are the threads of the slow lane. A slot is two words:
 
     word 0   calls begun and ended: odd while one is under way
-    word 1   session_id << 32 | grammar_id of the native call; grammar 0 = a batch of the session's grammars
+    word 1   number of the session << 32 | grammar_id of the native call; grammar 0 = a batch of the session's grammars
 
 Plain stores, and no ordering: only the front's judgement which grammar to hold responsible depends on them.
 """
@@ -32,7 +32,7 @@ class Marker:
         self.words = memoryview(self._mmap).cast("Q")
 
     def busy(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yields (slot, counter, session_id, grammar_id) of every call under way."""
+        """Yields (slot, counter, number of the session, grammar_id) of every call under way."""
         for slot in range(self.SLOTS):
             count, current = self.words[2 * slot], self.words[2 * slot + 1]
             if count & 1:

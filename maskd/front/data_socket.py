@@ -74,7 +74,7 @@ class DataSocket:
             refusal = self._check(connection, hello)
             if refusal == 0:
                 token = lay.HELLO.unpack(hello)[4]
-                if self._claim(token, connection) is not None:
+                if self._claim(token, connection):
                     return  # the connection is the worker's now
                 refusal = _BAD_TOKEN
             _log.warning("data socket refused", refusal=refusal)

@@ -51,14 +51,21 @@ _DEFAULT_TOKENS_PER_ITEM = 64
 _MIN_TOKENS = 16384
 """Room for the replay of a long sequence: a restored sequence accepts its whole history in one step."""
 _REQUEST_SECONDS = 10.0
+_LAST_NUMBER = (1 << 32) - 1
 _log = structlog.get_logger()
 
 
 @dataclass(eq=False)
 class Session:
-    """One engine's lease."""
+    """One engine's lease.
+
+    Attributes:
+        session_id: random, below 2**63: whoever knows it may use the session.
+        number: stands for it in logs and marks.
+    """
 
     session_id: int
+    number: int
     worker: Worker
     vocabulary: Vocabulary
     engine: str
@@ -86,7 +93,8 @@ class SessionBook:
         self._desk = desk
         self._workers = workers
         self._sessions: dict[int, Session] = {}
-        self._next_id = 1
+        self._numbered: dict[int, Session] = {}
+        self._next_number = 1
         self._opening = 0
         self._emptied = asyncio.Event()
         self.draining = False
@@ -140,12 +148,13 @@ class SessionBook:
         items = item_capacity or max(row_capacity, 16)
         layout = lay.Layout(vocab_size, items, row_capacity, token_capacity or max(_MIN_TOKENS, items * _DEFAULT_TOKENS_PER_ITEM))
         worker = self._choose_worker()
-        session_id = self._next_id
-        self._next_id += 1
+        session_id, session_number = secrets.randbits(62) + 1, self._next_number
+        self._next_number = self._next_number % _LAST_NUMBER + 1
         self._opening += 1
         try:
             opened = await worker.request(lambda number: control.OpenSession(
-                number, session_id, vocabulary.fingerprint, layout.item_capacity, layout.row_capacity, layout.token_capacity,
+                number, session_id, session_number, vocabulary.fingerprint,
+                layout.item_capacity, layout.row_capacity, layout.token_capacity,
                 sequence_capacity or config.sequences_per_session, inline,
             ), _REQUEST_SECONDS)  # fmt: skip
         except BaseException:  # the caller may have left while the worker was at it
@@ -154,14 +163,14 @@ class SessionBook:
         finally:
             self._opening -= 1
         assert isinstance(opened, control.SessionOpened)
-        session = Session(session_id, worker, vocabulary, engine, opened, layout)
-        self._sessions[session_id] = session
+        session = Session(session_id, session_number, worker, vocabulary, engine, opened, layout)
+        self._sessions[session_id] = self._numbered[session_number] = session
         worker.sessions.add(session_id)
         if inline:
             session.inline = InlineSteps(session_id, worker, layout, config.step_seconds)
         else:
             session.token = secrets.token_bytes(lay.TOKEN_BYTES)
-        _log.info("session opened", session=session_id, worker=worker.number, engine=engine, inline=inline, rows=row_capacity)
+        _log.info("session opened", session=session_number, worker=worker.number, engine=engine, inline=inline, rows=row_capacity)
         return session
 
     def _choose_worker(self) -> Worker:
@@ -170,20 +179,20 @@ class SessionBook:
             raise UnavailableError("no worker is up; they are restarting, try again")
         return min(ready, key=lambda worker: len(worker.sessions))
 
-    def claim(self, token: bytes, lease: socket.socket) -> int | None:
+    def claim(self, token: bytes, lease: socket.socket) -> bool:
         """Gives the session of ``token`` to the engine at the other end of ``lease``, which is handed to the worker.
 
-        Returns the session id, or None if no session waits for this token. A token works once.
+        Returns whether a session waits for this token. A token works once.
         """
         found = None
         for session in self._sessions.values():  # every one is compared, so that the time tells nothing
             if session.token and hmac.compare_digest(session.token, token):
                 found = session
         if found is None:
-            return None
+            return False
         found.token = b""
         found.worker.send(control.AttachSession(found.session_id), [lease.detach()])
-        return found.session_id
+        return True
 
     def delete(self, session_id: int) -> None:
         """Ends a session. Safe to repeat."""
@@ -197,10 +206,11 @@ class SessionBook:
         session = self._sessions.pop(session_id, None)
         if session is None:
             return
+        self._numbered.pop(session.number, None)
         session.worker.sessions.discard(session_id)
         if session.inline is not None:
             session.inline.end(why)
-        _log.info("session closed", session=session_id, why=why)
+        _log.info("session closed", session=session.number, why=why)
         if not self._sessions:
             self._emptied.set()
 
@@ -212,7 +222,7 @@ class SessionBook:
             for session in tuple(self._sessions.values()):
                 limit = self._config.claim_seconds if session.token else self._config.lease_seconds if session.inline else None
                 if limit is not None and now - session.used > limit:
-                    _log.warning("session expired", session=session.session_id, unclaimed=bool(session.token))
+                    _log.warning("session expired", session=session.number, unclaimed=bool(session.token))
                     self.delete(session.session_id)
 
     async def drain(self, seconds: float) -> None:
@@ -333,10 +343,10 @@ class SessionBook:
         session.worker.send(control.DropGrammar(session_id, grammar_id))
 
     def blame(self, calls: Iterable[tuple[int, int]], why: str) -> None:
-        """Passes on in which calls (session id, grammar id) a worker died or hung; grammar 0 = several of the session's."""
+        """Passes on in which calls (number of the session, grammar id) a worker died or hung; grammar 0 = several of the session's."""
         keys: set[Key | None] = set()
-        for session_id, grammar_id in calls:
-            session = self._sessions.get(session_id)
+        for number, grammar_id in calls:
+            session = self._numbered.get(number)
             of_session = session.grammar_keys if session is not None else {}
             if grammar_id:
                 keys.add(of_session.get(grammar_id))

@@ -44,7 +44,7 @@ class Worker:
         number: for logs.
         nursery: forks it.
         on_session_closed: called with (session_id, why) when a session ends on its own, or with its worker.
-        on_blame: called with ([(session_id, grammar_id)], why) when the worker crashed or hung: the calls that were under
+        on_blame: called with ([(number of the session, grammar_id)], why) when the worker crashed or hung: the calls that were under
             way, one of which did it; grammar 0 = a batch of that session's grammars.
     """
 

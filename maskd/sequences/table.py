@@ -38,12 +38,13 @@ class SequenceTable:
         stop_token_ids: of the vocabulary, for the row that failed and terminated items get.
         sequence_capacity: sequences open at a time.
         marker: two words: the second gets what is computed, for ``maskd.marker``.
-        session_id: for the marker.
+        number: of the session, below 2**32, for the marker.
         lane: where slow items run; None = on the caller's thread like all others.
         row_seconds: a step waits so long for its slow items; sequences whose masks take longer become slow.
         forced_limit: forced tokens looked for per item.
 
     Attributes:
+        number: as given.
         grammars: those that sequences may be opened with, by id; the caller's to change.
     """
 
@@ -54,7 +55,7 @@ class SequenceTable:
         stop_token_ids: Seq[int],
         sequence_capacity: int,
         marker: memoryview | None = None,
-        session_id: int = 0,
+        number: int = 0,
         lane: Lane | None = None,
         row_seconds: float = 0.02,
         forced_limit: int = 16,
@@ -63,7 +64,8 @@ class SequenceTable:
         self._sequences: dict[int, Sequence] = {}
         self._capacity = sequence_capacity
         self._marker = marker if marker is not None else memoryview(bytearray(16)).cast("Q")
-        self._mark_base = session_id << 32
+        self.number = number
+        self._mark_base = number << 32
         self._maker = RowMaker(token_count, vocab_size, stop_token_ids, forced_limit)
         self._slow = SlowItems(lane, row_seconds, self._maker, self._marker, self._mark_base)
 

@@ -118,7 +118,7 @@ class WorkerLoop:
         if isinstance(error, ProtocolError):
             why = error.message
         else:
-            _log.error("step failed", session=session.session_id, exc_info=error)
+            _log.error("step failed", session=session.table.number, exc_info=error)
             why = "the worker failed in its step"
         self._close(session, why)
         return why
@@ -199,7 +199,7 @@ class WorkerLoop:
             vocabulary.stop_token_ids,
             message.sequence_capacity,
             marker=self._marker.words,
-            session_id=message.session_id,
+            number=message.number,
             lane=self._lane,
             row_seconds=self._row_seconds,
         )
@@ -241,7 +241,7 @@ class WorkerLoop:
     def _attach(self, session_id: int, fd: int) -> None:
         session = self._shared.get(session_id)
         if fd < 0:
-            _log.error("out of descriptors: an engine cannot attach", session=session_id)
+            _log.error("out of descriptors: an engine cannot attach", session=session.table.number if session else None)
             if session is not None:
                 self._close(session, "no descriptor was left for its lease")
             return
@@ -266,7 +266,7 @@ class WorkerLoop:
     def _compile(self, message: control.CompileGrammar) -> None:
         session = self._session(message.session_id)
         if message.solo and message.grammar_id:
-            self._lane.alone.add(session.session_id << 32 | message.grammar_id)
+            self._lane.alone.add(session.table.number << 32 | message.grammar_id)
         self._compiles.compile(
             message, session, lambda: session.session_id in self._sessions, functools.partial(self._reply, message.request)
         )
@@ -275,7 +275,7 @@ class WorkerLoop:
 
     def _close(self, session: WorkerSession, why: str) -> None:
         del self._sessions[session.session_id]
-        self._lane.alone = {mark for mark in self._lane.alone if mark >> 32 != session.session_id}
+        self._lane.alone = {mark for mark in self._lane.alone if mark >> 32 != session.table.number}
         if isinstance(session, SharedSession):
             del self._shared[session.session_id]
             for fd in [session.doorbell_fd] + ([session.lease.fileno()] if session.lease is not None else []):

@@ -10,6 +10,8 @@ import socket
 import threading
 from collections.abc import Mapping
 
+import structlog
+
 from maskd.backends.base import Backend
 from maskd.control import SpawnWorker
 from maskd.logs import configure_logging
@@ -19,6 +21,7 @@ from maskd.worker.pool import STACK_BYTES
 
 __all__ = ["run_worker"]
 
+_log = structlog.get_logger()
 _PR_SET_NAME, _PR_SET_TIMERSLACK = 15, 29
 
 
@@ -28,7 +31,8 @@ def run_worker(
     """Runs the loop on a thread with a large stack, for matchers recurse as compilers do. Never returns.
 
     The worker outlives its nursery; it ends with the front, even when the data path is stuck in native code: the main thread
-    does nothing but wait for the other end of the control channel to close.
+    does nothing but wait for the other end of the control channel to close. A data path that fails ends the process, so that
+    the front starts another.
     """
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_NAME, b"maskd-worker")
@@ -36,9 +40,16 @@ def run_worker(
     configure_logging(options.log_level, process=f"worker-{options.number}")
     channel = socket.socket(fileno=channel_fd)
     loop = WorkerLoop(channel, marker_fd, options, loaded)
+
+    def data_path() -> None:
+        try:
+            loop.run()
+        except BaseException:
+            _log.exception("the data path failed")
+            os._exit(1)
+
     threading.stack_size(STACK_BYTES)
-    thread = threading.Thread(target=loop.run, name="data-path", daemon=True)
-    thread.start()
+    threading.Thread(target=data_path, name="data-path", daemon=True).start()
     gc.freeze()
     end = select.poll()
     end.register(channel, select.POLLRDHUP)

@@ -104,8 +104,8 @@ class SharedSession(WorkerSession):
         self._granted_fds = self._cleanup.enter_context(contextlib.ExitStack())
         with contextlib.ExitStack() as undo:
             undo.callback(self._cleanup.close)
-            self._rows_fd = self._segment(f"maskd-rows-{session_id}", layout.rows_bytes)
-            self._steps_fd = self._segment(f"maskd-steps-{session_id}", layout.steps_bytes)
+            self._rows_fd = self._segment(f"maskd-rows-{table.number}", layout.rows_bytes)
+            self._steps_fd = self._segment(f"maskd-steps-{table.number}", layout.steps_bytes)
             self.doorbell_fd = self._doorbell()
             self._engines_reply_fd, self._reply_fd = self._reply_pipe()
             self._rows = self._map(self._rows_fd, layout.rows_bytes)

@@ -274,6 +274,25 @@ def test_data_socket_when_its_mode_is_opened_then_the_peers_user_is_still_looked
     assert '"refusal": 4' in daemon.log
 
 
+def test_session_when_somebody_else_guesses_its_id_then_it_is_not_found(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """Ids are random; small numbers, and those near an own one, belong to nobody. Whoever has the id, and he alone, ends the session."""
+    daemon = start_daemon()
+    with Client.connect(daemon.target) as client, Client.connect(daemon.target) as stranger:
+        with open_session(client, vocabulary) as session, open_session(stranger, vocabulary, transport="inline") as own:
+            guesses = {*range(1, 100), *(own.session_id + step for step in range(-50, 50))} - {own.session_id}
+            for guess in guesses:
+                stranger._stub.DeleteSession(pb.DeleteSessionRequest(session_id=guess))
+                with pytest.raises(grpc.RpcError) as caught:
+                    stranger._stub.GetSession(pb.GetSessionRequest(session_id=guess))
+                assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+            assert session.step([Item(1)], timeout_seconds=60).results
+        assert session.session_id not in guesses
+    opened = [event["session"] for event in daemon.events() if event["event"] == "session opened"]
+    assert opened == [1, 2], "the log has numbers: an id in it could be used"
+
+
 def test_directory_when_made_then_it_and_the_sockets_are_for_their_user_only(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     process = subprocess.Popen(

@@ -1,0 +1,30 @@
+"""A worker process whose data path fails: it ends, and does not stay as a shell that answers nobody."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+WORKER = """
+import os, sys
+from maskd.control import SpawnWorker
+from maskd.marker import Marker
+from maskd.worker.process import run_worker
+options = SpawnWorker(1, 0, "info", (), 1, 1, 1 << 20, 4, 0.0, 0.02)
+run_worker(int(sys.argv[1]), os.dup(Marker().fd), options, {})
+"""
+
+
+def test_worker_when_its_data_path_fails_then_the_process_ends_and_says_why() -> None:
+    """A message that it cannot read, as from a front of another version."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(theirs.fileno())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True
+        )
+        theirs.close()
+        ours.sendall(b"\x01\x00\x00\x00\x00\x00\x00\x00\xc0")
+        _, log = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert "the data path failed" in log and "ValidationError" in log
