@@ -26,7 +26,7 @@ from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
 from engine_adapter.request import Generation, Request
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from maskd.client import Client
 from maskd.grammar import GrammarSpec

@@ -24,7 +24,7 @@ from engine_adapter.model import SlotModel, load_model, slots_that_fit
 from engine_adapter.output import Output
 from engine_adapter.reasoning import ReasoningPrompts
 from engine_adapter.request import Generation
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from engine_adapter.tokenizer import TextTokenizer
 from maskd.client import Client

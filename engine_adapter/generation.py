@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from engine_adapter.request import FinishReason, TokenLogprobs
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = ["Choice", "Delta", "Reasoning", "TextGeneration", "TextRequest"]

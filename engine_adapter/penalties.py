@@ -8,13 +8,11 @@ Knows nothing about: drawing, grammars. A logit of -inf stays -inf: nothing here
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 
 __all__ = ["Penalties", "forbid"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_adapter.bans import BannedWords
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = ["FinishReason", "Generation", "Request", "Steering", "TokenLogprobs"]

@@ -32,7 +32,7 @@ from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
 from engine_adapter.reasoning import AfterReasoning
 from engine_adapter.request import Request
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from maskd.grammar import GrammarOptions, GrammarSpec, ReasoningGate
 from maskd.tokenizer_files import load_vocabulary

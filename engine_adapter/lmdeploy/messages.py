@@ -11,7 +11,7 @@ from typing import Any
 
 from engine_adapter.generation import Reasoning, TextRequest
 from engine_adapter.response_format import grammar_of
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 
 __all__ = ["GenerationConfig", "PytorchEngineConfig", "Response", "TurbomindEngineConfig"]
 

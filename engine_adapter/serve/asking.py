@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_adapter.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.serve.body import CommonFields
 from engine_adapter.serve.errors import RequestError
 from maskd.grammar import GrammarSpec

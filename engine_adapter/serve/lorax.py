@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from engine_adapter.generation import Choice, Reasoning, TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.serve.asking import read_format, sampling, stop_strings
 from engine_adapter.serve.body import read_body
 from engine_adapter.serve.core import MOST_CHOICES, Ask, Core, Event, sse

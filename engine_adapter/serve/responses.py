@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine_adapter.generation import TextGeneration, TextRequest
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.serve.asking import backend_of, limits_of, read_format, sampling_of
 from engine_adapter.serve.body import CommonFields, read_body
 from engine_adapter.serve.calls import Call, CallDelta, CallStart, Content, Part, Reader

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from engine_adapter import sampler
+from engine_adapter import sampling_params
 from engine_adapter.generation import TextRequest
 from engine_adapter.response_format import grammar_of_constraints
 from maskd.grammar import GrammarSpec
@@ -55,7 +55,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: most tokens of an output.
-        temperature, top_p, top_k, min_p: as in ``sampler.SamplingParams``; if none of them is given, the likeliest token each time.
+        temperature, top_p, top_k, min_p: as in ``engine_adapter.sampling_params``; if none of them is given, the likeliest token each time.
         seed, presence_penalty, frequency_penalty, repetition_penalty: as there.
         n: outputs for each input.
         best_of: generate so many, and return the ``n`` likeliest; None = ``n``.
@@ -100,7 +100,7 @@ class SamplingParams:
             ValueError: a constraint or a number is wrong.
         """
         is_greedy = self.temperature is None and self.top_p is None and self.top_k is None and self.min_p is None
-        sampling = sampler.SamplingParams(
+        sampling = sampling_params.SamplingParams(
             temperature=0.0 if is_greedy else 1.0 if self.temperature is None else self.temperature,
             top_k=self.top_k or 0,
             top_p=1.0 if self.top_p is None else self.top_p,

@@ -28,7 +28,7 @@ from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker, Masks
 from engine_adapter.model import LoadedModel, SlotModel, load_model
 from engine_adapter.request import Request
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from engine_adapter.staging import RowStaging
 from engine_adapter.turn import TurnTiming

@@ -25,7 +25,7 @@ from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import BUNDLED, LoadedModel, SlotModel, load_model
 from engine_adapter.request import Request
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.tokenizer_files import load_vocabulary

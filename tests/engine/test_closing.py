@@ -23,7 +23,7 @@ from engine_adapter.engine import Engine
 from engine_adapter.generation import TextRequest
 from engine_adapter.model import load_model
 from engine_adapter.response_format import grammar_of
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from maskd.bitmask import row_of
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon, byte_vocabulary

@@ -15,7 +15,7 @@ import torch
 
 from engine_adapter.engine import Engine, QueueFullError
 from engine_adapter.generation import Delta, TextRequest
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from maskd.errors import GrammarError
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon

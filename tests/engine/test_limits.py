@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine_adapter.bans import BannedWords, TokenPrefixes
 from engine_adapter.engine import Engine
 from engine_adapter.generation import TextRequest
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon, byte_vocabulary
 from tests.thinking_model import PLAIN, make_directory

@@ -19,7 +19,7 @@ from engine_adapter.generation import Reasoning, TextRequest
 from engine_adapter.lmdeploy import GenerationConfig, PytorchEngineConfig, pipeline
 from engine_adapter.model import BUNDLED
 from engine_adapter.reasoning import ReasoningEnd, ReasoningPrompts
-from engine_adapter.sampler import SamplingParams
+from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.tensorrt_llm import LLM, GuidedDecodingParams
 from engine_adapter.tensorrt_llm import SamplingParams as TensorRtParams
 from engine_adapter.tokenizer import TextTokenizer

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine_adapter.sampler import Sampler, SamplingParams, _uniform
+from engine_adapter.sampler import Sampler, _uniform
+from engine_adapter.sampling_params import SamplingParams
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
 
