@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.serve.conftest import SHORT_FLAGS, Server
+from tests.serve.conftest import SHORT_FLAGS, TRAINED, Server
 from tests.thinking_model import UNLESS_TOLD, make_directory
 
 pytestmark = pytest.mark.xdist_group("serve")
@@ -230,3 +230,29 @@ def test_ollama_when_asked_to_think_then_thinking_is_a_field_of_its_own(post: An
         city(part.get("content") or part.get("response"))
         city("".join(each.get("content") or each.get("response") or "" for each in parts))
         assert bool(part.get("thinking")) == any(each.get("thinking") for each in parts) == bool(think)
+
+
+# -- the bundled model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not TRAINED, reason="the bundled model has random weights")
+def test_bundled_model_when_asked_to_think_then_it_says_what_it_read_and_ends_by_itself(client: OpenAI) -> None:
+    """Its own template and marks, which are plain text to its tokenizer; with a schema, and without."""
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    ask: Any = [{"role": "user", "content": "Extract `Jason is 30 years old`"}]
+    fields: Any = {"model": "m", "messages": ask, "reasoning_effort": "low", "max_tokens": 200}
+    masked = client.chat.completions.create(
+        **fields, response_format={"type": "json_schema", "json_schema": {"name": "UserDetail", "schema": schema}}
+    )
+    free = client.chat.completions.create(**fields)
+    for answer in (masked, free):
+        thought = answer.choices[0].message.reasoning_content  # type: ignore[attr-defined]
+        assert answer.choices[0].finish_reason == "stop" and "30" in thought and "think>" not in thought
+    assert json.loads(masked.choices[0].message.content or "") == {"name": "Jason", "age": 30}
+    silent = client.chat.completions.create(**fields | {"reasoning_effort": "none"})
+    assert "reasoning_content" not in silent.choices[0].message.model_dump()
