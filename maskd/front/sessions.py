@@ -2,14 +2,13 @@
 
 A shared-memory session is claimed on the data socket with its one-time token; the connection goes to the worker and is
 the lease. An inline session has no segments: its steps go through the front (``inline_steps``), and it ends when nobody uses it.
-Owns: sessions, their tokens, leases and grammar ids. Knows nothing about: protobuf, listening sockets.
+Owns: sessions, their tokens and leases. Knows nothing about: protobuf, listening sockets, how grammars are made (``grammars``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import hmac
 import secrets
 import socket
@@ -25,19 +24,14 @@ from maskd.arena import Reply
 from maskd.config import Config
 from maskd.errors import (
     CapacityError,
-    DeadlineError,
     DrainingError,
-    GrammarError,
-    GrammarTimeoutError,
-    GrammarTooLargeError,
-    GrammarUnsupportedError,
     InvalidRequestError,
     NotFoundError,
     UnavailableError,
     VocabularyMismatchError,
-    clip,
 )
 from maskd.front.compiles import CompileDesk
+from maskd.front.grammars import SessionGrammars
 from maskd.front.inline_steps import InlineSteps
 from maskd.front.quarantine import Key
 from maskd.front.workers import Worker
@@ -71,12 +65,10 @@ class Session:
     engine: str
     opened: control.SessionOpened
     layout: lay.Layout
+    grammars: SessionGrammars
     token: bytes = b""
     inline: InlineSteps | None = None
     used: float = field(default_factory=time.monotonic)
-    next_grammar: int = 1
-    grammar_keys: dict[int, Key] = field(default_factory=dict)
-    alternates: dict[int, int] = field(default_factory=dict)
 
 
 class SessionBook:
@@ -163,7 +155,8 @@ class SessionBook:
         finally:
             self._opening -= 1
         assert isinstance(opened, control.SessionOpened)
-        session = Session(session_id, session_number, worker, vocabulary, engine, opened, layout)
+        grammars = SessionGrammars(session_id, vocabulary, worker, self._desk, config)
+        session = Session(session_id, session_number, worker, vocabulary, engine, opened, layout, grammars)
         self._sessions[session_id] = self._numbered[session_number] = session
         worker.sessions.add(session_id)
         if inline:
@@ -239,119 +232,19 @@ class SessionBook:
     # -- grammars --------------------------------------------------------------------------------------------------
 
     async def create_grammar(self, session_id: int, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, control.GrammarCompiled]:
-        """Compiles ``spec`` on the session's worker: (grammar id, or 0 for ``validate_only``; what came out).
-
-        Where it is to switch when it is slow, another backend compiles it too.
-
-        Raises:
-            GrammarError: or a child. InvalidRequestError, NotFoundError, CapacityError, UnavailableError.
-        """
-        session = self.get(session_id)
-        self._check(session, spec)
-        grammar_id, compiled = await self._create_grammar(session, spec, validate_only=validate_only)
-        if spec.when_slow == "switch":
-            try:
-                compiled.alternate_backend = await self._create_alternate(session, spec, grammar_id, compiled.report.backend)
-            except BaseException:
-                if grammar_id:
-                    self.delete_grammar(session_id, grammar_id)
-                raise
-        return grammar_id, compiled
-
-    def _check(self, session: Session, spec: GrammarSpec) -> None:
-        """Raises GrammarTooLargeError, or InvalidRequestError where ``spec`` does not fit the vocabulary of ``session``."""
-        size = len(spec.source.encode("utf-8", "surrogatepass"))
-        if size > self._config.grammar_bytes:
-            raise GrammarTooLargeError(
-                f"the grammar has {size} bytes; the limit grammar_bytes is {self._config.grammar_bytes}",
-                limit="grammar_bytes", value=self._config.grammar_bytes,
-            )  # fmt: skip
-        vocabulary = session.vocabulary
-        for token_id in spec.options.stop_token_ids:
-            if not 0 <= token_id < len(vocabulary.tokens):
-                raise InvalidRequestError(f"stop token {token_id} is not in the vocabulary", field="stop_token_ids", token_id=token_id)
-        for token_id in spec.reasoning.end_token_ids if spec.reasoning else ():
-            wrong = (
-                "is not in the vocabulary" if not 0 <= token_id < len(vocabulary.tokens)
-                else "is a stop token: an output would end there" if token_id in {*vocabulary.stop_token_ids, *spec.options.stop_token_ids}
-                else ""
-            )  # fmt: skip
-            if wrong:
-                raise InvalidRequestError(f"end-of-reasoning token {token_id} {wrong}", field="reasoning.end_token_ids", token_id=token_id)
-
-    async def _create_alternate(self, session: Session, spec: GrammarSpec, grammar_id: int, backend: str) -> str:
-        """Has the first backend but ``backend`` that can do ``spec`` compile it, for sequences of ``grammar_id`` that are slow, and
-        returns its name. Raises GrammarUnsupportedError if none can."""
-        refusals = []
-        for other in self._config.backends:
-            if other == backend:
-                continue
-            try:
-                alternate_id, _ = await self._create_grammar(
-                    session, dataclasses.replace(spec, backend=other), validate_only=not grammar_id, alternate_of=grammar_id
-                )
-            except GrammarError as error:
-                refusals.append(f"{other}: {error.message}")
-                continue
-            if alternate_id:
-                session.alternates[grammar_id] = alternate_id
-            return other
-        raise GrammarUnsupportedError(
-            f"when_slow is 'switch', and no backend but {backend} does this grammar; give 'wait' or 'fail'. "
-            + clip("; ".join(refusals), 900),
-            backends=backend,
-        )
-
-    async def _create_grammar(
-        self, session: Session, spec: GrammarSpec, *, validate_only: bool, alternate_of: int = 0
-    ) -> tuple[int, control.GrammarCompiled]:
-        session_id, fingerprint = session.session_id, session.vocabulary.fingerprint
-        verdict = await self._desk.admit(fingerprint, spec)
-        if validate_only and verdict is not None:
-            return 0, control.GrammarCompiled(verdict.report, verdict.seconds, cached=False)
-        grammar_id, key = 0, (fingerprint, spec.digest())
-        if not validate_only:
-            grammar_id, session.next_grammar = session.next_grammar, session.next_grammar + 1
-            session.grammar_keys[grammar_id] = key
-        try:
-            compiled = await session.worker.request(
-                lambda number: control.CompileGrammar(
-                    number, session_id, grammar_id, spec, verdict, self._desk.is_suspect(key), alternate_of
-                ),
-                self._config.compile_seconds,
-            )
-        except BaseException as error:  # also when the caller has left: nobody would know the id
-            if grammar_id:
-                session.worker.send(control.DropGrammar(session_id, grammar_id))
-            if not isinstance(error, DeadlineError):
-                raise
-            raise GrammarTimeoutError(
-                f"the compile did not end within compile_seconds = {self._config.compile_seconds}",
-                limit="compile_seconds", value=self._config.compile_seconds,
-            ) from None  # fmt: skip
-        assert isinstance(compiled, control.GrammarCompiled)
-        if verdict is not None:  # what the jail saw is the whole story: the worker only loaded it
-            seconds = 0.0 if compiled.cached else verdict.seconds
-            compiled = control.GrammarCompiled(verdict.report, seconds, compiled.cached)
-        return grammar_id, compiled
+        """See ``SessionGrammars.create``. Raises NotFoundError as well."""
+        return await self.get(session_id).grammars.create(spec, validate_only=validate_only)
 
     def delete_grammar(self, session_id: int, grammar_id: int) -> None:
         """Lets go of a grammar. Safe to repeat."""
-        session = self.get(session_id)
-        for dropped in (grammar_id, session.alternates.pop(grammar_id, 0)):
-            session.grammar_keys.pop(dropped, None)  # a sequence may still use it, but a crash will not be blamed on it
-        session.worker.send(control.DropGrammar(session_id, grammar_id))
+        self.get(session_id).grammars.delete(grammar_id)
 
     def blame(self, calls: Iterable[tuple[int, int]], why: str) -> None:
         """Passes on in which calls (number of the session, grammar id) a worker died or hung; grammar 0 = several of the session's."""
         keys: set[Key | None] = set()
         for number, grammar_id in calls:
             session = self._numbered.get(number)
-            of_session = session.grammar_keys if session is not None else {}
-            if grammar_id:
-                keys.add(of_session.get(grammar_id))
-            else:  # one of these, or one that was dropped and that a sequence still uses
-                keys.update(of_session.values(), [None])
+            keys |= session.grammars.suspects(grammar_id) if session is not None else {None}
         self._desk.blame(keys, why)
 
     async def read(self, session_id: int) -> control.SessionState:

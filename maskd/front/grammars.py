@@ -1,0 +1,165 @@
+"""The grammars of a session, as the front knows them: checked against its vocabulary, admitted by the desk, made on its worker.
+
+Owns: grammar ids, and which content stands behind each, for the case that a worker dies in one.
+Knows nothing about: other sessions, protobuf, how a grammar is compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from maskd import control
+from maskd.config import Config
+from maskd.errors import (
+    DeadlineError,
+    GrammarError,
+    GrammarTimeoutError,
+    GrammarTooLargeError,
+    GrammarUnsupportedError,
+    InvalidRequestError,
+    UnavailableError,
+    clip,
+)
+from maskd.front.compiles import CompileDesk
+from maskd.front.quarantine import Key
+from maskd.grammar import GrammarSpec, ReasoningGate
+from maskd.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from maskd.front.workers import Worker
+
+__all__ = ["SessionGrammars"]
+
+
+class SessionGrammars:
+    """The grammars of one session.
+
+    Args:
+        session_id: of the session, which is open on ``worker``.
+        vocabulary: of the session.
+        worker: makes and holds them.
+        desk: admits them.
+        config: the limits.
+    """
+
+    def __init__(self, session_id: int, vocabulary: Vocabulary, worker: Worker, desk: CompileDesk, config: Config) -> None:
+        self._session_id = session_id
+        self._vocabulary = vocabulary
+        self._worker = worker
+        self._desk = desk
+        self._config = config
+        self._next_id = 1
+        self._keys: dict[int, Key] = {}
+        self._alternates: dict[int, int] = {}
+
+    async def create(self, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, control.GrammarCompiled]:
+        """Compiles ``spec``: (grammar id, or 0 for ``validate_only``; what came out).
+
+        Where its sequences are to switch when they are slow, another backend compiles it too.
+
+        Raises:
+            GrammarError: or a child. InvalidRequestError, CapacityError, UnavailableError, NotFoundError: the session ended.
+        """
+        self._check(spec)
+        grammar_id, compiled = await self._make(spec, validate_only=validate_only)
+        if spec.when_slow == "switch":
+            try:
+                compiled.alternate_backend = await self._make_alternate(spec, grammar_id, compiled.report.backend)
+            except BaseException:
+                if grammar_id:
+                    self.delete(grammar_id)
+                raise
+        return grammar_id, compiled
+
+    def delete(self, grammar_id: int) -> None:
+        """Lets go of a grammar, and of its alternate. Safe to repeat."""
+        for dropped in (grammar_id, self._alternates.pop(grammar_id, 0)):
+            self._keys.pop(dropped, None)  # a sequence may still use it, but a crash will not be blamed on it
+        self._worker.send(control.DropGrammar(self._session_id, grammar_id))
+
+    def suspects(self, grammar_id: int) -> set[Key | None]:
+        """Returns what the worker may have been busy with when it was in ``grammar_id``; None stands for one that was let go of.
+
+        0 = several: one of all, or one that was let go of and that a sequence still uses.
+        """
+        return {self._keys.get(grammar_id)} if grammar_id else {*self._keys.values(), None}
+
+    def _check(self, spec: GrammarSpec) -> None:
+        """Raises GrammarTooLargeError, or InvalidRequestError where ``spec`` does not fit the vocabulary."""
+        size = len(spec.source.encode("utf-8", "surrogatepass"))
+        if size > self._config.grammar_bytes:
+            raise GrammarTooLargeError(
+                f"the grammar has {size} bytes; the limit grammar_bytes is {self._config.grammar_bytes}",
+                limit="grammar_bytes", value=self._config.grammar_bytes,
+            )  # fmt: skip
+        token_count = len(self._vocabulary.tokens)
+        for token_id in spec.options.stop_token_ids:
+            if not 0 <= token_id < token_count:
+                raise InvalidRequestError(f"stop token {token_id} is not in the vocabulary", field="stop_token_ids", token_id=token_id)
+        if spec.reasoning is not None:
+            self._check_gate(spec.reasoning, {*self._vocabulary.stop_token_ids, *spec.options.stop_token_ids})
+
+    def _check_gate(self, gate: ReasoningGate, stop_token_ids: set[int]) -> None:
+        for token_id in gate.end_token_ids:
+            if not 0 <= token_id < len(self._vocabulary.tokens):
+                wrong = "is not in the vocabulary"
+            elif token_id in stop_token_ids:
+                wrong = "is a stop token: an output would end there"
+            else:
+                continue
+            raise InvalidRequestError(f"end-of-reasoning token {token_id} {wrong}", field="reasoning.end_token_ids", token_id=token_id)
+
+    async def _make_alternate(self, spec: GrammarSpec, grammar_id: int, backend: str) -> str:
+        """Has the first backend but ``backend`` that can do ``spec`` compile it, for slow sequences of ``grammar_id``, and returns its
+        name. Raises GrammarUnsupportedError if none can."""
+        refusals = []
+        for other in self._config.backends:
+            if other == backend:
+                continue
+            try:
+                alternate_id, _ = await self._make(
+                    dataclasses.replace(spec, backend=other), validate_only=not grammar_id, alternate_of=grammar_id
+                )
+            except GrammarError as error:
+                refusals.append(f"{other}: {error.message}")
+                continue
+            if alternate_id:
+                self._alternates[grammar_id] = alternate_id
+            return other
+        raise GrammarUnsupportedError(
+            f"when_slow is 'switch', and no backend but {backend} does this grammar; give 'wait' or 'fail'. "
+            + clip("; ".join(refusals), 900),
+            backends=backend,
+        )
+
+    async def _make(self, spec: GrammarSpec, *, validate_only: bool, alternate_of: int = 0) -> tuple[int, control.GrammarCompiled]:
+        fingerprint = self._vocabulary.fingerprint
+        verdict = await self._desk.admit(fingerprint, spec)
+        if validate_only and verdict is not None:
+            return 0, control.GrammarCompiled(verdict.report, verdict.seconds, cached=False)
+        grammar_id, key = 0, (fingerprint, spec.digest())
+        if not validate_only:
+            grammar_id, self._next_id = self._next_id, self._next_id + 1
+            self._keys[grammar_id] = key
+        try:
+            compiled = await self._worker.request(
+                lambda number: control.CompileGrammar(
+                    number, self._session_id, grammar_id, spec, verdict, self._desk.is_suspect(key), alternate_of
+                ),
+                self._config.compile_seconds,
+            )
+        except BaseException as error:  # also when the caller has left: nobody would know the id
+            if grammar_id and not isinstance(error, UnavailableError):  # else the worker is gone, perhaps because of it
+                self.delete(grammar_id)
+            if not isinstance(error, DeadlineError):
+                raise
+            raise GrammarTimeoutError(
+                f"the compile did not end within compile_seconds = {self._config.compile_seconds}",
+                limit="compile_seconds", value=self._config.compile_seconds,
+            ) from None  # fmt: skip
+        assert isinstance(compiled, control.GrammarCompiled)
+        if verdict is not None:  # what the jail saw is the whole story: the worker only loaded it
+            seconds = 0.0 if compiled.cached else verdict.seconds
+            compiled = control.GrammarCompiled(verdict.report, seconds, compiled.cached)
+        return grammar_id, compiled
