@@ -104,7 +104,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     jail: bool = True
     compile_seconds: float = 10.0
     compile_bytes: int = 1 << 30
-    compile_nice: int = 5
+    compile_nice: int = 10
     compile_cpus: list[int] = msgspec.field(default_factory=list)
     mask_seconds: float = 0.25
     row_seconds: float = 0.02
