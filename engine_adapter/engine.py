@@ -28,6 +28,7 @@ from engine_adapter.sampling_params import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from engine_adapter.tokenizer import TextTokenizer
 from maskd.client import Client
+from maskd.grammar import WhenSlow
 from maskd.tokenizer_files import load_vocabulary
 
 __all__ = ["Engine", "EngineStats", "QueueFullError"]
@@ -109,6 +110,7 @@ class Engine:
         context_length: int | None = None,
         restore_seconds: float = 30.0,
         reasoning_end: str | None = None,
+        when_slow: WhenSlow = "wait",
     ) -> None:
         """Loads the model, finds or starts a daemon, and starts the loop. Takes seconds.
 
@@ -124,6 +126,7 @@ class Engine:
             context_length: None = what the model was made for, 4096 at most.
             reasoning_end: text that ends the reasoning of a model that always begins with it; None = what its chat template shows,
                 "" = the model does not reason.
+            when_slow: what becomes of outputs whose masks are late, unless a request says otherwise: see ``GrammarSpec``.
             restore_seconds: how long outputs with a grammar wait for a daemon that went away, before they fail; those without go on.
 
         Raises:
@@ -153,8 +156,9 @@ class Engine:
             self._loop = DecodeLoop(slot_model, masker, self._vocabulary.stop_token_ids)
             self._resources = stack.pop_all()
         self._intake = Intake(
-            self.tokenizer, self.prompts, self._vocabulary, context_length=self.context_length, backend=backend, bounded=bounded
-        )
+            self.tokenizer, self.prompts, self._vocabulary,
+            context_length=self.context_length, backend=backend, when_slow=when_slow, bounded=bounded,
+        )  # fmt: skip
         self._queue_limit = queue_limit
         self._lock = threading.Lock()  # guards the admission and the counters below
         self._finished: Counter[str] = Counter()

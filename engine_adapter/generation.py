@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from engine_adapter.request import FinishReason, TokenLogprobs
 from engine_adapter.sampling_params import SamplingParams
-from maskd.grammar import GrammarReport, GrammarSpec
+from maskd.grammar import GrammarReport, GrammarSpec, WhenSlow
 
 __all__ = ["Choice", "Delta", "Reasoning", "TextGeneration", "TextRequest"]
 
@@ -51,6 +51,7 @@ class TextRequest:
         n: number of outputs.
         best_of: generate so many, of which ``TextGeneration.best`` gives the ``n`` likeliest; None = ``n``.
         close_before_budget: with a grammar, end the output whole before ``max_tokens`` cuts it: see ``closing.py``.
+        when_slow: "wait", "fail" or "switch", see ``GrammarSpec``; None = what the engine was told.
         ignore_special: leave special tokens out of the text.
         reasoning: the prompt leaves the assistant within its reasoning; the grammar begins behind its end. None = there is none.
     """
@@ -68,6 +69,7 @@ class TextRequest:
     stop_token_ids: tuple[int, ...] = ()
     banned_words: tuple[str, ...] = ()
     banned_token_ids: tuple[int, ...] = ()
+    when_slow: WhenSlow | None = None
     best_of: int | None = None
     reasoning: Reasoning | None = None
 

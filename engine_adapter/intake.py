@@ -16,7 +16,7 @@ from engine_adapter.generation import TextRequest
 from engine_adapter.reasoning import AfterReasoning, EndReasoning, ReasoningPrompts
 from engine_adapter.request import Request, Steering
 from engine_adapter.tokenizer import TextTokenizer
-from maskd.grammar import GrammarSpec, ReasoningGate
+from maskd.grammar import GrammarSpec, ReasoningGate, WhenSlow
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["Intake", "Prepared"]
@@ -44,6 +44,7 @@ class Intake:
         *,
         context_length: int,
         backend: str,
+        when_slow: WhenSlow,
         bounded: bool,
     ) -> None:
         """See ``Engine`` for the arguments."""
@@ -52,6 +53,7 @@ class Intake:
         self._vocab_size = vocabulary.vocab_size
         self._context_length = context_length
         self._backend = backend
+        self._when_slow = when_slow
         self._bounded = bounded
         self._closing_vocabulary = ClosingVocabulary(vocabulary)
         self._prefixes = TokenPrefixes(vocabulary)
@@ -122,6 +124,7 @@ class Intake:
             return None
         if spec.backend == "auto":
             spec = dataclasses.replace(spec, backend=self._backend)
+        spec = dataclasses.replace(spec, when_slow=request.when_slow or self._when_slow)
         if self._bounded:
             spec = bounded_spec(spec)
         if request.reasoning is None:

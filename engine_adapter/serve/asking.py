@@ -111,7 +111,7 @@ def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
 
 
 def limits_of(fields: CommonFields) -> dict[str, Any]:
-    """Returns, as arguments of ``TextRequest``, how the fields want outputs to end, and what outputs must not have.
+    """Returns, as arguments of ``TextRequest``, how the fields want outputs to end, what outputs must not have, and what slow masks mean.
 
     Raises:
         RequestError: too many or malformed stop strings, or a field that the engine has nothing for.
@@ -125,6 +125,7 @@ def limits_of(fields: CommonFields) -> dict[str, Any]:
         "stop_token_ids": tuple(fields.stop_token_ids or ()),
         "banned_words": tuple(fields.bad_words or ()),
         "ignore_special": fields.skip_special_tokens is not False,
+        "when_slow": fields.when_slow,
     }
 
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from engine_adapter.generation import TextGeneration
 from engine_adapter.serve.errors import RequestError
+from maskd.grammar import WhenSlow
 
 __all__ = ["CommonFields", "read_body", "usage_of"]
 
@@ -70,6 +71,7 @@ class CommonFields(msgspec.Struct, kw_only=True):
     structural_tag: Any = None
     guided_decoding_backend: str | None = None
     close_before_budget: bool | None = None
+    when_slow: WhenSlow | None = None
 
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None

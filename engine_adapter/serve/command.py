@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from maskd.errors import ConfigError
+from maskd.grammar import WHEN_SLOW, WhenSlow
 
 __all__ = ["ServeSettings", "add_flags", "load_settings", "run_server"]
 
@@ -52,6 +53,10 @@ class ServeSettings:
     close_before_budget: bool = dataclasses.field(
         default=False,
         metadata={"help": "end JSON, calls and regexes before the token limit would cut them, unless a request says otherwise"},
+    )
+    when_slow: WhenSlow = dataclasses.field(
+        default="wait",
+        metadata={"help": "when a grammar's masks are late: wait, fail, or switch to the other backend; unless a request says otherwise"},
     )
     body_bytes: int = dataclasses.field(default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"})
     reasoning_end: str | None = dataclasses.field(
@@ -139,6 +144,8 @@ def _check(name: str, value: Any, default: Any) -> None:
         raise ConfigError(f"{name} is {value}; give {lowest} to {highest}")
     if name == "log_level" and value not in _LEVELS:
         raise ConfigError(f"log_level is {value!r}; give one of {', '.join(_LEVELS)}")
+    if name == "when_slow" and value not in WHEN_SLOW:
+        raise ConfigError(f"when_slow is {value!r}; give one of {', '.join(WHEN_SLOW)}")
 
 
 def run_server(settings: ServeSettings) -> int:
@@ -162,6 +169,7 @@ def run_server(settings: ServeSettings) -> int:
         context_length=settings.context_length,
         restore_seconds=settings.restore_seconds,
         reasoning_end=settings.reasoning_end,
+        when_slow=settings.when_slow,
     ) as engine:
         logger.info("Guided decoder initialized with backend: %s", settings.guided_decoding_backend)
         if not engine.trained:

@@ -16,7 +16,7 @@ import torch
 from engine_adapter.engine import Engine, QueueFullError
 from engine_adapter.generation import Delta, TextRequest
 from engine_adapter.sampling_params import SamplingParams
-from maskd.errors import GrammarError
+from maskd.errors import GrammarError, GrammarUnsupportedError
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon
 
@@ -156,6 +156,17 @@ def test_refused_requests_then_errors_where_they_are_due(engine: Engine) -> None
     assert isinstance(generation.choices[1].error, GrammarError)
     with pytest.raises(GrammarError):
         generation.result(60)
+
+
+def test_slow_masks_when_the_request_says_what_they_mean_then_the_daemon_is_told(engine: Engine) -> None:
+    """Switching needs a second backend that takes the grammar: the daemon says so when the grammar is made, so it was told."""
+    only_xgrammar = GrammarSpec("json_schema", '{"type": "string", "format": "idn-email", "maxLength": 4}')
+    for when_slow in ("wait", "fail"):
+        assert engine.submit(TextRequest(PROMPT, only_xgrammar, sampled(1), 8, when_slow=when_slow)).result(60)  # type: ignore[arg-type]
+    with pytest.raises(GrammarUnsupportedError, match="'switch', and no backend but xgrammar"):
+        engine.submit(TextRequest(PROMPT, only_xgrammar, sampled(1), 8, when_slow="switch")).result(60)
+    switching = engine.submit(TextRequest(PROMPT, WORD, sampled(1), 8, when_slow="switch")).result(60)
+    assert switching[0].text == engine.submit(TextRequest(PROMPT, WORD, sampled(1), 8)).result(60)[0].text
 
 
 def test_chat_template_then_a_prompt(engine: Engine) -> None:

@@ -66,6 +66,7 @@ BAD = [
     (json.dumps(chat(top_logprobs=3)), 400, "top_logprobs"),
     (json.dumps(chat(logprobs=True, top_logprobs=21)), 400, "top_logprobs"),
     (json.dumps(chat(stop=["a"] * 17)), 400, "stop"),
+    (json.dumps(chat(when_slow="later")), 400, "when_slow"),
     (json.dumps(chat(response_format={"type": "telepathy"})), 400, "response_format.type"),
     (json.dumps(chat(response_format={"type": "json_schema"})), 400, "response_format.json_schema"),
     (json.dumps(chat(response_format=7)), 400, "response_format"),
