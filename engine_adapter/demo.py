@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine_adapter.bounded import bounded_spec
+from engine_adapter.bundled.writing import INTRODUCTION
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
@@ -34,23 +35,6 @@ from maskd.tokenizer_files import load_vocabulary
 
 __all__ = ["run_demo"]
 
-# The schema of LMDeploy's documentation on structured output: nested objects, a key with a space, limits on strings and arrays.
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string"},
-        "skills": {"type": "array", "items": {"type": "string", "maxLength": 10}, "minItems": 3},
-        "work history": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"company": {"type": "string"}, "duration": {"type": "string"}},
-                "required": ["company"],
-            },
-        },
-    },
-    "required": ["name", "skills", "work history"],
-}
 # The regex and the grammar of TensorRT-LLM's documentation on guided decoding.
 REGEX = "(Paris|London)"
 EBNF = """root ::= description
@@ -118,7 +102,7 @@ def run_demo(console: Console, *, model_path: Path | None = None, target: str | 
 
 
 def _parts(trained: bool) -> list[_Part]:
-    schema = GrammarSpec("json_schema", json.dumps(SCHEMA))
+    schema = GrammarSpec("json_schema", json.dumps(INTRODUCTION))
     return [
         # Random weights never tire of a string: the bounded schema allows a short subset. The verdict is by the original.
         _Part("JSON schema", "Make a self introduction please.", schema if trained else bounded_spec(schema), 400, _json_fault),
@@ -215,7 +199,7 @@ def _fault(part: _Part, text: str, generation: Generation) -> str | None:
 
 def _json_fault(text: str) -> str | None:
     try:
-        jsonschema.validate(json.loads(text), SCHEMA)
+        jsonschema.validate(json.loads(text), INTRODUCTION)
     except (ValueError, jsonschema.ValidationError) as error:
         return str(error)
     return None

@@ -31,6 +31,7 @@ CHARACTER = {
     "title": "Character",
     "type": "object",
 }
+# The schema of LMDeploy's documentation on structured output: nested objects, a key with a space, limits on strings and arrays.
 INTRODUCTION = {
     "type": "object",
     "properties": {

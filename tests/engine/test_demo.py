@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from engine_adapter.demo import SCHEMA
+from engine_adapter.bundled.writing import INTRODUCTION
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +20,7 @@ def test_demo_when_run_then_ends_with_the_document_and_valid() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("}\nvalid\n")
     document = json.loads(done.stdout[done.stdout.index("\n{\n") : -len("valid\n")])
-    assert set(document) >= set(SCHEMA["required"])
+    assert set(document) >= set(INTRODUCTION["required"])
     for line in ("JSON schema", "regex", "EBNF", "none", "why llguidance", "why xgrammar"):
         assert line in done.stdout
 
