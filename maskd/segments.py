@@ -19,12 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd.errors import CapacityError, ProtocolError
+from maskd.headroom import headroom_bytes
 
 __all__ = ["Mapping", "create_segment", "seal"]
 
 SEAL_NO_RESIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if hasattr(fcntl, "F_SEAL_SHRINK") else 0x0002 | 0x0004
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _F_SEAL_SEAL, _F_SEAL_FUTURE_WRITE = 0x0001, 0x0010
+_RESERVE_BYTES = 32 << 20
+"""Memory that segments leave to everything else."""
 
 
 def create_segment(name: str, size_bytes: int) -> int:
@@ -35,6 +38,9 @@ def create_segment(name: str, size_bytes: int) -> int:
     Raises:
         CapacityError: not so much memory, or no more descriptors; says how much was needed.
     """
+    room = headroom_bytes()
+    if room is not None and size_bytes > room - _RESERVE_BYTES:  # the kernel would give it, and kill somebody
+        raise _no_memory(size_bytes, f"{max(0, room)} bytes are left, of which {_RESERVE_BYTES} stay free")
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
@@ -46,12 +52,15 @@ def create_segment(name: str, size_bytes: int) -> int:
         os.posix_fallocate(fd, 0, size_bytes)
     except OSError as error:
         os.close(fd)
-        raise CapacityError(
-            f"a segment of {size_bytes} bytes was needed and is not to be had: {error.strerror}; "
-            "ask for fewer rows, or use the inline transport",
-            limit="memory", bytes=size_bytes,
-        ) from None  # fmt: skip
+        raise _no_memory(size_bytes, str(error.strerror)) from None
     return fd
+
+
+def _no_memory(size_bytes: int, why: str) -> CapacityError:
+    return CapacityError(
+        f"a segment of {size_bytes} bytes was needed and is not to be had: {why}; ask for fewer rows, or use the inline transport",
+        limit="memory", bytes=size_bytes,
+    )  # fmt: skip
 
 
 def seal(fd: int, *, foreign_writes: bool) -> None:

@@ -1,0 +1,55 @@
+"""How much memory may still be taken before the kernel kills somebody for it.
+
+Within a control group, and on most machines, memory is promised first and refused by killing a process later. So whoever is about to
+take much looks here before. Sources: the kernel's documentation of ``memory.max`` and ``memory.current`` (cgroup v2), of
+``memory.limit_in_bytes`` and ``memory.usage_in_bytes`` (v1), and of ``MemAvailable`` in /proc/meminfo.
+Knows nothing about: what the memory is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["headroom_bytes"]
+
+_FILES = {"memory.max": ("memory.current", "inactive_file"), "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_inactive_file")}
+"""Limit: what is used, and which of ``memory.stat`` the kernel takes back when it needs to."""
+
+
+def headroom_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Returns the bytes that this process may still take; None if the system does not say.
+
+    The least of what the machine has available and of what each control group that it is in has left. A file that cannot be read or
+    understood says nothing.
+    """
+    return min([*_available(proc), *_left_in_groups(proc, cgroups)], default=None)
+
+
+def _available(proc: Path) -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                yield 1024 * int(line.split()[1])
+
+
+def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError):
+        for line in (proc / "self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0" or "memory" in controllers.split(","):
+                root = cgroups if number == "0" else cgroups / "memory"
+                group = root / path.strip("/")
+                for directory in [group, *group.parents]:  # a limit may stand on any of them; not all are visible in a container
+                    yield from _left(directory)
+                    if directory == root:
+                        break
+
+
+def _left(directory: Path) -> Iterator[int]:
+    for limit, (used, reclaimable) in _FILES.items():
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            left = int((directory / limit).read_text()) - int((directory / used).read_text())
+            stat = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+            yield max(0, left + int(stat.get(reclaimable, 0)))
