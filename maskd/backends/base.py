@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from maskd.grammar import GrammarReport, GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Advance", "Backend", "BackendFactory", "BatchFill", "Grammar", "Matcher", "Serializer"]
+__all__ = ["Advance", "Backend", "BackendFactory", "BatchFill", "Grammar", "LookAhead", "Matcher", "Serializer"]
 
 
 class Matcher(Protocol):
@@ -146,6 +146,14 @@ class Advance(Protocol):
         Raises:
             BackendError: the library gave up; the matcher must be dropped.
         """
+
+
+@runtime_checkable
+class LookAhead(Protocol):
+    """Optional, of a matcher: drafts are walked on a copy, because that is cheaper here than ``rollback``, or safer."""
+
+    def look_ahead(self) -> Matcher:
+        """Returns a copy in the same state. The caller accepts and fills on it, and drops it; it is never rolled back."""
 
 
 @runtime_checkable

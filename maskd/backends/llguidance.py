@@ -1,7 +1,8 @@
 """llguidance behind the backend interface.
 
 Owns: the tokenizer of one vocabulary, the translation of every kind to llguidance's grammar list, and what hides its
-habits: forced tokenization, matchers that die of a refused or a failed token, stop tokens that do not always count.
+habits: forced tokenization, matchers that die of a refused or a failed token, stop tokens that do not always count, masks that
+are wrong after a rollback.
 Knows nothing about: other backends, sequences, rows beyond the one it is given.
 Written against llguidance 1.9.1.
 """
@@ -70,15 +71,21 @@ class LlguidanceMatcher:
 
     The native matcher never sees a stop token: it would record it in some states and not in others. Its end-of-sequence
     bits say whether the text is a complete match, and the matcher keeps the stop token itself.
+
+    The native matcher is never rolled back either: its masks are wrong afterwards (docs/llguidance-rollback.md). It is
+    replaced by a copy of an earlier one, which takes the tokens that are left; drafts are walked on a copy.
     """
 
-    __slots__ = ("_careful", "_grammar", "_history", "_native", "_not_text", "_overrides_stop", "is_terminated")
+    __slots__ = ("_careful", "_checkpoint", "_grammar", "_history", "_native", "_not_text", "_overrides_stop", "is_terminated")
 
-    def __init__(self, grammar: LlguidanceGrammar, native: Any, history: list[int], is_terminated: bool) -> None:
+    def __init__(
+        self, grammar: LlguidanceGrammar, native: Any, history: list[int], checkpoint: tuple[Any, int], is_terminated: bool
+    ) -> None:
         self._grammar = grammar
         self._native = native
         self._not_text = grammar.not_text
-        self._history = history  # to stand again where it stood after a failed fill, which kills the native matcher
+        self._history = history
+        self._checkpoint = checkpoint  # a native matcher that took so many tokens of the history; only copied, so forks share it
         self._overrides_stop = grammar.overrides_stop
         self._careful = False
         self.is_terminated = is_terminated
@@ -98,8 +105,14 @@ class LlguidanceMatcher:
             self._grammar.override_stop_bits(row)
 
     def _revive(self) -> None:
-        self._native = self._grammar.native()
-        self._native.try_consume_tokens(self._history)
+        """Replaces the native matcher by one that took the history, and nothing else."""
+        start, count = self._checkpoint
+        if count > len(self._history):
+            start, count = self._checkpoint = self._grammar.start
+        self._native = start.deep_copy()
+        left = self._history[count:]
+        if left and self._native.try_consume_tokens(left) < len(left):
+            raise BackendError("llguidance refuses the tokens that it took before")
 
     def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
         """See ``Advance.advance``.
@@ -151,19 +164,25 @@ class LlguidanceMatcher:
             self.is_terminated = False
             token_count -= 1
         if token_count:
-            self._native.rollback(token_count)
             del self._history[-token_count:]
+            self._revive()
+            # An engine that rolls back does so again, near here: the next time starts from here, not from the first token.
+            self._checkpoint = (self._native.deep_copy(), len(self._history))
 
     def fork(self) -> LlguidanceMatcher:
         """See ``Matcher.fork``."""
-        return LlguidanceMatcher(self._grammar, self._native.deep_copy(), self._history.copy(), self.is_terminated)
+        return LlguidanceMatcher(self._grammar, self._native.deep_copy(), self._history.copy(), self._checkpoint, self.is_terminated)
+
+    look_ahead = fork
+    """See ``LookAhead.look_ahead``."""
 
 
 class LlguidanceGrammar:
     """A compiled grammar: a native matcher at the start, of which every other is a copy. See ``Grammar``."""
 
     def __init__(self, template: Any, report: GrammarReport, vocabulary: Vocabulary, stop_token_ids: Sequence[int]) -> None:
-        self._template = template
+        self.start: tuple[Any, int] = (template, 0)
+        """The native matcher at the start, as a checkpoint."""
         self.report = report
         self.stop_token_ids = frozenset(stop_token_ids or vocabulary.stop_token_ids)
         self.not_text = self.stop_token_ids.union(vocabulary.stop_token_ids)
@@ -171,13 +190,9 @@ class LlguidanceGrammar:
         self._default_stop = tuple((token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in vocabulary.stop_token_ids)
         self._new_stop = tuple((token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in self.stop_token_ids)
 
-    def native(self) -> Any:
-        """Returns a new native matcher at the start."""
-        return self._template.deep_copy()
-
     def matcher(self) -> LlguidanceMatcher:
         """See ``Grammar.matcher``."""
-        return LlguidanceMatcher(self, self.native(), [], False)
+        return LlguidanceMatcher(self, self.start[0].deep_copy(), [], self.start, False)
 
     def override_stop_bits(self, row: NDArray[np.int32]) -> None:
         """Moves the stop permission of ``row`` from the vocabulary's stop tokens to this grammar's; they never match text."""

@@ -91,7 +91,10 @@ class XgrammarMatcher:
     def rollback(self, token_count: int) -> None:
         """See ``Matcher.rollback``."""
         if token_count:
-            self._handle.rollback(token_count)
+            try:
+                self._handle.rollback(token_count)
+            except RuntimeError as error:
+                raise BackendError(f"xgrammar failed to roll back: {_short(error)}") from None
             self.is_terminated = False
 
     def fork(self) -> XgrammarMatcher:

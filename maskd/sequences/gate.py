@@ -39,6 +39,7 @@ class GatedGrammar:
         self.end_token_ids = gate.end_token_ids
         self.max_tokens = gate.max_tokens
         self.forbidden = forbidden
+        self.token_count = token_count
         self.row = row_of_all_but(forbidden, token_count, vocab_size)
         """What is allowed while reasoning."""
         self.row_address = self.row.ctypes.data
@@ -116,6 +117,9 @@ class GatedMatcher:
         """See ``Matcher.fork``."""
         return GatedMatcher(self._grammar, self.inner.fork(), self._states.copy(), self._constrained)
 
+    look_ahead = fork
+    """See ``LookAhead.look_ahead``."""
+
     def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
         """See ``Advance.advance``."""
         if not self.is_open:
@@ -146,7 +150,7 @@ class GatedMatcher:
     def _reason(self, token_id: int) -> bool:
         """Takes a token before the gate, if it is allowed there."""
         grammar, state = self._grammar, self._state
-        if grammar.end_token_ids[state] != token_id if self._must_end else token_id in grammar.forbidden:
+        if grammar.end_token_ids[state] != token_id if self._must_end else token_id in grammar.forbidden or token_id >= grammar.token_count:
             return False
         state = grammar.move(state, token_id)
         self._states.append(state)

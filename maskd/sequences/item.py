@@ -9,7 +9,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from maskd import _shm
-from maskd.sequences.rows import TERMINATED, RowMaker, Rows
+from maskd.sequences.rows import TERMINATED, RowMaker, Rows, Tick
 from maskd.sequences.sequence import Broken, ItemFailed, Sequence
 from maskd.step import NO_ROW, ROLLBACK_ALL, Status
 
@@ -29,7 +29,7 @@ class Effect:
     created: bool
 
     def take_back(self) -> None:
-        """Puts the sequence to where it stood before its item; one that the item created is of no use to anybody. Raises Broken."""
+        """Puts the sequence to where it stood before its item; one that the item created is dropped. Raises Broken."""
         if self.created:
             return
         self.sequence.rollback(self.accepted)
@@ -38,12 +38,13 @@ class Effect:
 
 
 def run_item(
-    item: _shm.ItemTuple, sequence: Sequence, created: bool, row: int, rows: Rows, maker: RowMaker, *, may_defer: bool
+    item: _shm.ItemTuple, sequence: Sequence, created: bool, row: int, rows: Rows, maker: RowMaker, tick: Tick, *, may_defer: bool
 ) -> tuple[_shm.ResultTuple, Effect | None]:
     """Runs ``item``, its first row into ``rows[row]``.
 
     Args:
         created: the item opened or forked the sequence; if it fails nothing needs to be taken back.
+        tick: called between its native calls.
         may_defer: one plain row may be left to be filled with those of others, and forced tokens may be looked for. For the
             data path only.
 
@@ -51,7 +52,7 @@ def run_item(
         its result and, if its one row is still to be filled, what it did.
 
     Raises:
-        ItemFailed: the sequence is as it was. Broken: nobody knows.
+        ItemFailed: the sequence is as it was. Anything else: its state is not known.
     """
     _, sequence_id, _, flags, _, _, rollback, _, accept, drafts, _, _ = item
     count = len(sequence.history) if rollback == ROLLBACK_ALL else rollback
@@ -68,9 +69,9 @@ def run_item(
         else:
             deferred = may_defer and row >= 0 and not drafts and not flags
             if row >= 0 and not deferred:
-                row_count, flags_out = maker.fill_drafts(sequence, row, drafts, rows)
+                row_count, flags_out = maker.fill_drafts(sequence, row, drafts, rows, tick)
             if flags & _WANT_FORCED and may_defer:
-                forced = maker.forced(sequence)
+                forced = maker.forced(sequence, tick)
     except ItemFailed:
         Effect(sequence, accepted, undone, created).take_back()
         raise

@@ -10,21 +10,25 @@ Knows nothing about: threads (``worker/slow_lane.py``), other sequences.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from maskd import _shm
 from maskd.sequences.item import NOTHING, run_item
-from maskd.sequences.rows import RowMaker, Rows
+from maskd.sequences.rows import RowMaker, Rows, Tick
 from maskd.sequences.sequence import ItemFailed, Sequence
-from maskd.step import NO_ROW, LateIndex, Status
+from maskd.step import NO_ROW, Action, LateIndex, Status
 
 __all__ = ["Lane", "Late", "LateWork", "SlowItems"]
 
 _STEPS_TIMED = 16
 """After a slow step, items are run and timed one by one for so many steps."""
+_TOKENS_AS_A_ROW = 256
+"""A restore accepts thousands of tokens, at 1 to 2 µs each: no reason to call its grammar slow."""
 
 
 class LateWork(Protocol):
@@ -43,7 +47,7 @@ class LateWork(Protocol):
 class Lane(Protocol):
     """Where slow items run, off the data path."""
 
-    def start(self, job: Callable[[], Any], mark: int) -> LateWork:
+    def start(self, job: Callable[[Tick], Any], mark: int) -> LateWork:
         """Runs ``job`` some time; ``mark`` says which grammar it computes."""
 
 
@@ -57,7 +61,7 @@ class Late:
         rows: rows of its own: they may come after their cell is used again.
         item: what was asked.
         position: tokens of the sequence before the item.
-        created: the item opened the sequence.
+        created: the item opened or forked the sequence.
         before: the tokens before the item, if it may be moved.
     """
 
@@ -68,6 +72,12 @@ class Late:
     position: int
     created: bool
     before: tuple[int, ...] | None
+
+    @property
+    def closes(self) -> bool:
+        """Whether the sequence is gone with this item, which is done."""
+        error = self.work.error
+        return error is not None and (self.created or not isinstance(error, ItemFailed) or error.closes)
 
     def answers(self, item: _shm.ItemTuple) -> bool:
         """Whether ``item`` does no more than ask what became of this one."""
@@ -111,23 +121,23 @@ class SlowItems:
         if self._lane is not None and not self._steps_to_time and time.perf_counter() > self._deadline:
             self._steps_to_time = _STEPS_TIMED
 
-    def judge(self, sequence: Sequence, started: float) -> None:
-        """Sends a sequence, and all others of its grammar, to the lane if it was too slow since ``started``.
+    def judge(self, sequence: Sequence, started: float, item: _shm.ItemTuple | None = None) -> None:
+        """Sends a sequence, and all others of its grammar, to the lane if it was too slow since ``started``, for one row or for ``item``.
 
         By the processor's time (``time.thread_time``): on a busy machine, a thread that had to wait for a core says nothing about
         the grammar.
         """
-        if self._lane is not None and time.thread_time() - started > self._row_seconds:
+        rows = 1 + len(item[9]) + len(item[8]) / _TOKENS_AS_A_ROW if item else 1
+        if self._lane is not None and time.thread_time() - started > self._row_seconds * rows:
             sequence.set_slow()
             self._slow_marks.add(sequence.mark)
 
-    def watch(self, sequence: Sequence) -> Sequence:
-        """Returns ``sequence``, which is new, sent to the lane if its grammar is known to be slow."""
+    def watch(self, sequence: Sequence) -> None:
+        """Sends ``sequence``, which is new, to the lane if its grammar is known to be slow."""
         if self._lane is not None and (sequence.held.slow or sequence.mark in self._slow_marks):
             sequence.set_slow()
-        return sequence
 
-    def start(self, at: int, item: _shm.ItemTuple, sequence: Sequence, created: bool) -> _shm.ResultTuple:
+    def start(self, at: int, item: _shm.ItemTuple, sequence: Sequence) -> _shm.ResultTuple:
         """Has ``item`` run in the lane. ``outcome`` has the result that takes the place of the one returned here.
 
         An item without tokens, after a late one, asks for what the late one came to.
@@ -137,26 +147,56 @@ class SlowItems:
         """
         late = sequence.late
         if late is not None:
-            self.settle(late, LateIndex.UNDER_WAY if late.answers(item) else LateIndex.NOT_BEGUN)
-            sequence.late = None
+            self._settle(late.work, LateIndex.UNDER_WAY if late.answers(item) else LateIndex.NOT_BEGUN)
         if late is None or not (late.answers(item) or late.work.error is not None):
-            late = self._run(item, late.sequence if late else sequence, created)
-        self.entries.append((at, sequence, late))
-        return (item[1], 0, 0, NO_ROW, 0, 0, late.position, NOTHING, -1, 0)
+            worked_on = late.sequence if late else sequence
+            if worked_on.copied_by is not None:
+                self._settle(worked_on.copied_by)
+            late = self._run(item, worked_on, len(worked_on.history), worked_on.history)
+        return self._enter(at, item, sequence, late)
 
-    def settle(self, late: Late, index: LateIndex = LateIndex.NOT_BEGUN) -> None:
-        """Waits for ``late`` until the deadline. Raises ItemFailed (STEP_DEADLINE, ``index``) if it takes longer."""
-        if not self._wait_for(late):
+    def create(self, at: int, item: _shm.ItemTuple, sequence: Sequence, source: Sequence | None) -> _shm.ResultTuple:
+        """Has ``item`` run in the lane, as ``start`` does; ``sequence`` is new, and begins there, as a copy of ``source`` if that is given.
+
+        ``source`` is the lane's until it is copied; from then on its items run there, too.
+        """
+        if source is None:
+            return self._enter(at, item, sequence, self._run(item, sequence, 0, (), sequence.begin))
+        late = self._run(item, sequence, len(source.history), source.history, functools.partial(sequence.begin_as_copy, source))
+        source.set_slow()
+        source.copied_by = late.work
+        return self._enter(at, item, sequence, late)
+
+    def readable(self, source: Sequence) -> Sequence:
+        """Returns ``source``, or what took its place, once the lane has let go of its matcher.
+
+        Raises:
+            ItemFailed: STEP_DEADLINE: it has not, and the item that reads it is not begun. SEQUENCE_NOT_FOUND: a late item was its end.
+        """
+        if (late := source.late) is not None:
+            self._settle(late.work)
+            if late.closes:
+                raise ItemFailed(Status.SEQUENCE_NOT_FOUND, value=late.item[1])
+            source = late.sequence
+        if source.copied_by is not None:
+            self._settle(source.copied_by)
+            source.copied_by = None
+        return source
+
+    def _settle(self, work: LateWork, index: LateIndex = LateIndex.NOT_BEGUN) -> None:
+        """Waits for ``work`` until the deadline. Raises ItemFailed (STEP_DEADLINE, ``index``) if it takes longer."""
+        if not self._wait_for(work):
             raise self._deadline_passed(index)
 
     def outcome(self, item: _shm.ItemTuple, sequence: Sequence, late: Late, rows: Rows) -> _shm.ResultTuple:
         """Returns what ``late`` came to, its rows copied to where ``item`` wants them.
 
         Raises:
-            ItemFailed: STEP_DEADLINE if it is not done, or what it failed with. Broken.
+            ItemFailed: STEP_DEADLINE if it is not done. Else what it failed with, which may be anything.
         """
-        if not self._wait_for(late):
+        if not self._wait_for(late.work):
             raise self._give_up_waiting(sequence, late)
+        sequence.late = late.sequence.late = None
         if late.work.error is not None:
             raise late.work.error
         sequence_id, row, wanted = item[1], item[7], 1 + len(item[9])
@@ -167,30 +207,42 @@ class SlowItems:
             self._maker.close(rows, row + row_count, wanted - row_count)
         return (sequence_id, 0, flags, row if row_count else NO_ROW, row_count, *tail)
 
-    def _run(self, item: _shm.ItemTuple, sequence: Sequence, created: bool) -> Late:
+    def _enter(self, at: int, item: _shm.ItemTuple, sequence: Sequence, late: Late) -> _shm.ResultTuple:
+        sequence.late = late
+        self.entries.append((at, sequence, late))
+        return (item[1], 0, 0, NO_ROW, 0, 0, late.position, NOTHING, -1, 0)
+
+    def _run(
+        self, item: _shm.ItemTuple, sequence: Sequence, position: int, history: Seq[int], begin: Callable[[], None] | None = None
+    ) -> Late:
+        """Starts ``item``. ``history``: what stands before it. ``begin``: makes the matcher of a new sequence."""
         may_move = sequence.held.when_slow == "switch" and sequence.held.alternate is not None
-        before = tuple(sequence.history) if may_move else None
-        return self._late(item, sequence, created, len(sequence.history), before, NOTHING)
+        return self._late(item, sequence, position, tuple(history) if may_move else None, begin, NOTHING)
 
     def _move(self, late: Late) -> Late:
         """Starts ``late`` once more, on the other backend and from the first token."""
         late.work.cancel()
         assert late.before is not None and late.sequence.held.alternate is not None
         held = late.sequence.held.alternate
-        twin = self.watch(Sequence(held.grammar.matcher(), held, self._mark_base | held.grammar_id))
-        return self._late(late.item, twin, late.created, late.position, None, late.before)
+        twin = Sequence(held, self._mark_base | held.grammar_id)
+        self.watch(twin)
+        return self._late(late.item, twin, late.position, None, twin.begin, late.before)
 
     def _late(
-        self, item: _shm.ItemTuple, sequence: Sequence, created: bool, position: int,
-        before: tuple[int, ...] | None, replay: tuple[int, ...],
+        self, item: _shm.ItemTuple, sequence: Sequence, position: int, before: tuple[int, ...] | None,
+        begin: Callable[[], None] | None, replay: tuple[int, ...],
     ) -> Late:  # fmt: skip
         assert self._lane is not None
         rows, row = self._maker.new_rows(1 + len(item[9])), 0 if item[7] >= 0 else NO_ROW
+        created = item[2] != Action.ADVANCE
 
-        def job() -> Any:
+        def job(tick: Tick) -> Any:
+            if begin is not None:
+                begin()
             if replay:
                 _agree(sequence, replay)
-            return run_item(item, sequence, created, row, rows, self._maker, may_defer=False)
+            tick()
+            return run_item(item, sequence, created, row, rows, self._maker, tick, may_defer=False)
 
         return Late(self._lane.start(job, sequence.mark), sequence, rows, item, position, created, before)
 
@@ -207,11 +259,11 @@ class SlowItems:
     def _deadline_passed(self, index: LateIndex) -> ItemFailed:
         return ItemFailed(Status.STEP_DEADLINE, index, int(self._row_seconds * 1e6), closes=index == LateIndex.CLOSED)
 
-    def _wait_for(self, late: Late) -> bool:
-        """Waits for late work until the deadline. Whoever waits is not busy: a hang in the lane is the lane's."""
+    def _wait_for(self, work: LateWork) -> bool:
+        """Waits for ``work`` until the deadline. The data path is not busy meanwhile: a hang in the lane is the lane's."""
         self._marker[0] += 1
         try:
-            return late.work.wait(self._deadline - time.perf_counter())
+            return work.wait(self._deadline - time.perf_counter())
         finally:
             self._marker[0] += 1
 

@@ -5,18 +5,23 @@ Knows nothing about: items, steps, other sequences.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskd import _shm
+from maskd.backends.base import Matcher
 from maskd.bitmask import row_of
 from maskd.errors import BackendError
 from maskd.sequences.sequence import Broken, ItemFailed, Sequence
 from maskd.step import Status
 
-__all__ = ["ACCEPTING", "ALL_ALLOWED", "ROW_EMPTY", "TERMINATED", "RowMaker", "Rows"]
+__all__ = ["ACCEPTING", "ALL_ALLOWED", "ROW_EMPTY", "TERMINATED", "RowMaker", "Rows", "Tick"]
+
+Tick = Callable[[], None]
+"""Called before a native call of an item that makes several, so that the front, which looks for hangs, times each for itself."""
 
 TERMINATED, ACCEPTING, ALL_ALLOWED = 1, 2, 4
 """Flags of a result."""
@@ -68,10 +73,11 @@ class RowMaker:
         if row >= 0:
             rows.block[row : row + count] = self.stop_row
 
-    def fill(self, sequence: Sequence, rows: Rows, row: int) -> int:
-        """Fills one row and returns its flags. An empty row is a failed item: there is nothing to sample from."""
+    def fill(self, sequence: Sequence, matcher: Matcher, rows: Rows, row: int) -> int:
+        """Fills one row of ``sequence`` from ``matcher`` and returns its flags. An empty row is a failed item: there is nothing to
+        sample from."""
         try:
-            sequence.matcher.fill_bitmask(rows.row[row])
+            matcher.fill_bitmask(rows.row[row])
         except BackendError:
             raise ItemFailed(Status.BACKEND_FAILED) from None
         flags = _shm.finish_rows(rows.address, rows.stride_words, self.token_count, [row], [sequence.stop_bytes])[0]
@@ -79,47 +85,80 @@ class RowMaker:
             raise ItemFailed(Status.NO_TOKEN_ALLOWED)
         return flags
 
-    def fill_drafts(self, sequence: Sequence, row: int, drafts: tuple[int, ...], rows: Rows) -> tuple[int, int]:
-        """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first). Touches the matcher only.
+    def fill_drafts(self, sequence: Sequence, row: int, drafts: tuple[int, ...], rows: Rows, tick: Tick) -> tuple[int, int]:
+        """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first). The history is not touched.
 
         A draft into a dead end counts as refused. Rows behind a refused draft allow the stop tokens only; the engine drops
         these positions anyway.
         """
-        matcher, walked, row_count = sequence.matcher, 0, 1
-        flags = self.fill(sequence, rows, row) & self.flags
-        try:
-            for draft in drafts:
-                if not matcher.accept((draft,)):
-                    break
-                walked += 1
-                if matcher.is_terminated or not self._can_go_on(sequence, rows, row + walked):
-                    break
-                row_count += 1
-            if walked:
-                matcher.rollback(walked)
-        except BackendError:
-            raise Broken from None
+        row_count = 1
+        flags = self.fill(sequence, sequence.matcher, rows, row) & self.flags
+        if drafts:
+            try:
+                with _Walk(sequence) as walk:
+                    for draft in drafts:
+                        tick()
+                        if (
+                            not walk(draft)
+                            or walk.matcher.is_terminated
+                            or not self._can_go_on(sequence, walk.matcher, rows, row + row_count)
+                        ):
+                            break
+                        row_count += 1
+            except BackendError:
+                raise Broken from None
         self.close(rows, row + row_count, 1 + len(drafts) - row_count)
         return row_count, flags
 
-    def forced(self, sequence: Sequence) -> tuple[int, ...]:
+    def forced(self, sequence: Sequence, tick: Tick) -> tuple[int, ...]:
         """Returns the tokens that are the only ones allowed, one after the other. Works on every backend."""
-        before = len(sequence.history)
+        forced: list[int] = []
         try:
-            while len(sequence.history) - before < self._forced_limit and not sequence.terminated:
-                self.fill(sequence, self._scratch, 0)
-                token_id = _shm.only_token(self._scratch.address, self._scratch.stride_words)
-                if token_id < 0 or not sequence.accept((token_id,)):
-                    break
+            with _Walk(sequence) as walk:
+                while len(forced) < self._forced_limit and not walk.matcher.is_terminated:
+                    tick()
+                    self.fill(sequence, walk.matcher, self._scratch, 0)
+                    token_id = _shm.only_token(self._scratch.address, self._scratch.stride_words)
+                    if token_id < 0 or not walk(token_id):
+                        break
+                    forced.append(token_id)
         except ItemFailed:  # forced into a dead end: the step that gets there will say so, this is a hint
             pass
-        finally:
-            forced = sequence.rollback(len(sequence.history) - before)
+        except BackendError:
+            raise Broken from None
         return tuple(forced)
 
-    def _can_go_on(self, sequence: Sequence, rows: Rows, row: int) -> bool:
+    def _can_go_on(self, sequence: Sequence, matcher: Matcher, rows: Rows, row: int) -> bool:
         try:
-            self.fill(sequence, rows, row)
+            self.fill(sequence, matcher, rows, row)
         except ItemFailed:
             return False
         return True
+
+
+class _Walk:
+    """A look ahead from where ``sequence`` stands: on a copy of its matcher, or on the matcher itself, which is rolled back after it.
+
+    Attributes:
+        matcher: what is walked on.
+    """
+
+    __slots__ = ("_is_copy", "_walked", "matcher")
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._is_copy = sequence.look_ahead is not None
+        self.matcher = sequence.look_ahead() if sequence.look_ahead is not None else sequence.matcher
+        self._walked = 0
+
+    def __enter__(self) -> _Walk:
+        return self
+
+    def __call__(self, token_id: int) -> bool:
+        """Accepts one token, if the grammar allows it."""
+        accepted = bool(self.matcher.accept((token_id,)))
+        self._walked += accepted
+        return accepted
+
+    def __exit__(self, *_: object) -> None:
+        if self._walked and not self._is_copy:
+            self.matcher.rollback(self._walked)

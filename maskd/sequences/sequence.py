@@ -6,19 +6,20 @@ ends early. Knows nothing about: other sequences, rows, steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskd.backends.base import Advance, BatchFill, Grammar, Matcher
+from maskd.backends.base import Advance, BatchFill, Grammar, LookAhead, Matcher
 from maskd.errors import BackendError
 from maskd.grammar import WhenSlow
 from maskd.step import Status
 
 if TYPE_CHECKING:
-    from maskd.sequences.late import Late
+    from maskd.sequences.late import Late, LateWork
 
 __all__ = ["Broken", "HeldGrammar", "ItemFailed", "Sequence"]
 
@@ -73,7 +74,7 @@ class HeldGrammar:
 
 
 class Sequence:
-    """One sequence.
+    """One sequence. It has no matcher until ``begin`` or ``begin_as_copy``.
 
     Attributes:
         matcher: its state in the grammar.
@@ -82,47 +83,59 @@ class Sequence:
         history: every accepted token, stop token included.
         terminated: a stop token was accepted.
         slow: its items run in the slow lane.
-        late: the item that is still under way there.
+        late: its item in the slow lane. The lane has the matcher until ``late.work`` is done; ask ``late.sequence`` then.
+        copied_by: the last lane job that copies the matcher. It has the matcher until it is done.
         seen_in: the last step that had a full item for it.
         advance: ``Advance.advance`` of the matcher, if it has that.
+        look_ahead: ``LookAhead.look_ahead`` of the matcher, if it has that.
     """
 
     __slots__ = (
-        "advance", "batch", "held", "history", "late", "mark", "matcher", "seen_in", "slow", "stop_bytes", "stop_token_ids", "terminated",
+        "advance", "batch", "copied_by", "held", "history", "late", "look_ahead", "mark", "matcher", "seen_in", "slow", "stop_bytes",
+        "stop_token_ids", "terminated",
     )  # fmt: skip
+    matcher: Matcher
 
-    def __init__(self, matcher: Matcher, held: HeldGrammar, mark: int) -> None:
-        self.matcher = matcher
+    def __init__(self, held: HeldGrammar, mark: int) -> None:
         self.held = held
         self.mark = mark
         self.history: list[int] = []
         self.terminated = False
         self.slow = False
         self.late: Late | None = None
+        self.copied_by: LateWork | None = None
         self.seen_in = -1
+        self.look_ahead: Callable[[], Matcher] | None = None
         # At hand, because every step of every sequence looks at them.
+        self.advance: Callable[[int, int, int], int] | None = None
         self.stop_token_ids = held.stop_token_ids
         self.stop_bytes = held.stop_bytes
         self.batch = held.batch
-        self.advance = matcher.advance if isinstance(matcher, Advance) else None
+
+    def begin(self) -> None:
+        """Stands at the start of the grammar. Raises what the backend raises."""
+        self._take_matcher(self.held.grammar.matcher())
+
+    def begin_as_copy(self, source: Sequence) -> None:
+        """Stands where ``source`` stands, which has the same grammar. Raises what the backend raises."""
+        self._take_matcher(source.matcher.fork())
+        self.history = source.history.copy()
+        self.terminated = source.terminated
+
+    def _take_matcher(self, matcher: Matcher) -> None:
+        self.matcher = matcher
+        self.look_ahead = matcher.look_ahead if isinstance(matcher, LookAhead) else None
+        if not self.slow:
+            self.advance = matcher.advance if isinstance(matcher, Advance) else None
 
     @property
     def position(self) -> int:
-        """Tokens accepted; before its late item, if there is one: the lane is at work on the history."""
+        """Tokens accepted; those before its late item, if there is one: the lane works on the history."""
         return self.late.position if self.late else len(self.history)
-
-    def fork(self) -> Sequence:
-        """Returns a copy in the same state. Raises BackendError."""
-        copy = Sequence(self.matcher.fork(), self.held, self.mark)
-        copy.history = self.history.copy()
-        copy.terminated = self.terminated
-        if self.slow:
-            copy.set_slow()
-        return copy
 
     def set_slow(self) -> None:
         """From now on its items run in the lane."""
-        self.slow, self.advance = True, _out_of_the_ordinary
+        self.slow, self.advance = True, _never_fast
 
     def take(self, token_id: int) -> int:
         """``Advance.advance`` of a matcher that has none: accepts a token that does not terminate."""
@@ -170,6 +183,6 @@ class Sequence:
         return undone
 
 
-def _out_of_the_ordinary(token_id: int, row_address: int, row_bytes: int) -> int:
-    """Stands in for ``Advance.advance`` where that must not be called."""
+def _never_fast(token_id: int, row_address: int, row_bytes: int) -> int:
+    """Always 0: slow sequences never take the short way."""
     return 0

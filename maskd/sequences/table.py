@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Seq
 
+import structlog
+
 from maskd import _shm
 from maskd.errors import BackendError
 from maskd.sequences.item import NOTHING, Effect, run_item
@@ -19,7 +21,8 @@ from maskd.step import NO_ROW, Action, Status
 
 __all__ = ["SequenceTable", "item_of"]
 
-_ADVANCE = int(Action.ADVANCE)
+_ADVANCE, _FORK = int(Action.ADVANCE), int(Action.FORK)
+_log = structlog.get_logger()
 _NO_SEQUENCES: dict[int, Sequence] = {}
 
 
@@ -92,16 +95,17 @@ class SequenceTable:
         ids, tokens, row_numbers, _ = batch
         marker, timed = self._marker, self._slow.begin_step()
         find = _NO_SEQUENCES.get if timed else self._sequences.get
-        row_address, row_bytes, mark = rows.row_address, 4 * rows.stride_words, -1
+        row_address, row_bytes, mark, count = rows.row_address, 4 * rows.stride_words, -1, marker[0]
         for sequence, token_id, row in zip(map(find, ids), tokens, row_numbers, strict=True):
             if sequence is not None:  # the short way of nearly every item; the long way gives the same answer
+                marker[0] = count = count + 2
                 if sequence.mark != mark:
                     marker[1] = mark = sequence.mark
                 advance = sequence.advance
                 try:
                     done = advance(token_id, row_address[row], row_bytes) if advance else sequence.take(token_id)
-                except BackendError:
-                    results.append(self._close_broken(item_of(batch, len(results)), rows))
+                except BaseException as error:
+                    results.append(self._ended(item_of(batch, len(results)), error, rows))
                     continue
                 if done:
                     history = sequence.history
@@ -111,16 +115,19 @@ class SequenceTable:
                     continue
             at, mark = len(results), -1
             item = item_of(batch, at)
+            if item[2] == _FORK and any(entry[2] is self._sequences.get(item[5]) for entry in (*pending, *filled)):
+                # The source stands where its own item leaves it, and that can still fail.
+                self._fill_pending(batch, pending, filled, rows, results, timed=timed)
+                pending, filled = [], []
             try:
                 result, deferred = self._item(number, at, item, rows, timed=timed)
-            except ItemFailed as failure:
-                result = self._failed(item, failure, rows)
-            except Broken:
-                result = self._close_broken(item, rows)
+            except BaseException as error:
+                result = self._ended(item, error, rows)
             else:
                 if deferred is not None:
                     pending.append((at, item[7], deferred.sequence, deferred))
             results.append(result)
+            count = marker[0]
         if pending or filled:
             self._fill_pending(batch, pending, filled, rows, results, timed=timed)
         self._slow.end_step()
@@ -132,11 +139,13 @@ class SequenceTable:
 
     def _item(self, number: int, at: int, item: _shm.ItemTuple, rows: Rows, *, timed: bool) -> tuple[_shm.ResultTuple, Effect | None]:
         """Runs one item. Returns its result and, if its one row is still to be filled, what it did."""
-        status, sequence_id, action, _, grammar_id, source_id, _, row, _, drafts, index, value = item
+        status, sequence_id, action, *_, row, _, drafts, index, value = item
         if status:
             raise ItemFailed(Status(status), index, value)
-        created = action in (Action.OPEN, Action.FORK)
-        sequence = self._create(sequence_id, action, grammar_id, source_id) if created else self._known(sequence_id, number)
+        self._tick()
+        if action in (Action.OPEN, Action.FORK):
+            return self._create(at, item, number, rows)
+        sequence = self._known(sequence_id, number)
         sequence.seen_in = number
         self._marker[1] = sequence.mark
         if action == Action.CLOSE:
@@ -146,14 +155,11 @@ class SequenceTable:
             del self._sequences[sequence_id]
             return (sequence_id, 0, 0, NO_ROW, 0, 0, sequence.position, NOTHING, -1, 0), None
         if sequence.slow:
-            result, effect = self._slow.start(at, item, sequence, created), None
-        else:
-            started = time.thread_time() if timed else 0.0
-            result, effect = run_item(item, sequence, created, row, rows, self._maker, may_defer=True)
-            if timed:
-                self._slow.judge(sequence, started)
-        if created:
-            self._sequences[sequence_id] = sequence
+            return self._slow.start(at, item, sequence), None
+        started = time.thread_time() if timed else 0.0
+        result, effect = run_item(item, sequence, False, row, rows, self._maker, self._tick, may_defer=True)
+        if timed:
+            self._slow.judge(sequence, started, item)
         return result, effect
 
     def _known(self, sequence_id: int, number: int) -> Sequence:
@@ -164,27 +170,48 @@ class SequenceTable:
             raise ItemFailed(Status.SEQUENCE_EXISTS, value=sequence_id)
         return sequence
 
-    def _create(self, sequence_id: int, action: int, grammar_id: int, source_id: int) -> Sequence:
+    def _create(self, at: int, item: _shm.ItemTuple, number: int, rows: Rows) -> tuple[_shm.ResultTuple, Effect | None]:
+        """Runs an item that opens or forks; see ``_item``. Always timed: a matcher or its copy may cost more than its rows."""
+        _, sequence_id, action, _, grammar_id, source_id, _, row, *_ = item
         if sequence_id in self._sequences:
             raise ItemFailed(Status.SEQUENCE_EXISTS, value=sequence_id)
         if len(self._sequences) >= self._capacity:
             raise ItemFailed(Status.SEQUENCE_CAPACITY, value=self._capacity)
-        try:
-            if action == Action.OPEN:
-                held = self.grammars.get(grammar_id)
-                if held is None:
-                    raise ItemFailed(Status.GRAMMAR_NOT_FOUND, value=grammar_id)
-                self._marker[1] = mark = self._mark_base | held.grammar_id
-                return self._slow.watch(Sequence(held.grammar.matcher(), held, mark))
+        source = None
+        if action == Action.OPEN:
+            held = self.grammars.get(grammar_id)
+            if held is None:
+                raise ItemFailed(Status.GRAMMAR_NOT_FOUND, value=grammar_id)
+            sequence = Sequence(held, self._mark_base | held.grammar_id)
+        else:
             source = self._sequences.get(source_id)
             if source is None:
                 raise ItemFailed(Status.SEQUENCE_NOT_FOUND, value=source_id)
-            if source.late is not None:
-                self._slow.settle(source.late)
-                source = source.late.sequence
-            return self._slow.watch(source.fork())
-        except BackendError:
-            raise ItemFailed(Status.BACKEND_FAILED, value=1) from None
+            source = self._slow.readable(source)
+            sequence = Sequence(source.held, source.mark)
+            if source.slow:
+                sequence.set_slow()
+        self._slow.watch(sequence)
+        sequence.seen_in = number
+        self._marker[1] = sequence.mark
+        effect = None
+        if sequence.slow:
+            result = self._slow.create(at, item, sequence, source)
+        else:
+            started = time.thread_time()
+            if source is None:
+                sequence.begin()
+            else:
+                sequence.begin_as_copy(source)
+            self._slow.judge(sequence, started)
+            self._tick()
+            result, effect = run_item(item, sequence, True, row, rows, self._maker, self._tick, may_defer=True)
+        self._sequences[sequence_id] = sequence
+        return result, effect
+
+    def _tick(self) -> None:
+        """Says that the next native call begins: the front counts the time of each for itself."""
+        self._marker[0] += 2
 
     def _collect_slow(self, batch: _shm.Batch, rows: Rows, results: list[int | _shm.ResultTuple]) -> None:
         """Takes the slow items that are done by the deadline; the others go on, and are asked for again."""
@@ -193,16 +220,23 @@ class SequenceTable:
             try:
                 results[at] = self._slow.outcome(item, sequence, late, rows)
                 self._sequences[item[1]] = late.sequence
-            except ItemFailed as failure:
-                if failure.status != Status.STEP_DEADLINE:  # it is done
+            except BaseException as error:
+                if sequence.late is None:  # it is done
                     if late.created:
                         self._sequences.pop(item[1], None)
                     else:
                         self._sequences[item[1]] = late.sequence
-                results[at] = self._failed(item, failure, rows)
-            except Broken:
-                results[at] = self._close_broken(item, rows)
+                results[at] = self._ended(item, error, rows)
         self._slow.entries.clear()
+
+    def _ended(self, item: _shm.ItemTuple, error: BaseException, rows: Rows) -> _shm.ResultTuple:
+        """Returns the result of an item that raised. What a library raises of its own, a panic of Rust among it, is no exception that
+        a step could know: the state of the matcher is unknown, so its sequence is closed, and no other is concerned."""
+        if isinstance(error, ItemFailed):
+            return self._failed(item, error, rows)
+        if not isinstance(error, Broken | BackendError):
+            _log.error("a backend failed in a way of its own", session=self.number, exc_info=error)
+        return self._failed(item, ItemFailed(Status.BACKEND_FAILED, value=1, closes=True), rows)
 
     def _failed(self, item: _shm.ItemTuple, failure: ItemFailed, rows: Rows) -> _shm.ResultTuple:
         sequence_id, sequence = item[1], self._sequences.get(item[1])
@@ -213,10 +247,6 @@ class SequenceTable:
         if failure.closes:
             self._sequences.pop(sequence_id, None)
         return (sequence_id, int(failure.status), flags, NO_ROW, 0, failure.accepted, position, NOTHING, failure.index, failure.value)
-
-    def _close_broken(self, item: _shm.ItemTuple, rows: Rows) -> _shm.ResultTuple:
-        """Closes a sequence whose matcher failed in a way that leaves no known state."""
-        return self._failed(item, ItemFailed(Status.BACKEND_FAILED, value=1, closes=True), rows)
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -231,7 +261,7 @@ class SequenceTable:
         timed: bool,
     ) -> None:
         """Fills the rows that are left, in one native call a backend where there is one, and completes the results of all."""
-        failed: list[tuple[int, Sequence, Effect | None, Status]] = []
+        failed: list[tuple[int, Sequence, Effect | None, BaseException]] = []
         singles = pending
         if len(pending) > 1 and not timed:
             groups = {entry[2].batch for entry in pending}
@@ -241,21 +271,23 @@ class SequenceTable:
                 if by is None or len(entries) == 1:
                     singles += entries
                     continue
+                self._tick()
                 self._marker[1] = self._mark_base  # grammar 0: several
                 try:
                     by.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
-                except BackendError:  # one of them failed: find out which, and serve the others
+                except BaseException:  # one of them failed: find out which, and serve the others
                     singles += entries
         row_of_number = rows.row
         for at, row, sequence, effect in singles:
+            self._tick()
             self._marker[1] = sequence.mark
             started = time.thread_time() if timed else 0.0
             try:
                 sequence.matcher.fill_bitmask(row_of_number[row])
                 if timed:
                     self._slow.judge(sequence, started)
-            except BackendError:
-                failed.append((at, sequence, effect, Status.BACKEND_FAILED))
+            except BaseException as error:
+                failed.append((at, sequence, effect, ItemFailed(Status.BACKEND_FAILED) if isinstance(error, BackendError) else error))
                 row_of_number[row][:] = self._maker.stop_row
         filled += pending
         indices, stops = [entry[1] for entry in filled], [entry[2].stop_bytes for entry in filled]
@@ -263,7 +295,7 @@ class SequenceTable:
         if flags.count(0) < len(flags):
             for (at, row, sequence, effect), flag in zip(filled, flags, strict=True):
                 if flag & ROW_EMPTY:
-                    failed.append((at, sequence, effect, Status.NO_TOKEN_ALLOWED))
+                    failed.append((at, sequence, effect, ItemFailed(Status.NO_TOKEN_ALLOWED)))
                 elif flag := flag & self._maker.flags:
                     result = results[at]
                     results[at] = (
@@ -271,12 +303,13 @@ class SequenceTable:
                         if isinstance(result, int)
                         else (*result[:2], flag, *result[3:])
                     )
-        for at, sequence, effect, status in failed:
+        for at, sequence, effect, why in failed:
             item = item_of(batch, at)
             try:
-                (effect or Effect(sequence, 1, NOTHING, created=False)).take_back()
-                if effect is not None and effect.created:
-                    self._sequences.pop(item[1], None)
-                results[at] = self._failed(item, ItemFailed(status), rows)
-            except Broken:
-                results[at] = self._close_broken(item, rows)
+                if isinstance(why, ItemFailed):
+                    (effect or Effect(sequence, 1, NOTHING, created=False)).take_back()
+                    if effect is not None and effect.created:
+                        self._sequences.pop(item[1], None)
+                results[at] = self._ended(item, why, rows)
+            except BaseException as worse:
+                results[at] = self._ended(item, worse, rows)

@@ -25,7 +25,7 @@ class LateWork:
 
     __slots__ = ("_done", "error", "is_cancelled", "job", "mark", "outcome")
 
-    def __init__(self, job: Callable[[], Any], mark: int) -> None:
+    def __init__(self, job: Callable[[Callable[[], None]], Any], mark: int) -> None:
         self.job = job
         self.mark = mark
         self.is_cancelled = False
@@ -38,16 +38,22 @@ class LateWork:
         return self._done.wait(seconds) if seconds > 0 else self._done.is_set()
 
     def cancel(self) -> None:
-        """Says that nobody will ask for the outcome: the job is left out, unless it has begun."""
+        """Says that its outcome is not wanted: the job is left out, unless it has begun."""
         self.is_cancelled = True
 
-    def run(self) -> None:
-        """Does the job; for the lane."""
+    def run(self, tick: Callable[[], None]) -> None:
+        """Does the job, unless it is cancelled; for the lane. ``tick`` is given to the job."""
         try:
-            self.outcome = self.job()
-        except BaseException as error:  # it belongs to whoever asks for the outcome
+            job, self.job = self.job, _nothing  # what it holds is let go of with it
+            if not self.is_cancelled:
+                self.outcome = job(tick)
+        except BaseException as error:  # it belongs to the step that asks for the outcome
             self.error = error
         self._done.set()
+
+
+def _nothing(tick: Callable[[], None]) -> None:
+    """The job of a work that is done."""
 
 
 class SlowLane:
@@ -70,18 +76,21 @@ class SlowLane:
         finally:
             threading.stack_size(previous)
 
-    def start(self, job: Callable[[], Any], mark: int) -> LateWork:
-        """Queues ``job``; ``mark`` says for the marker which grammar it computes."""
+    def start(self, job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
+        """Queues ``job``; ``mark`` says for the marker which grammar it computes. The job gets a function to call between its native
+        calls, so that each has the time of one."""
         late = LateWork(job, mark)
         self._jobs.put(late)
         return late
 
     def _work(self, marker: Marker, slot: int) -> None:
         words = marker.words[2 * slot : 2 * slot + 2]
+
+        def tick() -> None:
+            words[0] += 2
+
         while True:
             late = self._jobs.get()
-            if late.is_cancelled:
-                continue
             alone = late.mark in self.alone
             with self._turn:  # who waits here is not busy, for the marker
                 while self._occupied or (alone and self._running):
@@ -90,7 +99,7 @@ class SlowLane:
                 self._occupied = alone
             words[1] = late.mark
             words[0] += 1
-            late.run()
+            late.run(tick)
             words[0] += 1
             with self._turn:
                 self._running -= 1

@@ -355,6 +355,19 @@ def test_step_when_a_created_sequence_cannot_be_filled_then_it_was_never_there()
     ]
 
 
+def test_step_when_a_row_behind_which_a_fork_stands_cannot_be_made_then_the_fork_stands_before_the_token() -> None:
+    """A fork copies its source as its source's own item leaves it, also when that item fails after the others."""
+    for action, position in ((Action.ADVANCE, 1), (Action.OPEN, 0)):
+        bench = Bench()
+        if action == Action.ADVANCE:
+            opened(bench, 1, 2, (1,))
+        results = bench.step(
+            Item(1, action, 2, accept=(DEAD_END,), row=0), Item(2, Action.FORK, source_sequence_id=1), Item(3, Action.OPEN, 2, row=1)
+        )
+        forked = Status.OK if action == Action.ADVANCE else Status.SEQUENCE_NOT_FOUND
+        assert [(r.status, r.position) for r in results] == [(Status.NO_TOKEN_ALLOWED, position), (forked, position), (Status.OK, 0)]
+
+
 @pytest.mark.parametrize("items", [Item(1, accept=(5,), row=0), Item(1, accept=(5, 5), row=0), Item(1, drafts=(5,), row=0)])
 def test_step_when_an_accept_fails_then_the_sequence_is_closed_and_says_so(items: Item) -> None:
     """Nobody knows the state of a matcher whose accept failed; only that sequence is gone."""
@@ -485,10 +498,12 @@ class TableMachine(RuleBasedStateMachine):
         results = self.bench.step(*batch)
         self.bench.faults.fill = set()
         seen: set[int] = set()
-        checks = [self.expect(at, item, fail, seen) for at, item in enumerate(batch)]
-        for at, item in enumerate(batch):  # single rows are filled when all items are done, and taken back then
-            if (before := self.deferred.pop(at, None)) is not None:
-                checks[at] = self.fill_late(item, fail, checks[at], before)
+        checks: list[tuple[Status, int, list[set[int]]]] = []
+        for at, item in enumerate(batch):
+            if item.action == Action.FORK and item.source_sequence_id in {batch[one].sequence_id for one in self.deferred}:
+                self.fill_deferred(batch, fail, checks)
+            checks.append(self.expect(at, item, fail, seen))
+        self.fill_deferred(batch, fail, checks)
         for item, result, (status, position, row_sets) in zip(batch, results, checks, strict=True):
             assert (result.sequence_id, result.status, result.position) == (item.sequence_id, status, position), item
             if status == Status.OK and item.action != Action.CLOSE:
@@ -567,6 +582,12 @@ class TableMachine(RuleBasedStateMachine):
         self.model[item.sequence_id] = sequence
         seen.add(item.sequence_id)
         return Status.OK, len(sequence.history), rows
+
+    def fill_deferred(self, batch: list[Item], fail: set[tuple[int, ...]], checks: list[tuple[Status, int, list[set[int]]]]) -> None:
+        """Single rows are filled when all items are done, or when one of their sequences is forked, and taken back then."""
+        for at, before in self.deferred.items():
+            checks[at] = self.fill_late(batch[at], fail, checks[at], before)
+        self.deferred.clear()
 
     def fill_late(
         self, item: Item, fail: set[tuple[int, ...]], check: tuple[Status, int, list[set[int]]], before: tuple[ModelSequence | None]
