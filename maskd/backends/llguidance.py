@@ -102,7 +102,7 @@ class LlguidanceMatcher:
             self._revive()
             raise BackendError(f"llguidance cannot fill a row: {message}")
         if self._overrides_stop:
-            self._grammar.override_stop_bits(row)
+            self._grammar.override_stop_bits(row, may_stop=native.is_accepting())
 
     def _revive(self) -> None:
         """Replaces the native matcher by one that took the history, and nothing else."""
@@ -180,13 +180,16 @@ class LlguidanceMatcher:
 class LlguidanceGrammar:
     """A compiled grammar: a native matcher at the start, of which every other is a copy. See ``Grammar``."""
 
-    def __init__(self, template: Any, report: GrammarReport, vocabulary: Vocabulary, stop_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, template: Any, report: GrammarReport, vocabulary: Vocabulary, stop_token_ids: Sequence[int], never_text: frozenset[int],
+        *, names_ids: bool,
+    ) -> None:  # fmt: skip
         self.start: tuple[Any, int] = (template, 0)
         """The native matcher at the start, as a checkpoint."""
         self.report = report
         self.stop_token_ids = frozenset(stop_token_ids or vocabulary.stop_token_ids)
-        self.not_text = self.stop_token_ids.union(vocabulary.stop_token_ids)
-        self.overrides_stop = self.stop_token_ids != frozenset(vocabulary.stop_token_ids)
+        self.not_text = never_text if self.stop_token_ids <= never_text else never_text | self.stop_token_ids
+        self.overrides_stop = names_ids or self.stop_token_ids != frozenset(vocabulary.stop_token_ids)
         self._default_stop = tuple((token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in vocabulary.stop_token_ids)
         self._new_stop = tuple((token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in self.stop_token_ids)
 
@@ -194,11 +197,10 @@ class LlguidanceGrammar:
         """See ``Grammar.matcher``."""
         return LlguidanceMatcher(self, self.start[0].deep_copy(), [], self.start, False)
 
-    def override_stop_bits(self, row: NDArray[np.int32]) -> None:
-        """Moves the stop permission of ``row`` from the vocabulary's stop tokens to this grammar's; they never match text."""
+    def override_stop_bits(self, row: NDArray[np.int32], *, may_stop: bool) -> None:
+        """Lets ``row`` allow this grammar's stop tokens if the text ``may_stop`` here, and the vocabulary's others never: stop tokens
+        match no text, also where a grammar names every id."""
         words = row.view(np.uint32)
-        word, bit = self._default_stop[0]
-        may_stop = bool(words[word] & bit)
         for word, bit in self._default_stop + self._new_stop:
             words[word] &= ~bit
         if may_stop:
@@ -214,6 +216,8 @@ class LlguidanceBackend:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._width = 32 * row_stride_words(vocabulary.vocab_size)
+        # A Lark grammar can name any id, as ``<[*]>`` does, and llguidance would take padding for it.
+        self._never_text = frozenset((*vocabulary.stop_token_ids, *range(len(vocabulary.tokens), self._width)))
         self._tokenizer = llguidance.LLTokenizer(_Tokenizer(vocabulary, self._width), eos_token=list(vocabulary.stop_token_ids))
 
     def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
@@ -226,7 +230,9 @@ class LlguidanceBackend:
             raise _refusal(spec, template.get_error())
         warnings.extend(map(_short, template.get_grammar_warnings()))
         report = GrammarReport(self.name, "asked for", (), tuple(dict.fromkeys(warnings)), _MEMORY_BYTES + _MEMORY_FACTOR * len(text))
-        grammar = LlguidanceGrammar(template, report, self._vocabulary, spec.options.stop_token_ids)
+        grammar = LlguidanceGrammar(
+            template, report, self._vocabulary, spec.options.stop_token_ids, self._never_text, names_ids="<[" in text
+        )
         try:
             grammar.matcher().fill_bitmask(np.zeros(self._width // 32, dtype=np.int32))
         except BackendError as error:
@@ -255,7 +261,6 @@ class LlguidanceBackend:
         if spec.kind == "ebnf":
             return [{"lark_grammar": lark_of_gbnf(spec.source)}]
         if spec.kind == "lark":
-            _check_lark(spec.source)
             return [{"lark_grammar": spec.source}]
         tag = structural_tag.parse(spec.source, self._vocabulary)
 
@@ -302,13 +307,6 @@ def lark_of_gbnf(source: str) -> str:
         raise GrammarTooLargeError("the ebnf is nested too deeply for llguidance; make it flatter", limit="depth") from None
     except Exception as error:  # the translator has no base class of its own
         raise GrammarError(f"llguidance cannot read the ebnf: {_short(str(error))}") from None
-
-
-def _check_lark(source: str) -> None:
-    if re.search(r"\bmax_tokens\s*=", source):
-        raise GrammarUnsupportedError(
-            "llguidance cannot roll back in a grammar with max_tokens; use xgrammar, or limit the text itself", backends="xgrammar"
-        )
 
 
 def _short(message: str) -> str:

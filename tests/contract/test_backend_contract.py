@@ -13,9 +13,9 @@ from walks import NAMELESS, SMALL, STOP, STOP_TOO, TOOL, allowed, new_row, row_o
 
 from maskd.backends import load
 from maskd.backends.auto import AutoBackend
-from maskd.backends.base import Backend, BatchFill, Grammar, Matcher, Serializer
+from maskd.backends.base import Advance, Backend, BatchFill, Grammar, LookAhead, Matcher, Serializer
 from maskd.bitmask import row_stride_words
-from maskd.errors import GrammarError, GrammarUnsatisfiableError
+from maskd.errors import GrammarError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarKind, GrammarOptions, GrammarSpec
 
 NAMES = ("xgrammar", "llguidance", "auto", "reference")
@@ -103,6 +103,76 @@ def test_special_tokens_when_text_is_free_then_never_allowed(backend: Backend) -
         row = allowed(matcher, SMALL)
         assert not row & {TOOL, NAMELESS, STOP_TOO}
         assert max(row) < len(SMALL.tokens)
+
+
+ANYTHING: dict[str, tuple[GrammarKind, object]] = {
+    "regex": ("regex", r"(.|\n)*"),
+    "choice": ("choice", ["Paris", "London"]),
+    "json": ("json_object", ""),
+    "any token": ("lark", "start: <[*]>+"),
+    "all tokens but": ("lark", "start: <[^97]>+"),
+}
+
+
+@pytest.mark.parametrize("name", ANYTHING)
+def test_accept_when_any_id_is_tried_then_it_is_taken_exactly_where_the_row_allows_it(backend: Backend, name: str) -> None:
+    """Row and accept never disagree: on special tokens, on tokens without bytes, and on padding, which no row allows."""
+    try:
+        grammar = compiled(backend, *ANYTHING[name])
+    except GrammarUnsupportedError:
+        pytest.skip(f"{backend.name} has no {name}")
+    for before in ([], [ord("P")], [ord("{")]):
+        matcher = grammar.matcher()
+        if matcher.accept(before) < len(before):
+            continue
+        row = allowed(matcher, SMALL)
+        for token_id in range(SMALL.vocab_size):
+            assert matcher.fork().accept([token_id]) == (token_id in row), token_id
+            quick = matcher.fork()
+            if isinstance(quick, Advance):
+                scratch = new_row(SMALL)
+                assert not quick.advance(token_id, scratch.ctypes.data, scratch.nbytes) or token_id in row, token_id
+
+
+FORKED_PATHS: dict[str, tuple[GrammarKind, str, bytes, bytes]] = {
+    "json": ("json_schema", "{}", b"[1,1", b'{"a":1'),
+    "lark": ("lark", 'start: "a" NUMBER ("x" | "y") | "b" NUMBER ("z" | "w")\nNUMBER: /[0-9]+/', b"a1", b"b1"),
+    "ebnf": ("ebnf", 'root ::= "a" [0-9]+ ("x" | "y") | "b" [0-9]+ ("z" | "w")', b"a1", b"b1"),
+}
+
+
+@pytest.mark.parametrize("name", FORKED_PATHS)
+def test_rollback_when_another_path_is_taken_then_the_row_is_that_of_a_new_matcher(backend: Backend, name: str) -> None:
+    """Also at the same depth and in the same token, where llguidance keeps the mask of the path that was undone."""
+    kind, source, first, second = FORKED_PATHS[name]
+    try:
+        grammar = compiled(backend, kind, source)
+    except GrammarUnsupportedError:
+        pytest.skip(f"{backend.name} has no {kind}")
+    new = grammar.matcher()
+    assert new.accept(list(second)) == len(second)
+    for walked in (grammar.matcher(), grammar.matcher().fork()):
+        for tokens in (first, second):
+            for token_id in tokens:
+                allowed(walked, SMALL)
+                assert walked.accept([token_id]) == 1
+            if tokens == first:
+                allowed(walked, SMALL)
+                walked.rollback(len(tokens))
+        assert allowed(walked, SMALL) == allowed(new, SMALL)
+        assert allowed(walked.fork(), SMALL) == allowed(new, SMALL)
+
+
+def test_look_ahead_when_a_copy_walks_on_then_the_matcher_stands_where_it_stood(backend: Backend) -> None:
+    """Only where a backend has it."""
+    matcher = compiled(backend, "choice", ["Paris", "London"]).matcher()
+    if not isinstance(matcher, LookAhead):
+        pytest.skip(f"{backend.name} rolls drafts back")
+    row = allowed(matcher, SMALL)
+    copy = matcher.look_ahead()
+    assert copy.accept([LONDON[0]]) == 1
+    assert LONDON[1] in allowed(copy, SMALL)
+    assert allowed(matcher, SMALL) == row
 
 
 def test_rollback_when_all_is_undone_then_as_new(backend: Backend) -> None:

@@ -226,10 +226,19 @@ def test_gbnf_when_nested_deeply_then_too_large(backend: Backend) -> None:
         compiled(backend, "ebnf", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000)
 
 
-def test_lark_when_tokens_are_limited_then_llguidance_refuses(llguidance_small: Backend) -> None:
-    """llguidance cannot roll back in a grammar with max_tokens, so no draft could be undone."""
-    with pytest.raises(GrammarUnsupportedError):
-        compiled(llguidance_small, "lark", "start[max_tokens=3]: /a*/")
+@pytest.mark.parametrize("source", ["start[max_tokens=3]: /a*/", 'start: a "!"\na[stop="x"]: /[a-z]*/'])
+def test_lark_when_llguidance_itself_cannot_roll_back_then_the_adapter_does(llguidance_small: Backend, source: str) -> None:
+    """llguidance's own rollback kills a matcher of a grammar with max_tokens or stop."""
+    grammar = compiled(llguidance_small, "lark", source)
+    matcher, tokens = grammar.matcher(), [ord("a")] * 2
+    rows = []
+    for token in tokens:
+        rows.append(allowed(matcher, SMALL))
+        assert matcher.accept([token]) == 1
+    for undone in (1, 2):
+        matcher.rollback(undone)
+        assert allowed(matcher, SMALL) == rows[-undone]
+        assert matcher.accept(tokens[-undone:]) == undone
 
 
 def test_x_guidance_when_the_schema_brings_it_then_does_not_relax(llguidance_small: Backend) -> None:
