@@ -6,7 +6,12 @@ xgrammar 0.2.8 and llguidance 1.9.1. Where the defect is reported upstream, the 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +24,7 @@ from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, Gramm
 from maskd.grammar import GrammarKind, GrammarOptions, GrammarSpec
 
 BOTH = ("xgrammar", "llguidance")
+ROLLBACK_PAGE = Path(__file__).resolve().parents[2] / "docs" / "llguidance-rollback.md"
 
 
 @pytest.fixture(params=BOTH)
@@ -181,6 +187,21 @@ def test_refused_special_token_when_many_then_nothing_on_stderr(backend: Backend
     for token_id in (TOOL, NAMELESS, STOP_TOO, SMALL.vocab_size - 1):
         assert matcher.accept([token_id]) == 0
     assert capfd.readouterr() == ("", "")
+
+
+def test_llguidance_rollback_when_the_script_of_the_page_runs_then_masks_are_still_wrong() -> None:
+    """llguidance's rollback keeps the last mask. The page holds the script with its output, and names the version that is installed."""
+    page = ROLLBACK_PAGE.read_text(encoding="utf-8")
+    found = re.search(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert found
+    ran = subprocess.run([sys.executable, "-c", found[1]], check=True, capture_output=True, text=True, timeout=100)
+    for line in re.findall("after a rollback.*", ran.stdout):
+        kept, right = re.fullmatch("after a rollback: (.*) a new matcher: (.*)", line).groups()  # type: ignore[union-attr]
+        assert set(kept) != set(right), (
+            f"llguidance forgets the mask in rollback now: say so in {ROLLBACK_PAGE.name}, roll back natively again"
+        )
+    assert ran.stdout == found[2]
+    assert importlib.metadata.version("llguidance") in page
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
