@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from maskd.grammar import GrammarReport, GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Advance", "Backend", "BackendFactory", "BatchFill", "Grammar", "LookAhead", "Matcher", "Serializer"]
+__all__ = ["Advance", "Backend", "BackendFactory", "BatchFill", "Detach", "Grammar", "LookAhead", "Matcher", "Serializer"]
 
 
 class Matcher(Protocol):
@@ -154,6 +154,18 @@ class LookAhead(Protocol):
 
     def look_ahead(self) -> Matcher:
         """Returns a copy in the same state. The caller accepts and fills on it, and drops it; it is never rolled back."""
+
+
+@runtime_checkable
+class Detach(Protocol):
+    """Optional, of a matcher whose calls may wait for those of another matcher of its grammar."""
+
+    def detach(self) -> None:
+        """Leaves what is shared, where that is quickly done; the state stays. For matchers that are slow: it may take a while.
+
+        Raises:
+            BackendError: the library gave up; the matcher must be dropped.
+        """
 
 
 @runtime_checkable

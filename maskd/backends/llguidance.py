@@ -2,7 +2,7 @@
 
 Owns: the tokenizer of one vocabulary, the translation of every kind to llguidance's grammar list, and what hides its
 habits: forced tokenization, matchers that die of a refused or a failed token, stop tokens that do not always count, masks that
-are wrong after a rollback.
+are wrong after a rollback, and a lexer that all matchers of a grammar share and one of them can spoil.
 Knows nothing about: other backends, sequences, rows beyond the one it is given.
 Written against llguidance 1.9.1.
 """
@@ -10,9 +10,12 @@ Written against llguidance 1.9.1.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
 from typing import Any, cast
 
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 from maskd.backends import structural_tag
 from maskd.backends.sources import WHITESPACE, check_text, json_options, read_choices, read_schema
 from maskd.backends.structural_tag_lark import lark_string
-from maskd.bitmask import row_stride_words
+from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec
 from maskd.schema import JsonSchema, parse_schema
@@ -40,6 +43,8 @@ llguidance would allow only the canonical tokens of forced text, and no grammar 
 # Resident memory of 1,010 compiled schemas of 0.1 to 36 kB, divided: 117 to 186 kB each (Tekken, llguidance 1.9.1).
 _MEMORY_BYTES, _MEMORY_FACTOR = 128 << 10, 4
 
+_QUICK_SECONDS = 0.5
+"""A grammar that compiles faster is compiled again where a matcher needs a lexer of its own. The data path waits for it."""
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 
 
@@ -74,14 +79,19 @@ class LlguidanceMatcher:
 
     The native matcher is never rolled back either: its masks are wrong afterwards (docs/llguidance-rollback.md). It is
     replaced by a copy of an earlier one, which takes the tokens that are left; drafts are walked on a copy.
+
+    All copies of one native matcher share a lexer. If its states pass the library's limit, it refuses whatever it is asked from
+    then on, to every copy, without an error. So a refusal is believed only after a look at the lexer, and a matcher whose lexer is
+    spoiled replays on a sound one. The lexer also has a lock, so a matcher that is slow gets one of its own: ``detach``.
     """
 
-    __slots__ = ("_careful", "_checkpoint", "_grammar", "_history", "_native", "_not_text", "_overrides_stop", "is_terminated")
+    __slots__ = ("_careful", "_checkpoint", "_grammar", "_history", "_native", "_not_text", "_overrides_stop", "_root", "is_terminated")
 
     def __init__(
-        self, grammar: LlguidanceGrammar, native: Any, history: list[int], checkpoint: tuple[Any, int], is_terminated: bool
+        self, grammar: LlguidanceGrammar, root: Any, native: Any, history: list[int], checkpoint: tuple[Any, int], is_terminated: bool
     ) -> None:
         self._grammar = grammar
+        self._root = root  # at the start, with the lexer that ``native`` has; only copied
         self._native = native
         self._not_text = grammar.not_text
         self._history = history
@@ -95,24 +105,46 @@ class LlguidanceMatcher:
         self._fill(_address(row), row)
 
     def _fill(self, address: int, row: NDArray[np.int32]) -> None:
-        native = self._native
-        native.unsafe_compute_mask_ptr(address, row.nbytes)
-        if native.is_error():  # the row then says "stop", which is not true
-            message = _short(native.get_error())
-            self._revive()
-            raise BackendError(f"llguidance cannot fill a row: {message}")
+        self._native.unsafe_compute_mask_ptr(address, row.nbytes)
+        if self._native.is_error():  # the row then says "stop", which is not true
+            message = _short(self._native.get_error())
+            if self._leave_spoiled_lexer():
+                self._native.unsafe_compute_mask_ptr(address, row.nbytes)
+            if self._native.is_error():
+                self._stand_again()
+                raise BackendError(f"llguidance cannot fill a row: {message}")
         if self._overrides_stop:
-            self._grammar.override_stop_bits(row, may_stop=native.is_accepting())
+            self._grammar.override_stop_bits(row, may_stop=self._native.is_accepting())
 
-    def _revive(self) -> None:
+    def _stand_again(self) -> None:
         """Replaces the native matcher by one that took the history, and nothing else."""
-        start, count = self._checkpoint
-        if count > len(self._history):
-            start, count = self._checkpoint = self._grammar.start
-        self._native = start.deep_copy()
-        left = self._history[count:]
-        if left and self._native.try_consume_tokens(left) < len(left):
-            raise BackendError("llguidance refuses the tokens that it took before")
+        for _ in range(2):
+            start, count = self._checkpoint if self._checkpoint[1] <= len(self._history) else (self._root, 0)
+            native = start.deep_copy()
+            left = self._history[count:]
+            if not left or native.consume_tokens(left):
+                self._native = native
+                return
+            self._move(self._grammar.sound_root(self._root))
+        raise BackendError("llguidance refuses tokens that it took before")
+
+    def _move(self, root: Any) -> None:
+        self._root = root
+        self._checkpoint = (root, 0)
+
+    def _leave_spoiled_lexer(self) -> bool:
+        """Replays on a sound lexer if this one is spoiled; returns whether it did."""
+        if not self._grammar.is_spoiled(self._root):
+            return False
+        self._move(self._grammar.sound_root(self._root))
+        self._stand_again()
+        return True
+
+    def detach(self) -> None:
+        """See ``Detach.detach``."""
+        if self._grammar.is_quick:
+            self._move(self._grammar.new_root())
+            self._stand_again()
 
     def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
         """See ``Advance.advance``.
@@ -132,7 +164,7 @@ class LlguidanceMatcher:
                 self._history.append(token_id)
                 return 2
         self._careful = True
-        self._revive()
+        self._stand_again()
         return 0
 
     def accept(self, token_ids: Sequence[int]) -> int:
@@ -147,16 +179,21 @@ class LlguidanceMatcher:
         accepted: int = 0
         if text:
             accepted = self._native.try_consume_tokens(text)
+            if accepted < len(text) and self._leave_spoiled_lexer():
+                accepted = self._native.try_consume_tokens(text)
             if accepted < len(text):
                 if self._native.is_error():
                     raise BackendError(f"llguidance failed on a token: {_short(self._native.get_error())}")
                 self._history.extend(text[:accepted])
                 return accepted
             self._history.extend(text)
-        if len(text) < len(token_ids) and token_ids[len(text)] in self._grammar.stop_token_ids and self._native.is_accepting():
+        if len(text) < len(token_ids) and token_ids[len(text)] in self._grammar.stop_token_ids and self._may_stop():
             self.is_terminated = True
             return accepted + 1
         return accepted
+
+    def _may_stop(self) -> bool:
+        return self._native.is_accepting() or (self._leave_spoiled_lexer() and self._native.is_accepting())
 
     def rollback(self, token_count: int) -> None:
         """See ``Matcher.rollback``."""
@@ -165,28 +202,43 @@ class LlguidanceMatcher:
             token_count -= 1
         if token_count:
             del self._history[-token_count:]
-            self._revive()
+            self._stand_again()
             # An engine that rolls back does so again, near here: the next time starts from here, not from the first token.
             self._checkpoint = (self._native.deep_copy(), len(self._history))
 
     def fork(self) -> LlguidanceMatcher:
         """See ``Matcher.fork``."""
-        return LlguidanceMatcher(self._grammar, self._native.deep_copy(), self._history.copy(), self._checkpoint, self.is_terminated)
+        native = self._native.deep_copy()
+        return LlguidanceMatcher(self._grammar, self._root, native, self._history.copy(), self._checkpoint, self.is_terminated)
 
     look_ahead = fork
     """See ``LookAhead.look_ahead``."""
 
 
 class LlguidanceGrammar:
-    """A compiled grammar: a native matcher at the start, of which every other is a copy. See ``Grammar``."""
+    """A compiled grammar: a native matcher at the start, of which every other is a copy. See ``Grammar``.
+
+    Args:
+        root: a native matcher at the start.
+        make_root: makes another one, with a lexer of its own.
+        never_text: ids that are no text: the vocabulary's stop tokens, and padding.
+        names_ids: the grammar speaks of token ids.
+        is_quick: another root is made in less than ``_QUICK_SECONDS``.
+
+    Attributes:
+        canary: a token that the grammar allows at its start, and refuses only if its lexer is spoiled; None if there is none.
+    """
 
     def __init__(
-        self, template: Any, report: GrammarReport, vocabulary: Vocabulary, stop_token_ids: Sequence[int], never_text: frozenset[int],
-        *, names_ids: bool,
+        self, root: Any, make_root: Callable[[], Any], report: GrammarReport, vocabulary: Vocabulary, stop_token_ids: Sequence[int],
+        never_text: frozenset[int], *, names_ids: bool, is_quick: bool,
     ) -> None:  # fmt: skip
-        self.start: tuple[Any, int] = (template, 0)
-        """The native matcher at the start, as a checkpoint."""
+        self._make_root = make_root
+        self._root = root
+        self.is_quick = is_quick
+        self._lock = threading.Lock()
         self.report = report
+        self.canary: int | None = None
         self.stop_token_ids = frozenset(stop_token_ids or vocabulary.stop_token_ids)
         self.not_text = never_text if self.stop_token_ids <= never_text else never_text | self.stop_token_ids
         self.overrides_stop = names_ids or self.stop_token_ids != frozenset(vocabulary.stop_token_ids)
@@ -195,7 +247,25 @@ class LlguidanceGrammar:
 
     def matcher(self) -> LlguidanceMatcher:
         """See ``Grammar.matcher``."""
-        return LlguidanceMatcher(self, self.start[0].deep_copy(), [], self.start, False)
+        root = self._root
+        return LlguidanceMatcher(self, root, root.deep_copy(), [], (root, 0), False)
+
+    def is_spoiled(self, root: Any) -> bool:
+        """Whether the lexer of ``root``, a native matcher at the start, refuses everything."""
+        return self.canary is not None and not root.deep_copy().validate_tokens([self.canary])
+
+    def new_root(self) -> Any:
+        """Returns one more native matcher at the start. Raises BackendError if that would hold up the data path."""
+        if not self.is_quick:
+            raise BackendError("llguidance passed its limit of lexer states, and the grammar takes too long to be compiled again")
+        return self._make_root()
+
+    def sound_root(self, spoiled: Any) -> Any:
+        """Returns the root that new matchers are copies of, which is not ``spoiled``. Raises BackendError as ``new_root`` does."""
+        with self._lock:
+            if self._root is spoiled or self.is_spoiled(self._root):
+                self._root = self.new_root()
+            return self._root
 
     def override_stop_bits(self, row: NDArray[np.int32], *, may_stop: bool) -> None:
         """Lets ``row`` allow this grammar's stop tokens if the text ``may_stop`` here, and the vocabulary's others never: stop tokens
@@ -225,16 +295,21 @@ class LlguidanceBackend:
         check_text(spec)
         warnings: list[str] = []
         text = json.dumps({"grammars": [*self._grammars(spec, warnings), _OPTIONS]})
-        template = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=_LIMITS)
-        if template.is_error():
-            raise _refusal(spec, template.get_error())
-        warnings.extend(map(_short, template.get_grammar_warnings()))
+        make_root = functools.partial(llguidance.LLMatcher, self._tokenizer, text, log_level=0, limits=_LIMITS)
+        started = time.perf_counter()
+        root = make_root()
+        seconds = time.perf_counter() - started
+        if root.is_error():
+            raise _refusal(spec, root.get_error())
+        warnings.extend(map(_short, root.get_grammar_warnings()))
         report = GrammarReport(self.name, "asked for", (), tuple(dict.fromkeys(warnings)), _MEMORY_BYTES + _MEMORY_FACTOR * len(text))
         grammar = LlguidanceGrammar(
-            template, report, self._vocabulary, spec.options.stop_token_ids, self._never_text, names_ids="<[" in text
-        )
+            root, make_root, report, self._vocabulary, spec.options.stop_token_ids, self._never_text,
+            names_ids="<[" in text, is_quick=seconds < _QUICK_SECONDS,
+        )  # fmt: skip
+        row: NDArray[np.int32] = np.zeros(self._width // 32, dtype=np.int32)
         try:
-            grammar.matcher().fill_bitmask(np.zeros(self._width // 32, dtype=np.int32))
+            grammar.matcher().fill_bitmask(row)
         except BackendError as error:
             if "NoExtension" in error.message:
                 raise GrammarUnsatisfiableError(
@@ -243,6 +318,7 @@ class LlguidanceBackend:
             raise GrammarTooLargeError(
                 f"the {spec.kind} is too large for llguidance at its first token: {error.message}; simplify it"
             ) from None
+        grammar.canary = next((int(token_id) for token_id in allowed_token_ids(row) if int(token_id) not in grammar.not_text), None)
         return grammar
 
     def _grammars(self, spec: GrammarSpec, warnings: list[str]) -> list[dict[str, object]]:

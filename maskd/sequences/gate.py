@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskd.backends.base import Advance, BatchFill, Grammar, Matcher
+from maskd.backends.base import Advance, BatchFill, Detach, Grammar, Matcher
 from maskd.bitmask import row_of, row_of_all_but
 from maskd.grammar import ReasoningGate
 
@@ -119,6 +119,11 @@ class GatedMatcher:
 
     look_ahead = fork
     """See ``LookAhead.look_ahead``."""
+
+    def detach(self) -> None:
+        """See ``Detach.detach``."""
+        if isinstance(self.inner, Detach):
+            self.inner.detach()
 
     def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
         """See ``Advance.advance``."""

@@ -239,6 +239,7 @@ class SlowItems:
         def job(tick: Tick) -> Any:
             if begin is not None:
                 begin()
+            sequence.detach()  # a slow call must not hold up those on the data path
             if replay:
                 _agree(sequence, replay)
             tick()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskd.backends.base import Advance, BatchFill, Grammar, LookAhead, Matcher
+from maskd.backends.base import Advance, BatchFill, Detach, Grammar, LookAhead, Matcher
 from maskd.errors import BackendError
 from maskd.grammar import WhenSlow
 from maskd.step import Status
@@ -91,8 +91,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "advance", "batch", "copied_by", "held", "history", "late", "look_ahead", "mark", "matcher", "seen_in", "slow", "stop_bytes",
-        "stop_token_ids", "terminated",
+        "_detached", "advance", "batch", "copied_by", "held", "history", "late", "look_ahead", "mark", "matcher", "seen_in", "slow",
+        "stop_bytes", "stop_token_ids", "terminated",
     )  # fmt: skip
     matcher: Matcher
 
@@ -106,6 +106,7 @@ class Sequence:
         self.copied_by: LateWork | None = None
         self.seen_in = -1
         self.look_ahead: Callable[[], Matcher] | None = None
+        self._detached = False
         # At hand, because every step of every sequence looks at them.
         self.advance: Callable[[int, int, int], int] | None = None
         self.stop_token_ids = held.stop_token_ids
@@ -132,6 +133,13 @@ class Sequence:
     def position(self) -> int:
         """Tokens accepted; those before its late item, if there is one: the lane works on the history."""
         return self.late.position if self.late else len(self.history)
+
+    def detach(self) -> None:
+        """Leaves what the matcher shares with others, once: for a sequence in the lane. Raises what the backend raises."""
+        if not self._detached:
+            self._detached = True
+            if isinstance(self.matcher, Detach):
+                self.matcher.detach()
 
     def set_slow(self) -> None:
         """From now on its items run in the lane."""

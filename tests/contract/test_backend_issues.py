@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import llguidance
 import numpy as np
 import pytest
-from walks import NAMELESS, SMALL, STOP, STOP_TOO, TOOL, accepts, accepts_ids, allowed
+from walks import NAMELESS, SMALL, STOP, STOP_TOO, TOOL, accepts, accepts_ids, allowed, new_row
 
 from maskd.backends.auto import AutoBackend
-from maskd.backends.base import Backend, Grammar
+from maskd.backends.base import Advance, Backend, Detach, Grammar
 from maskd.bitmask import row_stride_words
 from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarKind, GrammarOptions, GrammarSpec
@@ -260,6 +262,70 @@ def test_lark_when_llguidance_itself_cannot_roll_back_then_the_adapter_does(llgu
         matcher.rollback(undone)
         assert allowed(matcher, SMALL) == rows[-undone]
         assert matcher.accept(tokens[-undone:]) == undone
+
+
+@pytest.fixture
+def few_lexer_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit that a hostile text reaches in seconds, reached at once."""
+    monkeypatch.setattr("maskd.backends.llguidance._LIMITS", llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=3000))
+
+
+EXPLODING = "[ab]*a[ab]{22}c"
+"""Nearly every text of it is a new state of the lexer."""
+
+
+def spoil(grammar: Grammar, seed: int) -> None:
+    """Walks sequences until the lexer of the newest ones has no state left; how they end is no matter."""
+    source = random.Random(seed)
+    for _ in range(25):
+        matcher = grammar.matcher()
+        with contextlib.suppress(BackendError):
+            for _ in range(15):
+                matcher.accept(source.choices(b"ab", k=10))
+                matcher.fill_bitmask(new_row(SMALL))
+
+
+@pytest.mark.usefixtures("few_lexer_states")
+def test_lexer_when_a_neighbour_spoils_it_then_no_other_sequence_notices(llguidance_small: Backend) -> None:
+    """llguidance refuses good tokens of every copy from then on, without an error."""
+    grammar = compiled(llguidance_small, "regex", EXPLODING)
+    walked = [grammar.matcher() for _ in range(4)]
+    for matcher in walked:
+        assert matcher.accept(b"aabb") == 4
+    expected = allowed(walked[0].fork(), SMALL)
+    complete = grammar.matcher()
+    assert complete.accept(b"a" * 23 + b"c") == 24
+    for seed in range(3):
+        spoil(grammar, seed)
+        assert grammar.is_spoiled(walked[0]._root), "else nothing is tested"  # type: ignore[attr-defined]
+        assert walked[0].accept(b"ab") == 2
+        walked[0].rollback(2)
+        assert isinstance(walked[1], Advance)
+        row = new_row(SMALL)
+        assert walked[1].advance(ord("a"), row.ctypes.data, row.nbytes) or walked[1].accept(b"a") == 1
+        walked[1].rollback(1)
+        for matcher in (*walked, walked[2].fork()):
+            assert allowed(matcher, SMALL) == expected
+        assert walked[3].accept(b"z") == 0
+        assert complete.accept([STOP]) == 1
+        complete.rollback(1)
+        new = grammar.matcher()
+        assert new.accept(b"aabb") == 4
+        assert allowed(new, SMALL) == expected
+
+
+def test_detach_when_a_slow_neighbour_holds_the_lock_then_a_detached_matcher_does_not_wait(llguidance_small: Backend) -> None:
+    """What spoils the lexer of one is not the lexer of the other; state and rows stay."""
+    matcher = compiled(llguidance_small, "json_object", "").matcher()
+    assert matcher.accept(b'{"a') == 3
+    expected = allowed(matcher.fork(), SMALL)
+    assert isinstance(matcher, Detach)
+    root = matcher._root  # type: ignore[attr-defined]
+    matcher.detach()
+    assert matcher._root is not root  # type: ignore[attr-defined]
+    assert allowed(matcher, SMALL) == expected
+    matcher.rollback(2)
+    assert matcher.accept(b'"b":1}') == 6
 
 
 def test_x_guidance_when_the_schema_brings_it_then_does_not_relax(llguidance_small: Backend) -> None:
