@@ -40,6 +40,21 @@ def test_rows_when_reasoning_then_all_but_stop_tokens_and_padding() -> None:
     assert row.dtype == np.int32 and len(row) == row_stride_words(VOCABULARY.vocab_size)
 
 
+@pytest.mark.parametrize("max_tokens", [None, 0, 1])
+def test_accept_when_any_id_is_tried_then_it_is_taken_exactly_where_the_row_allows_it(max_tokens: int | None) -> None:
+    """Before the gate, where it must end, and behind it; padding is never allowed."""
+    assert VOCABULARY.vocab_size > TOKENS
+    for before in ([], [A], [A, B]):
+        matcher = gated(A, B, max_tokens=max_tokens)
+        if matcher.accept(before) < len(before):
+            continue
+        row = allowed(matcher)
+        for token_id in range(VOCABULARY.vocab_size):
+            assert matcher.fork().accept([token_id]) == (token_id in row), token_id
+            scratch = np.zeros(row_stride_words(VOCABULARY.vocab_size), dtype=np.int32)
+            assert not matcher.fork().advance(token_id, scratch.ctypes.data, scratch.nbytes) or token_id in row, token_id
+
+
 def test_gate_when_its_tokens_come_then_the_grammar_begins_and_every_rollback_is_exact() -> None:
     matcher = gated(A, B, A, B, X)
     start = allowed(CITY.matcher())  # type: ignore[arg-type]
