@@ -99,8 +99,8 @@ _FIELD_HELP = {
 _LATE_HELP = {
     LateIndex.UNDER_WAY: "its row takes longer than {limit_us} µs and is still being made; "
     "ask again, with an item without tokens, or close it",
-    LateIndex.NOT_BEGUN: "an earlier item that has its sequence, or the one that it forks, is still under way after {limit_us} µs; this one "
-    "was not begun, send it again",
+    LateIndex.NOT_BEGUN: "an earlier item that has its sequence, or the one that it forks, is still under way "
+    "after {limit_us} µs; this one was not begun, send it again",
     LateIndex.CLOSED: "its row takes longer than {limit_us} µs; the sequence is closed, as its grammar asks for",
 }
 
