@@ -122,6 +122,7 @@ def _runtime_directory(path: str) -> Iterator[None]:
             for there in sockets:
                 if _is_served(there):
                     raise ConfigError(f"another program serves {there}; choose another path", field="listen")
+            for there in sockets:
                 there.unlink(missing_ok=True)
                 held.callback(there.unlink, missing_ok=True)
         except OSError as error:
