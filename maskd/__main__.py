@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import gc
+import json
 import os
 import resource
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskd import __version__, config
 from maskd.errors import ConfigError, MaskdError
 from maskd.logs import configure_logging
+
+if TYPE_CHECKING:
+    from maskd.client import ServerInfo
 
 __all__ = ["main"]
 
@@ -27,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     info = commands.add_parser("info", help="show what a running daemon is and holds")
     commands.add_parser("include", help="print the directory of maskd_shm.h, for C and C++ engines")
     info.add_argument("--listen", default=config.Config().listen, help="address of the daemon (default: %(default)s)")
+    info.add_argument("--json", action="store_true", help="one JSON object, with whole fingerprints, for programs")
     try:
         config.flags(serve)
         arguments = vars(parser.parse_args(argv))
@@ -36,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         if command == "include":
             print(Path(__file__).with_name("native"))  # noqa: T201
             return 0
-        return _info(arguments["listen"])
+        return _info(arguments["listen"], as_json=arguments["json"])
     except ConfigError as error:
         print(f"maskd: {error.message}", file=sys.stderr)  # noqa: T201
         return 2
@@ -81,16 +88,47 @@ async def _serve_until_signal(settings: config.Config) -> None:
     await run(settings, stop)
 
 
-def _info(listen: str) -> int:
+def _info(listen: str, *, as_json: bool) -> int:
     from maskd.client import Client
 
     try:
         with Client.connect(listen, timeout_seconds=2.0) as client:
-            print(client.info())  # noqa: T201
+            found = client.info()
     except MaskdError as error:
         print(f"maskd: {error.message}", file=sys.stderr)  # noqa: T201
         return 1
+    print(json.dumps(dataclasses.asdict(found), default=bytes.hex) if as_json else _table_of(listen, found))  # noqa: T201
     return 0
+
+
+def _table_of(listen: str, found: ServerInfo) -> str:
+    """Returns what ``maskd info`` prints for people."""
+    state = "draining, takes no new session" if found.draining else "serving"
+    about = {
+        "maskd": found.version,
+        "address": listen,
+        "state": state,
+        "transports": "shared memory, inline" if found.shared_memory else "inline",
+        "layout": ".".join(map(str, found.layout)),
+        "backends": ", ".join(found.backends),
+        "workers": str(found.worker_count),
+        "sessions": str(found.session_count),
+        "vocabularies": str(len(found.vocabularies)),
+    }
+    lines = _aligned([list(pair) for pair in about.items()])
+    if found.vocabularies:
+        heads = ["name", "fingerprint", "vocab_size", "tokens", "stop tokens"]
+        rows = [[v.name, v.fingerprint.hex()[:16], str(v.vocab_size), str(v.token_count), " ".join(map(str, v.stop_token_ids))]
+                for v in found.vocabularies]  # fmt: skip
+        lines += ["", *_aligned([heads, *rows])]
+    return "\n".join(lines)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Returns the lines of a table. Clients chose the names in it: what would move a terminal's cursor is escaped."""
+    cells = [["".join(c if c.isprintable() else ascii(c)[1:-1] for c in cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ __all__ = ["Arena", "Reply", "pack_items", "result_of"]
 
 _RECHECK_SECONDS = 0.05
 """A wake-up that got lost costs this long, and never a hang."""
+_CONNECT_AGAIN_SECONDS = 0.005
 _REFUSALS = {
     1: "the daemon did not understand the hello",
     2: "the daemon has another layout version",
@@ -181,17 +182,30 @@ class Arena:
         """Connects to the data socket at ``data_socket`` and claims the session of ``token`` (16 bytes, one use).
 
         Raises:
-            UnavailableError: nothing listens there. PermissionDeniedError: the token or the user is refused.
+            UnavailableError: nothing listens there, or it takes no connection within ``timeout_seconds``.
+            PermissionDeniedError: the token or the user is refused.
         """
+        deadline = time.monotonic() + timeout_seconds
         lease = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        lease.settimeout(timeout_seconds)
+        lease.setblocking(False)
         try:
-            lease.connect(data_socket)
+            while True:
+                try:
+                    lease.connect(data_socket)
+                    break
+                except BlockingIOError:  # too many wait to be accepted; the kernel does not tell when one was
+                    if time.monotonic() > deadline:
+                        raise UnavailableError(
+                            f"the daemon at {data_socket} accepts no connection within {timeout_seconds} s; try again"
+                        ) from None
+                    time.sleep(_CONNECT_AGAIN_SECONDS)
             lease.send(lay.HELLO.pack(lay.MAGIC_HELLO, lay.MAJOR, lay.MINOR, 0, token))
-        except OSError as error:
+        except BaseException as error:
             lease.close()
-            raise UnavailableError(f"no daemon at {data_socket}: {error.strerror or error}") from None
-        return cls(lease, timeout_seconds=timeout_seconds)
+            if isinstance(error, OSError):
+                raise UnavailableError(f"no daemon at {data_socket}: {error.strerror or error}") from None
+            raise
+        return cls(lease, timeout_seconds=max(0.01, deadline - time.monotonic()))
 
     def _receive_grant(self, timeout_seconds: float) -> tuple[int, int]:
         self._lease.settimeout(timeout_seconds)
@@ -199,7 +213,7 @@ class Arena:
         try:
             data, ancillary, flags, _ = self._lease.recvmsg(lay.GRANT.size, socket.CMSG_SPACE(4 * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
-            raise UnavailableError(f"the daemon did not answer the hello within {timeout_seconds} s") from None
+            raise UnavailableError(f"the daemon did not answer the hello within {timeout_seconds:.3g} s") from None
         except OSError as error:
             raise UnavailableError(f"the daemon hung up: {error.strerror}") from None
         for level, kind, payload in ancillary:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from maskd import __version__
 from maskd.arena import Arena, Reply
 from maskd.bitmask import row_of, row_stride_words
-from maskd.config import parse_listen
+from maskd.config import grpc_address, parse_listen
 from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, UnavailableError
 from maskd.grammar import WHEN_SLOW, GrammarReport, GrammarSpec, Unenforced
 from maskd.inline import InlineTransport
@@ -121,7 +121,7 @@ class Client:
             ("grpc.max_reconnect_backoff_ms", 200),
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        where = f"unix:{address}" if scheme == "unix" else address
+        where = grpc_address(target)
         channel = grpc.secure_channel(where, tls, options) if tls is not None else grpc.insecure_channel(where, options)
         client = cls(channel, address + ".data" if scheme == "unix" else None, token)
         deadline = time.monotonic() + timeout_seconds

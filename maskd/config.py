@@ -15,13 +15,14 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote_from_bytes
 
 import msgspec
 import yaml
 
 from maskd.errors import ConfigError
 
-__all__ = ["Config", "VocabularySource", "flags", "load", "parse_listen"]
+__all__ = ["Config", "VocabularySource", "flags", "grpc_address", "load", "parse_listen"]
 
 
 class VocabularySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,7 +73,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         verdicts: outcomes of compiles that are remembered, by content; as many grammars that crashed, apart from them.
         cache_bytes: compiled grammars kept by one worker, approximate.
         grammar_bytes: longest grammar source.
-        grammars_per_session: grammars that one session may hold.
+        grammars_per_session: grammars that one session may hold, with those that are being compiled for it; one with an alternate
+            (when_slow "switch") counts twice.
         sequences_per_session: sequences open at a time in one session.
         rows_per_session: rows of one step; the segments hold twice as many.
         sessions: sessions open at a time.
@@ -155,13 +157,31 @@ def parse_listen(listen: str) -> tuple[Literal["unix"], str] | tuple[Literal["tc
         path = rest.removeprefix("//")
         if not path.startswith("/"):
             raise ConfigError(f"listen is {listen!r}; a unix socket needs an absolute path", field="listen")
-        if len(os.fsencode(path)) + len(".data") > 107:
+        for character, why in (("\0", "ends a path"), (",", "ends an address for gRPC")):
+            if character in path:
+                raise ConfigError(f"listen is {listen!r}; a socket path has no {character!r}, which {why}", field="listen")
+        if len(_path_bytes(path)) + len(".data") > 107:
             raise ConfigError(f"listen is {listen!r}; a socket path has at most 102 bytes (and .data is appended)", field="listen")
         return "unix", path
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"listen is {listen!r}; give unix:/path/maskd.sock or host:port", field="listen")
     return "tcp", listen
+
+
+def _path_bytes(path: str) -> bytes:
+    """Returns what the kernel sees of ``path``. Raises ConfigError."""
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ConfigError(f"listen is {'unix:' + path!r}; this cannot be encoded as a path", field="listen") from None
+
+
+def grpc_address(listen: str) -> str:
+    """Returns ``listen`` as gRPC takes it, for listening and for connecting: it decodes ``%41`` in the path of a unix socket, and cuts
+    it at ``?`` and ``#``. Raises ConfigError."""
+    scheme, address = parse_listen(listen)
+    return "unix:" + quote_from_bytes(_path_bytes(address)) if scheme == "unix" else address
 
 
 def load(arguments: Mapping[str, Any], environment: Mapping[str, str], path: str | None) -> Config:

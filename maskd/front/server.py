@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
+import socket
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from maskd.config import Config, parse_listen
+from maskd.config import Config, grpc_address, parse_listen
 from maskd.errors import ConfigError, MaskdError
 from maskd.front.access import check_tcp, interceptors, server_credentials
 from maskd.front.compiles import CompileDesk
@@ -74,10 +76,8 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
         ))  # fmt: skip
         await health_of.set("", health_pb2.HealthCheckResponse.SERVING)
         await health_of.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        _listen(server, scheme, address, server_credentials(config))
+        _listen(server, config, scheme)
         await server.start()
-        if scheme == "unix":
-            Path(address).chmod(0o600)
         _background(stack, _watch_health(workers, health_of))
         _log.info("ready", listen=config.listen, workers=config.workers, backends=config.backends, vocabularies=[v.name for v in shelf])
         await stop
@@ -100,34 +100,70 @@ def _background(stack: contextlib.AsyncExitStack, coroutine: Awaitable[None]) ->
 
 @contextlib.contextmanager
 def _runtime_directory(path: str) -> Iterator[None]:
-    """Makes the directory of the socket (0700), and holds a lock: one daemon a path, a stale socket is replaced."""
-    directory = Path(path).parent
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot use {directory}: {error.strerror}", field="listen") from None
-    try:
-        if directory.stat().st_uid not in (os.getuid(), 0):
-            raise ConfigError(f"{directory} belongs to another user; choose a directory of your own", field="listen")
+    """Makes the directory of the socket (0700), and holds a lock: one daemon a path, a stale socket is replaced. Where the daemon does
+    not start, nothing of it stays.
+
+    Raises:
+        ConfigError: another user's directory, no socket, served already, or not to be had.
+    """
+    directory, sockets = Path(path).parent, (Path(path), Path(path + ".data"))
+    with contextlib.ExitStack() as refused, contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(lock), os.stat(path + ".lock"))  # noqa: PTH116
-        except (BlockingIOError, FileNotFoundError):  # held, or removed by the one that is just leaving
-            ours = False
-        if not ours:
-            raise ConfigError(f"another maskd serves {path}", field="listen")
-        for socket_path in (Path(path), Path(path + ".data")):
-            if socket_path.exists() and not socket_path.is_socket():
-                raise ConfigError(f"{socket_path} is there already and is no socket; choose another path", field="listen")
-            socket_path.unlink(missing_ok=True)
+            for part in (*reversed(directory.parents), directory):
+                if not part.exists():
+                    part.mkdir(mode=0o700, exist_ok=True)
+                    refused.callback(_remove_if_empty, part)
+            if directory.stat().st_uid not in (os.getuid(), 0):
+                raise ConfigError(f"{directory} belongs to another user; choose a directory of your own", field="listen")
+            for there in sockets:  # before the lock is made: a refusal leaves nothing
+                if os.path.lexists(there) and not there.is_socket():
+                    raise ConfigError(f"{there} is there already and is no socket; choose another path", field="listen")
+            _lock(path, held)
+            for there in sockets:
+                if _is_served(there):
+                    raise ConfigError(f"another program serves {there}; choose another path", field="listen")
+            for there in sockets:
+                there.unlink(missing_ok=True)
+                held.callback(there.unlink, missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot use {directory}: {error.strerror}", field="listen") from None
+        yield
+        refused.pop_all()  # what it has served in stays: others may have mounted it
+
+
+def _lock(path: str, held: contextlib.ExitStack) -> None:
+    """Holds the lock of ``path`` until ``held`` ends, which removes it. Raises ConfigError, OSError: there is no new file then."""
+    lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    held.callback(os.close, lock)
+    if os.fstat(lock).st_size:
+        raise ConfigError(f"{path}.lock is there already and is no lock of maskd; choose another path", field="listen")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.path.samestat(os.fstat(lock), os.stat(path + ".lock"))  # noqa: PTH116
+    except (BlockingIOError, FileNotFoundError):  # held, or removed by the one that is just leaving
+        ours = False
+    if not ours:
+        raise ConfigError(f"another maskd serves {path}", field="listen")
+    held.callback(Path(path + ".lock").unlink, missing_ok=True)
+
+
+def _is_served(path: Path) -> bool:
+    """Whether a process listens on the unix socket at ``path``; one that is left from a kill has none. Raises OSError."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         try:
-            yield
-        finally:
-            for suffix in ("", ".lock"):
-                Path(path + suffix).unlink(missing_ok=True)
-    finally:
-        os.close(lock)
+            probe.connect(os.fsencode(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):  # its backlog is full; it is no stream, as a data socket
+                raise
+        return True
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _load_vocabularies(config: Config, shelf: VocabularyShelf) -> None:
@@ -156,14 +192,18 @@ def _grpc_server(config: Config, service: MaskService) -> tuple[grpc.aio.Server,
     return server, health_of
 
 
-def _listen(server: grpc.aio.Server, scheme: str, address: str, credentials: grpc.ServerCredentials | None) -> None:
+def _listen(server: grpc.aio.Server, config: Config, scheme: str) -> None:
+    address, credentials = grpc_address(config.listen), server_credentials(config)
+    mask = os.umask(0o177)  # the socket is never open to others, not even for a moment
     try:
         if scheme == "tcp" and credentials is not None:
             server.add_secure_port(address, credentials)
         else:
-            server.add_insecure_port(f"unix:{address}" if scheme == "unix" else address)
+            server.add_insecure_port(address)
     except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {address}: {error}", field="listen") from None
+        raise ConfigError(f"cannot listen on {config.listen}: {error}", field="listen") from None
+    finally:
+        os.umask(mask)
 
 
 async def _watch_health(workers: list[Worker], health_of: health.aio.HealthServicer) -> None:

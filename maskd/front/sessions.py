@@ -46,6 +46,7 @@ _MIN_TOKENS = 16384
 """Room for the replay of a long sequence: a restored sequence accepts its whole history in one step."""
 _REQUEST_SECONDS = 10.0
 _LAST_NUMBER = (1 << 32) - 1
+_LAST_SESSION_ID = (1 << 53) - 1
 _log = structlog.get_logger()
 
 
@@ -54,7 +55,7 @@ class Session:
     """One engine's lease.
 
     Attributes:
-        session_id: random, below 2**63: whoever knows it may use the session.
+        session_id: random, 1 to 2**53 - 1, for JSON and JavaScript read numbers as doubles: whoever knows it may use the session.
         number: stands for it in logs and marks.
     """
 
@@ -87,7 +88,7 @@ class SessionBook:
         self._sessions: dict[int, Session] = {}
         self._numbered: dict[int, Session] = {}
         self._next_number = 1
-        self._opening = 0
+        self._opening: set[int] = set()
         self._emptied = asyncio.Event()
         self.draining = False
 
@@ -117,7 +118,7 @@ class SessionBook:
         config = self._config
         if self.draining:
             raise DrainingError("the daemon is shutting down and takes no new session")
-        if len(self._sessions) + self._opening >= config.sessions:
+        if len(self._sessions) + len(self._opening) >= config.sessions:
             raise CapacityError(f"the daemon holds its {config.sessions} sessions", limit="sessions", value=config.sessions)
         if vocab_size != vocabulary.vocab_size:
             raise VocabularyMismatchError(
@@ -140,9 +141,9 @@ class SessionBook:
         items = item_capacity or max(row_capacity, 16)
         layout = lay.Layout(vocab_size, items, row_capacity, token_capacity or max(_MIN_TOKENS, items * _DEFAULT_TOKENS_PER_ITEM))
         worker = self._choose_worker()
-        session_id, session_number = secrets.randbits(62) + 1, self._next_number
+        session_id, session_number = self._new_id(), self._next_number
         self._next_number = self._next_number % _LAST_NUMBER + 1
-        self._opening += 1
+        self._opening.add(session_id)
         try:
             opened = await worker.request(lambda number: control.OpenSession(
                 number, session_id, session_number, vocabulary.fingerprint,
@@ -153,7 +154,7 @@ class SessionBook:
             worker.send(control.CloseSession(session_id))
             raise
         finally:
-            self._opening -= 1
+            self._opening.discard(session_id)
         assert isinstance(opened, control.SessionOpened)
         grammars = SessionGrammars(session_id, vocabulary, worker, self._desk, config)
         session = Session(session_id, session_number, worker, vocabulary, engine, opened, layout, grammars)
@@ -165,6 +166,13 @@ class SessionBook:
             session.token = secrets.token_bytes(lay.TOKEN_BYTES)
         _log.info("session opened", session=session_number, worker=worker.number, engine=engine, inline=inline, rows=row_capacity)
         return session
+
+    def _new_id(self) -> int:
+        """Returns an id that no session has. With 256 sessions, who tries 5,000 ids a second meets one in a hundred years or so."""
+        while True:
+            session_id = 1 + secrets.randbelow(_LAST_SESSION_ID)
+            if session_id not in self._sessions and session_id not in self._opening:
+                return session_id
 
     def _choose_worker(self) -> Worker:
         ready = [worker for worker in self._workers if worker.is_ready]

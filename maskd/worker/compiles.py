@@ -85,9 +85,9 @@ class Compiles:
             CapacityError, GrammarUnsupportedError: nothing was begun, and ``answer`` is not called.
         """
         grammars = session.table.grammars
-        if message.grammar_id and len(grammars) >= self._grammars_per_session:
+        if message.grammar_id and len(grammars) + len(session.awaited_grammars) >= self._grammars_per_session:
             raise CapacityError(
-                f"the session holds its {self._grammars_per_session} grammars; delete one first",
+                f"the session holds its {self._grammars_per_session} grammars, or has them compiled; delete one first",
                 limit="grammars_per_session", value=self._grammars_per_session,
             )  # fmt: skip
         spec, verdict = message.spec, message.verdict

@@ -402,6 +402,42 @@ def test_data_socket_when_a_client_says_nothing_then_it_is_hung_up_on(daemon: Da
             assert connection.recv(1) == b""
 
 
+@pytest.mark.parametrize("timeout_seconds", [60.0, 0.2])
+def test_data_socket_when_its_backlog_is_full_then_a_client_waits_for_room_as_long_as_it_may(
+    timeout_seconds: float, start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """A real daemon that is stopped, and as many connections as the kernel queues: connect says EAGAIN then."""
+    daemon = start_daemon("--claim-seconds", "60")
+    path = str(daemon.directory / "m.sock.data")
+    with channel_to(daemon) as channel, Client.connect(daemon.target) as client, contextlib.ExitStack() as queued:
+        stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
+        opened = stub.CreateSession(
+            pb.CreateSessionRequest(vocabulary_fingerprint=client.upload_vocabulary(vocabulary), vocab_size=300, row_capacity=1), timeout=60
+        )
+        before = descriptors(os.getpid())
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BlockingIOError):
+                while True:
+                    waiting = queued.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                    waiting.setblocking(False)
+                    waiting.connect(path)
+            if timeout_seconds < 1:
+                with pytest.raises(UnavailableError, match=r"accepts no connection within 0\.2 s"):
+                    Arena.attach(path, opened.data_token, timeout_seconds=timeout_seconds)
+                queued.close()
+                assert descriptors(os.getpid()) == before
+                return
+            going_on = threading.Timer(0.3, daemon.process.send_signal, [signal.SIGCONT])
+            going_on.start()
+            with contextlib.closing(Arena.attach(path, opened.data_token, timeout_seconds=timeout_seconds)) as arena:
+                assert arena.session_id == opened.session_id
+                assert arena.is_alive()
+            going_on.join()
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+
+
 def test_data_socket_when_a_client_sends_descriptors_then_they_do_not_stay(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:
     """A hello with SCM_RIGHTS in it leaves no descriptor behind."""
     with open_session(client, vocabulary) as session:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from grpc_status import rpc_status
 from looks import open_session, until
 
 from maskd.client import Client
-from maskd.errors import GrammarError, MaskdError, PermissionDeniedError, RateLimitedError, UnavailableError
+from maskd.config import Config
+from maskd.errors import ConfigError, GrammarError, MaskdError, PermissionDeniedError, RateLimitedError, UnavailableError
+from maskd.front.sessions import SessionBook
 from maskd.grammar import GrammarSpec
 from maskd.status import from_rpc_error
 from maskd.step import Action, Item
@@ -293,6 +298,23 @@ def test_session_when_somebody_else_guesses_its_id_then_it_is_not_found(
     assert opened == [1, 2], "the log has numbers: an id in it could be used"
 
 
+def test_session_id_when_it_was_read_as_a_double_then_it_is_the_same(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:
+    """JavaScript reads JSON numbers as doubles. Ids are spread over all that a double can say."""
+    with contextlib.ExitStack() as stack:
+        ids = [stack.enter_context(open_session(client, vocabulary, rows=1, transport="inline")).session_id for _ in range(40)]
+    assert all(0 < one < 1 << 53 and int(float(one)) == one for one in ids)
+    assert max(ids) > 1 << 50, "by chance once in 8 to the 40th"
+
+
+def test_session_id_when_another_session_has_it_then_the_next_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([6, 6, 7, 0])
+    monkeypatch.setattr(secrets, "randbelow", lambda limit: next(drawn))
+    book = SessionBook(Config(), [], None)  # type: ignore[arg-type]
+    book._sessions[7] = object()  # type: ignore[assignment]
+    book._opening.add(8)
+    assert book._new_id() == 1
+
+
 def test_directory_when_made_then_it_and_the_sockets_are_for_their_user_only(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     process = subprocess.Popen(
@@ -307,6 +329,51 @@ def test_directory_when_made_then_it_and_the_sockets_are_for_their_user_only(tmp
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x%41.sock", "nul%00.sock", "a b?ü€#.sock", "\udcff\nnew line", "%:@[x];&=+$!*'()~.sock", "x" * 60],
+)
+def test_sockets_when_their_path_is_odd_then_daemon_and_client_mean_the_same_and_nobody_else_may_connect(
+    name: str, vocabulary: Vocabulary
+) -> None:
+    """gRPC decodes and cuts the paths of unix sockets; ours are paths. What others may do with them is looked at all the time."""
+    base = tempfile.mkdtemp(prefix="mk")
+    directory = Path(base) / "%41 dir"
+    directory.mkdir(mode=0o755)
+    target, seen = f"unix:{directory}/{name}", set()
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", 'umask 0 && exec "$@"', "sh", sys.executable, "-m", "maskd", "serve", "--listen", target, "--drain-seconds", "0"],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        paths = [directory / (name + suffix) for suffix in ("", ".data", ".lock")]
+        deadline, found = time.monotonic() + 60, dict[Path, int]()
+        while len(found) < 3 and process.poll() is None and time.monotonic() < deadline:
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    found[path] = stat.S_IMODE(path.stat().st_mode)
+                    seen.add(found[path])
+        with Client.connect(target, timeout_seconds=60) as client, open_session(client, vocabulary, rows=1) as session:
+            assert session.transport == "shm"
+            assert session.step([Item(1)], timeout_seconds=60).results
+        assert seen | {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
+        assert sorted(directory.iterdir()) == sorted(paths)
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+        left = list(directory.iterdir())
+        shutil.rmtree(base)
+    assert (process.returncode, left) == (0, []), log
+
+
+@pytest.mark.parametrize(
+    ("path", "part"), [("/" + "x" * 102, "102 bytes"), ("/a,b", "','"), ("/a\0b", "x00"), ("/\ud800", "encoded"), ("a", "absolute")]
+)
+def test_client_when_the_path_cannot_be_a_socket_then_the_error_says_why(path: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        Client.connect(f"unix:{path}")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import pytest
+from evil_backend import evil
 from looks import memory_kb, open_session
 
 from maskd.client import Client, Session
-from maskd.errors import CapacityError, GrammarTooLargeError, MaskdError, VocabularyError
+from maskd.errors import CapacityError, GrammarError, GrammarTooLargeError, MaskdError, VocabularyError
 from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item, Status
 from maskd.v1 import mask_service_pb2 as pb
@@ -73,6 +75,53 @@ def test_grammars_per_session_when_passed_then_capacity_names_it_and_deleting_on
     assert_names(caught.value, "grammars_per_session", SMALL["grammars_per_session"])
     session.delete_grammar(held[0])
     assert session.create_grammar(GrammarSpec("regex", "one more")).grammar_id
+
+
+def grammar_count(session: Session) -> int:
+    return int(session._client._stub.GetSession(pb.GetSessionRequest(session_id=session.session_id)).grammar_count)
+
+
+@pytest.mark.parametrize("flags", [("--no-jail",), ()])
+def test_grammars_per_session_when_many_are_created_at_a_time_then_those_under_way_count(
+    flags: tuple[str, ...], evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """Slow compiles, eight at a time: three are held, five refused. One that fails, or was only to be reported, takes no place."""
+    daemon = evil_daemon("--grammars-per-session", "3", "--compile-threads", "8", *flags)
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session, ThreadPoolExecutor(9) as threads:
+
+        def create(number: int, *, validate_only: bool = False) -> int | str:
+            spec = evil(f"a{{{number}}}", do="sleep", in_="compile", seconds=0.5)
+            try:
+                return session.create_grammar(spec, timeout_seconds=60, validate_only=validate_only).grammar_id
+            except CapacityError as error:
+                assert_names(error, "grammars_per_session", 3)
+                return "refused"
+
+        reported = threads.submit(create, 99, validate_only=True)
+        made = list(threads.map(create, range(1, 9)))
+        assert (made.count("refused"), reported.result(), grammar_count(session)) == (5, 0, 3), made
+        for grammar_id in made:
+            if isinstance(grammar_id, int):
+                session.delete_grammar(grammar_id)
+        for _ in range(4):
+            with pytest.raises(GrammarError):
+                session.create_grammar(GrammarSpec("regex", "(a"))
+        assert [create(number) for number in range(1, 5)][3] == "refused"
+
+
+@pytest.mark.parametrize("session", ["shm"], indirect=True)
+def test_grammars_per_session_when_a_grammar_has_an_alternate_then_it_counts_twice(session: Session) -> None:
+    """Both are held. Where the alternate has no place, the grammar is not held either."""
+    session.create_grammar(GrammarSpec("regex", "x+", when_slow="switch"))
+    assert grammar_count(session) == 2
+    with pytest.raises(CapacityError) as caught:
+        session.create_grammar(GrammarSpec("regex", "y+", when_slow="switch"))
+    assert_names(caught.value, "grammars_per_session", 3)
+    assert grammar_count(session) == 2
+    third = session.create_grammar(GrammarSpec("regex", "z+")).grammar_id
+    session.delete_grammar(third)
+    session.delete_grammar(1)
+    assert grammar_count(session) == 0
 
 
 def test_sequences_when_there_are_too_many_then_that_item_says_how_many_and_closing_one_makes_room(session: Session) -> None:

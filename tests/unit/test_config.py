@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from maskd import __version__, layout
+from maskd.client import Client
 from maskd.config import Config, VocabularySource, load, parse_listen
 from maskd.errors import ConfigError
+from maskd.vocabulary import Vocabulary
 
 
 def test_load_when_every_source_says_something_then_flags_beat_environment_beat_file_beat_default(tmp_path: Path) -> None:
@@ -56,6 +60,9 @@ def test_load_when_vocabularies_come_from_the_environment_then_as_from_a_flag(te
         ("log_level: loud", "log_level"),
         ("listen: unix:relative.sock", "absolute"),
         ("listen: unix:/" + "x" * 200, "102 bytes"),
+        ("listen: unix:/" + "ü" * 60, "102 bytes"),
+        ("listen: unix:/a,b.sock", "','"),
+        ('listen: "unix:/nul\\0.sock"', "'\\x00'"),
         ("listen: localhost", "host:port"),
         ("listen: localhost:99999", "host:port"),
         ("vocabularies: [{path: /x, colour: red}]", "colour"),
@@ -110,9 +117,9 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def serve(*flags: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def serve(*flags: str, environment: dict[str, str] | None = None, under: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "maskd", "serve", *flags],
+        [*under, sys.executable, "-m", "maskd", "serve", *flags],
         capture_output=True,
         text=True,
         timeout=100,
@@ -166,6 +173,76 @@ def test_serve_when_a_backend_is_unknown_then_exit_2_and_the_line_names_it(backe
     assert repr(backend) in one_line(serve("--listen", f"unix:{directory}/m.sock", "--backends", backend))
 
 
+def everything_under(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "part"),
+    [
+        ("file", "passwd", "is no socket"),
+        ("file.data", "passwd", "is no socket"),
+        ("link", "passwd", "is no socket"),
+        ("directory", "passwd", "is no socket"),
+        ("file.lock", "passwd", "no lock of maskd"),
+        ("link.lock", "passwd", "cannot use"),
+        ("listener", "passwd", "another program serves"),
+        ("listener.data", "passwd", "another program serves"),
+        ("", "new/newer/newest/m.sock", "vocabulary"),
+        ("", "new/" + 50 * "x" + "/../m.sock", "vocabulary"),
+        ("file", "passwd/under/m.sock", "Not a directory"),
+        ("unreadable", "closed/m.sock", "cannot use"),
+        ("foreign", "foreign/m.sock", "another user"),
+    ],
+)
+def test_serve_when_its_path_is_refused_then_nothing_is_left_or_changed(there: str, name: str, part: str, directory: Path) -> None:
+    """Every refusal: the file of somebody else is whole, and no lock, socket or directory stays."""
+    kind, _, suffix = there.partition(".")
+    taken = directory / ("passwd" + (f".{suffix}" if suffix else ""))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM)
+    user: tuple[str, ...] = ()
+    with listener:
+        if kind == "file":
+            taken.write_text("precious")
+        elif kind == "link":
+            taken.symlink_to(directory / "nowhere")
+        elif kind == "directory":
+            taken.mkdir()
+        elif kind == "listener":
+            listener.bind(str(taken))
+            listener.listen(0)
+        elif kind == "unreadable":
+            (directory / "closed").mkdir(mode=0)
+            user = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.getuid() == 0 else ()
+        elif kind == "foreign":
+            if os.getuid() != 0:
+                pytest.skip("only root can give a directory away")
+            (directory / "foreign").mkdir()
+            os.chown(directory / "foreign", 65534, 65534)
+        before = everything_under(directory)
+        line = one_line(serve("--listen", f"unix:{directory}/{name}", "--vocabularies", str(directory / "absent.json"), under=user))
+        assert part in line
+        assert everything_under(directory) == before
+        assert kind != "file" or taken.read_text() == "precious"
+
+
+def test_serve_when_its_path_is_a_full_listener_of_another_program_then_that_is_kept(directory: Path) -> None:
+    """A listener with no room for one more connection is no stale socket either."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(f"{directory}/m.sock")
+        listener.listen(0)
+        waiting.connect(f"{directory}/m.sock")
+        assert "another program serves" in one_line(serve("--listen", f"unix:{directory}/m.sock"))
+        assert everything_under(directory) == ["m.sock"]
+
+
+def test_serve_when_its_path_is_the_data_socket_of_a_daemon_then_that_goes_on(daemon: object, client: object) -> None:
+    """The names of one daemon's sockets are not free for another's."""
+    before = everything_under(daemon.directory)  # type: ignore[attr-defined]
+    assert "another program serves" in one_line(serve("--listen", f"{daemon.target}.data"))  # type: ignore[attr-defined]
+    assert everything_under(daemon.directory) == before  # type: ignore[attr-defined]
+
+
 def test_serve_when_the_path_is_taken_by_a_file_then_exit_2_and_the_file_is_kept(directory: Path) -> None:
     """A stale socket is replaced; somebody's file is not."""
     (directory / "m.sock").write_text("precious")
@@ -202,6 +279,49 @@ def test_info_when_nothing_listens_then_exit_1_and_one_line(directory: Path) -> 
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "maskd serve" in done.stderr
+
+
+def test_info_when_a_daemon_runs_then_people_get_a_table_and_programs_json(
+    start_daemon: Callable[..., object], vocabulary: Vocabulary
+) -> None:
+    """Both say the same; a name that a client chose cannot move the cursor of a terminal."""
+    daemon = start_daemon()
+    hostile = Vocabulary([*vocabulary.tokens, b"more"], 300, vocabulary.stop_token_ids, name="a\x1b[2J\nserving ü")
+    with Client.connect(daemon.target) as client:  # type: ignore[attr-defined]
+        for one in (vocabulary, hostile):
+            client.upload_vocabulary(one)
+        with client.open_session(vocabulary.fingerprint, vocab_size=300, row_capacity=1):
+            table, found = info(daemon), json.loads(info(daemon, "--json"))
+    lines = [re.split(r"  +", line) for line in table.splitlines()]
+    assert dict(line for line in lines if len(line) == 2) == {
+        "maskd": __version__,
+        "address": daemon.target,  # type: ignore[attr-defined]
+        "state": "serving",
+        "transports": "shared memory, inline",
+        "layout": f"{layout.MAJOR}.{layout.MINOR}",
+        "backends": "llguidance, xgrammar",
+        "workers": "1",
+        "sessions": "1",
+        "vocabularies": "2",
+    }
+    assert lines[-2:] == [
+        ["bytes", vocabulary.fingerprint.hex()[:16], "300", str(len(vocabulary.tokens)), "263"],
+        ["a\\x1b[2J\\nserving ü", hostile.fingerprint.hex()[:16], "300", str(len(hostile.tokens)), "263"],
+    ]
+    assert "(" not in table and "\x1b" not in table
+    assert found.pop("vocabularies")[1] == {
+        "fingerprint": hostile.fingerprint.hex(), "name": hostile.name, "vocab_size": 300,
+        "token_count": len(hostile.tokens), "stop_token_ids": [263],
+    }  # fmt: skip
+    assert found == {
+        "version": __version__, "layout": [layout.MAJOR, layout.MINOR], "backends": ["llguidance", "xgrammar"],
+        "worker_count": 1, "session_count": 1, "draining": False, "shared_memory": True,
+    }  # fmt: skip
+
+
+def info(daemon: object, *flags: str) -> str:
+    command = [sys.executable, "-m", "maskd", "info", "--listen", daemon.target, *flags]  # type: ignore[attr-defined]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def test_include_when_asked_then_the_header_is_there() -> None:
