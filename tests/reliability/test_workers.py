@@ -170,21 +170,22 @@ def pauses(daemon: Daemon) -> list[Any]:
     return [event["pause_seconds"] for event in daemon.events() if event["event"] == "worker died, restarting"]
 
 
-def test_library_when_it_raises_something_unknown_then_the_session_ends_and_the_worker_lives(
-    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+@pytest.mark.parametrize("transport", ["shm", "inline"])
+def test_library_when_it_raises_something_unknown_then_one_sequence_ends_and_the_worker_lives(
+    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, transport: str
 ) -> None:
-    """A surprise is no crash and no hang: neighbours in other sessions go on, and the worker is not taken for busy for ever."""
+    """A surprise is no crash and no hang: neighbours in the same batch go on, and the worker is not taken for busy for ever."""
     daemon = evil_daemon("--hang-seconds", "0.3")
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as neighbour:
-        grammar = neighbour.create_grammar(LETTERS)
-        assert neighbour.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)]).ok
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary, transport=transport) as session:
+        grammar = session.create_grammar(LETTERS)
+        surprising = session.create_grammar(evil_spec(WORD, do="raise", in_="fill", at=0))
+        assert session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)]).ok
         workers = daemon.worker_pids()
-        with open_session(client, vocabulary) as session:
-            surprising = session.create_grammar(evil_spec(WORD, do="raise", in_="fill", at=0))
-            with pytest.raises(UnavailableError):
-                session.step([Item(1, Action.OPEN, surprising.grammar_id, row=0)])
+        results = session.step([Item(2, Action.OPEN, surprising.grammar_id, row=1), Item(1, accept=(A,), row=0)]).results
+        assert [r.status for r in results] == [Status.BACKEND_FAILED, Status.OK]
+        assert session.step([Item(2)]).results[0].status == Status.SEQUENCE_NOT_FOUND
         time.sleep(1.0)
-        assert neighbour.step([Item(1, accept=(A,), row=0)]).ok
+        assert session.step([Item(1, accept=(A,), row=0)]).ok
         assert daemon.worker_pids() == workers
     assert blamed(daemon) == []
 
