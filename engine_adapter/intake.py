@@ -129,7 +129,7 @@ class Intake:
             spec = bounded_spec(spec)
         if request.reasoning is None:
             return spec
-        limit = request.reasoning.max_tokens
+        limit = None if request.reasoning.max_tokens is None else min(request.reasoning.max_tokens, max_tokens)
         if request.close_before_budget:  # the shortest output must fit behind the reasoning, and a quarter of the budget is left to it
             answer = max(max_tokens // 4, steering_for(spec, self._closing_vocabulary).reserve())
             room = max(0, max_tokens - answer - len(self._prompts.end_token_ids))

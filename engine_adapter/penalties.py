@@ -87,6 +87,8 @@ class Penalties:
                 seen = repeating & ((counts > 0) | self._in_prompt[rows])
                 part = torch.where(seen, torch.where(part > 0, part / repetition, part * repetition), part)
             part = part - frequency * counts - presence * (counts > 0)
+        # The mask has the last word: whatever the numbers do to -inf, it stays -inf.
+        part = part.masked_fill(logits[rows] == -torch.inf, -torch.inf)
         return logits.index_copy(0, rows, part)
 
 
