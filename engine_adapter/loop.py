@@ -235,7 +235,7 @@ class DecodeLoop:
                 if chosen is not None and chosen not in forbidden.get(index, ()):
                     token_ids[index] = host_ids[index] = chosen
                 if not allows(row, host_ids[index]):
-                    raise EngineFault(f"token {host_ids[index]} was drawn, which the mask forbids")
+                    raise EngineFault("a token was drawn that the mask forbids")
 
     def _steered(self, index: int, slot: Slot, row: NDArray[np.int32], drawn: int) -> int | None:
         request = slot.generation.request
@@ -438,8 +438,8 @@ class DecodeLoop:
 
 
 def _fault_of(error: Exception) -> Exception:
-    """Returns what the request is told that ``error`` ends: those of maskd and of the engine as they are, others by the log."""
-    if isinstance(error, MaskdError | EngineFault):
+    """Returns what the request is told that ``error`` ends; what nobody expected stays in the log."""
+    if isinstance(error, MaskdError):
         return error
     logger.error("an output failed: %r", error, exc_info=error)
-    return EngineFault("the engine failed at this output; its log says more")
+    return error if isinstance(error, EngineFault) else EngineFault("the engine failed at this output; its log says more")

@@ -92,9 +92,14 @@ def start_server() -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Callable[..., Server]) -> Server:
+def short_server(start_server: Callable[..., Server]) -> Server:
     """The server that tests share."""
     return start_server(*SHORT_FLAGS)
+
+
+@pytest.fixture(scope="session")
+def server(short_server: Server) -> Server:
+    return short_server
 
 
 @pytest.fixture(scope="session")

@@ -210,7 +210,7 @@ def test_route_when_numbers_are_at_their_edges_then_no_5xx_and_the_engine_answer
         else:
             for text in texts_of(answer.json()):
                 said = "".join(text.split())
-                assert "echo" in json.loads(body) or any(whole.startswith(said) for whole in wanted), (text, body)
+                assert b'"echo"' in body or any(whole.startswith(said) for whole in wanted), (text, body)
         assert_answers(http)
 
     for known in KNOWN.get(path, ()):
