@@ -111,7 +111,7 @@ class Intake:
         self._check_ids("stop_token_ids", request.stop_token_ids)
         self._check_ids("banned_token_ids", request.banned_token_ids)
         if request.logprobs is not None and not 0 <= request.logprobs <= self._vocab_size:
-            raise ValueError(f"logprobs is {request.logprobs}; give 0 or more")
+            raise ValueError(f"logprobs is {request.logprobs}; give 0 to {self._vocab_size}")
         return budget
 
     def _check_ids(self, what: str, token_ids: Iterable[int]) -> None:

@@ -434,7 +434,7 @@ class DecodeLoop:
         if index is not None:
             self._model.prefill(index, [0])
             self._model.free(index)
-            self._sample({})
+            self._sample({}).tolist()  # waits for the device, which may fail late
 
 
 def _fault_of(error: Exception) -> Exception:
