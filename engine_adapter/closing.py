@@ -28,7 +28,7 @@ from engine_adapter.closing_position import JsonPosition
 from engine_adapter.closing_regex import Automaton, RegexPosition
 from engine_adapter.closing_shapes import UNKNOWN, Shapes
 from engine_adapter.closing_tags import TagPosition, tags_of
-from engine_adapter.request import Steering
+from engine_adapter.request import Steering, allows
 from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
@@ -105,11 +105,6 @@ def _steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary, stop_token_i
 
 
 _automaton = functools.lru_cache(maxsize=64)(Automaton)
-
-
-def allows(row: NDArray[np.int32], token_id: int) -> bool:
-    """Says whether ``row``, (row_words,) int32, allows ``token_id``."""
-    return bool(int(row[token_id >> 5]) >> (token_id & 31) & 1)
 
 
 class _StopSoon:

@@ -7,6 +7,7 @@ Knows nothing about: HTTP, dialects, how masks are made, how tokens are drawn.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections import Counter, deque
 from contextlib import ExitStack
@@ -33,7 +34,10 @@ from maskd.tokenizer_files import load_vocabulary
 
 __all__ = ["Engine", "EngineStats", "QueueFullError"]
 
+logger = logging.getLogger("engine_adapter")
+
 _CONTEXT_LENGTH = 4096
+_RERUN_SECONDS = 1.0
 _TURNS_IN_STATS = 1000
 _FINISHED_KEPT = 64
 _LONGEST_RETRY_SECONDS = 60
@@ -68,6 +72,7 @@ class EngineStats:
         mask_wait_p99_seconds: the same, 99th percentile.
         turn_p50_seconds: length of a turn, median.
         turn_p99_seconds: 99th percentile.
+        failed_turns: that ended every output in them, since the engine was made.
     """
 
     slots: int
@@ -82,6 +87,7 @@ class EngineStats:
     mask_wait_p99_seconds: float
     turn_p50_seconds: float
     turn_p99_seconds: float
+    failed_turns: int
 
 
 class Engine:
@@ -165,15 +171,14 @@ class Engine:
         self._durations: deque[float] = deque(maxlen=_FINISHED_KEPT)
         self._prompt_tokens = 0
         self._generated_tokens = 0
-        self._failure: Exception | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="decode loop", daemon=True)
         self._thread.start()
 
     @property
     def failure(self) -> Exception | None:
-        """Why the loop has stopped for good; None while it runs."""
-        return self._failure
+        """Why the latest turn of the loop failed, with every output in it; None since a turn went well again. The loop goes on trying."""
+        return self._loop.failure
 
     def submit(self, request: TextRequest) -> TextGeneration:
         """Queues ``request`` and returns its outputs to be. What is wrong with its grammar shows there, not here.
@@ -181,7 +186,7 @@ class Engine:
         Raises:
             QueueFullError: too many wait; nothing was queued.
             ValueError: the prompt is empty or too long for the context, or a number is out of range.
-            RuntimeError: the engine is closed, or its loop has failed.
+            RuntimeError: the engine is closed.
         """
         prepared = self._intake.prepare(request)
         generations: list[Generation] = []
@@ -219,6 +224,7 @@ class Engine:
             mask_wait_p99_seconds=float(waits[1]),
             turn_p50_seconds=float(turns[0]),
             turn_p99_seconds=float(turns[1]),
+            failed_turns=self._loop.failed_turns,
         )
 
     def close(self) -> None:
@@ -237,8 +243,8 @@ class Engine:
     # -- admission -------------------------------------------------------------------------------------------------
 
     def _admit(self, count: int) -> None:
-        if self._failure is not None or self._stopping.is_set():
-            raise RuntimeError(f"the engine has stopped: {self._failure or 'it was closed'}")
+        if self._stopping.is_set():
+            raise RuntimeError("the engine is closed")
         unfinished = self._loop.unfinished_count
         if unfinished + count > self._slot_count + self._queue_limit:
             typical = sum(self._durations) / len(self._durations) if self._durations else 1.0
@@ -254,8 +260,9 @@ class Engine:
     # -- the loop's thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            self._loop.run(self._stopping)
-        except Exception as error:  # nobody else would tell those who wait
-            self._failure = error
-            self._loop.close(error)
+        while not self._stopping.is_set():
+            try:
+                self._loop.run(self._stopping)
+            except Exception:  # a turn keeps what fails in it; this is a fault around the turns, and the next run begins with the next turn
+                logger.exception("the decode loop failed between turns; it is run again")
+                self._stopping.wait(_RERUN_SECONDS)

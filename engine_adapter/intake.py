@@ -111,7 +111,7 @@ class Intake:
         self._check_ids("stop_token_ids", request.stop_token_ids)
         self._check_ids("banned_token_ids", request.banned_token_ids)
         if request.logprobs is not None and not 0 <= request.logprobs <= self._vocab_size:
-            raise ValueError(f"logprobs is {request.logprobs}; give 0 or more")
+            raise ValueError(f"logprobs is {request.logprobs}; give 0 to {self._vocab_size}")
         return budget
 
     def _check_ids(self, what: str, token_ids: Iterable[int]) -> None:
@@ -129,7 +129,7 @@ class Intake:
             spec = bounded_spec(spec)
         if request.reasoning is None:
             return spec
-        limit = request.reasoning.max_tokens
+        limit = None if request.reasoning.max_tokens is None else min(request.reasoning.max_tokens, max_tokens)
         if request.close_before_budget:  # the shortest output must fit behind the reasoning, and a quarter of the budget is left to it
             answer = max(max_tokens // 4, steering_for(spec, self._closing_vocabulary).reserve())
             room = max(0, max_tokens - answer - len(self._prompts.end_token_ids))

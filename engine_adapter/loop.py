@@ -3,29 +3,36 @@
 A turn reads: forward, mask, sample, deliver, schedule. What one turn leaves for the next is one value, ``Pending``: the tokens that were
 just sampled went to the masker at its end, so the daemon makes the rows of the next position while the next forward pass computes its
 logits. Requests join and leave between turns; with or without a grammar they are the same to the loop.
+What fails for one request ends that request; what fails for a whole turn ends the requests that were in it. The loop goes on.
 Owns: slots, requests and their endings. Knows nothing about: text, networks, how masks are made.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine_adapter.admission import Admission
 from engine_adapter.masker import Masker, Masks
 from engine_adapter.model import SlotModel
 from engine_adapter.outage import Outage
-from engine_adapter.request import FinishReason, Generation, Request, TokenLogprobs
+from engine_adapter.request import EngineFault, FinishReason, Generation, Request, TokenLogprobs, allows
 from engine_adapter.sampler import Sampler, token_logprobs
 from engine_adapter.turn import Pending, Slot, TurnTiming
+from maskd.errors import InvalidRequestError, MaskdError
 
 __all__ = ["DecodeLoop"]
+
+logger = logging.getLogger("engine_adapter")
 
 _TIMINGS_KEPT = 100_000
 _IDLE_SECONDS = 0.05
@@ -36,6 +43,8 @@ class DecodeLoop:
 
     Attributes:
         timings: of the latest turns, newest last.
+        failure: why the latest turn failed; None if it did not.
+        failed_turns: since the loop was made.
     """
 
     def __init__(self, model: SlotModel, masker: Masker, stop_token_ids: Sequence[int], *, chunk_tokens: int = 256) -> None:
@@ -48,6 +57,8 @@ class DecodeLoop:
             chunk_tokens: most tokens of one prompt in one turn, so that a long prompt does not hold up the others.
         """
         self.timings: deque[TurnTiming] = deque(maxlen=_TIMINGS_KEPT)
+        self.failure: Exception | None = None
+        self.failed_turns = 0
         self._model = model
         self._masker = masker
         self._sampler = Sampler(model.slot_count, model.logits.shape[1], model.device)
@@ -98,9 +109,16 @@ class DecodeLoop:
                 self._admission.wait(_IDLE_SECONDS)
 
     def step(self) -> bool:
-        """Makes one turn. Returns False if no request was there to make it for."""
-        pending = self._pending or self._schedule(self._no_tokens, {})
-        self._pending = self._turn(pending) if pending else None
+        """Makes one turn. Returns False if no request was there to make it for, or if it failed; then it has ended its requests."""
+        try:
+            pending = self._pending or self._schedule(self._no_tokens, {})
+            self._pending = self._turn(pending) if pending else None
+            if pending is None and self.failure is not None:
+                self._probe()
+        except Exception as error:
+            self._abandon(error)
+            return False
+        self.failure = None
         return pending is not None
 
     def close(self, error: Exception | None = None) -> None:
@@ -127,6 +145,7 @@ class DecodeLoop:
         forbidden = self._forbidden(pending)
         token_ids = self._sample(forbidden)
         host_ids = token_ids.tolist()  # waits for the device
+        token_ids.clamp_(min=0)
         self._steer(pending, masks, failed, forbidden, token_ids, host_ids)
         self._sampler.count(token_ids, pending.sampling)
         self._record(pending, token_ids)
@@ -141,7 +160,8 @@ class DecodeLoop:
         if pending.decoding:
             self._model.decode(pending.token_ids, pending.decoding)
         for index, token_ids in pending.reading:
-            self._model.prefill(index, token_ids)
+            with self._alone(index):
+                self._model.prefill(index, token_ids)
 
     def _mask(self, pending: Pending) -> tuple[Masks | None, Mapping[int, Exception], float]:
         """Masks the logits; returns the rows, who must not be sampled from, and how long the rows were waited for."""
@@ -180,7 +200,8 @@ class DecodeLoop:
             request, taken = slot.generation.request, slot.generation.token_ids
             token_ids = [*slot.stop_token_ids] if len(taken) < request.min_tokens else []
             if request.banned_words is not None:
-                token_ids += request.banned_words.forbidden(taken)
+                with self._alone(index):
+                    token_ids += request.banned_words.forbidden(taken)
             if token_ids:
                 forbidden[index] = token_ids
         return forbidden
@@ -198,22 +219,32 @@ class DecodeLoop:
         token_ids: Tensor,
         host_ids: list[int],
     ) -> None:
-        """Overwrites the drawn tokens of those whose steering wants another one, here and on the device."""
+        """Overwrites the drawn tokens of those whose steering wants another one, here and on the device.
+
+        Whatever was drawn, by the sampler or by a steering: an output without a token that its row allows ends here.
+        """
         for index in pending.sampling:
             slot = self._slots[index]
-            if slot is None or slot.generation.request.steering is None or slot.handle in failed:
+            if slot is None or slot.handle in failed:
                 continue
-            taken = len(slot.generation.token_ids)
-            # The last token of a full context is never read, so it needs no room.
-            remaining = min(slot.generation.request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
             row = self._open_row if masks is None or slot.handle is None else masks.rows[masks.row_indices[index]]
-            try:
-                chosen = slot.generation.request.steering.choose(row, host_ids[index], remaining)
-            except Exception as error:  # it is about one output; the others go on
-                slot.error = error
-                continue
-            if chosen is not None and chosen not in forbidden.get(index, ()):
-                token_ids[index] = host_ids[index] = chosen
+            with self._alone(index):
+                if host_ids[index] < 0:
+                    raise EngineFault("no token can be drawn: what the model says of the allowed ones is not finite")
+                chosen = self._steered(index, slot, row, host_ids[index])
+                if chosen is not None and chosen not in forbidden.get(index, ()):
+                    token_ids[index] = host_ids[index] = chosen
+                if not allows(row, host_ids[index]):
+                    raise EngineFault("a token was drawn that the mask forbids")
+
+    def _steered(self, index: int, slot: Slot, row: NDArray[np.int32], drawn: int) -> int | None:
+        request = slot.generation.request
+        if request.steering is None:
+            return None
+        taken = len(slot.generation.token_ids)
+        # The last token of a full context is never read, so it needs no room.
+        remaining = min(request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
+        return request.steering.choose(row, drawn, remaining)
 
     def _record(self, pending: Pending, token_ids: Tensor) -> None:
         """Appends the log probabilities of the drawn tokens to the generations that want them."""
@@ -242,7 +273,7 @@ class DecodeLoop:
             slot = self._slots[index]
             if slot is None:
                 continue
-            error = slot.error or (None if slot.handle is None else failed.get(slot.handle))
+            error = None if slot.handle is None else failed.get(slot.handle)
             if ending := self._append(slot, host_ids[index], self._model.lengths[index], error):
                 self._leave(index, slot, *ending)
             elif slot.handle is not None:
@@ -269,7 +300,7 @@ class DecodeLoop:
             if generation.request.on_token is not None and generation.request.on_token(generation):
                 return "stop", None
         except Exception as error:  # the caller's mistake is no reason to stop the others
-            return "error", error
+            return "error", _fault_of(error)
         if len(generation.token_ids) == generation.request.max_tokens or length == self._model.context_length:
             return "length", None
         return None
@@ -346,16 +377,69 @@ class DecodeLoop:
                 stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
                 request = generation.request
                 self._slots[index] = Slot(generation, handle, request.prompt, stop | request.stop_token_ids)
-                self._sampler.set(index, request.sampling, request.prompt)
+                with self._alone(index):
+                    self._sampler.set(index, request.sampling, request.prompt)
 
     def _leave(self, index: int, slot: Slot, reason: FinishReason, error: Exception | None) -> None:
         self._slots[index] = None
-        self._model.free(index)
-        self._sampler.release(index)
-        if slot.handle is not None:
-            self._masker.close(slot.handle)
-        self._finish(slot.generation, reason, error)
+        try:
+            self._model.free(index)
+            self._sampler.release(index)
+            if slot.handle is not None:
+                self._masker.close(slot.handle)
+        finally:
+            self._finish(slot.generation, reason, error)
 
     def _finish(self, generation: Generation, reason: FinishReason, error: Exception | None = None) -> None:
         self._unfinished.discard(generation)
-        generation.finish(reason, error)
+        try:
+            generation.finish(reason, error)
+        except Exception:  # it is finished; its caller was to be told, and failed
+            logger.exception("what hears of the end of an output failed")
+
+    # -- failures --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _alone(self, index: int) -> Iterator[None]:
+        """What fails within ends the request in slot ``index``; the others go on."""
+        try:
+            yield
+        except Exception as error:
+            if (slot := self._slots[index]) is not None:
+                self._leave(index, slot, "error", _fault_of(error))
+
+    def _abandon(self, error: Exception) -> None:
+        """Ends the requests of a turn that failed, for nothing says which of them is at fault. Those that wait stay.
+
+        What the masker was asked is collected beside the loop, as after an outage; sequences that are held back by one stay too.
+        """
+        if repr(error) != repr(self.failure):  # a device that is gone fails every turn
+            logger.error("a turn of the decode loop failed; its requests end", exc_info=error)
+        self.failure, self._pending = error, None
+        self.failed_turns += 1
+        for index, slot in enumerate(self._slots):
+            if slot is not None and (self._outage is None or slot.handle is None):
+                with contextlib.suppress(Exception):  # it is finished all the same
+                    self._leave(index, slot, "error", EngineFault("the engine failed at a batch with this output; its log says more"))
+        if self._outage is None:
+            self._outage = Outage(self._settle)
+
+    def _settle(self) -> None:
+        with contextlib.suppress(InvalidRequestError):  # nothing was asked
+            self._masker.collect()
+
+    def _probe(self) -> None:
+        """Reads and draws a token in a free slot, to learn whether the engine works again."""
+        index = next((index for index, slot in enumerate(self._slots) if slot is None), None)
+        if index is not None:
+            self._model.prefill(index, [0])
+            self._model.free(index)
+            self._sample({}).tolist()  # waits for the device, which may fail late
+
+
+def _fault_of(error: Exception) -> Exception:
+    """Returns what the request is told that ``error`` ends; what nobody expected stays in the log."""
+    if isinstance(error, MaskdError):
+        return error
+    logger.error("an output failed: %r", error, exc_info=error)
+    return error if isinstance(error, EngineFault) else EngineFault("the engine failed at this output; its log says more")

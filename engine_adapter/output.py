@@ -70,13 +70,17 @@ class Output:
     def on_finish(self, generation: Generation) -> None:
         """Passes on the end, and the text that was held back."""
         choice = self._choice
-        reasoning = "" if self._end is None else self._reason(self._end.finish())
-        rest = self._stream.finish()
-        choice.text, choice.stop_string = self._stream.text, self._stream.stop_string
-        choice.error = generation.error
-        # What was held back may be a stop string after all, complete only with the last bytes.
-        choice.finish_reason = "stop" if choice.stop_string is not None else generation.finish_reason
+        reasoning = rest = ""
+        choice.finish_reason, choice.error = generation.finish_reason, generation.error
         self._outputs.report = generation.report
+        try:
+            reasoning = "" if self._end is None else self._reason(self._end.finish())
+            rest = self._stream.finish()
+            choice.text, choice.stop_string = self._stream.text, self._stream.stop_string
+            if choice.stop_string is not None:  # what was held back was one after all, complete only with the last bytes
+                choice.finish_reason = "stop"
+        except Exception as error:  # readers wait for the end, whatever becomes of the text
+            choice.finish_reason, choice.error = "error", error
         self._when_finished(choice, time.monotonic() - self._started)
         self._outputs.push(Delta(choice.index, rest, (), finish_reason=choice.finish_reason, reasoning=reasoning))
 

@@ -77,6 +77,7 @@ class Penalties:
             return logits
         rows = torch.tensor(self._rows, device=logits.device)
         part = logits[rows]  # (R, V), a copy
+        forbidden = part == -torch.inf
         if self._bias is not None and self._biased:
             part = part + torch.where(_among(self._rows, self._biased, rows), self._bias[rows], 0.0)
         if self._counts is not None and self._counted:
@@ -87,6 +88,8 @@ class Penalties:
                 seen = repeating & ((counts > 0) | self._in_prompt[rows])
                 part = torch.where(seen, torch.where(part > 0, part / repetition, part * repetition), part)
             part = part - frequency * counts - presence * (counts > 0)
+        # The mask has the last word: whatever the numbers do to -inf, it stays -inf.
+        part = part.masked_fill(forbidden, -torch.inf)
         return logits.index_copy(0, rows, part)
 
 

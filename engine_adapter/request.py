@@ -17,9 +17,13 @@ from engine_adapter.bans import BannedWords
 from engine_adapter.sampling_params import SamplingParams
 from maskd.grammar import GrammarReport, GrammarSpec
 
-__all__ = ["FinishReason", "Generation", "Request", "Steering", "TokenLogprobs"]
+__all__ = ["EngineFault", "FinishReason", "Generation", "Request", "Steering", "TokenLogprobs", "allows"]
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class EngineFault(RuntimeError):
+    """An output ended because the engine failed, not because of what was asked; asking again may help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,11 @@ class Steering(Protocol):
 
     def accept(self, token_id: int) -> None:
         """Takes note of the token that was taken."""
+
+
+def allows(row: NDArray[np.int32], token_id: int) -> bool:
+    """Says whether ``row``, (row_words,) int32, allows ``token_id``, 0 or more."""
+    return bool(int(row[token_id >> 5]) >> (token_id & 31) & 1)
 
 
 @dataclass(frozen=True, slots=True)

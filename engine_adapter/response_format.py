@@ -49,7 +49,7 @@ def grammar_of(response_format: Any, *, backend: str = "auto") -> GrammarSpec | 
     if response_format is None or response_format == "":
         return None
     if isinstance(response_format, str):
-        response_format = {"type": response_format}
+        response_format = {"type": "json_object" if response_format == "json" else response_format}
     if hasattr(response_format, "model_json_schema"):
         return schema_spec(response_format, "response_format", backend=backend)
     if not isinstance(response_format, Mapping):
@@ -166,10 +166,16 @@ def _read_text(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
     return None
 
 
-def _read_json(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
-    """``json_object`` and TensorRT-LLM's and TGI's ``json``, with or without a schema."""
+def _read_json_object(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    """With or without a schema."""
     key, schema = _one_of(given, "schema", "value", required=False)
     return GrammarSpec("json_object", "", backend) if key is None else schema_spec(schema, key, backend=backend)
+
+
+def _read_json(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
+    """TensorRT-LLM's and TGI's, which refuse it without a schema: ``json_object`` is their word for any object."""
+    key, schema = _one_of(given, "schema", "value")
+    return schema_spec(schema, str(key), backend=backend)
 
 
 def _read_json_schema(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
@@ -222,7 +228,7 @@ def _read_structural_tag(given: Mapping[str, Any], backend: str) -> GrammarSpec 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], str], GrammarSpec | None]] = {
     "text": _read_text,
-    "json_object": _read_json,
+    "json_object": _read_json_object,
     "json": _read_json,
     "json_schema": _read_json_schema,
     "regex": _read_regex,

@@ -61,7 +61,7 @@ class Sampler:
     def sample(self, logits: Tensor, positions: Tensor, forbidden: Mapping[int, Sequence[int]] | None = None) -> Tensor:
         """Draws one token id per row. Changes neither the sampler nor its arguments; see ``count``.
 
-        A row whose logits are all -inf or NaN yields some id in range: whoever made the row knows, and drops it.
+        A row without one finite logit, or whose draw comes to a token without one, yields -1: nothing may be drawn from it.
 
         Args:
             logits: (S, V) floating point, on the sampler's device.
@@ -71,6 +71,7 @@ class Sampler:
         Returns:
             (S,) int64, same device.
         """
+        masked = logits
         logits = self._penalties.apply(logits.float())
         if forbidden:
             logits = forbid(logits, forbidden)
@@ -88,12 +89,13 @@ class Sampler:
         drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[1] - 1)  # (S, 1)
         # Rounding in a parallel sum may point beside the token that was meant; one of probability 0 must never be drawn.
         possible = probabilities.gather(1, drawn) > 0
-        return torch.where(possible & (self._temperature > 0), drawn, greedy[:, None]).squeeze(1)
+        taken = torch.where(possible & (self._temperature > 0), drawn, greedy[:, None])  # (S, 1)
+        return torch.where(masked.gather(1, taken).isfinite(), taken, -1).squeeze(1)
 
     def _truncate(self, scaled: Tensor) -> Tensor:
         ordered, order = scaled.sort(dim=-1, descending=True, stable=True)  # (S, V) both
         before = torch.softmax(ordered, dim=-1).cumsum(dim=-1).roll(1, dims=-1)  # probability of all more likely tokens
-        before[:, 0] = 0
+        before[:, 0] = -1  # the most likely one stays, though top_p may be 0 in float32
         rank = torch.arange(ordered.shape[1], device=ordered.device)
         ordered = ordered.masked_fill((rank >= self._top_k) | (before >= self._top_p), -torch.inf)
         return ordered.new_empty(ordered.shape).scatter_(1, order, ordered)
@@ -104,7 +106,7 @@ class Sampler:
         entropy = -torch.where(probabilities > 0, probabilities * logprobs, 0.0).sum(dim=-1, keepdim=True)  # (S, 1)
         order = (-logprobs - entropy).abs().argsort(dim=-1, stable=True)  # (S, V)
         before = probabilities.gather(1, order).cumsum(dim=-1).roll(1, dims=-1)
-        before[:, 0] = 0
+        before[:, 0] = -1
         dropped = torch.zeros_like(scaled, dtype=torch.bool).scatter_(1, order, (before >= self._typical_p) & (self._typical_p < 1))
         return scaled.masked_fill(dropped, -torch.inf)
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["SamplingParams"]
+__all__ = ["SamplingParams", "shown"]
+
+_LEAST = 5e-324  # above 0
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "temperature": (0, 100, "0 (greedy) to 100"),
+    "top_p": (_LEAST, 1, "more than 0 and at most 1"),
+    "min_p": (0, 1, "0 to 1"),
+    "typical_p": (_LEAST, 1, "more than 0 and at most 1"),
+    "presence_penalty": (-2, 2, "-2 to 2"),
+    "frequency_penalty": (-2, 2, "-2 to 2"),
+    "repetition_penalty": (0.01, 100, "0.01 to 100, 1 for none"),
+}
+"""Bounds within which nothing becomes 0, infinite or NaN in float32, and what messages say about them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +25,7 @@ class SamplingParams:
     """How one request is sampled.
 
     Attributes:
-        temperature: 0 = greedy.
+        temperature: 0 = greedy; 100 at most, where every allowed token is about equally likely.
         top_k: keep the k most likely tokens; 0 = all.
         top_p: keep the smallest set of most likely tokens whose probability reaches this; 1 = all.
         min_p: drop tokens less likely than this times the most likely one; 0 = none.
@@ -23,7 +34,8 @@ class SamplingParams:
         seed: same seed, same tokens; None = drawn from the system.
         presence_penalty: taken off the logit of every token that the output has already; negative = added.
         frequency_penalty: the same, once for each time that the output has it.
-        repetition_penalty: of tokens that prompt or output have, logits above 0 are divided by it and others multiplied; 1 = none.
+        repetition_penalty: of tokens that prompt or output have, logits above 0 are divided by it and others multiplied; 1 = none. From
+            0.01 to 100.
         logit_bias: token id to what is added to its logit, -100 to 100. No bias allows what a grammar forbids.
 
     Raises:
@@ -42,21 +54,16 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature}; give 0 (greedy) or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; give 0 (all) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; give more than 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}; give 0 to 1")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not -2 <= (penalty := getattr(self, name)) <= 2:
-                raise ValueError(f"{name} is {penalty}; give -2 to 2")
-        if not 0 < self.typical_p <= 1:
-            raise ValueError(f"typical_p is {self.typical_p}; give more than 0 and at most 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; give more than 0, 1 for none")
+        for name, (lowest, highest, words) in _RANGES.items():
+            if not lowest <= (value := getattr(self, name)) <= highest:  # NaN is in no range
+                raise ValueError(f"{name} is {shown(value)}; give {words}")
+        if not self.top_k >= 0:
+            raise ValueError(f"top_k is {shown(self.top_k)}; give 0 (all) or more")
         for token_id, bias in self.logit_bias.items():
             if token_id < 0 or not -100 <= bias <= 100:
-                raise ValueError(f"logit_bias has {token_id}: {bias}; give token ids, each with -100 to 100")
+                raise ValueError(f"logit_bias has {shown(token_id)}: {shown(bias)}; give token ids, each with -100 to 100")
+
+
+def shown(value: float) -> str:
+    """Returns ``value`` for a message; an integer of many digits is not written out."""
+    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 128 else repr(value)

@@ -51,8 +51,11 @@ class TextTokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Returns the text of ``token_ids``, without special tokens."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """Returns the text of ``token_ids``, without special tokens. Raises ValueError: one of them is no 32-bit number from 0 on."""
+        try:
+            return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        except (OverflowError, TypeError) as error:
+            raise ValueError(f"token ids have one that can be none: {error}") from None
 
     def apply_chat_template(
         self,

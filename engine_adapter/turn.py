@@ -37,14 +37,13 @@ class TurnTiming:
 
 @dataclass(slots=True)
 class Slot:
-    """A generation in its slot: its handle at the masker if it has a grammar, the end of the prompt that the cache lacks, its stop
-    tokens, and what its steering failed with."""
+    """A generation in its slot: its handle at the masker if it has a grammar, the end of the prompt that the cache lacks, and its stop
+    tokens."""
 
     generation: Generation
     handle: int | None
     unread: Sequence[int]
     stop_token_ids: frozenset[int]
-    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,24 @@ WILD_INTS = st.one_of(
     st.integers(-3, 300),
     st.sampled_from([2**31 - 1, 2**31, -(2**31) - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 10**40, -(10**40)]),
 )
-WILD_FLOATS = st.one_of(st.floats(-3, 3), st.sampled_from([5e-324, 1e-300, 1e300, 1.7976931348623157e308, -0.0, 1e-45, 3.5e38]))
+WILD_FLOATS = st.one_of(st.floats(-3, 3), st.sampled_from([5e-324, 1e-300, 1e300, 1.7976931348623157e308, -0.0, 1e-46, 1e-45, 3.5e38]))
+EDGES = (
+    # float32: around 0, the least subnormal and its half, the least normal, 1, the last integers, the largest and what rounds to infinity
+    "0", "-0.0", "1e-46", "7.006492321624085e-46", "1.401298464324817e-45", "-1e-45", "1.1754943508222875e-38", "0.99999999", "1", "1.0",
+    "1.0000001", "16777217", "3.4028234663852886e38", "3.4028235677973366e38", "-3.5e38", "1e39", "-1e39", "1e-6", "1e-39",
+    # float64: the same, and what JSON can say beyond
+    "5e-324", "2.2250738585072014e-308", "1e-400", "9007199254740993", "1.7976931348623157e308", "-1.7976931348623157e308", "1e309",
+    "-1e400", "1" + "0" * 400, "0." + "0" * 400 + "1", "1e-2147483649", "1e2147483648",
+    # int32, int64 and uint64
+    "-1", "-2", "2147483647", "2147483648", "-2147483648", "-2147483649", "4294967296", "9223372036854775807", "9223372036854775808",
+    "-9223372036854775808", "-9223372036854775809", "18446744073709551615", "18446744073709551616", "1" + "0" * 40, "-1" + "0" * 40,
+    "1" + "0" * 5000,
+    # each range of a request, and just beyond
+    "2", "2.0000001", "-2.0000001", "100", "100.00001", "0.01", "0.00999", "128", "129", "20", "21", "1024", "1025",
+    # what is no number
+    "true", "null", '"1"', '"NaN"', "NaN", "Infinity", "-Infinity", "[1]", "{}",
+)  # fmt: skip
+"""JSON texts of numbers at the edges of what tensors and native code hold."""
 WILD_TEXTS = st.one_of(
     st.text(max_size=8),
     st.text(st.characters(max_codepoint=0x9F), max_size=8),
@@ -120,6 +137,31 @@ def schemas(draw: st.DrawFn, depth: int = 3) -> Any:
         else:
             schema[key] = draw(_WANTED.get(key, _LEAVES))
     return schema
+
+
+@st.composite
+def edged(draw: st.DrawFn, good: dict[str, Any], numbers: Sequence[tuple[Any, ...]]) -> bytes:
+    """``good`` with edges at one or two of the places ``numbers``: paths, of which the last key may be new."""
+    value, texts = good, {}
+    for path in draw(st.lists(st.sampled_from(list(numbers)), min_size=1, max_size=draw(st.sampled_from([1, 1, 1, 2])), unique=True)):
+        mark = f"{_MARK}{len(texts)}"
+        texts[json.dumps(mark)] = draw(st.sampled_from(EDGES))
+        value = _with(value, path, mark)
+    text = json.dumps(value)
+    for mark, edge in texts.items():
+        text = text.replace(mark, edge)
+    return text.encode()
+
+
+def _with(value: Any, path: Sequence[Any], new: Any) -> Any:
+    """A copy of ``value`` with ``new`` at the end of ``path``; what the path lacks is made, a step that is a number makes a list."""
+    if not path:
+        return new
+    key, *rest = path
+    if isinstance(key, int):
+        return [_with(None, rest, new)]
+    holder = value if isinstance(value, dict) else {}
+    return {**holder, key: _with(holder.get(key), rest, new)}
 
 
 def places(value: Any, depth: int = 40) -> list[tuple[Any, ...]]:

@@ -6,7 +6,8 @@ Owns: routes and their aliases, health, metrics, answers to what no route takes.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine_adapter.engine import Engine
 from engine_adapter.serve import lorax, models, ollama
+from engine_adapter.serve.body import Defaults
 from engine_adapter.serve.chat import chat_completions
 from engine_adapter.serve.completions import completions
 from engine_adapter.serve.core import ClientGoneError, Core
@@ -26,18 +28,28 @@ from engine_adapter.serve.responses import responses
 
 __all__ = ["create_app"]
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 _OPENAI_ROOTS = ("/v1", "/openai/v1")  # the second is Groq's
 
 
-def create_app(engine: Engine, *, bounded: bool = False, close_before_budget: bool = False, body_bytes: int = 4 << 20) -> Starlette:
+def create_app(
+    engine: Engine,
+    *,
+    bounded: bool = False,
+    close_before_budget: bool = True,
+    max_whitespace: int | None = 32,
+    body_bytes: int = 4 << 20,
+    body_seconds: float = 60.0,
+) -> Starlette:
     """Returns the application over ``engine``, which the caller closes.
 
     Args:
         engine: makes the outputs.
         bounded: whether the engine narrows JSON schemas; then the schemas of tools are narrowed as well.
         close_before_budget: for requests that do not say whether JSON is to be closed before the token limit.
+        max_whitespace: for requests that do not say how much white space may stand between two JSON tokens; None = any.
         body_bytes: longest body; more is answered with 413.
+        body_seconds: how long a body may take to arrive; more is answered with 408.
     """
     metrics = Metrics(engine.stats)
     routes = [
@@ -54,7 +66,13 @@ def create_app(engine: Engine, *, bounded: bool = False, close_before_budget: bo
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: refused})
     app.state.core = Core(
-        engine, metrics, bounded=bounded, close_before_budget=close_before_budget, body_bytes=body_bytes, created=int(time.time())
+        engine,
+        metrics,
+        bounded=bounded,
+        defaults=Defaults(close_before_budget, max_whitespace),
+        body_bytes=body_bytes,
+        body_seconds=body_seconds,
+        created=int(time.time()),
     )
     app.add_middleware(_Counting, metrics=metrics, paths=frozenset(route.path for route in routes))
     return app
@@ -64,8 +82,9 @@ def guarded(handler: Handler) -> Handler:
     """Returns ``handler`` with every error made an answer in the words of its dialect."""
 
     async def answer(request: Request) -> Response:
+        core: Core = request.app.state.core
         try:
-            return await handler(request)
+            return await core.unless_ended(handler(request))
         except (ClientGoneError, ClientDisconnect):
             return Response(status_code=499)  # nobody reads it; nginx' word for it in the metrics
         except Exception as error:
@@ -75,10 +94,13 @@ def guarded(handler: Handler) -> Handler:
 
 
 async def health(request: Request) -> Response:
-    """Says whether the decode loop takes requests: 503 if it has stopped for good, and the process should be started again."""
+    """Says whether the decode loop works: 503 from a turn that failed on until one goes well.
+
+    The loop tries by itself; where it goes on failing, a device is gone, and the process should be started again.
+    """
     core: Core = request.app.state.core
     if core.engine.failure is not None:
-        return JSONResponse({"status": "stopped", "reason": str(core.engine.failure)}, 503)
+        return JSONResponse({"status": "failing", "reason": str(core.engine.failure)}, 503)
     stats = core.engine.stats()
     return JSONResponse({"status": "ok", "model": core.engine.model_name, "running": stats.running, "waiting": stats.waiting})
 

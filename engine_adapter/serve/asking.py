@@ -5,23 +5,28 @@ Owns: sampling parameters, the many names of a constraint, stop strings, limits.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from engine_adapter.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
 from engine_adapter.sampling_params import SamplingParams
-from engine_adapter.serve.body import CommonFields
-from engine_adapter.serve.errors import RequestError
+from engine_adapter.serve.body import CommonFields, Defaults, OwnFields
+from engine_adapter.serve.errors import RequestError, with_names
 from maskd.grammar import GrammarSpec
 
-__all__ = ["backend_of", "constraint_of", "limits_of", "read_format", "sampling", "sampling_of", "stop_strings"]
+__all__ = ["backend_of", "constraint_of", "limits_of", "read_format", "sampling", "sampling_of", "shape_of", "stop_strings"]
 
 _NAMES = {
     "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",
     "json_schema": "json", "regex": "regex", "ebnf": "grammar", "grammar": "grammar", "structural_tag": "structural_tag",
 }  # fmt: skip
+_JSON_KINDS = ("json_schema", "json_object", "structural_tag")
 _DRAWING = {"top_p", "top_k", "min_p", "typical_p"}
 _MOST_STOPS = 16
+_MOST_DIGITS = 20
 _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "ignore_eos": (False, "min_tokens keeps an output going"),
     "include_stop_str_in_output": (False, "stop strings are cut off"),
@@ -81,6 +86,21 @@ def constraint_of(fields: CommonFields) -> GrammarSpec | None:
     return next(iter(grammars.values()), None)
 
 
+def shape_of(fields: OwnFields, grammar: GrammarSpec | None, defaults: Defaults) -> dict[str, Any]:
+    """Returns, as arguments of ``TextRequest``, ``grammar`` and what the fields want of its outputs.
+
+    A grammar with a bound of its own on white space keeps that (``disable_any_whitespace``; the narrow ones of ``bounded``).
+
+    Raises:
+        InvalidRequestError: ``max_whitespace`` is out of range.
+    """
+    if grammar is not None and grammar.kind in _JSON_KINDS and grammar.options.max_whitespace is None:
+        most = defaults.max_whitespace if fields.max_whitespace is msgspec.UNSET else fields.max_whitespace
+        grammar = dataclasses.replace(grammar, options=dataclasses.replace(grammar.options, max_whitespace=most))
+    close = defaults.close_before_budget if fields.close_before_budget is None else fields.close_before_budget
+    return {"grammar": grammar, "close_before_budget": close, "when_slow": fields.when_slow}
+
+
 def sampling_of(fields: CommonFields, model_sampling: Mapping[str, float], *, is_several: bool = False) -> SamplingParams:
     """Returns how the fields want tokens drawn. See ``sampling``.
 
@@ -105,13 +125,13 @@ def sampling_of(fields: CommonFields, model_sampling: Mapping[str, float], *, is
 
 def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
     for token_id in given or ():
-        if not (token_id.isascii() and token_id.isdigit()):
-            raise RequestError(f"logit_bias has the key {token_id!r}; give token ids", "logit_bias", code="invalid_value")
+        if not (token_id.isascii() and token_id.isdigit() and len(token_id) <= _MOST_DIGITS):
+            raise RequestError(f"logit_bias has the key {token_id[:40]!r}; give token ids", "logit_bias", code="invalid_value")
     return {int(token_id): bias for token_id, bias in given.items()} if given else None
 
 
 def limits_of(fields: CommonFields) -> dict[str, Any]:
-    """Returns, as arguments of ``TextRequest``, how the fields want outputs to end, what outputs must not have, and what slow masks mean.
+    """Returns, as arguments of ``TextRequest``, how the fields want outputs to end, and what outputs must not have.
 
     Raises:
         RequestError: too many or malformed stop strings, or a field that the engine has nothing for.
@@ -125,15 +145,16 @@ def limits_of(fields: CommonFields) -> dict[str, Any]:
         "stop_token_ids": tuple(fields.stop_token_ids or ()),
         "banned_words": tuple(fields.bad_words or ()),
         "ignore_special": fields.skip_special_tokens is not False,
-        "when_slow": fields.when_slow,
     }
 
 
-def sampling(model_sampling: Mapping[str, float], *, is_several: bool = False, **given: Any) -> SamplingParams:
+def sampling(
+    model_sampling: Mapping[str, float], *, is_several: bool = False, names: Mapping[str, str] | None = None, **given: Any
+) -> SamplingParams:
     """Returns sampling parameters: those of ``given`` that are not None, over what the model's files say, over OpenAI's defaults.
 
     A model whose files ask for the likeliest token each time is sampled from all the same if the request asks for several outputs, or
-    says which tokens may be drawn.
+    says which tokens may be drawn. ``names`` says how the dialect spells fields.
 
     Raises:
         RequestError: a value out of range; names the field.
@@ -145,8 +166,7 @@ def sampling(model_sampling: Mapping[str, float], *, is_several: bool = False, *
     try:
         return SamplingParams(**{**defaults, **values})
     except ValueError as error:
-        name = str(error).partition(" ")[0]
-        raise RequestError(str(error), name if name in values else None, code="invalid_value") from None
+        raise with_names(error, {name: name for name in values} | dict(names or {})) from None
 
 
 def stop_strings(given: str | list[str] | None) -> tuple[str, ...]:

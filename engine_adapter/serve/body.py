@@ -6,8 +6,10 @@ unconstrained because of a spelling. Knows nothing about: what the fields make a
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,13 +19,37 @@ from engine_adapter.generation import TextGeneration
 from engine_adapter.serve.errors import RequestError
 from maskd.grammar import WhenSlow
 
-__all__ = ["CommonFields", "read_body", "usage_of"]
+__all__ = ["CommonFields", "Defaults", "OwnFields", "read_body", "usage_of"]
 
 T = TypeVar("T")
 _PLACE = re.compile(r"(?P<what>.*) - at `\$\.?(?P<where>.*)`$", re.DOTALL)
 
 
-class CommonFields(msgspec.Struct, kw_only=True):
+@dataclass(frozen=True)
+class Defaults:
+    """What the server does where a request says nothing; see ``OwnFields``."""
+
+    close_before_budget: bool
+    max_whitespace: int | None
+
+
+class OwnFields(msgspec.Struct, kw_only=True):
+    """Fields of our own, in the bodies of every dialect; what is not given is as the server was started.
+
+    Attributes:
+        guided_decoding_backend: of the grammar.
+        close_before_budget: see ``TextRequest``.
+        max_whitespace: characters of white space between two JSON tokens; None = any number.
+        when_slow: see ``GrammarSpec``.
+    """
+
+    guided_decoding_backend: str | None = None
+    close_before_budget: bool | None = None
+    max_whitespace: int | msgspec.UnsetType | None = msgspec.UNSET
+    when_slow: WhenSlow | None = None
+
+
+class CommonFields(OwnFields, kw_only=True):
     """What chat and text completions have in common; None is the same as not given."""
 
     model: str | None = None
@@ -69,9 +95,6 @@ class CommonFields(msgspec.Struct, kw_only=True):
     ebnf: Any = None
     grammar: Any = None
     structural_tag: Any = None
-    guided_decoding_backend: str | None = None
-    close_before_budget: bool | None = None
-    when_slow: WhenSlow | None = None
 
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
@@ -84,17 +107,16 @@ class CommonFields(msgspec.Struct, kw_only=True):
         return self.max_reasoning_tokens if self.thinking_token_budget is None else self.thinking_token_budget
 
 
-async def read_body(request: Request, form: type[T], limit_bytes: int) -> T:
+async def read_body(request: Request, form: type[T], limit_bytes: int, limit_seconds: float) -> T:
     """Reads and checks the body of ``request``.
 
     Raises:
-        RequestError: 413, longer than ``limit_bytes``; 400, not JSON or not of the type ``form``.
+        RequestError: 413, longer than ``limit_bytes``; 408, not whole after ``limit_seconds``; 400, not JSON or not of the type ``form``.
     """
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > limit_bytes:
-            raise RequestError(f"the body is longer than {limit_bytes} bytes", status=413, code="body_too_large")
+    try:
+        raw = await asyncio.wait_for(_read(request, limit_bytes), limit_seconds)
+    except asyncio.TimeoutError:
+        raise RequestError(f"the body was not whole after {limit_seconds:g} s; send all of it", status=408, code="body_timeout") from None
     try:
         return msgspec.json.decode(raw, type=form)
     except msgspec.ValidationError as error:
@@ -104,6 +126,15 @@ async def read_body(request: Request, form: type[T], limit_bytes: int) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RequestError(f"the body is not JSON: {what}", code="invalid_json") from None
+
+
+async def _read(request: Request, limit_bytes: int) -> bytearray:
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > limit_bytes:
+            raise RequestError(f"the body is longer than {limit_bytes} bytes", status=413, code="body_too_large")
+    return raw
 
 
 def usage_of(generations: Sequence[TextGeneration]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from starlette.responses import Response
 
 from engine_adapter.generation import Choice, TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
-from engine_adapter.serve.asking import backend_of, constraint_of, limits_of, sampling_of
-from engine_adapter.serve.body import CommonFields, read_body, usage_of
+from engine_adapter.serve.asking import backend_of, constraint_of, limits_of, sampling_of, shape_of
+from engine_adapter.serve.body import CommonFields, usage_of
 from engine_adapter.serve.calls import Call, CallDelta, CallEnd, CallStart, Content, Part, Reader
 from engine_adapter.serve.conversation import read_messages
-from engine_adapter.serve.core import Ask, Core, Event, sse
+from engine_adapter.serve.core import Ask, Core, Event, sse, sse_failure
 from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.thinking import prompt_of, template_variables
 from engine_adapter.serve.tools import Plan, plan_output, read_tools
@@ -66,7 +66,7 @@ class _Answering:
 async def chat_completions(request: Request) -> Response:
     """Serves the route."""
     core: Core = request.app.state.core
-    body = await read_body(request, ChatFields, core.body_bytes)
+    body = await core.read(request, ChatFields)
     plan, ask = await core.prepare(lambda: _ask(core, body))
     answering = _Answering(
         core=core,
@@ -84,6 +84,7 @@ async def chat_completions(request: Request) -> Response:
         [ask],
         whole=lambda generations: _whole(answering, generations[0]),
         pieces=(lambda generations, events: _pieces(answering, generations[0], events)) if body.stream else None,
+        failed=lambda failure: sse_failure(failure, request.url.path, "data: [DONE]\n\n"),
     )
 
 
@@ -109,20 +110,22 @@ def _ask(core: Core, body: ChatFields) -> tuple[Plan, Ask]:
         template_variables(body.chat_template_kwargs, body.reasoning_effort, body.enable_thinking),
         body.reasoning_limit,
     )
-    close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget
+    limit, limit_name = body.max_completion_tokens, "max_completion_tokens"
+    if limit is None:
+        limit, limit_name = body.max_tokens, "max_tokens"
     return plan, Ask(
         TextRequest(
             prompt=prompt,
-            grammar=plan.grammar,
             sampling=sampling_of(body, core.engine.model_sampling, is_several=(body.n or 1) > 1),
-            max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
+            max_tokens=limit,
             logprobs=_logprobs_wanted(body),
             n=1 if body.n is None else body.n,
-            close_before_budget=close,
             reasoning=reasoning,
             **limits_of(body),
+            **shape_of(body, plan.grammar, core.defaults),
         ),
         plan.places,
+        {"max_tokens": limit_name},
     )
 
 

@@ -7,8 +7,10 @@ Owns: settings, logging, the life of the process. Knows nothing about: routes.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import logging
+import math
 import signal
 import sys
 from collections.abc import Mapping
@@ -51,14 +53,21 @@ class ServeSettings:
         default=False, metadata={"help": "narrow every JSON schema so that its documents are short; for models that were not trained"}
     )
     close_before_budget: bool = dataclasses.field(
-        default=False,
+        default=True,
         metadata={"help": "end JSON, calls and regexes before the token limit would cut them, unless a request says otherwise"},
+    )
+    max_whitespace: int | None = dataclasses.field(
+        default=32,
+        metadata={"help": "characters of white space between two JSON tokens, or any (null in the file); unless a request says otherwise"},
     )
     when_slow: WhenSlow = dataclasses.field(
         default="wait",
         metadata={"help": "when a grammar's masks are late: wait, fail, or switch to the other backend; unless a request says otherwise"},
     )
     body_bytes: int = dataclasses.field(default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"})
+    body_seconds: float = dataclasses.field(
+        default=60.0, metadata={"help": "how long the body of a request may take to arrive; more is answered with 408"}
+    )
     reasoning_end: str | None = dataclasses.field(
         default=None,
         metadata={"help": "text that ends the reasoning of a model that always begins with it (default: what its chat template shows)"},
@@ -66,7 +75,9 @@ class ServeSettings:
     restore_seconds: float = dataclasses.field(
         default=5.0, metadata={"help": "how long guided requests wait for a daemon that is away, before their 503"}
     )
-    drain_seconds: float = dataclasses.field(default=10.0, metadata={"help": "on SIGTERM, how long answers may take to end"})
+    drain_seconds: float = dataclasses.field(
+        default=10.0, metadata={"help": "on SIGTERM, how long answers may take to end, before they are ended with an error"}
+    )
     log_level: str = dataclasses.field(default="info", metadata={"help": "debug, info, warning or error"})
 
 
@@ -75,14 +86,21 @@ _TYPES: dict[str, type] = {
     "slots": int,
     "queue_limit": int,
     "context_length": int,
+    "max_whitespace": int,
     "body_bytes": int,
+    "body_seconds": float,
     "restore_seconds": float,
     "drain_seconds": float,
 }
 _LIMITS: dict[str, tuple[int, int]] = {
     "port": (0, 65535), "slots": (1, 4096), "queue_limit": (0, 10**6), "context_length": (2, 10**7), "body_bytes": (1024, 1 << 30),
+    "max_whitespace": (0, 1024), "body_seconds": (1, 86400),
     "restore_seconds": (0, 3600), "drain_seconds": (0, 86400),
 }  # fmt: skip
+_ANY = "any"
+_MAY_BE_ANY = ("max_whitespace",)
+"""Numbers that ``any`` takes the bound away from; in a file null does as well."""
+_LAST_WORDS_SECONDS = 5  # for errors on their way to clients that read slowly
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -94,10 +112,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         text = field.metadata["help"] + default
         if field.name == "model":
             parser.add_argument("model", nargs="?", default=None, help=text)
-        elif field.default is False:
-            parser.add_argument(f"--{field.name.replace('_', '-')}", action="store_true", default=None, help=text)
+        elif isinstance(field.default, bool):
+            parser.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=_TYPES.get(field.name, str), default=None, metavar="X", help=text)
+            kind = _number_or_any if field.name in _MAY_BE_ANY else _TYPES.get(field.name, str)
+            parser.add_argument(_flag(field.name), type=kind, default=None, metavar="X", help=text)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _number_or_any(text: str) -> int | str:
+    return text if text == _ANY else int(text)
 
 
 def load_settings(flags: Mapping[str, Any], path: str | None = None) -> ServeSettings:
@@ -126,6 +153,7 @@ def load_settings(flags: Mapping[str, Any], path: str | None = None) -> ServeSet
                 raise ConfigError(f"{path}: {name!r} is unknown; give some of {', '.join(known)}")
             values[name] = value
     values |= {name: value for name, value in flags.items() if name in known and value is not None}
+    values |= {name: None for name in _MAY_BE_ANY if values.get(name) == _ANY}
     for name, value in values.items():
         _check(name, value, known[name].default)
     return ServeSettings(**values)
@@ -133,7 +161,7 @@ def load_settings(flags: Mapping[str, Any], path: str | None = None) -> ServeSet
 
 def _check(name: str, value: Any, default: Any) -> None:
     """Raises ConfigError if ``value`` is none for the setting ``name``."""
-    if value is None and default is None:
+    if value is None and (default is None or name in _MAY_BE_ANY):
         return
     wanted = _TYPES.get(name, bool if isinstance(default, bool) else str)
     is_right: bool = isinstance(value, (int, float) if wanted is float else wanted)
@@ -174,7 +202,14 @@ def run_server(settings: ServeSettings) -> int:
         logger.info("Guided decoder initialized with backend: %s", settings.guided_decoding_backend)
         if not engine.trained:
             logger.warning("the model %s has random weights; its answers match their grammars, and mean nothing", engine.model_name)
-        app = create_app(engine, bounded=settings.bounded, close_before_budget=settings.close_before_budget, body_bytes=settings.body_bytes)
+        app = create_app(
+            engine,
+            bounded=settings.bounded,
+            close_before_budget=settings.close_before_budget,
+            max_whitespace=settings.max_whitespace,
+            body_bytes=settings.body_bytes,
+            body_seconds=settings.body_seconds,
+        )
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -182,8 +217,17 @@ def run_server(settings: ServeSettings) -> int:
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + _LAST_WORDS_SECONDS,
         )
-        server = uvicorn.Server(config)
+
+        class Server(uvicorn.Server):
+            """Ends what is under way in its own words, where uvicorn would cut it."""
+
+            async def shutdown(self, sockets: Any = None) -> None:
+                timer = asyncio.get_running_loop().call_later(settings.drain_seconds, app.state.core.end)
+                await super().shutdown(sockets)
+                timer.cancel()
+
+        server = Server(config)
         server.run()
         return 0 if server.started else 2

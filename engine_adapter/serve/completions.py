@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from engine_adapter.generation import TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
-from engine_adapter.serve.asking import constraint_of, limits_of, sampling_of
-from engine_adapter.serve.body import CommonFields, read_body, usage_of
-from engine_adapter.serve.core import MOST_CHOICES, Ask, Core, Event, sse
-from engine_adapter.serve.errors import RequestError
+from engine_adapter.serve.asking import constraint_of, limits_of, sampling_of, shape_of
+from engine_adapter.serve.body import CommonFields, usage_of
+from engine_adapter.serve.core import MOST_CHOICES, Ask, Core, Event, sse, sse_failure
+from engine_adapter.serve.errors import Failure, RequestError
 
 __all__ = ["completions"]
 
@@ -40,7 +40,7 @@ class CompletionFields(CommonFields, kw_only=True):
 async def completions(request: Request) -> Response:
     """Serves the route."""
     core: Core = request.app.state.core
-    body = await read_body(request, CompletionFields, core.body_bytes)
+    body = await core.read(request, CompletionFields)
     asks = _asks(core, body)
     per_prompt = asks[0].request.n
     head = {
@@ -70,7 +70,10 @@ async def completions(request: Request) -> Response:
             yield sse(head | {"choices": [], "usage": usage_of(generations)})
         yield "data: [DONE]\n\n"
 
-    return await core.respond(request, asks, whole=whole, pieces=pieces if body.stream else None)
+    def failed(failure: Failure) -> str:
+        return sse_failure(failure, request.url.path, "data: [DONE]\n\n")
+
+    return await core.respond(request, asks, whole=whole, pieces=pieces if body.stream else None, failed=failed)
 
 
 def _asks(core: Core, body: CompletionFields) -> list[Ask]:
@@ -90,23 +93,21 @@ def _asks(core: Core, body: CompletionFields) -> list[Ask]:
         raise RequestError("best_of cannot be streamed: the best are known at the end", "best_of")
     if body.logprobs is not None and not 0 <= body.logprobs <= MOST_LOGPROBS:
         raise RequestError(f"logprobs is {body.logprobs}; give 0 to {MOST_LOGPROBS}", "logprobs")
-    grammar, limits = constraint_of(body), limits_of(body)
+    shape, limits = shape_of(body, constraint_of(body), core.defaults), limits_of(body)
     sampling = sampling_of(body, core.engine.model_sampling, is_several=max(count, body.best_of or 1) > 1)
     # A document that is cut after 16 tokens helps nobody: with a grammar the default is what the context has room for.
-    max_tokens = body.max_tokens if body.max_tokens is not None or grammar is not None else _DEFAULT_TOKENS
-    close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget
+    max_tokens = body.max_tokens if body.max_tokens is not None or shape["grammar"] is not None else _DEFAULT_TOKENS
     return [
         Ask(
             TextRequest(
                 prompt=prompt,
-                grammar=grammar,
                 sampling=sampling,
                 max_tokens=max_tokens,
                 logprobs=body.logprobs,
                 n=count,
                 best_of=body.best_of,
-                close_before_budget=close,
                 **limits,
+                **shape,
             ),
             {"": "response_format"},
         )
@@ -115,7 +116,7 @@ def _asks(core: Core, body: CompletionFields) -> list[Ask]:
 
 
 def _is_ids(prompt: Any) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and all(isinstance(token_id, int) for token_id in prompt)
+    return isinstance(prompt, list) and bool(prompt) and all(type(token_id) is int for token_id in prompt)
 
 
 def _echo(core: Core, prompt: str | Sequence[int]) -> str:

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,10 +23,11 @@ from starlette.types import Receive, Scope, Send
 
 from engine_adapter.engine import Engine
 from engine_adapter.generation import Delta, TextGeneration, TextRequest
-from engine_adapter.serve.errors import RequestError, describe, error_body, with_places
+from engine_adapter.serve.body import Defaults, read_body
+from engine_adapter.serve.errors import Failure, RequestError, describe, error_body, with_names, with_places
 from engine_adapter.serve.metrics import Metrics
 
-__all__ = ["MOST_CHOICES", "Ask", "ClientGoneError", "Core", "Event", "as_json", "sse"]
+__all__ = ["MOST_CHOICES", "Ask", "ClientGoneError", "Core", "Event", "as_json", "sse", "sse_failure"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,12 @@ class Ask:
     Attributes:
         request: what to generate.
         places: beginning of a pointer into the grammar's source to the field of the body, for errors; see ``with_places``.
+        names: fields of ``request`` to those of the body, where they differ; see ``with_names``.
     """
 
     request: TextRequest
     places: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 Event = tuple[int, Delta]
@@ -64,20 +67,49 @@ class Core:
     Attributes:
         engine: makes the outputs.
         bounded: whether the engine narrows JSON schemas.
-        close_before_budget: for requests that do not say.
-        body_bytes: longest body.
+        defaults: for requests that do not say.
         created: Unix time in seconds, of the server's start.
     """
 
     def __init__(
-        self, engine: Engine, metrics: Metrics, *, bounded: bool, close_before_budget: bool, body_bytes: int, created: int
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        *,
+        bounded: bool,
+        defaults: Defaults,
+        body_bytes: int,
+        body_seconds: float,
+        created: int,
     ) -> None:
+        """``body_bytes`` is the longest body, ``body_seconds`` how long one may take to arrive."""
         self.engine = engine
         self.metrics = metrics
         self.bounded = bounded
-        self.close_before_budget = close_before_budget
-        self.body_bytes = body_bytes
+        self.defaults = defaults
         self.created = created
+        self._body_bytes, self._body_seconds = body_bytes, body_seconds
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Ends every request that is under way, and each that still comes, with a 503 of its dialect."""
+        self._ending.set()
+
+    async def unless_ended(self, work: Coroutine[Any, Any, T], receive: Receive | None = None) -> T:
+        """Returns what ``work`` returns.
+
+        Raises:
+            RequestError: the server ended first; ``work`` is cancelled. ClientGoneError: the same of the client, if there is ``receive``.
+        """
+        return await _unless(work, self._ended(), *([] if receive is None else [_gone(receive)]))
+
+    async def _ended(self) -> NoReturn:
+        await self._ending.wait()
+        raise RequestError("the server is shutting down; ask another one, or later", status=503, code="shutting_down")
+
+    async def read(self, request: Request, form: type[T]) -> T:
+        """Reads the body of ``request``; see ``read_body``."""
+        return await read_body(request, form, self._body_bytes, self._body_seconds)
 
     def token_text(self, token_id: int) -> str:
         """Returns the text of one token; part of a character becomes U+FFFD."""
@@ -94,6 +126,7 @@ class Core:
         *,
         whole: Whole,
         pieces: Pieces | None = None,
+        failed: Callable[[Failure], str],
         media_type: str = "text/event-stream",
     ) -> Response:
         """Generates, and answers.
@@ -103,6 +136,7 @@ class Core:
             asks: answered together.
             whole: makes the body of the answer from finished generations.
             pieces: makes a stream instead; None = no stream.
+            failed: makes the end of a stream that fails after it began.
             media_type: of the stream.
 
         Raises:
@@ -111,27 +145,28 @@ class Core:
         started = time.monotonic()
         generations = await self._submit(asks)
         try:
-            await _unless_gone(request.receive, self._opened(generations, asks, started))
+            await _unless(self._opened(generations, asks, started), _gone(request.receive))
             headers = _headers(generations)
             if pieces is None:
-                await _unless_gone(request.receive, self._finished(generations, asks))
+                await _unless(self._finished(generations, asks), _gone(request.receive))
                 return JSONResponse(whole(generations), headers=headers)
         except BaseException:
             for generation in generations:
                 generation.cancel()
             raise
-        return _Stream(pieces(generations, self._events(generations, asks)), generations, media_type, headers, request.url.path)
+        return _Stream(self, pieces(generations, self._events(generations, asks)), failed, generations, media_type, headers)
 
     async def _submit(self, asks: Sequence[Ask]) -> list[TextGeneration]:
         generations: list[TextGeneration] = []
         for ask in asks:
             if not 1 <= ask.request.output_count <= MOST_CHOICES:
                 raise RequestError(f"n is {ask.request.n}; give 1 to {MOST_CHOICES}", "n")
-        if self.engine.failure is not None:
-            raise RequestError(f"the engine has stopped: {self.engine.failure}", status=503, code="engine_stopped")
         try:
             for ask in asks:
-                generation = await asyncio.to_thread(self.engine.submit, ask.request)
+                try:
+                    generation = await asyncio.to_thread(self.engine.submit, ask.request)
+                except ValueError as error:
+                    raise with_names(error, ask.names) from error
                 generations.append(generation)
         except BaseException:
             for generation in generations:
@@ -164,7 +199,7 @@ class Core:
         if len(generations) == 1:
             async with _reading(generations[0]) as deltas:
                 async for delta in deltas:
-                    if delta.finish_reason == "error":
+                    if delta.finish_reason in ("error", "cancelled"):
                         _raise_failure(generations[0], asks[0])
                     yield 0, delta
             return
@@ -182,7 +217,7 @@ class Core:
         try:
             for _ in generations:
                 while (event := await arrivals.get()) is not None:
-                    if event[1].finish_reason == "error":
+                    if event[1].finish_reason in ("error", "cancelled"):
                         _raise_failure(generations[event[0]], asks[event[0]])
                     yield event
         finally:
@@ -194,63 +229,63 @@ class _Stream(Response):
     """An answer in pieces. When the client goes away, or the pieces end in whatever way, the generations are cancelled."""
 
     def __init__(
-        self, pieces: AsyncIterator[str], generations: Sequence[TextGeneration], media_type: str, headers: Mapping[str, str], path: str
+        self,
+        core: Core,
+        pieces: AsyncIterator[str],
+        failed: Callable[[Failure], str],
+        generations: Sequence[TextGeneration],
+        media_type: str,
+        headers: Mapping[str, str],
     ) -> None:
         self.status_code = 200
         self.background = None
         self.media_type = media_type
-        self._pieces, self._generations, self._path = pieces, generations, path
+        self._core, self._pieces, self._failed, self._generations = core, pieces, failed, generations
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def say(text: str, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+
+        async def say_all() -> None:
+            async for piece in self._pieces:
+                await say(piece)
+
         try:
-            await _unless_gone(receive, self._send(send))
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            try:
+                await self._core.unless_ended(say_all(), receive)
+            except (ClientGoneError, OSError):
+                raise
+            except Exception as error:  # the status is sent; what is left is to say it within the stream, and to end
+                await say(self._failed(describe(error)))
+            await say("", more=False)
         except (ClientGoneError, OSError):
             logger.debug("the client went away")
         finally:
             for generation in self._generations:
                 generation.cancel()
 
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async for piece in self._pieces:
-                await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
-        except Exception as error:  # the status is sent; what is left is to say it within the stream, and to end
-            body = error_body(describe(error), self._path)
-            await send({"type": "http.response.body", "body": self._error(body).encode(), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _error(self, body: dict[str, Any]) -> str:
-        if self.media_type != "text/event-stream":
-            return as_json(body) + "\n"
-        if self._path.endswith("/responses"):
-            return sse({"type": "error", "sequence_number": 0, **body["error"]}, event="error")
-        return sse(body, event="error" if "error_type" in body else None)
-
-
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Returns what ``work`` returns.
-
-    Raises:
-        ClientGoneError: the client went away first; ``work`` is cancelled.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(receive))
+async def _unless(work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, NoReturn]) -> T:
+    """Returns what ``work`` returns; or raises what the first of ``ends`` raises before, and cancels ``work``."""
+    task, others = asyncio.ensure_future(work), [asyncio.ensure_future(end) for end in ends]
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError
+        await asyncio.wait((task, *others), return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            if other.done() and not task.done():
+                other.result()
+        return task.result()
     finally:
-        for pending in (task, gone):
+        for pending in (task, *others):
             pending.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, *others, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _gone(receive: Receive) -> NoReturn:
     while (await receive())["type"] != "http.disconnect":
         pass
+    raise ClientGoneError
 
 
 def _reading(generation: TextGeneration) -> contextlib.aclosing[AsyncGenerator[Delta, None]]:
@@ -263,7 +298,7 @@ def _raise_failure(generation: TextGeneration, ask: Ask) -> None:
         if choice.error is not None:
             raise with_places(choice.error, ask.places)
         if choice.finish_reason == "cancelled":
-            raise RequestError("the server is shutting down", status=503, code="cancelled")
+            raise RequestError("the server is shutting down; ask another one, or later", status=503, code="shutting_down")
 
 
 def _headers(generations: Sequence[TextGeneration]) -> dict[str, str]:
@@ -289,3 +324,9 @@ def sse(body: Any, event: str | None = None) -> str:
     """Returns one server-sent event."""
     head = f"event: {event}\n" if event else ""
     return f"{head}data: {as_json(body)}\n\n"
+
+
+def sse_failure(failure: Failure, path: str, ending: str = "") -> str:
+    """Returns the error of the dialect served at ``path`` as the last server-sent event but ``ending``."""
+    body = error_body(failure, path)
+    return sse(body, event="error" if "error_type" in body else None) + ending

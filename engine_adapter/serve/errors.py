@@ -15,6 +15,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from engine_adapter.request import EngineFault
 from engine_adapter.response_format import ResponseFormatError
 from maskd.errors import (
     CapacityError,
@@ -26,14 +27,14 @@ from maskd.errors import (
     UnavailableError,
 )
 
-__all__ = ["Failure", "RequestError", "describe", "error_body", "error_response", "with_places"]
+__all__ = ["Failure", "RequestError", "describe", "error_body", "error_response", "with_names", "with_places"]
 
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1
 _TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 405: "invalid_request_error", 413: "invalid_request_error"}
-_TYPES |= {429: "rate_limit_error", 503: "service_unavailable", 504: "timeout"}
-_ENGINE_FIELDS = ("max_tokens", "min_tokens", "logit_bias", "stop_token_ids", "best_of", "n")
+_TYPES |= {408: "timeout", 429: "rate_limit_error", 503: "service_unavailable", 504: "timeout"}
+_ENGINE_FIELDS = ("max_tokens", "min_tokens", "logit_bias", "stop_token_ids", "logprobs", "best_of", "n")
 """Fields that only the engine can check; its messages begin with them."""
 _LORAX_TYPES = {429: "overloaded", 503: "overloaded", 500: "generation", 504: "generation"}
 
@@ -71,6 +72,8 @@ class Failure:
     @property
     def headers(self) -> dict[str, str]:
         """Those of the answer."""
+        if self.status == 408:
+            return {"Connection": "close"}  # what is left of the body may still come
         if self.retry_after_seconds is None:
             return {}
         return {"Retry-After": str(max(1, round(self.retry_after_seconds)))}
@@ -84,6 +87,8 @@ def describe(error: Exception) -> Failure:
         return Failure(400, f"response_format: {error}", f"response_format.{error.field}", "response_format_invalid")
     if isinstance(error, MaskdError):
         return _of_maskd(error)
+    if isinstance(error, EngineFault):
+        return Failure(500, str(error), code="engine_failed")
     retry_after = getattr(error, "retry_after_seconds", None)
     if retry_after is not None:
         return Failure(429, str(error), code="queue_full", retry_after_seconds=float(retry_after))
@@ -132,6 +137,18 @@ def with_places(error: Exception, places: Mapping[str, str]) -> Exception:
             message = error.message if not rest or rest in error.message else f"{error.message} (at {rest})"
             return type(error)(message, **{**error.metadata, "pointer": rest or None, "param": param})
     return error
+
+
+def with_names(error: ValueError, names: Mapping[str, str]) -> RequestError:
+    """Returns ``error``, whose message begins with the name of a field, in the words of a dialect.
+
+    Args:
+        error: of the engine.
+        names: the engine's name of a field to that of the body.
+    """
+    engine_name, _, rest = str(error).partition(" ")
+    name = names.get(engine_name) or (engine_name if engine_name in _ENGINE_FIELDS else None)
+    return RequestError(str(error) if name is None else f"{name} {rest}", name, code="invalid_value")
 
 
 # -- bodies ----------------------------------------------------------------------------------------------------------

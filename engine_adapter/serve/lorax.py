@@ -16,10 +16,10 @@ from starlette.responses import Response
 from engine_adapter.generation import Choice, Reasoning, TextGeneration, TextRequest
 from engine_adapter.request import TokenLogprobs
 from engine_adapter.sampling_params import SamplingParams
-from engine_adapter.serve.asking import read_format, sampling, stop_strings
-from engine_adapter.serve.body import read_body
-from engine_adapter.serve.core import MOST_CHOICES, Ask, Core, Event, sse
-from engine_adapter.serve.errors import RequestError
+from engine_adapter.serve.asking import read_format, sampling, shape_of, stop_strings
+from engine_adapter.serve.body import OwnFields
+from engine_adapter.serve.core import MOST_CHOICES, Ask, Core, Event, sse, sse_failure
+from engine_adapter.serve.errors import Failure, RequestError
 
 __all__ = ["generate", "generate_list", "generate_stream"]
 
@@ -31,7 +31,7 @@ ANY_OBJECT = {
 """What LoRAX means by ``json_object`` without a schema (router/src/lib.rs): values may be anything but arrays."""
 
 
-class LoraxParameters(msgspec.Struct, kw_only=True):
+class LoraxParameters(OwnFields, kw_only=True):
     """``parameters`` of the body; those that are not listed (adapters among them) are ignored."""
 
     max_new_tokens: int | None = None
@@ -48,7 +48,6 @@ class LoraxParameters(msgspec.Struct, kw_only=True):
     details: bool | None = None
     decoder_input_details: bool | None = None
     response_format: dict[str, Any] | None = None
-    guided_decoding_backend: str | None = None
     apply_chat_template: bool | None = None
 
 
@@ -77,7 +76,7 @@ async def generate_stream(request: Request) -> Response:
 
 async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Response:
     core: Core = request.app.state.core
-    body = await read_body(request, LoraxFields, core.body_bytes)
+    body = await core.read(request, LoraxFields)
     parameters = body.parameters
     wants_stream = body.stream if stream is None else stream
     if parameters.apply_chat_template:
@@ -86,7 +85,8 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
         )
     else:
         prompt, reasons = body.inputs, False
-    ask = Ask(_text_request(core, body, prompt, reasons, wants_stream), {"": "parameters.response_format"})
+    text_request = _text_request(core, body, prompt, reasons, wants_stream)
+    ask = Ask(text_request, {"": "parameters.response_format"}, {"max_tokens": "max_new_tokens"})
     prompt_ids: Sequence[int] = await core.prepare(lambda: core.engine.tokenizer.encode(prompt) if parameters.decoder_input_details else [])
     before = body.inputs if parameters.return_full_text else ""
 
@@ -110,7 +110,10 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
         last = held or {"token": {"id": 0, "text": "", "logprob": 0.0, "special": True}}
         yield sse(last | {"generated_text": before + choice.text, "details": _details(generations[0], choice, parameters.seed)})
 
-    return await core.respond(request, [ask], whole=whole, pieces=pieces if wants_stream else None)
+    def failed(failure: Failure) -> str:
+        return sse_failure(failure, request.url.path)
+
+    return await core.respond(request, [ask], whole=whole, pieces=pieces if wants_stream else None, failed=failed)
 
 
 def _text_request(core: Core, body: LoraxFields, prompt: str, reasons: bool, streams: bool) -> TextRequest:
@@ -129,14 +132,13 @@ def _text_request(core: Core, body: LoraxFields, prompt: str, reasons: bool, str
         response_format = {"type": "json_schema", "json_schema": {"schema": ANY_OBJECT}}
     return TextRequest(
         prompt=prompt,
-        grammar=read_format(response_format, parameters.guided_decoding_backend or "auto"),
         sampling=drawn,
         max_tokens=parameters.max_new_tokens,
         stop=stop_strings(parameters.stop),
         logprobs=0,
         best_of=best_of,
         reasoning=Reasoning() if reasons else None,
-        close_before_budget=core.close_before_budget,
+        **shape_of(parameters, read_format(response_format, parameters.guided_decoding_backend or "auto"), core.defaults),
     )
 
 

@@ -81,6 +81,7 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"maskd_engine_{name}", text, value)
         yield CounterMetricFamily("maskd_engine_prompt_tokens", "Tokens of all prompts.", stats.prompt_tokens)
         yield CounterMetricFamily("maskd_engine_generated_tokens", "Tokens of all outputs.", stats.generated_tokens)
+        yield CounterMetricFamily("maskd_engine_failed_turns", "Turns that failed, with all outputs in them.", stats.failed_turns)
         finished = CounterMetricFamily("maskd_engine_finished", "Outputs, by how they ended.", labels=["reason"])
         for reason, count in stats.finished.items():
             finished.add_metric([reason], count)

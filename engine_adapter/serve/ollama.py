@@ -18,15 +18,19 @@ from starlette.responses import JSONResponse, Response
 
 import maskd
 from engine_adapter.generation import Reasoning, TextGeneration, TextRequest
-from engine_adapter.serve.asking import read_format, sampling, stop_strings
-from engine_adapter.serve.body import read_body
+from engine_adapter.serve.asking import read_format, sampling, shape_of, stop_strings
+from engine_adapter.serve.body import OwnFields
 from engine_adapter.serve.calls import Call, CallEnd, Content
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, as_json
+from engine_adapter.serve.errors import Failure, error_body
 from engine_adapter.serve.thinking import prompt_of, template_variables
 from engine_adapter.serve.tools import Plan, plan_output, read_tools
 
 __all__ = ["chat", "generate", "tags", "version"]
+
+
+_NAMES = {"max_tokens": "num_predict"}
 
 
 class OllamaOptions(msgspec.Struct, kw_only=True):
@@ -45,7 +49,7 @@ class OllamaOptions(msgspec.Struct, kw_only=True):
     frequency_penalty: float | None = None
 
 
-class OllamaFields(msgspec.Struct, kw_only=True):
+class OllamaFields(OwnFields, kw_only=True):
     """What both bodies have."""
 
     model: str = ""
@@ -54,7 +58,6 @@ class OllamaFields(msgspec.Struct, kw_only=True):
     options: OllamaOptions | None = None
     tools: list[Any] | None = None
     think: bool | str | None = None
-    guided_decoding_backend: str | None = None
 
 
 class OllamaChatFields(OllamaFields, kw_only=True):
@@ -74,7 +77,7 @@ class OllamaGenerateFields(OllamaFields, kw_only=True):
 async def chat(request: Request) -> Response:
     """Serves ``/api/chat``."""
     core: Core = request.app.state.core
-    body = await read_body(request, OllamaChatFields, core.body_bytes)
+    body = await core.read(request, OllamaChatFields)
 
     def prepare() -> tuple[Plan, Ask]:
         backend = body.guided_decoding_backend or "auto"
@@ -86,7 +89,7 @@ async def chat(request: Request) -> Response:
             _variables(body),
         )
         places = {start: "format" if field == "response_format" else field for start, field in plan.places.items()}
-        return plan, Ask(_text_request(core, body, prompt, plan, reasoning), places)
+        return plan, Ask(_text_request(core, body, prompt, plan, reasoning), places, _NAMES)
 
     plan, ask = await core.prepare(prepare)
     return await _answer(request, core, body, plan, ask, lambda text: {"message": {"role": "assistant", "content": text}})
@@ -95,7 +98,7 @@ async def chat(request: Request) -> Response:
 async def generate(request: Request) -> Response:
     """Serves ``/api/generate``."""
     core: Core = request.app.state.core
-    body = await read_body(request, OllamaGenerateFields, core.body_bytes)
+    body = await core.read(request, OllamaGenerateFields)
     plan = Plan(read_format(body.format, body.guided_decoding_backend or "auto", "format"))
 
     def prepare() -> Ask:
@@ -104,7 +107,7 @@ async def generate(request: Request) -> Response:
             system = [{"role": "system", "content": body.system}] if body.system else []
             messages = [*system, {"role": "user", "content": body.prompt}]
             _, prompt, reasoning = prompt_of(core.engine.prompts, messages, lambda _: plan, _variables(body))
-        return Ask(_text_request(core, body, prompt, plan, reasoning), {"": "format"})
+        return Ask(_text_request(core, body, prompt, plan, reasoning), {"": "format"}, _NAMES)
 
     return await _answer(request, core, body, plan, await core.prepare(prepare), lambda text: {"response": text})
 
@@ -120,9 +123,9 @@ def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan, reaso
     limit = options.num_predict
     return TextRequest(
         prompt=prompt,
-        grammar=plan.grammar,
         sampling=sampling(
             core.engine.model_sampling,
+            names={"repetition_penalty": "repeat_penalty"},
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
@@ -135,8 +138,8 @@ def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan, reaso
         ),
         max_tokens=None if limit is None or limit < 0 else limit,  # -1: no limit, -2: fill the context
         stop=stop_strings(options.stop),
-        close_before_budget=core.close_before_budget,
         reasoning=reasoning,
+        **shape_of(body, plan.grammar, core.defaults),
     )
 
 
@@ -192,7 +195,12 @@ async def _answer(request: Request, core: Core, body: OllamaFields, plan: Plan, 
                     yield as_json(line(shape(part.call.arguments))) + "\n"
         yield as_json(last(generations[0], shape(""))) + "\n"
 
-    return await core.respond(request, [ask], whole=whole, pieces=pieces if body.stream else None, media_type="application/x-ndjson")
+    def failed(failure: Failure) -> str:
+        return as_json(error_body(failure, request.url.path)) + "\n"
+
+    return await core.respond(
+        request, [ask], whole=whole, pieces=pieces if body.stream else None, failed=failed, media_type="application/x-ndjson"
+    )
 
 
 def _is_whole(call: Call) -> bool:

@@ -15,12 +15,12 @@ from starlette.responses import Response
 
 from engine_adapter.generation import TextGeneration, TextRequest
 from engine_adapter.sampling_params import SamplingParams
-from engine_adapter.serve.asking import backend_of, limits_of, read_format, sampling_of
-from engine_adapter.serve.body import CommonFields, read_body
+from engine_adapter.serve.asking import backend_of, limits_of, read_format, sampling_of, shape_of
+from engine_adapter.serve.body import CommonFields
 from engine_adapter.serve.calls import Call, CallDelta, CallStart, Content, Part, Reader
 from engine_adapter.serve.conversation import read_messages
 from engine_adapter.serve.core import Ask, Core, Event, sse
-from engine_adapter.serve.errors import RequestError
+from engine_adapter.serve.errors import Failure, RequestError
 from engine_adapter.serve.thinking import prompt_of, template_variables
 from engine_adapter.serve.tools import Plan, plan_output, read_tools
 
@@ -46,11 +46,15 @@ class ResponseFields(CommonFields, kw_only=True):
 async def responses(request: Request) -> Response:
     """Serves the route."""
     core: Core = request.app.state.core
-    body = await read_body(request, ResponseFields, core.body_bytes)
+    body = await core.read(request, ResponseFields)
     plan, ask = await core.prepare(lambda: _ask(core, body))
     answer = _Answer(core, body, plan, ask.request.sampling)
     return await core.respond(
-        request, [ask], whole=lambda generations: answer.whole(generations[0]), pieces=answer.pieces if body.stream else None
+        request,
+        [ask],
+        whole=lambda generations: answer.whole(generations[0]),
+        pieces=answer.pieces if body.stream else None,
+        failed=answer.failed,
     )
 
 
@@ -76,18 +80,16 @@ def _ask(core: Core, body: ResponseFields) -> tuple[Plan, Ask]:
     variables = template_variables(body.chat_template_kwargs, effort, body.enable_thinking, "reasoning.effort")
     messages = read_messages(_messages(body))
     plan, prompt, reasoning = prompt_of(core.engine.prompts, messages, make_plan, variables, body.reasoning_limit)
-    close = core.close_before_budget if body.close_before_budget is None else body.close_before_budget
     places = {start: "text.format" if field == "response_format" else field for start, field in plan.places.items()}
     request = TextRequest(
         prompt,
-        plan.grammar,
-        sampling_of(body, core.engine.model_sampling),
-        body.max_output_tokens,
-        close_before_budget=close,
+        sampling=sampling_of(body, core.engine.model_sampling),
+        max_tokens=body.max_output_tokens,
         reasoning=reasoning,
         **limits_of(body),
+        **shape_of(body, plan.grammar, core.defaults),
     )
-    return plan, Ask(request, places)
+    return plan, Ask(request, places, {"max_tokens": "max_output_tokens"})
 
 
 def _messages(body: ResponseFields) -> list[Any]:
@@ -191,6 +193,12 @@ class _Answer:
                     yield event
         for event in self._end(generation, reader):
             yield event
+
+    def failed(self, failure: Failure) -> str:
+        """Returns the event that ends a stream in the middle."""
+        code = "rate_limit_exceeded" if failure.status == 429 else "server_error"
+        broken = {"status": "failed", "error": {"code": code, "message": failure.message}, "output": self._items}
+        return self._event("response.failed", response=self._base | broken)
 
     def _end(self, generation: TextGeneration, reader: Reader) -> list[str]:
         is_whole = generation.choices[0].finish_reason == "stop"

@@ -15,6 +15,7 @@ import torch
 
 from engine_adapter.engine import Engine, QueueFullError
 from engine_adapter.generation import Delta, TextRequest
+from engine_adapter.request import EngineFault
 from engine_adapter.sampling_params import SamplingParams
 from maskd.errors import GrammarError, GrammarUnsupportedError
 from maskd.grammar import GrammarSpec
@@ -192,11 +193,20 @@ def test_bounded_engine_when_closed_then_nothing_is_left_running(daemon: Daemon)
         engine.submit(TextRequest(PROMPT))
 
 
-def test_loop_that_fails_then_everybody_hears_of_it(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["_forward", "_abandon"])
+def test_engine_when_its_loop_fails_then_those_in_it_hear_of_it_and_it_goes_on(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Also if what keeps a failure within its turn fails itself."""
     with Engine(target=daemon.target, slots=2, device="cpu", context_length=128) as engine:
-        monkeypatch.setattr(engine._loop, "_forward", lambda pending: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            engine.submit(TextRequest(PROMPT, max_tokens=5)).result(60)
-        until(lambda: engine._failure is not None)
-        with pytest.raises(RuntimeError, match="stopped"):
-            engine.submit(TextRequest(PROMPT))
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._loop, "_forward", lambda pending: 1 / 0)
+            if place == "_abandon":
+                patch.setattr(engine._loop, "_abandon", lambda error: patch.undo() or 1 / 0)
+                engine.submit(TextRequest(PROMPT, max_tokens=5)).result(60)  # the same turn, made again
+            else:
+                with pytest.raises(EngineFault):
+                    engine.submit(TextRequest(PROMPT, max_tokens=5)).result(60)
+                assert isinstance(engine.failure, ZeroDivisionError) and engine.stats().failed_turns == 1
+        until(lambda: engine.failure is None)
+        assert len(engine.submit(TextRequest(PROMPT, max_tokens=5)).result(60)[0].token_ids) <= 5

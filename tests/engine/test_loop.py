@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import jsonschema
 import pytest
@@ -16,7 +18,8 @@ from engine_adapter.bounded import bounded_spec
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
-from engine_adapter.request import Generation, Request
+from engine_adapter.request import EngineFault, Generation, Request
+from engine_adapter.sampler import Sampler
 from engine_adapter.sampling_params import SamplingParams
 from maskd.client import Client
 from maskd.errors import GrammarError, UnavailableError
@@ -236,6 +239,114 @@ def test_output_when_a_callback_raises_or_cancels_then_only_its_request_ends(
     assert raising.finish_reason == "error" and raising.token_ids == seen and len(seen) == 3
     assert cancelled.finish_reason == "cancelled" and len(cancelled.token_ids) < 5
     check(loaded, good)
+
+
+def test_output_when_a_part_of_it_fails_then_only_its_request_ends(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling parameters that no tensor takes, a prompt that the model cannot read, steering, banned words, and what hears of the end."""
+
+    class Breaking:
+        def choose(self, row: object, drawn: int, remaining: int) -> int:
+            if remaining < 90:
+                raise ValueError("lost")
+            return drawn
+
+        def accept(self, token_id: int) -> None: ...
+
+        def forbidden(self, token_ids: Sequence[int]) -> list[int]:
+            raise OverflowError
+
+    class Straying(Breaking):
+        def choose(self, row: object, drawn: int, remaining: int) -> int:
+            return 7  # a token that the grammar of a city forbids
+
+    def failing(generation: Generation) -> None:
+        raise OSError
+
+    huge = SamplingParams(seed=1)
+    object.__setattr__(huge, "temperature", 1e39)
+    prefill = SlotModel.prefill
+
+    def reading(model: SlotModel, slot: int, token_ids: Sequence[int]) -> None:
+        if set(token_ids) == {9}:
+            raise torch.OutOfMemoryError
+        prefill(model, slot, token_ids)
+
+    monkeypatch.setattr(SlotModel, "prefill", reading)
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        good, prompt = request(loaded, CITY, 2), request(loaded, None, 1).prompt
+        broken = [
+            Request(prompt, CITY, huge),
+            Request([9, 9, 9], JSON),
+            Request([9] * 8 + [5] * 20, None),  # in pieces of 8 tokens, of which the first fails
+            Request(prompt, JSON, SamplingParams(seed=1), 100, steering=Breaking()),
+            Request(prompt, CITY, steering=Straying()),
+            Request(prompt, CITY, banned_words=Breaking()),  # type: ignore[arg-type]
+        ]
+        generations = [loop.add(each) for each in [good, *broken, good]]
+        unheard = loop.add(Request(good.prompt, CITY, on_finish=failing))
+        loop.run()
+        again = loop.add(good)
+        loop.run()
+        assert loop.failed_turns == 0 and loop.running_count == 0
+    reasons = [generation.finish_reason for generation in generations]
+    assert reasons == ["stop", "error", "error", "error", "error", "error", "error", "stop"], reasons
+    errors = [generation.error for generation in generations if generation.error]
+    assert len(errors) == 6 and all(isinstance(error, EngineFault) for error in errors)
+    for each in (generations[0], generations[-1], unheard, again):
+        check(loaded, each)
+
+
+@pytest.mark.parametrize("place", ["decode", "sample", "try_apply_", "try_advance"])
+def test_output_when_a_turn_fails_then_its_batch_ends_and_the_loop_goes_on(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Whatever the place: all of the batch is told so, those that waited and those that come later get what they would have got."""
+    owner: Any = {"decode": SlotModel, "sample": Sampler, "try_apply_": Masker, "try_advance": Masker}[place]
+    real, calls = getattr(owner, place), itertools.count()
+
+    def failing(*arguments: Any) -> Any:
+        if next(calls) == 5:
+            raise RuntimeError("a bug")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, place, failing)
+    with looping(loaded, vocabulary, daemon.target, slots=2) as loop:
+        running = [loop.add(request(loaded, JSON, 1)), loop.add(request(loaded, None, 2))]
+        while loop.running_count < 2:
+            loop.step()
+        waiting = [loop.add(request(loaded, CITY, 3)), loop.add(request(loaded, None, 4, max_tokens=9))]
+        while loop.failure is None:
+            loop.step()
+        assert str(loop.failure) == "a bug" and loop.failed_turns == 1
+        loop.run()
+        later = loop.add(request(loaded, JSON, 5))
+        loop.run()
+        assert loop.failure is None and loop.failed_turns == 1
+    assert all(each.finish_reason == "error" and isinstance(each.error, EngineFault) for each in running)
+    for each in (*waiting, later):
+        check(loaded, each)
+
+
+def test_loop_when_every_turn_fails_then_it_says_so_until_the_model_works_again(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tries by itself while nobody asks."""
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no device")
+
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        with monkeypatch.context() as patch:
+            patch.setattr(Sampler, "sample", broken)
+            lost = loop.add(request(loaded, None, 1))
+            loop.run()
+            for _ in range(3):
+                loop.step()
+                assert str(loop.failure) == "no device"
+        loop.step()
+        assert loop.failure is None and lost.finish_reason == "error"
 
 
 def test_output_when_the_context_is_full_then_ends_by_length(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:

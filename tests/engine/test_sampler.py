@@ -60,11 +60,46 @@ def test_sample_when_a_token_is_forbidden_then_it_is_never_drawn() -> None:
         assert counts[100] + counts[200] == 2000
 
 
-def test_sample_when_nothing_is_allowed_then_the_id_is_in_range() -> None:
-    sampler = Sampler(2, 5)
-    sampler.set(0, SamplingParams(top_k=2, seed=1))
-    ids = sampler.sample(torch.tensor([[-torch.inf] * 5, [torch.nan] * 5]), torch.tensor([0, 0]))
-    assert ((ids >= 0) & (ids < 5)).all()
+@pytest.mark.parametrize(
+    "params", [SamplingParams(top_k=2, seed=1), SamplingParams(temperature=0.0), SamplingParams(typical_p=0.5, seed=1)]
+)
+def test_sample_when_nothing_finite_is_allowed_then_nothing_is_drawn(params: SamplingParams) -> None:
+    """Rows of -inf, of NaN, with NaN or infinity where the rest is forbidden; a good row beside them is drawn from."""
+    rows = [[-torch.inf] * 5, [torch.nan] * 5, [torch.nan] + [-torch.inf] * 4, [torch.inf] + [-torch.inf] * 4, [-torch.inf] * 4 + [1.0]]
+    sampler = Sampler(5, 5)
+    for slot in range(5):
+        sampler.set(slot, params)
+    assert sampler.sample(torch.tensor(rows), torch.zeros(5, dtype=torch.int64)).tolist() == [-1, -1, -1, -1, 4]
+
+
+NUMBERS = {
+    "temperature": [0.0, 5e-324, 1e-46, 1e-45, 1e-38, 1e-5, 100.0],
+    "top_k": [1, 2**31, 2**63, 10**40],
+    "top_p": [5e-324, 1e-46, 1e-45, 1e-8, 1.0],
+    "min_p": [0.0, 5e-324, 1e-45, 1.0],
+    "typical_p": [5e-324, 1e-46, 1e-45, 1e-8, 1.0],
+    "presence_penalty": [-2.0, 2.0],
+    "frequency_penalty": [-2.0, 2.0],
+    "repetition_penalty": [0.01, 100.0],
+    "seed": [0, -1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 10**40],
+    "logit_bias": [{0: 100.0, 1: -100.0}, dict.fromkeys(range(6), -100.0), {0: 5e-324}],
+}
+
+
+@pytest.mark.parametrize("penalty", [1e-46, 0.01, 100.0, 3e38])
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NUMBERS.items() for value in values], ids=str)
+def test_sample_when_numbers_are_at_their_edges_then_a_forbidden_token_is_never_drawn(name: str, value: Any, penalty: float) -> None:
+    """Beside each, a repetition penalty, also ones that no request may have: 0 in float32 and -inf would be NaN."""
+    params = SamplingParams(**{"seed": 1, name: value})
+    object.__setattr__(params, "repetition_penalty", penalty)
+    logits = torch.tensor([[80.0, -80.0, 1e-30, -torch.inf, 0.5, -torch.inf]]).repeat(8, 1)
+    sampler = Sampler(8, 6)
+    for slot in range(8):
+        sampler.set(slot, params, [0, 1, 3])
+    for position in range(3):
+        ids = sampler.sample(logits, torch.arange(8) + position)
+        assert set(ids.tolist()) <= {0, 1, 2, 4}
+        sampler.count(ids, range(8))
 
 
 def test_sample_when_seed_is_equal_then_slot_and_neighbours_do_not_matter() -> None:
@@ -155,7 +190,18 @@ def test_sample_when_tokens_are_forbidden_then_not_drawn_unless_nothing_else_is_
     [
         {"temperature": -1.0},
         {"temperature": float("nan")},
+        {"temperature": 100.1},
+        {"temperature": 1e39},
+        {"temperature": 10**400},
+        {"temperature": float("inf")},
         {"top_k": -1},
+        {"top_k": float("nan")},
+        {"top_p": float("nan")},
+        {"frequency_penalty": 1e39},
+        {"presence_penalty": float("-inf")},
+        {"repetition_penalty": 1e-46},
+        {"repetition_penalty": 1e39},
+        {"repetition_penalty": float("nan")},
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"min_p": 2.0},

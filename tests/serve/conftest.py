@@ -25,8 +25,8 @@ SEEDS = ROOT.parent / "shared" / "seeds"
 """Published examples of other projects, not part of the repository; tests that need them skip where they are absent."""
 CLIENTS_PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 TRAINED = any(BUNDLED.glob("*.safetensors"))
-SHORT_FLAGS = ("--bounded", "--close-before-budget")
-"""Tests ask for little: with these, any weights end within it."""
+SHORT_FLAGS = ("--bounded",)
+"""Tests ask for little: with this, and with closing, any weights end within it."""
 
 
 class Server:
@@ -92,9 +92,20 @@ def start_server() -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Callable[..., Server]) -> Server:
+def short_server(start_server: Callable[..., Server]) -> Server:
     """The server that tests share."""
     return start_server(*SHORT_FLAGS)
+
+
+@pytest.fixture(scope="session")
+def server(short_server: Server) -> Server:
+    return short_server
+
+
+@pytest.fixture(scope="session")
+def plain_server(start_server: Callable[..., Server]) -> Server:
+    """One without flags, as ``make serve`` starts it."""
+    return start_server()
 
 
 @pytest.fixture

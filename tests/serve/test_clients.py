@@ -19,13 +19,13 @@ FILES = sorted((Path(__file__).parent / "clients").glob("*_client.py"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_client_when_run_against_the_server_then_its_own_tests_pass(file: Path, server: Server) -> None:
-    """Modes that need a trained model skip until there is one; all others pass."""
+def test_client_when_run_against_the_server_then_its_own_tests_pass(file: Path, plain_server: Server) -> None:
+    """As ``make serve`` starts it. Modes that need a trained model skip until there is one; all others pass."""
     here = str(file.parent)
     options = ["-q", "-rs", "-c", os.devnull, "--rootdir", here, "--confcutdir", here, "-p", "no:cacheprovider", "--import-mode=importlib"]
     command = [str(CLIENTS_PYTHON), "-m", "pytest", *options, str(file)]
     environment = {
-        "SERVE_URL": server.url, "SERVE_TRAINED": str(int(TRAINED)), "SERVE_SEEDS": str(SEEDS), "PATH": os.environ["PATH"],
+        "SERVE_URL": plain_server.url, "SERVE_TRAINED": str(int(TRAINED)), "SERVE_SEEDS": str(SEEDS), "PATH": os.environ["PATH"],
         "HOME": str(file.parent / "nowhere"), "NO_PROXY": "*",
     }  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)

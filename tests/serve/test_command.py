@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 
+from engine_adapter.generation import Delta, TextGeneration, TextRequest
+from engine_adapter.request import EngineFault
 from engine_adapter.serve.app import create_app
 from engine_adapter.serve.command import ServeSettings, add_flags, load_settings
 from maskd.errors import ConfigError
@@ -34,6 +36,12 @@ def test_settings_when_read_from_a_file_then_flags_beat_it(tmp_path: Path) -> No
     settings = load_settings(parsed("--port", "99"), str(path))
     assert (settings.guided_decoding_backend, settings.port, settings.bounded, settings.host) == ("xgrammar", 99, True, "127.0.0.1")
     assert load_settings(parsed()) == ServeSettings()
+    assert not load_settings(parsed("--no-close-before-budget")).close_before_budget
+    assert load_settings(parsed("--max-whitespace", "any")).max_whitespace is None
+    assert load_settings(parsed("--max-whitespace", "7")).max_whitespace == 7
+    path.write_text("max_whitespace: null\nbounded: true\n")
+    settings = load_settings(parsed("--no-bounded"), str(path))
+    assert (settings.max_whitespace, settings.bounded) == (None, False)
     assert load_settings(parsed("org/model", "--slots", "4")).model == "org/model"
 
 
@@ -46,6 +54,9 @@ def test_settings_when_read_from_a_file_then_flags_beat_it(tmp_path: Path) -> No
         ("bounded: 1", "bounded is 1"),
         ("guided_decoding_backed: xgrammar", "guided_decoding_backed"),
         ("- a", "not a mapping"),
+        ("max_whitespace: -1", "give 0 to 1024"),
+        ("max_whitespace: some", "max_whitespace is 'some'"),
+        ("body_seconds: 0", "give 1 to 86400"),
         ("a: [", "config.yaml"),
         ("log_level: loud", "log_level"),
     ],
@@ -66,21 +77,28 @@ def test_command_when_the_settings_are_wrong_then_it_exits_with_two(tmp_path: Pa
     assert done.stderr.startswith("engine_adapter: ") and len(done.stderr.splitlines()) == 1
 
 
-async def test_server_when_its_loop_has_stopped_then_it_says_so() -> None:
-    """Health and requests are 503: whoever watches the process starts it again."""
+async def test_server_when_its_loop_fails_then_its_health_and_each_request_say_so() -> None:
+    """Health is 503, so that what watches the process can start it again; a request is tried, and told that it failed."""
 
-    class StoppedEngine:
+    class FailingEngine:
         model_name = "m"
         failure = RuntimeError("CUDA error")
         model_sampling: ClassVar[dict[str, float]] = {}
 
         def stats(self) -> None: ...
 
-    app = create_app(StoppedEngine())  # type: ignore[arg-type]
+        def submit(self, request: TextRequest) -> TextGeneration:
+            generation = TextGeneration(request, 1, lambda: None)
+            generation.choices[0].error = EngineFault("the engine failed at a batch")
+            generation.push(Delta(0, "", (), finish_reason="error"))
+            return generation
+
+    app = create_app(FailingEngine())  # type: ignore[arg-type]
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client:
-        assert (await client.get("/health")).status_code == 503
+        health = await client.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "failing", "reason": "CUDA error"})
         answer = await client.post("/v1/completions", json={"prompt": "x"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_stopped")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_failed")
 
 
 @pytest.mark.slow

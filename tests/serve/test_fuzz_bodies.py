@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzzing import bodies, budget
+from tests.fuzzing import bodies, budget, edged
 from tests.serve.conftest import SHORT_FLAGS, Server
 
 pytestmark = pytest.mark.xdist_group("serve")
@@ -81,6 +83,50 @@ ROUTES = {
     "/v1/chat/completions": CHAT, "/openai/v1/chat/completions": CHAT[:2], "/v1/completions": COMPLETIONS, "/v1/responses": RESPONSES,
     "/": LORAX, "/generate": LORAX, "/generate_stream": LORAX, "/api/chat": OLLAMA_CHAT, "/api/generate": OLLAMA_GENERATE,
 }  # fmt: skip
+LETTERS = {"type": "regex", "regex": "[ab]{1,3}"}
+LETTER_TEXTS = tuple("".join(letters) for letters in itertools.product("ab", repeat=3))
+OBJECT = {"type": "object", "properties": {"a": {"enum": ["b", "ab"]}}, "required": ["a"], "additionalProperties": False}
+OBJECT_TEXTS = ('{"a":"b"}', '{"a":"ab"}')
+_DRAWN = ("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "presence_penalty", "frequency_penalty")
+_SHARED = (
+    *_DRAWN, "repetition_penalty", "random_seed", "n", "max_tokens", "min_tokens", "thinking_token_budget", "max_reasoning_tokens",
+    "max_whitespace", "length_penalty", "no_repeat_ngram_size", "prompt_logprobs",
+)  # fmt: skip
+_LISTS = (
+    ("stop_token_ids", 0), ("allowed_token_ids", 0), ("logit_bias", "1"), ("logit_bias", "2147483648"), ("logit_bias", "-1"),
+    ("logit_bias", "1" + "0" * 40), ("logit_bias", "1" + "0" * 5000), ("logit_bias", "65"),
+)  # fmt: skip
+_THINKS = (("reasoning", "effort"), ("reasoning", "max_tokens"), ("chat_template_kwargs", "enable_thinking"))
+_OLLAMA = tuple(("options", name) for name in (*_DRAWN, "repeat_penalty", "num_predict", "num_ctx"))
+_LORAX = ("max_new_tokens", "temperature", "top_k", "top_p", "typical_p", "seed", "best_of", "repetition_penalty", "max_whitespace")
+
+
+def fields(*names: str) -> tuple[tuple[str], ...]:
+    return tuple((name,) for name in names)
+
+
+NUMBERS: dict[str, tuple[dict[str, Any], tuple[tuple[Any, ...], ...]]] = {
+    "/v1/chat/completions": ({"messages": HI, "response_format": LETTERS, "max_tokens": 5, "temperature": 1}, (
+        *fields(*_SHARED, "max_completion_tokens", "logprobs", "top_logprobs"), *_LISTS, *_THINKS)),
+    "/v1/completions": ({"prompt": "a", "response_format": LETTERS, "max_tokens": 5, "temperature": 1}, (
+        *fields(*_SHARED, "logprobs", "best_of", "echo"), *_LISTS, ("prompt", 0), ("prompt", 0, 0))),
+    "/v1/responses": ({"input": "a", "text": {"format": LETTERS}, "max_output_tokens": 5, "temperature": 1}, (
+        *fields(*_SHARED, "max_output_tokens"), *_LISTS, *_THINKS, ("metadata", "a"))),
+    "/generate": ({"inputs": "a", "parameters": {"response_format": LETTERS, "max_new_tokens": 5, "do_sample": True}}, tuple(
+        ("parameters", name) for name in _LORAX)),
+    "/api/chat": ({"messages": HI, "format": OBJECT, "stream": False, "options": {"num_predict": 30, "temperature": 1}}, (
+        *_OLLAMA, ("max_whitespace",), ("think",))),
+    "/api/generate": ({"prompt": "a", "format": OBJECT, "stream": False, "options": {"num_predict": 30, "temperature": 1}}, (
+        *_OLLAMA, ("max_whitespace",), ("think",))),
+}  # fmt: skip
+"""Good bodies whose output is masked, and every number of each dialect."""
+KNOWN: dict[str, tuple[dict[str, Any], ...]] = {
+    "/v1/chat/completions": ({"temperature": 1e39}, {"repetition_penalty": 1e-46}, {"repetition_penalty": 1e39}),
+    "/v1/completions": ({"prompt": [2**40], "echo": True},),
+    "/generate": ({"parameters": {"temperature": 1e39}},),
+    "/api/chat": ({"options": {"temperature": 1e39}},),
+}
+"""What once stopped the engine, or was a 500."""
 TYPES = (
     "application/json",
     "text/plain",
@@ -113,6 +159,11 @@ def check_error(path: str, answer: httpx2.Response) -> None:
         assert set(body["error"]) == {"message", "type", "param", "code"} and body["error"]["message"]
 
 
+def assert_answers(http: httpx2.Client) -> None:
+    good = http.post("/v1/chat/completions", json={"messages": HI, "regex": "ok"})
+    assert good.json()["choices"][0]["message"]["content"] == "ok"
+
+
 @pytest.mark.parametrize("path", ROUTES)
 def test_route_when_the_body_is_wild_then_an_answer_of_its_dialect_and_the_server_goes_on(
     server: Server, http: httpx2.Client, path: str
@@ -131,7 +182,44 @@ def test_route_when_the_body_is_wild_then_an_answer_of_its_dialect_and_the_serve
 
     send()
     assert server.process.poll() is None
-    good = http.post("/v1/chat/completions", json={"messages": HI, "regex": "ok"})
-    assert good.json()["choices"][0]["message"]["content"] == "ok"
+    assert_answers(http)
     assert "request failed" not in server.log
     assert "Traceback" not in server.log
+
+
+def texts_of(answer: Any) -> list[str]:
+    """The outputs of an answer in any dialect."""
+    if "choices" in answer:
+        return [choice["message"]["content"] if "message" in choice else choice["text"] for choice in answer["choices"]]
+    if "output" in answer:
+        return [item["content"][0]["text"] for item in answer["output"] if item["type"] == "message"]
+    return [answer["message"]["content"] if "message" in answer else answer.get("response", answer.get("generated_text"))]
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_route_when_numbers_are_at_their_edges_then_no_5xx_and_the_engine_answers(server: Server, http: httpx2.Client, path: str) -> None:
+    """What is answered matches its mask, whatever the numbers; what is refused names a field; a good request is served after each."""
+    good, numbers = NUMBERS[path]
+    wanted = LETTER_TEXTS if LETTERS["regex"] in json.dumps(good) else OBJECT_TEXTS
+
+    def send(body: bytes) -> None:
+        answer = http.post(path, content=body)
+        assert answer.status_code in (200, 400), (answer.status_code, answer.text, body[:2000])
+        if answer.status_code == 400:
+            check_error(path, answer)
+        else:
+            for text in texts_of(answer.json()):
+                said = "".join(text.split())
+                assert b'"echo"' in body or any(whole.startswith(said) for whole in wanted), (text, body)
+        assert_answers(http)
+
+    for known in KNOWN.get(path, ()):
+        send(json.dumps(good | known).encode())
+
+    @budget(12)
+    @given(body=edged(good, numbers))
+    def send_edged(body: bytes) -> None:
+        send(body)
+
+    send_edged()
+    assert "Traceback" not in server.log and server.metrics()["maskd_engine_failed_turns_total"] == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import httpx2
 import jsonschema
@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from tests.serve.conftest import Server
+from tests.serve.conftest import TRAINED, Server
 
 pytestmark = pytest.mark.xdist_group("serve")
 
@@ -23,6 +23,12 @@ CITY = {
     "required": ["name", "population"],
     "additionalProperties": False,
 }
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Server:
+    """As ``make serve`` starts it, if its model can end what it begins: tools and ``.parse()`` work with the defaults."""
+    return cast("Server", request.getfixturevalue("plain_server" if TRAINED else "short_server"))
 
 
 class Character(BaseModel):

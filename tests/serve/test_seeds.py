@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -38,11 +37,6 @@ EXAMPLES = [
     if "from openai import" in source
 ]
 pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.skipif(not EXAMPLES, reason="the published pages are not here")]
-
-
-@pytest.fixture(scope="module")
-def plain_server(start_server: Callable[..., Server]) -> Server:
-    return start_server()
 
 
 @pytest.mark.parametrize("source", EXAMPLES)

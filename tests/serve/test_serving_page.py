@@ -49,7 +49,7 @@ def test_settings_table_when_compared_with_the_code_then_it_is_the_same() -> Non
     """One row for each setting."""
     rows = []
     for field in dataclasses.fields(ServeSettings):
-        default = {None: "none", False: "false"}.get(field.default, field.default)
+        default = {None: "none", False: "false", True: "true"}.get(field.default, field.default)
         rows.append(f"| `{field.name}` | {default} | {field.metadata['help']} |\n")
     hold("docs/serving.md", "<!-- settings -->\n| setting | default | meaning |\n|---|---|---|\n", "".join(rows), "\n")
 
