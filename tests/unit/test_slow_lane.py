@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -22,7 +22,8 @@ class Job:
     def __init__(self) -> None:
         self.started, self.end = threading.Event(), threading.Event()
 
-    def __call__(self) -> None:
+    def __call__(self, tick: Callable[[], None]) -> None:
+        tick()
         self.started.set()
         assert self.end.wait(60)
 
@@ -51,3 +52,28 @@ def test_lane_when_a_grammar_must_be_alone_then_nothing_runs_beside_it(marker: M
     assert second.started.wait(60)
     second.end.set()
     assert all(work.wait(60) for work in works)
+
+
+def test_tick_when_a_job_makes_several_calls_then_each_is_a_call_of_its_own_for_the_marker(marker: Marker) -> None:
+    """The front counts the time of one call, and the counter stays odd in between."""
+    lane, seen = SlowLane(marker), list[int]()
+
+    def job(tick: Callable[[], None]) -> None:
+        for _ in range(3):
+            seen.append(next(count for _, count, session, grammar in marker.busy() if (session, grammar) == (9, 9)))
+            tick()
+
+    assert lane.start(job, (9 << 32) | 9).wait(60)
+    assert [count - seen[0] for count in seen] == [0, 2, 4]
+
+
+def test_cancel_when_a_job_has_not_begun_then_it_is_left_out_and_done(marker: Marker) -> None:
+    """What waits for it, because it would have had a matcher, waits no longer."""
+    lane, first, second, third = SlowLane(marker), Job(), Job(), Job()
+    works = [lane.start(job, 1) for job in (first, second, third)]
+    assert first.started.wait(60) and second.started.wait(60)
+    works[2].cancel()
+    first.end.set()
+    second.end.set()
+    assert all(work.wait(60) for work in works)
+    assert not third.started.is_set()
