@@ -4,8 +4,9 @@ It wraps llguidance. A regex whose source starts with ``(?:evil…){0}``, which 
 backends, does what the JSON says that stands there in hex:
 
     do        nothing | hang | hold (hangs with the GIL) | spin | sleep | burn (without the GIL) | eat | abort | segv | raise
+              threads (four of them burn, for ever)
               eat_abort (eats, and aborts without a word when there is no more) | gasp (says what Rust says then, and aborts)
-    in        compile | fill | accept | rollback | fork
+    in        compile | open | fill | accept | rollback | fork
     at        tokens accepted when it happens; missing = always
     seconds   for sleep and burn
     slow      seconds of processor time that the call takes first, always and everywhere, so that it runs in the slow lane
@@ -22,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +63,12 @@ def misbehave(orders: dict[str, Any]) -> None:
                 pass
         case "burn":
             burn(orders["seconds"])
+        case "threads":
+            threading.stack_size(1 << 20)
+            threads = [threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1 << 30)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            threads[0].join()
         case "sleep":
             time.sleep(orders["seconds"])
         case "eat" | "eat_abort":
@@ -126,7 +134,9 @@ class EvilGrammar:
         self.stop_token_ids = inner.stop_token_ids
 
     def matcher(self) -> EvilMatcher:
-        return EvilMatcher(self._inner.matcher(), self._orders)
+        matcher = EvilMatcher(self._inner.matcher(), self._orders)
+        matcher._maybe("open")
+        return matcher
 
 
 class EvilBackend:
