@@ -77,7 +77,7 @@ class SlowLane:
         return late
 
     def _work(self, marker: Marker, slot: int) -> None:
-        words = marker.words[2 * slot : 2 * slot + 2]
+        words = marker.claim(slot)
         while True:
             late = self._jobs.get()
             if late.is_cancelled:
