@@ -267,9 +267,14 @@ class Reply(_Message):
 
 
 class Building(_Message):
-    """A nursery begins to build this backend: the one to name if the process does not survive it."""
+    """A nursery begins to build this backend: the one to name if the process does not survive it.
+
+    Attributes:
+        resident_bytes: memory that it has by now.
+    """
 
     backend: str
+    resident_bytes: int
 
 
 class Exited(_Message):

@@ -44,14 +44,14 @@ class Nursery(Supervised):
 
     def __init__(self, number: int, config: Config, zygote: Zygote, vocabulary: Vocabulary, data_fd: int) -> None:
         super().__init__("nursery", config.restart_seconds, nursery=number)
+        self.number = number
         self.fingerprint = vocabulary.fingerprint
         self.exits: Exits = zygote.exits
-        self._number = number
         self._config = config
         self._zygote = zygote
         self._name = vocabulary.name
         self._data_fd = data_fd
-        self._building = "the reader"
+        self._building = control.Building("the reader", 0)
 
     async def stop(self) -> None:
         """Ends the process. Its workers live on."""
@@ -94,7 +94,7 @@ class Nursery(Supervised):
         ours.setblocking(False)
         with contextlib.ExitStack() as stack:
             stack.callback(ours.close)
-            pid = await self._zygote.fork_nursery(self._number, theirs.detach())
+            pid = await self._zygote.fork_nursery(self.number, theirs.detach())
             self._know(pid, stack)
             self.exits.expect(pid, stack)
             peer = self._peer = Peer("the nursery", ours, self._on_message)
@@ -121,7 +121,7 @@ class Nursery(Supervised):
 
     def _why(self, exited: control.Exited | None) -> MaskdError:
         """Says why the process did not survive its vocabulary."""
-        size = self._config.build_bytes
+        size, backend = self._config.build_bytes, self._building.backend
         if exited is None:
             return UnavailableError("the nursery died while it read the vocabulary, and the zygote too; try again")
         if exited.signal == signal.SIGALRM:
@@ -131,27 +131,27 @@ class Nursery(Supervised):
                 "the nursery was killed while it read the vocabulary, most likely by the kernel for lack of memory; try again later",
                 limit="memory",
             )
-        if exited.peak_bytes > size / 2:  # libraries abort in many ways when an allocation fails
+        if exited.peak_bytes - self._building.resident_bytes > size / 2:  # libraries abort in many ways when an allocation fails
             return VocabularyError(
-                f"{self._building} needed more than build_bytes = {size} for the vocabulary; raise the limit, or use fewer tokens",
-                limit="build_bytes", value=size, backend=self._building,
+                f"{backend} needed more than build_bytes = {size} for the vocabulary; raise the limit, or use fewer tokens",
+                limit="build_bytes", value=size, backend=backend,
             )  # fmt: skip
         how = f"signal {exited.signal}" if exited.signal else "an exit of its own"
         return VocabularyError(
-            f"{self._building} cannot use the vocabulary: its process died of {how} on it; leave out odd tokens, or the backend",
-            backend=self._building,
+            f"{backend} cannot use the vocabulary: its process died of {how} on it; leave out odd tokens, or the backend",
+            backend=backend,
         )
 
     def _late(self) -> VocabularyError:
-        seconds = self._config.build_seconds
+        seconds, backend = self._config.build_seconds, self._building.backend
         return VocabularyError(
-            f"{self._building} was not built for the vocabulary within build_seconds = {seconds}; raise the limit, or use fewer tokens",
-            limit="build_seconds", value=seconds, backend=self._building,
+            f"{backend} was not built for the vocabulary within build_seconds = {seconds}; raise the limit, or use fewer tokens",
+            limit="build_seconds", value=seconds, backend=backend,
         )  # fmt: skip
 
     def _on_message(self, message: object) -> None:
         match message:
             case control.Building():
-                self._building = message.backend
+                self._building = message
             case control.Exited():
                 self.exits.tell(message)

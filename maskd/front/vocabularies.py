@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import structlog
+
 from maskd import control
 from maskd.config import Config
 from maskd.errors import CapacityError, NotFoundError
@@ -24,6 +26,8 @@ from maskd.tokenizer_files import validate_vocabulary
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["VocabularyShelf"]
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,9 @@ class VocabularyShelf:
             except BaseException:  # also when nobody waits for it any more
                 await loaded.stop()
                 raise
+            _log.info(
+                "vocabulary loaded", tokens=len(vocabulary.tokens), nursery=nursery.number, workers=[worker.number for worker in workers]
+            )
             self._kept[vocabulary.fingerprint] = loaded
             self.workers += workers
             return loaded

@@ -32,7 +32,7 @@ from maskd.errors import BackendError, GrammarTooLargeError, GrammarUnsatisfiabl
 from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["BASELINE_BYTES", "out_of_memory", "run_child"]
+__all__ = ["BASELINE_BYTES", "memory_bytes", "out_of_memory", "run_child"]
 
 STACK_BYTES = 64 << 20
 """Both libraries recurse over the grammar; 8 MiB are not enough for chains of a few thousand references."""
@@ -73,8 +73,7 @@ def _confine(out: int, limits: CompileLimits) -> None:
     prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     os.closerange(3, out)
     os.closerange(out + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    with open("/proc/self/statm") as statm:  # noqa: PTH123
-        mapped, resident = (int(pages) * resource.getpagesize() for pages in statm.read().split()[:2])
+    mapped, resident = memory_bytes()
     os.write(out, resident.to_bytes(BASELINE_BYTES, "little"))
     os.nice(limits.nice)
     if limits.cpus:
@@ -88,6 +87,13 @@ def _confine(out: int, limits: CompileLimits) -> None:
         (resource.RLIMIT_FSIZE, 0, 0),
     ):
         resource.setrlimit(kind, (soft, hard))
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Returns what this process has mapped, and what of it is resident."""
+    with open("/proc/self/statm") as statm:  # noqa: PTH123
+        mapped, resident = statm.read().split()[:2]
+    return int(mapped) * resource.getpagesize(), int(resident) * resource.getpagesize()
 
 
 def _judge(

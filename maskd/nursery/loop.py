@@ -30,7 +30,7 @@ from maskd.backends.base import Backend, BackendFactory
 from maskd.errors import BackendError, CapacityError, GrammarTimeoutError, GrammarUnsupportedError, MaskdError, VocabularyError
 from maskd.logs import configure_logging
 from maskd.nursery.forking import FAILED, ForkingLoop
-from maskd.nursery.jail import BASELINE_BYTES, out_of_memory, run_child
+from maskd.nursery.jail import BASELINE_BYTES, memory_bytes, out_of_memory, run_child
 from maskd.vocabulary import Vocabulary
 from maskd.worker.process import run_worker
 
@@ -138,7 +138,7 @@ class _Nursery(ForkingLoop):
                 self._vocabulary = Vocabulary.from_bytes(bytes(data), message.name)
                 _ = self._vocabulary.fingerprint  # here and not in every child
                 for step, create in self._factories.items():
-                    self._send(control.Building(step))
+                    self._send(control.Building(step, memory_bytes()[1]))
                     self._named[step] = create(self._vocabulary, threads=self._native_threads)
         except MaskdError as error:
             return control.failure_of(error)
@@ -247,10 +247,8 @@ class _Nursery(ForkingLoop):
 def _limits(message: control.LoadVocabulary) -> Iterator[None]:
     """Bounds this process while it builds. The kernel enforces it, also while a library holds the interpreter: SIGALRM ends the process
     at the deadline, and the front says why. Both are lifted afterwards, for workers inherit what stands then."""
-    with open("/proc/self/statm") as statm:  # noqa: PTH123
-        mapped = int(statm.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = mapped + message.bytes
+    bound = memory_bytes()[0] + message.bytes
     resource.setrlimit(resource.RLIMIT_AS, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
     signal.setitimer(signal.ITIMER_REAL, message.seconds)
     try:

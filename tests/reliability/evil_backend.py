@@ -13,6 +13,8 @@ backends, does what the JSON says that stands there in hex:
     once      path of a file: only who creates it misbehaves
     jail      true: in compile children too, not only in workers (always so for "in": "compile")
     means     another regex, which this backend takes it for
+
+A vocabulary made by ``evil_vocabulary`` does it too, when this backend is built for it.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from maskd.grammar import GrammarReport, GrammarSpec
 from maskd.vocabulary import Vocabulary
 
 NAME = "evil_backend:create"
+_ORDERS = b"\x00evil"
 
 
 def burn(seconds: float) -> None:
@@ -157,6 +160,9 @@ class EvilBackend:
 
 
 def create(vocabulary: Vocabulary, *, threads: int) -> EvilBackend:
+    for token in vocabulary.tokens:
+        if token.startswith(_ORDERS):
+            misbehave(json.loads(token.removeprefix(_ORDERS)))
     return EvilBackend(backends.load("llguidance")(vocabulary, threads=threads))
 
 
@@ -166,6 +172,12 @@ def evil(inner: str, **orders: Any) -> GrammarSpec:
         orders["in"] = orders.pop("in_")
     hexed = json.dumps(orders, sort_keys=True).encode().hex()
     return GrammarSpec("regex", f"(?:evil{hexed}){{0}}{inner}", backend=NAME)
+
+
+def evil_vocabulary(**orders: Any) -> Vocabulary:
+    """A vocabulary of bytes on which this backend does what ``orders`` say; ``salt`` makes it another one."""
+    tokens = [bytes([byte]) for byte in range(256)] + [_ORDERS + json.dumps(orders, sort_keys=True).encode(), b"<stop>"]
+    return Vocabulary(tokens, 300, (257,), (), "evil")
 
 
 def orders_of(source: str) -> tuple[dict[str, Any], str]:
