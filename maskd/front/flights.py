@@ -54,6 +54,13 @@ class Flights(Generic[_Key, _Result]):
         finally:
             flight.waiters -= 1
 
+    async def stop(self) -> None:
+        """Cancels all work, and waits until it has ended."""
+        tasks = [flight.task for flight in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _land(self, key: _Key, flight: _Flight[_Result], ended: asyncio.Task[_Result] | None) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]

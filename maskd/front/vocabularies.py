@@ -94,7 +94,8 @@ class VocabularyShelf:
         return loaded.vocabulary, warnings
 
     async def stop(self) -> None:
-        """Ends every nursery and every worker."""
+        """Ends every nursery and every worker, also those of vocabularies that are being loaded."""
+        await self._loading.stop()
         await asyncio.gather(*(loaded.stop() for loaded in self._kept.values()))
 
     def _find(self, fingerprint: bytes) -> _Loaded:
