@@ -133,14 +133,12 @@ class Worker(Supervised):
             await asyncio.sleep(_LOOK_SECONDS)
             passed, looked = min(time.monotonic() - looked, _LONGEST_LOOK_SECONDS), time.monotonic()
             calls = {call[0]: call for call in marker.busy()}
-            now = look(self.pid) if calls else {}
-            stuck = {slot: stuck_seconds(passed, before, now, marker.slot(slot)[2]) for slot in calls}
-            watched = {
-                slot: (call, watched[slot][1] + stuck[slot] if slot in watched and watched[slot][0] == call else 0.0)
-                for slot, call in calls.items()
-            }
+            same = [slot for slot, call in calls.items() if slot in watched and watched[slot][0] == call]
+            now = look(self.pid) if same else {}
+            stuck = {slot: stuck_seconds(passed, before, now, marker.slot(slot)[2]) if before else 0.0 for slot in same}
+            watched = {slot: (call, watched[slot][1] + stuck[slot] if slot in stuck else 0.0) for slot, call in calls.items()}
             before = now
-            stopped_for = stopped_for + passed if calls and is_stopped(now) else 0.0
+            stopped_for = stopped_for + passed if is_stopped(now) else 0.0
             for slot, (call, seconds) in watched.items():
                 if max(seconds, stopped_for) > limit * (_LANE_PATIENCE if slot else 1):
                     _log.error("worker hangs, killing it", worker=self.number, session=call[2], grammar=call[3], stopped=stopped_for > 0)

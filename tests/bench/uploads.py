@@ -1,8 +1,8 @@
 """What the upload of a vocabulary costs those who have theirs: ``python -m tests.bench.uploads``.
 
 One engine steps in shared memory and one inline, one sequence and one row each, a step every millisecond; a third compiles small
-grammars, one after another. Meanwhile vocabularies of ``--tokens`` are uploaded. Printed are the steps and compiles alone and during the
-uploads.
+grammars, one after another. Meanwhile another process uploads vocabularies of ``--tokens``. Printed are the steps and compiles alone and
+during the uploads.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -52,17 +54,35 @@ def line(what: str, taken: list[float]) -> str:
     return f"  {what:<20} {len(taken):>6}   p50 {p50:>8.2f}   p99 {p99:>8.2f}   longest {longest:>8.2f} ms"
 
 
+def upload(target: str, count: int, tokens: int) -> None:
+    """What the other process does: says when it is ready, waits for a line, uploads, and prints how long each took."""
+    with Client.connect(target) as client:
+        vocabularies = [large(tokens, seed) for seed in range(count)]
+        print("ready", flush=True)
+        input()
+        for vocabulary in vocabularies:
+            started = time.perf_counter()
+            client.upload_vocabulary(vocabulary)
+            print(time.perf_counter() - started, flush=True)
+
+
 def main() -> None:
     """Measures, and prints."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.uploads", description=__doc__)
     parser.add_argument("--tokens", type=int, default=131_072)
     parser.add_argument("--uploads", type=int, default=4)
+    parser.add_argument("--upload-to", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.upload_to:
+        upload(arguments.upload_to, arguments.uploads, arguments.tokens)
+        return
     small, directory = byte_vocabulary(), tempfile.mkdtemp(prefix="mk")
-    uploads = [large(arguments.tokens, seed) for seed in range(arguments.uploads)]
-    daemon = Daemon(directory, "--vocabularies-limit", str(1 + len(uploads)))
+    daemon = Daemon(directory, "--vocabularies-limit", str(1 + arguments.uploads))
+    command = [sys.executable, "-m", "tests.bench.uploads", "--uploads", str(arguments.uploads), "--tokens", str(arguments.tokens)]
+    other = subprocess.Popen([*command, "--upload-to", daemon.target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
     try:
-        with Client.connect(daemon.target) as client, Client.connect(daemon.target) as other:
+        with Client.connect(daemon.target) as client:
             fingerprint = client.upload_vocabulary(small)
 
             def opened(transport: str) -> Session:
@@ -94,18 +114,18 @@ def main() -> None:
                     for name, list_ in taken.items():
                         print(line(name, list_))
 
-                times = []
-
-                def upload() -> None:
-                    for vocabulary in uploads:
-                        started = time.perf_counter()
-                        other.upload_vocabulary(vocabulary)
-                        times.append(time.perf_counter() - started)
-
+                times = list[float]()
+                other.stdout.readline()  # it is ready
                 meanwhile("alone", lambda: time.sleep(_ALONE_SECONDS), 1)
-                meanwhile(f"{len(uploads)} uploads of {arguments.tokens} tokens", upload, 10_000)
+                meanwhile(
+                    f"{arguments.uploads} uploads of {arguments.tokens} tokens",
+                    lambda: times.extend(map(float, other.communicate("\n")[0].split())),
+                    10_000,
+                )
                 print(f"an upload took {min(times):.2f} to {max(times):.2f} s")
     finally:
+        other.kill()
+        other.wait()
         daemon.stop()
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -180,6 +180,26 @@ def test_nursery_when_it_has_no_descriptor_left_then_compiles_are_refused_typed_
         assert daemon.pids("maskd-nursery") == [nursery]
 
 
+def test_zygote_when_it_has_no_descriptor_left_then_uploads_are_refused_typed_and_work_again(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """Sessions of the vocabularies that are loaded notice nothing."""
+    daemon = start_daemon()
+    other = Vocabulary([*vocabulary.tokens[:-1], b"<other>"], 300, vocabulary.stop_token_ids)
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+        (zygote,) = daemon.pids("maskd-zygote")
+        room = resource.prlimit(zygote, resource.RLIMIT_NOFILE)
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, (min(set(range(1000)) - set(descriptors(zygote))), room[1]))
+        for _ in range(3):
+            with pytest.raises(CapacityError) as caught:
+                client.upload_vocabulary(other)
+            assert caught.value.metadata["limit"] == "descriptors"
+            assert session.create_grammar(GrammarSpec("regex", "[ab]{9}")).grammar_id
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, room)
+        open_session(client, other).close()
+        assert daemon.pids("maskd-zygote") == [zygote]
+
+
 def serve_logging_to(directory: Path, stream: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "maskd", "serve", "--listen", f"unix:{directory}/m.sock", "--drain-seconds", "0.2"]
     return subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)

@@ -53,6 +53,7 @@ class Neighbour:
         assert allowed_token_ids(reply.rows[0]).tolist() == [A, ord("b")]
 
     def steps_while(self, calls: list[Any]) -> None:
+        assert self.session.create_grammar(GrammarSpec("regex", f"b{time.monotonic_ns()}")).grammar_id
         while not all(call.done() for call in calls):
             self.step()
             time.sleep(0.02)
