@@ -56,10 +56,9 @@ def test_session_when_there_is_no_memory_for_it_then_capacity_and_nobody_else_no
     """The worker's address space is used up: the newcomer is refused with a typed error; old sessions step, and later there is room."""
     daemon = start_daemon()
     big = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+    with Client.connect(daemon.target) as client, open_session(client, big) as session:
         stand(session)
-        open_session(client, big).close()
-        worker = daemon.worker_pids()[0]
+        (worker,) = daemon.worker_pids()
         used = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
         unlimited = resource.prlimit(worker, resource.RLIMIT_AS)
         resource.prlimit(worker, resource.RLIMIT_AS, (used + (64 << 20), unlimited[1]))
@@ -141,11 +140,9 @@ def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stay
     """A quarter of a gigabyte asked for and given up, ten times: no descriptor, mapping or session is left, and a neighbour steps on."""
     daemon = start_daemon()
     wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+    with Client.connect(daemon.target) as client, open_session(client, wide) as session:
         stand(session)
-        open_session(client, wide).close()
         (worker,) = daemon.worker_pids()
-        until(lambda: client.info().session_count == 1, "the first is gone")
         before = (len(descriptors(worker)), maps(worker))
         request = pb.CreateSessionRequest(vocabulary_fingerprint=wide.fingerprint, vocab_size=wide.vocab_size, row_capacity=4096)
         given_up = 0
