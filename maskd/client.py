@@ -40,7 +40,7 @@ from maskd.vocabulary import Vocabulary
 
 __all__ = ["Client", "Grammar", "ServerInfo", "Session", "VocabularyInfo"]
 
-_UPLOAD_BYTES = 1 << 20
+_UPLOAD_BYTES = 1 << 17
 _CALL_SECONDS = 30.0
 _MAX_REPLY_BYTES = 1 << 30
 _Answer = TypeVar("_Answer")

@@ -22,7 +22,7 @@ from maskd.grammar import GrammarReport, GrammarSpec
 __all__ = [
     "AttachSession", "Building", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits", "Compiled",
     "Drain", "DropGrammar", "Exited", "Failure", "ForkNursery", "FrameReader", "GrammarCompiled", "InlineStep",
-    "LoadVocabulary", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState",
+    "LoadVocabulary", "Loaded", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState",
     "SpawnWorker", "Spawned", "Stepped", "ToFront", "ToNursery", "ToWorker", "encode", "error_of", "failure_of", "write_frame",
 ]  # fmt: skip
 
@@ -159,7 +159,7 @@ class ForkNursery(_Message):
 
 class LoadVocabulary(_Message):
     """The first message to a nursery (one descriptor: the vocabulary, as ``Vocabulary.to_bytes`` writes it, from its start). Builds the
-    backends; answered by Reply. If it is a failure the nursery is gone.
+    backends; answered by Reply(Loaded). If it is a failure the nursery is gone.
 
     Attributes:
         seconds: wall time until it is killed.
@@ -263,7 +263,7 @@ class Reply(_Message):
     """The answer to a request."""
 
     request: int
-    result: Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Compiled | None = None
+    result: Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Loaded | Compiled | None = None
 
 
 class Building(_Message):
@@ -275,6 +275,16 @@ class Building(_Message):
 
     backend: str
     resident_bytes: int
+
+
+class Loaded(_Message):
+    """The vocabulary is built.
+
+    Attributes:
+        warnings: what looks unusual in it, for people.
+    """
+
+    warnings: tuple[str, ...]
 
 
 class Exited(_Message):

@@ -40,6 +40,7 @@ class Nursery(Supervised):
     Attributes:
         fingerprint: of the vocabulary.
         exits: how its workers ended.
+        warnings: what looks unusual in the vocabulary, for people.
     """
 
     def __init__(self, number: int, config: Config, zygote: Zygote, vocabulary: Vocabulary, data_fd: int) -> None:
@@ -47,6 +48,7 @@ class Nursery(Supervised):
         self.number = number
         self.fingerprint = vocabulary.fingerprint
         self.exits: Exits = zygote.exits
+        self.warnings: tuple[str, ...] = ()
         self._config = config
         self._zygote = zygote
         self._name = vocabulary.name
@@ -113,11 +115,13 @@ class Nursery(Supervised):
         seconds, size = self._config.build_seconds, self._config.build_bytes
         load: Callable[[int], control.LoadVocabulary] = lambda request: control.LoadVocabulary(request, self._name, seconds, size)  # noqa: E731
         try:
-            await peer.request(load, seconds + _GRACE_SECONDS, (os.dup(self._data_fd),))
+            loaded = await peer.request(load, seconds + _GRACE_SECONDS, (os.dup(self._data_fd),))
         except DeadlineError:  # it is stopped
             raise self._late() from None
         except UnavailableError:
             raise self._why(await self.exits.of(pid)) from None
+        assert isinstance(loaded, control.Loaded)
+        self.warnings = loaded.warnings
 
     def _why(self, exited: control.Exited | None) -> MaskdError:
         """Says why the process did not survive its vocabulary."""

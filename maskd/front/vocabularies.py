@@ -22,7 +22,6 @@ from maskd.front.nursery import Nursery
 from maskd.front.workers import Worker
 from maskd.front.zygote import Zygote
 from maskd.grammar import GrammarSpec
-from maskd.tokenizer_files import validate_vocabulary
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["VocabularyShelf"]
@@ -84,14 +83,14 @@ class VocabularyShelf:
         Raises:
             CapacityError: too many vocabularies. VocabularyError: a backend cannot use it, or it takes too long or too much memory.
         """
-        warnings, fingerprint = await asyncio.to_thread(lambda: (validate_vocabulary(vocabulary), vocabulary.fingerprint))
+        fingerprint = await asyncio.to_thread(lambda: vocabulary.fingerprint)
         loaded = self._kept.get(fingerprint)
         if loaded is None:
             limit = self._config.vocabularies_limit
             if fingerprint not in self._loading and len(self._kept) + len(self._loading) >= limit:
                 raise CapacityError(f"the daemon holds its {limit} vocabularies", limit="vocabularies_limit", value=limit)
             loaded = await self._loading.join(fingerprint, lambda: self._load(vocabulary))
-        return loaded.vocabulary, warnings
+        return loaded.vocabulary, loaded.nursery.warnings
 
     async def stop(self) -> None:
         """Ends every nursery and every worker, also those of vocabularies that are being loaded."""

@@ -129,7 +129,7 @@ class ForkingLoop:
         finally:
             os._exit(status)
 
-    def _reply(self, request: int, result: control.Compiled | control.Failure | control.Spawned | None) -> None:
+    def _reply(self, request: int, result: control.Compiled | control.Failure | control.Loaded | control.Spawned) -> None:
         self._send(control.Reply(request, result))
 
     def _send(self, message: control.ToFront) -> None:

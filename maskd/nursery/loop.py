@@ -31,6 +31,7 @@ from maskd.errors import BackendError, CapacityError, GrammarTimeoutError, Gramm
 from maskd.logs import configure_logging
 from maskd.nursery.forking import FAILED, ForkingLoop
 from maskd.nursery.jail import BASELINE_BYTES, memory_bytes, out_of_memory, run_child
+from maskd.tokenizer_files import validate_vocabulary
 from maskd.vocabulary import Vocabulary
 from maskd.worker.process import run_worker
 
@@ -113,9 +114,9 @@ class _Nursery(ForkingLoop):
     def _handle(self, message: object, fds: list[int]) -> None:
         match message:
             case control.LoadVocabulary():
-                failure = self._load(message, *fds)
-                self._reply(message.request, failure)
-                if failure is not None:
+                result = self._load(message, *fds)
+                self._reply(message.request, result)
+                if isinstance(result, control.Failure):
                     os._exit(FAILED)
             case control.SpawnWorker():
                 self._fork_with(message.request, fds, lambda: run_worker(fds[0], fds[1], message, self._vocabulary, self._named))
@@ -129,7 +130,7 @@ class _Nursery(ForkingLoop):
                     if job.request == message.compile:
                         job.deadline = 0.0
 
-    def _load(self, message: control.LoadVocabulary, fd: int) -> control.Failure | None:
+    def _load(self, message: control.LoadVocabulary, fd: int) -> control.Loaded | control.Failure:
         if fd < 0:
             return control.failure_of(CapacityError("no descriptor for the vocabulary", limit="descriptors"))
         step = "the reader"
@@ -137,6 +138,7 @@ class _Nursery(ForkingLoop):
             with _limits(message), open(fd, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
                 self._vocabulary = Vocabulary.from_bytes(bytes(data), message.name)
                 _ = self._vocabulary.fingerprint  # here and not in every child
+                warnings = validate_vocabulary(self._vocabulary)  # and not in the front, which would stand still for it
                 for step, create in self._factories.items():
                     self._send(control.Building(step, memory_bytes()[1]))
                     self._named[step] = create(self._vocabulary, threads=self._native_threads)
@@ -152,7 +154,7 @@ class _Nursery(ForkingLoop):
             return control.failure_of(VocabularyError(f"{step} cannot use the vocabulary: {type(error).__name__}", backend=step))
         self._named["auto"] = AutoBackend(list(self._named.values()))
         gc.freeze()  # what is loaded stays, and stays shared
-        return None
+        return control.Loaded(warnings)
 
     def _compile(self, message: control.Compile) -> None:
         backend = self._named.get(message.spec.backend)
