@@ -40,7 +40,8 @@ from maskd.vocabulary import Vocabulary
 
 __all__ = ["Client", "Grammar", "ServerInfo", "Session", "VocabularyInfo"]
 
-_UPLOAD_BYTES = 1 << 20
+_UPLOAD_BYTES = 1 << 17
+"""Of one message: the front stands still while it is read, 36 ms for 1 MiB of short tokens."""
 _CALL_SECONDS = 30.0
 _MAX_REPLY_BYTES = 1 << 30
 _Answer = TypeVar("_Answer")

@@ -59,7 +59,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         token_file: file (mode 0600) with a bearer token that every call must carry.
         vocabularies: loaded before listening; others may be uploaded.
         backends: what "auto" tries, in this order.
-        workers: worker processes; a session lives on one of them.
+        workers: worker processes for each vocabulary; a session lives on one of them.
         native_threads: threads that a library may use in one worker for a batch; 0 = half the cores / workers, at most 8.
         compile_threads: compiles at a time in one worker.
         jail: compile grammars in killable children first. Off only where every grammar's source is trusted.
@@ -78,7 +78,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         sequences_per_session: sequences open at a time in one session.
         rows_per_session: rows of one step; the segments hold twice as many.
         sessions: sessions open at a time.
-        vocabularies_limit: vocabularies loaded at a time; the backends of one take about 100 MB in every worker.
+        vocabularies_limit: vocabularies loaded at a time; the backends of one take about 100 MB, which its processes share.
+        build_seconds: a vocabulary whose backends are not built after this is refused.
+        build_bytes: memory that building them may use beyond the libraries' own.
         message_bytes: longest gRPC message.
         requests_per_second: gRPC calls of one peer; steps through shared memory or on a stream do not count. 0 = no limit.
         concurrent_calls: gRPC calls under way at a time.
@@ -119,6 +121,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rows_per_session: int = 4096
     sessions: int = 256
     vocabularies_limit: int = 8
+    build_seconds: float = 60.0
+    build_bytes: int = 4 << 30
     message_bytes: int = 4 << 20
     requests_per_second: float = 0.0
     concurrent_calls: int = 4096
@@ -132,13 +136,23 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def __post_init__(self) -> None:
         for name in ("workers", "compile_threads", "sessions", "vocabularies_limit", "sequences_per_session", "rows_per_session",
-                     "grammars_per_session", "message_bytes", "grammar_bytes", "cache_bytes", "compile_bytes", "verdicts"):  # fmt: skip
+                     "grammars_per_session", "message_bytes", "grammar_bytes", "cache_bytes", "compile_bytes",
+                     "build_bytes", "verdicts"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1", field=name)
         for name in ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more", field=name)
-        for name in ("compile_seconds", "mask_seconds", "row_seconds", "hang_seconds", "claim_seconds", "lease_seconds", "step_seconds"):
+        for name in (
+            "compile_seconds",
+            "build_seconds",
+            "mask_seconds",
+            "row_seconds",
+            "hang_seconds",
+            "claim_seconds",
+            "lease_seconds",
+            "step_seconds",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
         if self.spin_seconds > 0.002:

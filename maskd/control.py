@@ -1,4 +1,4 @@
-"""Messages between the front, its workers and the nursery, and the stream that carries them, descriptors included.
+"""Messages between the front and its other processes, and the stream that carries them, descriptors included.
 
 A frame is ``<II`` (payload bytes, descriptors), then the payload: one msgpack-encoded message. Both ends are our own
 processes over a socketpair; nothing is ever pickled.
@@ -20,10 +20,10 @@ from maskd.errors import MaskdError, UnavailableError, make_error
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
-    "AttachSession", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits", "Compiled", "Drain",
-    "DropGrammar", "Failure", "FrameReader", "GrammarCompiled", "InlineStep", "LoadVocabulary", "OpenSession", "ReadSession", "Ready",
-    "Reply", "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "Stepped", "ToFront", "ToNursery",
-    "ToWorker", "WorkerExited", "encode", "error_of", "failure_of", "write_frame",
+    "AttachSession", "Building", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits", "Compiled",
+    "Drain", "DropGrammar", "Exited", "Failure", "ForkNursery", "FrameReader", "GrammarCompiled", "InlineStep",
+    "LoadVocabulary", "Loaded", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState",
+    "SpawnWorker", "Spawned", "Stepped", "ToFront", "ToNursery", "ToWorker", "encode", "error_of", "failure_of", "write_frame",
 ]  # fmt: skip
 
 _HEAD = struct.Struct("<II")
@@ -37,14 +37,6 @@ class _Message(msgspec.Struct, tag=True):
 # -- front to worker -----------------------------------------------------------------------------------------------
 
 
-class LoadVocabulary(_Message):
-    """Builds the backends of a vocabulary; answered by Reply."""
-
-    request: int
-    name: str
-    data: bytes
-
-
 class OpenSession(_Message):
     """Makes a session, with its segments unless it is ``inline``; answered by Reply(SessionOpened). ``number`` stands for it in marks
     and logs: whoever knows the id may use the session.
@@ -53,7 +45,6 @@ class OpenSession(_Message):
     request: int
     session_id: int
     number: int
-    fingerprint: bytes
     item_capacity: int
     row_capacity: int
     token_capacity: int
@@ -156,7 +147,29 @@ class Drain(_Message):
     """Tells every session that the daemon is going away."""
 
 
-# -- front to nursery ----------------------------------------------------------------------------------------------
+# -- front to zygote and nursery -----------------------------------------------------------------------------------
+
+
+class ForkNursery(_Message):
+    """Forks a nursery (one descriptor: its control channel); answered by Reply(Spawned)."""
+
+    request: int
+    number: int
+
+
+class LoadVocabulary(_Message):
+    """The first message to a nursery (one descriptor: the vocabulary, as ``Vocabulary.to_bytes`` writes it, from its start). Builds the
+    backends; answered by Reply(Loaded). If it is a failure the nursery is gone.
+
+    Attributes:
+        seconds: wall time until it is killed.
+        bytes: address space beyond what the libraries have mapped.
+    """
+
+    request: int
+    name: str
+    seconds: float
+    bytes: int
 
 
 class SpawnWorker(_Message):
@@ -165,8 +178,6 @@ class SpawnWorker(_Message):
     request: int
     number: int
     log_level: str
-    backend_names: tuple[str, ...]
-    native_threads: int
     compile_threads: int
     cache_bytes: int
     grammars_per_session: int
@@ -178,7 +189,6 @@ class Compile(_Message):
     """Compiles in a child of its own; answered by Reply(Compiled)."""
 
     request: int
-    fingerprint: bytes
     spec: GrammarSpec
     limits: CompileLimits
 
@@ -193,10 +203,9 @@ class CancelCompile(_Message):
 
 
 class Ready(_Message):
-    """The worker has imported its backends."""
+    """The zygote has imported its backends; the worker can take sessions."""
 
     pid: int
-    backends: tuple[str, ...]
 
 
 class Failure(_Message):
@@ -224,7 +233,7 @@ class GrammarCompiled(_Message):
 
 
 class Spawned(_Message):
-    """A worker was forked."""
+    """A process was forked."""
 
     pid: int
 
@@ -254,14 +263,41 @@ class Reply(_Message):
     """The answer to a request."""
 
     request: int
-    result: Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Compiled | None = None
+    result: Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Loaded | Compiled | None = None
 
 
-class WorkerExited(_Message):
-    """A worker that the nursery forked is dead."""
+class Building(_Message):
+    """A nursery begins to build this backend: the one to name if the process does not survive it.
+
+    Attributes:
+        resident_bytes: memory that it has by now.
+    """
+
+    backend: str
+    resident_bytes: int
+
+
+class Loaded(_Message):
+    """The vocabulary is built.
+
+    Attributes:
+        warnings: what looks unusual in it, for people.
+    """
+
+    warnings: tuple[str, ...]
+
+
+class Exited(_Message):
+    """A process that was forked for the front is dead.
+
+    Attributes:
+        signal: that ended it, or 0.
+        peak_bytes: most resident memory that it had.
+    """
 
     pid: int
     signal: int
+    peak_bytes: int
 
 
 class SessionClosed(_Message):
@@ -271,9 +307,9 @@ class SessionClosed(_Message):
     why: str
 
 
-ToWorker = LoadVocabulary | OpenSession | AttachSession | CloseSession | InlineStep | CompileGrammar | DropGrammar | ReadSession | Drain
+ToWorker = OpenSession | AttachSession | CloseSession | InlineStep | CompileGrammar | DropGrammar | ReadSession | Drain
 ToNursery = LoadVocabulary | SpawnWorker | Compile | CancelCompile
-ToFront = Ready | Reply | WorkerExited | SessionClosed
+ToFront = Ready | Reply | Building | Exited | SessionClosed
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -288,7 +324,7 @@ def error_of(failure: Failure) -> MaskdError:
     return make_error(failure.reason, failure.message, failure.metadata)
 
 
-def encode(message: ToWorker | ToNursery | ToFront, fd_count: int = 0) -> bytes:
+def encode(message: ToWorker | ToNursery | ForkNursery | ToFront, fd_count: int = 0) -> bytes:
     """Returns the frame of ``message``."""
     payload = _encoder.encode(message)
     return _HEAD.pack(len(payload), fd_count) + payload

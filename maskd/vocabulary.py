@@ -18,6 +18,8 @@ __all__ = ["Vocabulary"]
 
 MAX_VOCAB_SIZE = 1 << 22
 MAX_TOKEN_BYTES = 1 << 16
+_CHUNK = 1 << 13
+"""Tokens that are packed without another thread getting the interpreter: with millions, the front would stand still."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ class Vocabulary:
         """Returns the compact form: ``<4I`` (vocab_size, token, stop, special counts), stop ids, special ids, token
         lengths (each ``<I``), then all token bytes, one after the other. The fingerprint is the sha256 of this."""
         head = struct.pack("<4I", self.vocab_size, len(self.tokens), len(self.stop_token_ids), len(self.special_token_ids))
-        numbers = (*self.stop_token_ids, *self.special_token_ids, *map(len, self.tokens))
-        return b"".join((head, struct.pack(f"<{len(numbers)}I", *numbers), *self.tokens))
+        ids = (*self.stop_token_ids, *self.special_token_ids)
+        chunks = [self.tokens[at : at + _CHUNK] for at in range(0, len(self.tokens), _CHUNK)]
+        lengths = [struct.pack(f"<{len(chunk)}I", *map(len, chunk)) for chunk in chunks]
+        return b"".join((head, struct.pack(f"<{len(ids)}I", *ids), *lengths, *[b"".join(chunk) for chunk in chunks]))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "") -> Vocabulary:

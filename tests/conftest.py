@@ -65,7 +65,7 @@ class Daemon:
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
     def pids(self, name: str) -> list[int]:
-        """Live processes of this daemon called ``name``: maskd-nursery, maskd-worker or maskd-jail."""
+        """Live processes of this daemon called ``name``: maskd-zygote, maskd-nursery, maskd-worker or maskd-jail."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):

@@ -28,7 +28,14 @@ from maskd.backends import structural_tag
 from maskd.backends.sources import WHITESPACE, check_text, json_options, read_choices, read_schema
 from maskd.backends.structural_tag_lark import lark_string
 from maskd.bitmask import allowed_token_ids, row_stride_words
-from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
+from maskd.errors import (
+    BackendError,
+    GrammarError,
+    GrammarTooLargeError,
+    GrammarUnsatisfiableError,
+    GrammarUnsupportedError,
+    VocabularyError,
+)
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec
 from maskd.schema import JsonSchema, parse_schema
 from maskd.schema_enforcement import NAMES_AGAIN, may_name_again
@@ -46,6 +53,9 @@ _MEMORY_BYTES, _MEMORY_FACTOR = 128 << 10, 4
 _QUICK_SECONDS = 0.5
 """A grammar that compiles faster is compiled again where a matcher needs a lexer of its own. The data path waits for it."""
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
+
+_TOKEN_BYTES, _TRIE_NODES = 1 << 10, (1 << 22) - 1
+"""Limits of the trie that llguidance makes of a vocabulary; it panics beyond them (toktrie, ``PARENT_BITS``)."""
 
 
 def create(vocabulary: Vocabulary, *, threads: int) -> LlguidanceBackend:
@@ -288,7 +298,12 @@ class LlguidanceBackend:
         self._width = 32 * row_stride_words(vocabulary.vocab_size)
         # A Lark grammar can name any id, as ``<[*]>`` does, and llguidance would take padding for it.
         self._never_text = frozenset((*vocabulary.stop_token_ids, *range(len(vocabulary.tokens), self._width)))
-        self._tokenizer = llguidance.LLTokenizer(_Tokenizer(vocabulary, self._width), eos_token=list(vocabulary.stop_token_ids))
+        try:
+            self._tokenizer = llguidance.LLTokenizer(_Tokenizer(vocabulary, self._width), eos_token=list(vocabulary.stop_token_ids))
+        except BaseException as error:  # a panic of Rust is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise _too_large(vocabulary) from None
 
     def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
         """See ``Backend.compile``."""
@@ -351,6 +366,23 @@ class LlguidanceBackend:
         address, stride = _address(rows), rows.strides[0]
         for matcher, index in zip(matchers, indices, strict=True):
             matcher._fill(address + index * stride, rows[index])
+
+
+def _too_large(vocabulary: Vocabulary) -> VocabularyError:
+    """Returns the error of a vocabulary that the library cannot hold."""
+    token_id = max(range(len(vocabulary.tokens)), key=lambda number: len(vocabulary.tokens[number]))
+    size = len(vocabulary.tokens[token_id])
+    if size > _TOKEN_BYTES:
+        return VocabularyError(
+            f"llguidance cannot hold the vocabulary: token {token_id} has {size} bytes, and no token may have more than {_TOKEN_BYTES} "
+            "beyond what it shares with another one; leave it out, or leave llguidance out of backends",
+            limit="token_bytes", value=_TOKEN_BYTES, token_id=token_id, backend="llguidance",
+        )  # fmt: skip
+    return VocabularyError(
+        f"llguidance cannot hold the vocabulary: its tokens have more than {_TRIE_NODES} prefixes together; use fewer or shorter tokens, "
+        "or leave llguidance out of backends",
+        limit="trie_nodes", value=_TRIE_NODES, backend="llguidance",
+    )  # fmt: skip
 
 
 def _address(array: NDArray[np.int32]) -> int:

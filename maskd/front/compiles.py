@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import structlog
@@ -19,7 +18,7 @@ import structlog
 from maskd import control
 from maskd.config import Config
 from maskd.errors import BackendError, GrammarError, GrammarPoisonedError, GrammarTimeoutError, GrammarTooLargeError
-from maskd.front.nursery import Nursery
+from maskd.front.flights import Flights
 from maskd.front.quarantine import Key, Quarantine
 from maskd.grammar import GrammarSpec
 
@@ -28,24 +27,18 @@ __all__ = ["CompileDesk"]
 _log = structlog.get_logger()
 
 
-@dataclass
-class _Flight:
-    task: asyncio.Task[control.Compiled]
-    waiters: int = 0
-
-
 class CompileDesk:
     """Admits grammars.
 
     Args:
         config: limits; ``jail`` off admits everything unseen, for trusted sources.
-        nursery: where compiles run.
+        compile_in_child: compiles for the vocabulary of a fingerprint, in a child that is killed when the call is cancelled.
     """
 
-    def __init__(self, config: Config, nursery: Nursery) -> None:
+    def __init__(self, config: Config, compile_in_child: Callable[[bytes, GrammarSpec], Awaitable[control.Compiled]]) -> None:
         self._config = config
-        self._nursery = nursery
-        self._flights: dict[Key, _Flight] = {}
+        self._compile_in_child = compile_in_child
+        self._flights: Flights[Key, control.Compiled] = Flights()
         self._verdicts: OrderedDict[Key, control.Compiled | GrammarError] = OrderedDict()
         self._quarantine = Quarantine(config.verdicts)
         self._slots = asyncio.Semaphore(config.compile_threads)
@@ -68,20 +61,7 @@ class CompileDesk:
             if isinstance(known, GrammarError):
                 raise known
             return known
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.create_task(self._compile(key, spec)))
-            flight.task.add_done_callback(lambda _: self._land(key, flight))
-        flight.waiters += 1
-        try:
-            return await asyncio.shield(flight.task)
-        except asyncio.CancelledError:
-            if flight.waiters == 1 and not flight.task.done():
-                flight.task.cancel()  # nobody waits any more: the child is killed, and who comes now needs another
-                self._land(key, flight)
-            raise
-        finally:
-            flight.waiters -= 1
+        return await self._flights.join(key, lambda: self._compile(key, spec))
 
     def check(self, key: Key) -> None:
         """Raises GrammarPoisonedError if the grammar is quarantined."""
@@ -116,7 +96,7 @@ class CompileDesk:
         async with self._slots:
             while True:
                 try:
-                    verdict = await self._nursery.compile(key[0], spec)
+                    verdict = await self._compile_in_child(key[0], spec)
                 except (GrammarTimeoutError, GrammarTooLargeError):
                     raise
                 except GrammarError as error:
@@ -130,10 +110,6 @@ class CompileDesk:
                     raise
                 self._remember(key, msgspec.structs.replace(verdict, artefact=b""))
                 return verdict
-
-    def _land(self, key: Key, flight: _Flight) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
 
     def _remember(self, key: Key, verdict: control.Compiled | GrammarError) -> None:
         self._verdicts[key] = verdict

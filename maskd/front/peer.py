@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from maskd import control
 from maskd.errors import DeadlineError, UnavailableError
 
-__all__ = ["Peer"]
+__all__ = ["Message", "Peer"]
+
+Message = control.ToWorker | control.ToNursery | control.ForkNursery
 
 
 class Peer:
@@ -54,7 +56,7 @@ class Peer:
                     os.close(fd)
 
     async def request(
-        self, make: Callable[[int], control.ToWorker | control.ToNursery], seconds: float | None, fds: Sequence[int] = (),
+        self, make: Callable[[int], Message], seconds: float | None, fds: Sequence[int] = (),
         cancel: Callable[[int], control.ToNursery] | None = None,
     ) -> object:  # fmt: skip
         """Sends ``make(number)`` and returns the result of its answer, within ``seconds``, or None = however late. ``cancel(number)`` is
@@ -84,7 +86,7 @@ class Peer:
             raise control.error_of(result)
         return result
 
-    def send(self, message: control.ToWorker | control.ToNursery, fds: Sequence[int] = ()) -> None:
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Sends a message, at once if nothing is before it. The descriptors are closed here once they are sent, or when the other end is
         gone."""
         if self._gone:

@@ -1,4 +1,4 @@
-"""The daemon from start to end, top to bottom: build, start workers, listen, serve, drain, stop.
+"""The daemon from start to end, top to bottom: build, load vocabularies, listen, serve, drain, stop.
 
 ``run(config, stop)`` takes the reason to stop as an argument, so a test runs the real thing and nobody mocks signals.
 Owns: the order of things. Knows nothing about: flags, signals (``maskd.__main__``), grammar libraries.
@@ -26,13 +26,14 @@ from maskd.front.access import check_tcp, interceptors, server_credentials
 from maskd.front.compiles import CompileDesk
 from maskd.front.data_socket import DataSocket
 from maskd.front.decoding import Decoding
-from maskd.front.nursery import Nursery
 from maskd.front.service import MaskService
 from maskd.front.sessions import SessionBook
 from maskd.front.vocabularies import VocabularyShelf
 from maskd.front.workers import Worker
+from maskd.front.zygote import Zygote
 from maskd.tokenizer_files import load_vocabulary
 from maskd.v1 import mask_service_pb2, mask_service_pb2_grpc
+from maskd.vocabulary import Vocabulary
 
 __all__ = ["run"]
 
@@ -52,20 +53,17 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if scheme == "unix":
             stack.enter_context(_runtime_directory(address))
-        workers: list[Worker] = []
-        nursery = Nursery(config, lambda: shelf.as_bytes())
-        shelf = VocabularyShelf(config, nursery, workers)
-        book = SessionBook(config, workers, CompileDesk(config, nursery))
-        _load_vocabularies(config, shelf)
-        stack.push_async_callback(nursery.stop)
-        for number in range(config.workers):
-            workers.append(Worker(number, config, nursery, book.on_closed, book.blame))
-            stack.push_async_callback(workers[-1].stop)
+        zygote = Zygote(config)
+        shelf = VocabularyShelf(config, zygote, lambda number, nursery: Worker(number, config, nursery, book.on_closed, book.blame))
+        book = SessionBook(config, shelf.workers, CompileDesk(config, shelf.compile))
+        vocabularies = _read_vocabularies(config)
+        stack.push_async_callback(zygote.stop)
+        stack.push_async_callback(shelf.stop)
         try:
-            await nursery.start()
-            await asyncio.gather(*(worker.start() for worker in workers))
+            await zygote.start()
         except MaskdError as error:
-            raise ConfigError(f"a worker cannot start: {error.message}") from None
+            raise ConfigError(f"the daemon cannot start: {error.message}") from None
+        await asyncio.gather(*(_add(shelf, *source) for source in vocabularies))
         if scheme == "unix":
             data_socket = DataSocket(address + ".data", book.claim)
             stack.callback(data_socket.close)
@@ -78,7 +76,7 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
         await health_of.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
         _listen(server, config, scheme)
         await server.start()
-        _background(stack, _watch_health(workers, health_of))
+        _background(stack, _watch_health(zygote, shelf.workers, health_of))
         _log.info("ready", listen=config.listen, workers=config.workers, backends=config.backends, vocabularies=[v.name for v in shelf])
         await stop
         _log.info("draining", sessions=len(book), seconds=config.drain_seconds)
@@ -166,12 +164,26 @@ def _remove_if_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def _load_vocabularies(config: Config, shelf: VocabularyShelf) -> None:
+def _read_vocabularies(config: Config) -> list[tuple[str, Vocabulary]]:
+    read = []
     for source in config.vocabularies:
-        try:
-            shelf.keep(load_vocabulary(source.path, vocab_size=source.vocab_size, stop_token_ids=source.stop_token_ids, name=source.name))
-        except MaskdError as error:
-            raise ConfigError(f"vocabulary {source.path}: {error.message}", field="vocabularies") from None
+        with _naming(source.path):
+            vocabulary = load_vocabulary(source.path, vocab_size=source.vocab_size, stop_token_ids=source.stop_token_ids, name=source.name)
+            read.append((source.path, vocabulary))
+    return read
+
+
+async def _add(shelf: VocabularyShelf, path: str, vocabulary: Vocabulary) -> None:
+    with _naming(path):
+        await shelf.add(vocabulary)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except MaskdError as error:
+        raise ConfigError(f"vocabulary {path}: {error.message}", field="vocabularies") from None
 
 
 def _grpc_server(config: Config, service: MaskService) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
@@ -206,12 +218,12 @@ def _listen(server: grpc.aio.Server, config: Config, scheme: str) -> None:
         os.umask(mask)
 
 
-async def _watch_health(workers: list[Worker], health_of: health.aio.HealthServicer) -> None:
-    """SERVING while a worker can take a session."""
+async def _watch_health(zygote: Zygote, workers: list[Worker], health_of: health.aio.HealthServicer) -> None:
+    """SERVING while a worker can take a session; before the first vocabulary, while one can be loaded."""
     serving = True
     while True:
         await asyncio.sleep(0.1)
-        now = any(worker.is_ready for worker in workers)
+        now = any(worker.is_ready for worker in workers) if workers else zygote.is_ready
         if now != serving:
             serving = now
             state = health_pb2.HealthCheckResponse.SERVING if now else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -94,7 +95,9 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
                 )
         if header is None:
             raise InvalidRequestError("the upload is empty; send a header and tokens", field="header")
-        vocabulary = Vocabulary(tokens, header.vocab_size, tuple(header.stop_token_ids), tuple(header.special_token_ids), header.name[:256])
+        vocabulary = await asyncio.to_thread(
+            Vocabulary, tokens, header.vocab_size, tuple(header.stop_token_ids), tuple(header.special_token_ids), header.name[:256]
+        )
         kept, warnings = await self._shelf.add(vocabulary)
         return pb.UploadVocabularyResponse(vocabulary=_vocabulary_info(kept), warnings=warnings)
 

@@ -110,7 +110,7 @@ class SessionBook:
         self, vocabulary: Vocabulary, *, vocab_size: int, row_capacity: int, item_capacity: int, token_capacity: int,
         sequence_capacity: int, inline: bool, engine: str,
     ) -> Session:  # fmt: skip
-        """Opens a session on the least loaded worker.
+        """Opens a session on the least loaded worker of its vocabulary.
 
         Raises:
             DrainingError, CapacityError, InvalidRequestError, VocabularyMismatchError, UnavailableError.
@@ -140,13 +140,13 @@ class SessionBook:
             )  # fmt: skip
         items = item_capacity or max(row_capacity, 16)
         layout = lay.Layout(vocab_size, items, row_capacity, token_capacity or max(_MIN_TOKENS, items * _DEFAULT_TOKENS_PER_ITEM))
-        worker = self._choose_worker()
+        worker = self._choose_worker(vocabulary.fingerprint)
         session_id, session_number = self._new_id(), self._next_number
         self._next_number = self._next_number % _LAST_NUMBER + 1
         self._opening.add(session_id)
         try:
             opened = await worker.request(lambda number: control.OpenSession(
-                number, session_id, session_number, vocabulary.fingerprint,
+                number, session_id, session_number,
                 layout.item_capacity, layout.row_capacity, layout.token_capacity,
                 sequence_capacity or config.sequences_per_session, inline,
             ), _REQUEST_SECONDS)  # fmt: skip
@@ -174,8 +174,8 @@ class SessionBook:
             if session_id not in self._sessions and session_id not in self._opening:
                 return session_id
 
-    def _choose_worker(self) -> Worker:
-        ready = [worker for worker in self._workers if worker.is_ready]
+    def _choose_worker(self, fingerprint: bytes) -> Worker:
+        ready = [worker for worker in self._workers if worker.is_ready and worker.fingerprint == fingerprint]
         if not ready:
             raise UnavailableError("no worker is up; they are restarting, try again")
         return min(ready, key=lambda worker: len(worker.sessions))

@@ -1,77 +1,141 @@
-"""The front's shelf of vocabularies: what is loaded, and in every worker.
+"""The front's shelf of vocabularies: what is loaded, each with a nursery and workers of its own.
 
-Owns: the vocabularies as bytes, so that a restarted nursery gets them back.
+Owns: the vocabularies, also as bytes, so that a nursery that is started again gets them back; their nurseries and workers.
 Knows nothing about: files (``maskd.tokenizer_files`` reads them), protobuf.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import structlog
+
+from maskd import control
 from maskd.config import Config
 from maskd.errors import CapacityError, NotFoundError
+from maskd.front.flights import Flights
 from maskd.front.nursery import Nursery
 from maskd.front.workers import Worker
-from maskd.tokenizer_files import validate_vocabulary
+from maskd.front.zygote import Zygote
+from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["VocabularyShelf"]
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    vocabulary: Vocabulary
+    nursery: Nursery
+    workers: list[Worker]
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self.workers), self.nursery.stop())
 
 
 class VocabularyShelf:
     """Vocabularies by fingerprint, kept once.
 
     Args:
-        config: ``vocabularies_limit``.
-        nursery: gets every vocabulary first, so that every worker forked later has it.
-        workers: everyone gets every vocabulary.
+        config: ``vocabularies_limit``, ``workers``.
+        zygote: forks the nurseries.
+        new_worker: makes a worker, not yet started, for a number and a nursery.
+
+    Attributes:
+        workers: of all vocabularies, that were up once.
     """
 
     limit_bytes = 64 << 20
 
-    def __init__(self, config: Config, nursery: Nursery, workers: Sequence[Worker]) -> None:
-        self._limit = config.vocabularies_limit
-        self._nursery = nursery
-        self._workers = workers
-        self._kept: dict[bytes, Vocabulary] = {}
-        self._adding = asyncio.Lock()
+    def __init__(self, config: Config, zygote: Zygote, new_worker: Callable[[int, Nursery], Worker]) -> None:
+        self._config = config
+        self._zygote = zygote
+        self._new_worker = new_worker
+        self._kept: dict[bytes, _Loaded] = {}
+        self._loading: Flights[bytes, _Loaded] = Flights()
+        self._turns = asyncio.Semaphore(config.compile_threads)
+        self._nursery_numbers, self._worker_numbers = itertools.count(), itertools.count()
+        self.workers: list[Worker] = []
 
     def __iter__(self) -> Iterator[Vocabulary]:
-        return iter(self._kept.values())
+        return (loaded.vocabulary for loaded in self._kept.values())
 
     def get(self, fingerprint: bytes) -> Vocabulary:
         """Returns a vocabulary. Raises NotFoundError."""
-        vocabulary = self._kept.get(fingerprint)
-        if vocabulary is None:
+        return self._find(fingerprint).vocabulary
+
+    async def compile(self, fingerprint: bytes, spec: GrammarSpec) -> control.Compiled:
+        """See ``Nursery.compile``. Raises NotFoundError as well."""
+        return await self._find(fingerprint).nursery.compile(spec)
+
+    async def add(self, vocabulary: Vocabulary) -> tuple[Vocabulary, tuple[str, ...]]:
+        """Loads a vocabulary, once, and starts its workers: (the one that is kept, what looks unusual).
+
+        It is built in a process of its own: nothing of the others stands still, whatever comes of it. When the last caller is cancelled
+        it is left.
+
+        Raises:
+            CapacityError: too many vocabularies. VocabularyError: a backend cannot use it, or it takes too long or too much memory.
+        """
+        fingerprint = await asyncio.to_thread(lambda: vocabulary.fingerprint)
+        loaded = self._kept.get(fingerprint)
+        if loaded is None:
+            limit = self._config.vocabularies_limit
+            if fingerprint not in self._loading and len(self._kept) + len(self._loading) >= limit:
+                raise CapacityError(f"the daemon holds its {limit} vocabularies", limit="vocabularies_limit", value=limit)
+            loaded = await self._loading.join(fingerprint, lambda: self._load(vocabulary))
+        return loaded.vocabulary, loaded.nursery.warnings
+
+    async def stop(self) -> None:
+        """Ends every nursery and every worker, also those of vocabularies that are being loaded."""
+        await self._loading.stop()
+        await asyncio.gather(*(loaded.stop() for loaded in self._kept.values()))
+
+    def _find(self, fingerprint: bytes) -> _Loaded:
+        loaded = self._kept.get(fingerprint)
+        if loaded is None:
             raise NotFoundError(
                 f"no vocabulary {fingerprint.hex()[:16] or '(empty)'}; upload it first", kind="vocabulary", fingerprint=fingerprint.hex()
             )
-        return vocabulary
+        return loaded
 
-    async def add(self, vocabulary: Vocabulary) -> tuple[Vocabulary, tuple[str, ...]]:
-        """Loads a vocabulary into every worker, once: (the one that is kept, what looks unusual).
+    async def _load(self, vocabulary: Vocabulary) -> _Loaded:
+        async with self._turns:
+            try:
+                data_fd = await asyncio.to_thread(_as_file, vocabulary)
+            except OSError as error:
+                raise CapacityError(f"no room for another vocabulary: {error.strerror}", limit="memory") from None
+            nursery = Nursery(next(self._nursery_numbers), self._config, self._zygote, vocabulary, data_fd)
+            workers = [self._new_worker(next(self._worker_numbers), nursery) for _ in range(self._config.workers)]
+            loaded = _Loaded(vocabulary, nursery, workers)
+            try:
+                await nursery.start()
+                await asyncio.gather(*(worker.start() for worker in workers))
+            except BaseException:  # also when nobody waits for it any more
+                await loaded.stop()
+                raise
+            _log.info(
+                "vocabulary loaded", tokens=len(vocabulary.tokens), nursery=nursery.number, workers=[worker.number for worker in workers]
+            )
+            self._kept[vocabulary.fingerprint] = loaded
+            self.workers += workers
+            return loaded
 
-        Raises:
-            CapacityError: too many vocabularies. MaskdError: a backend cannot use it.
-        """
-        async with self._adding:
-            warnings = await asyncio.to_thread(validate_vocabulary, vocabulary)
-            kept = self._kept.get(vocabulary.fingerprint)
-            if kept is not None:
-                return kept, warnings
-            if len(self._kept) >= self._limit:
-                raise CapacityError(f"the daemon holds its {self._limit} vocabularies", limit="vocabularies_limit", value=self._limit)
-            data = vocabulary.to_bytes()
-            await self._nursery.load_vocabulary(vocabulary.name, data)
-            self._kept[vocabulary.fingerprint] = vocabulary  # a worker that is forked from here on has it
-            await asyncio.gather(*(worker.load_vocabulary(vocabulary.name, data) for worker in self._workers))
-            return vocabulary, warnings
 
-    def keep(self, vocabulary: Vocabulary) -> None:
-        """Keeps a vocabulary that the nursery will load when it starts."""
-        self._kept[vocabulary.fingerprint] = vocabulary
-
-    def as_bytes(self) -> list[tuple[str, bytes]]:
-        """Returns (name, bytes) of every vocabulary, for a nursery that starts."""
-        return [(vocabulary.name, vocabulary.to_bytes()) for vocabulary in self._kept.values()]
+def _as_file(vocabulary: Vocabulary) -> int:
+    """Returns the descriptor of a file in memory with ``vocabulary`` as bytes: what a nursery reads, as often as it is started."""
+    fd = os.memfd_create("maskd-vocabulary", os.MFD_CLOEXEC)
+    try:
+        data = memoryview(vocabulary.to_bytes())
+        while data:
+            data = data[os.write(fd, data) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,4 +1,4 @@
-"""Entry of the nursery, started by the front: ``python -m maskd.nursery FD JSON``. Not for people."""
+"""Entry of the zygote, started by the front: ``python -m maskd.nursery FD JSON``. Not for people."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import sys
 from maskd import control
 from maskd.errors import MaskdError
 from maskd.logs import configure_logging
-from maskd.nursery.loop import NurseryLoop
+from maskd.nursery.zygote import Zygote
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
 
 def main() -> None:
@@ -25,18 +25,19 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    prctl(_PR_SET_NAME, b"maskd-nursery")
+    prctl(_PR_SET_NAME, b"maskd-zygote")
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)  # workers whose nursery died are buried here, and the front hears how they ended
     if os.getppid() != options.pop("front_pid"):
         sys.exit("the front is gone")
-    configure_logging(options.pop("log_level"), process="nursery")
+    configure_logging(options["log_level"], process="zygote")
     channel = socket.socket(fileno=fd)
     try:
-        loop = NurseryLoop(channel, **options)
+        zygote = Zygote(channel, **options)
     except MaskdError as error:  # an unknown backend
         channel.sendall(control.encode(control.Reply(0, control.failure_of(error))))
         sys.exit(2)
     gc.freeze()  # what is loaded stays, and stays shared
-    loop.run()
+    zygote.run()
 
 
 if __name__ == "__main__":

@@ -32,12 +32,14 @@ from maskd.errors import BackendError, GrammarTooLargeError, GrammarUnsatisfiabl
 from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["BASELINE_BYTES", "out_of_memory", "run_child"]
+__all__ = ["BASELINE_BYTES", "memory_bytes", "out_of_memory", "run_child"]
 
 STACK_BYTES = 64 << 20
 """Both libraries recurse over the grammar; 8 MiB are not enough for chains of a few thousand references."""
 BASELINE_BYTES = 8
 _WALK_TOKENS = 24
+_CPU_GRACE_SECONDS = 5
+"""From SIGXCPU, which ends a process, to the SIGKILL of the kernel, which would look like a lack of memory."""
 _ARTEFACT_BYTES = 64 << 20
 _WORTH_SERIALIZING_SECONDS = 0.3
 """xgrammar writes and loads a grammar in about 0.2 s (131,072 tokens, 2 cores); what compiles faster is compiled again."""
@@ -71,19 +73,27 @@ def _confine(out: int, limits: CompileLimits) -> None:
     prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     os.closerange(3, out)
     os.closerange(out + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    with open("/proc/self/statm") as statm:  # noqa: PTH123
-        mapped, resident = (int(pages) * resource.getpagesize() for pages in statm.read().split()[:2])
+    mapped, resident = memory_bytes()
     os.write(out, resident.to_bytes(BASELINE_BYTES, "little"))
-    for kind, value in (
-        (resource.RLIMIT_AS, mapped + STACK_BYTES + limits.bytes),
-        (resource.RLIMIT_CPU, math.ceil(limits.seconds) + 1),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-    ):
-        resource.setrlimit(kind, (value, value))
     os.nice(limits.nice)
     if limits.cpus:
         os.sched_setaffinity(0, limits.cpus)
+    # The parent kills at the deadline, and is first even if every processor works for this child. If it does not, SIGXCPU says why.
+    busy = len(os.sched_getaffinity(0)) * (math.ceil(limits.seconds) + 1)
+    for kind, soft, hard in (
+        (resource.RLIMIT_AS, mapped + STACK_BYTES + limits.bytes, mapped + STACK_BYTES + limits.bytes),
+        (resource.RLIMIT_CPU, busy, busy + _CPU_GRACE_SECONDS),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_FSIZE, 0, 0),
+    ):
+        resource.setrlimit(kind, (soft, hard))
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Returns what this process has mapped, and what of it is resident."""
+    with open("/proc/self/statm") as statm:  # noqa: PTH123
+        mapped, resident = statm.read().split()[:2]
+    return int(mapped) * resource.getpagesize(), int(resident) * resource.getpagesize()
 
 
 def _judge(
@@ -119,19 +129,33 @@ def out_of_memory(limit_bytes: int) -> GrammarTooLargeError:
 
 
 def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> float:
-    """Walks some tokens, seeded, and returns the longest processor time of one mask and its token in seconds.
+    """Opens a sequence, walks some tokens, seeded, forks it, and returns the longest processor time of the opening, of one mask and its
+    token, or of the fork, in seconds.
 
     Raises:
-        GrammarTooLargeError: one token took longer than ``mask_seconds``. GrammarUnsatisfiableError: a dead end.
+        GrammarTooLargeError: one of these took longer than ``mask_seconds``. GrammarUnsatisfiableError: a dead end.
     """
+    slowest, began = 0.0, time.perf_counter()
+
+    def count(taken: float, what: str, position: int) -> None:
+        nonlocal slowest
+        slowest = max(slowest, taken)
+        if taken > limits.mask_seconds:
+            raise GrammarTooLargeError(
+                f"{what} took {taken:.3f} s at position {position}; the limit mask_seconds is {limits.mask_seconds}",
+                limit="mask_seconds", value=limits.mask_seconds, position=position,
+            )  # fmt: skip
+
+    opening = time.thread_time()  # a child is nice, and waits for a core: that is not the grammar's doing
     matcher = grammar.matcher()
+    count(time.thread_time() - opening, "opening a sequence", 0)
     stride = row_stride_words(vocabulary.vocab_size)
     rows = np.zeros((1, stride), dtype=np.int32)
     stops = np.array(sorted(grammar.stop_token_ids), dtype=np.int32).tobytes()
     chooser = random.Random(0)  # noqa: S311  (a walk, no secret)
-    slowest, began = 0.0, time.perf_counter()
+    position = 0
     for position in range(_WALK_TOKENS):
-        started = time.thread_time()  # a child is nice, and waits for a core: that is not the grammar's doing
+        started = time.thread_time()
         matcher.fill_bitmask(rows[0])
         filled = time.thread_time()
         if _shm.finish_rows(rows.ctypes.data, stride, len(vocabulary.tokens), [0], [stops])[0] & 1:
@@ -141,15 +165,12 @@ def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> fl
         choice = _choose(allowed_token_ids(rows[0]).tolist(), grammar.stop_token_ids, chooser)
         accepting = time.thread_time()
         accepted = choice is not None and matcher.accept((choice,))
-        taken = filled - started + time.thread_time() - accepting
-        slowest = max(slowest, taken)
-        if taken > limits.mask_seconds:
-            raise GrammarTooLargeError(
-                f"one token took {taken:.3f} s at position {position}; the limit mask_seconds is {limits.mask_seconds}",
-                limit="mask_seconds", value=limits.mask_seconds, position=position,
-            )  # fmt: skip
+        count(filled - started + time.thread_time() - accepting, "one token", position)
         if not accepted or time.perf_counter() - began > limits.seconds / 4:
             break
+    forking = time.thread_time()
+    matcher.fork()
+    count(time.thread_time() - forking, "forking a sequence", position)
     return slowest
 
 

@@ -1,13 +1,16 @@
-"""The nursery's loop: load vocabularies, fork workers, fork compile children and bury them in time.
+"""A nursery: builds one vocabulary, then forks workers and compile children for it, and buries them in time.
 
 The process stays single-threaded and never computes a mask, so forking it is safe, and a fork is worth having: libraries
-and tokenizers are there, shared copy-on-write.
-Owns: the children. Knows nothing about: gRPC, sessions, why a worker died.
+and tokenizers are there, shared copy-on-write. What may go wrong with a vocabulary goes wrong here, where it hurts no other one.
+Owns: the children. Knows nothing about: gRPC, sessions, why a worker died, other vocabularies.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
+import mmap
 import os
 import re
 import resource
@@ -15,40 +18,41 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
-from maskd import backends, control
+from maskd import control
 from maskd.backends.auto import AutoBackend
-from maskd.backends.base import Backend
-from maskd.errors import (
-    BackendError,
-    CapacityError,
-    GrammarTimeoutError,
-    GrammarUnsupportedError,
-    MaskdError,
-    NotFoundError,
-    UnavailableError,
-)
-from maskd.nursery.jail import BASELINE_BYTES, out_of_memory, run_child
+from maskd.backends.base import Backend, BackendFactory
+from maskd.errors import BackendError, CapacityError, GrammarTimeoutError, GrammarUnsupportedError, MaskdError, VocabularyError
+from maskd.logs import configure_logging
+from maskd.nursery.forking import FAILED, ForkingLoop
+from maskd.nursery.jail import BASELINE_BYTES, memory_bytes, out_of_memory, run_child
+from maskd.tokenizer_files import validate_vocabulary
 from maskd.vocabulary import Vocabulary
 from maskd.worker.process import run_worker
 
-__all__ = ["NurseryLoop"]
+__all__ = ["run_nursery"]
 
-_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-"""xgrammar's runtime catches SIGSEGV to print a stack, which takes seconds in which everybody waits: a crash is to end at once."""
-_FAILED = 70
 _LAST_WORDS_BYTES = 4096
 _OUT_OF_MEMORY = re.compile(
     rb"memory allocation of \d+ bytes failed|bad_alloc|cannot allocate memory|out of memory|MemoryError", re.IGNORECASE
 )
 """What Rust, C++, glibc and Python say before they abort for lack of memory."""
+_PR_SET_NAME = 15
 _log = structlog.get_logger()
 _Verdict: msgspec.msgpack.Decoder[control.Compiled | control.Failure] = msgspec.msgpack.Decoder(control.Compiled | control.Failure)
+
+
+def run_nursery(channel_fd: int, number: int, factories: Mapping[str, BackendFactory], native_threads: int, log_level: str) -> None:
+    """Serves the front until it closes the channel, or until the vocabulary turns out to be unusable. Called in a fresh fork of the
+    zygote; outlives it."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"maskd-nursery")
+    configure_logging(log_level, process=f"nursery-{number}")
+    _Nursery(socket.socket(fileno=channel_fd), factories, native_threads).run()
 
 
 @dataclass
@@ -66,132 +70,96 @@ class _Job:
     killed: bool = False
 
 
-class NurseryLoop:
-    """Runs until the front closes the control channel; its children die with it.
-
-    Args:
-        channel: socket to the front.
-        backend_names: what ``auto`` tries, in this order.
-        native_threads: threads that a worker's library may use for a batch.
-    """
-
-    def __init__(self, channel: socket.socket, *, backend_names: Sequence[str], native_threads: int) -> None:
-        self._channel = channel
-        self._reader = control.FrameReader(channel, control.ToNursery)
-        self._factories = {name: backends.load(name) for name in backend_names}
+class _Nursery(ForkingLoop):
+    def __init__(self, channel: socket.socket, factories: Mapping[str, BackendFactory], native_threads: int) -> None:
+        super().__init__(channel, control.ToNursery)
+        self._factories = factories
         self._native_threads = native_threads
-        self._loaded: dict[bytes, tuple[Vocabulary, Mapping[str, Backend]]] = {}
+        self._vocabulary: Vocabulary
+        self._named: dict[str, Backend] = {}
         self._jobs: dict[int, _Job] = {}  # by each of their two pipes
-        self._poll = select.poll()
-        self._poll.register(channel, select.POLLIN)
-        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        self._poll.register(self._wake, select.POLLIN)
 
-    def run(self) -> None:
-        """Serves until the front is gone."""
-        self._send(control.Ready(os.getpid(), tuple(self._factories)))
-        with contextlib.suppress(UnavailableError, BrokenPipeError, ConnectionResetError):
-            while True:
-                now = time.monotonic()
-                wait = min((job.deadline - now for job in self._jobs.values() if not job.killed), default=60.0)
-                for fd, _ in self._poll.poll(max(0.0, wait * 1000)):
-                    self._on_readable(fd)
-                self._kill_late()
+    def _wait_seconds(self) -> float:
+        now = time.monotonic()
+        return max(0.0, min((job.deadline - now for job in self._jobs.values() if not job.killed), default=60.0))
 
-    def _on_readable(self, fd: int) -> None:
-        if fd == self._channel.fileno():
-            for message, fds in self._reader.read():
-                self._handle(message, fds)
-        elif fd == self._wake:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake, 4096)
-            self._reap()
-        elif fd in self._jobs:
-            job = self._jobs[fd]
-            if fd == job.words:
-                if not self._listen(job):
-                    self._poll.unregister(fd)
-            elif data := os.read(fd, 1 << 20):
-                job.verdict += data
-            else:
-                self._finish(job)
-
-    def _kill_late(self) -> None:
+    def _on_time(self) -> None:
+        """Kills the compiles that are late."""
         now = time.monotonic()
         for job in self._jobs.values():
             if now >= job.deadline and not job.killed:
                 job.killed = True
                 os.kill(job.pid, signal.SIGKILL)  # its pipe ends, and ``_finish`` answers
 
-    def _reap(self) -> None:
-        """Buries workers; compile children are buried by ``_finish``, which needs their status."""
-        jobs = {job.pid for job in self._jobs.values()}
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if found is None or found.si_pid in jobs:
-                    return
-                os.waitpid(found.si_pid, 0)
-                self._send(control.WorkerExited(found.si_pid, found.si_status if found.si_code != os.CLD_EXITED else 0))
+    def _on_readable(self, fd: int) -> None:
+        if fd not in self._jobs:
+            return
+        job = self._jobs[fd]
+        if fd == job.words:
+            if not self._listen(job):
+                self._poll.unregister(fd)
+        elif data := os.read(fd, 1 << 20):
+            job.verdict += data
+        else:
+            self._finish(job)
+
+    def _waited_for(self) -> set[int]:
+        return {job.pid for job in self._jobs.values()}  # ``_finish`` needs their status
+
+    def _held(self) -> Iterable[int]:
+        return self._jobs
 
     # -- messages --------------------------------------------------------------------------------------------------
 
     def _handle(self, message: object, fds: list[int]) -> None:
         match message:
             case control.LoadVocabulary():
-                self._reply(message.request, self._load(message))
-            case control.SpawnWorker() | control.Compile():
+                result = self._load(message, *fds)
+                self._reply(message.request, result)
+                if isinstance(result, control.Failure):
+                    os._exit(FAILED)
+            case control.SpawnWorker():
+                self._fork_with(message.request, fds, lambda: run_worker(fds[0], fds[1], message, self._vocabulary, self._named))
+            case control.Compile():
                 try:
-                    if isinstance(message, control.Compile):
-                        self._compile(message)
-                    else:
-                        self._spawn(message, *fds)
+                    self._compile(message)
                 except OSError as error:  # no descriptor, no memory or no process left: others go on
-                    failure = CapacityError(f"no room for another process: {error.strerror}", limit="processes")
-                    self._reply(message.request, control.failure_of(failure))
+                    self._reply(message.request, self._no_room(error))
             case control.CancelCompile():
                 for job in self._jobs.values():
                     if job.request == message.compile:
                         job.deadline = 0.0
 
-    def _load(self, message: control.LoadVocabulary) -> control.Failure | None:
+    def _load(self, message: control.LoadVocabulary, fd: int) -> control.Loaded | control.Failure:
+        if fd < 0:
+            return control.failure_of(CapacityError("no descriptor for the vocabulary", limit="descriptors"))
+        step = "the reader"
         try:
-            vocabulary = Vocabulary.from_bytes(message.data, message.name)
-            named: dict[str, Backend] = {name: create(vocabulary, threads=self._native_threads) for name, create in self._factories.items()}
+            with _limits(message), open(fd, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                self._vocabulary = Vocabulary.from_bytes(bytes(data), message.name)
+                _ = self._vocabulary.fingerprint  # here and not in every child
+                warnings = validate_vocabulary(self._vocabulary)  # and not in the front, which would stand still for it
+                for step, create in self._factories.items():
+                    self._send(control.Building(step, memory_bytes()[1]))
+                    self._named[step] = create(self._vocabulary, threads=self._native_threads)
         except MaskdError as error:
             return control.failure_of(error)
-        except Exception as error:
-            _log.exception("a backend cannot use the vocabulary")
-            return control.failure_of(BackendError(f"a backend cannot use the vocabulary: {type(error).__name__}"))
-        self._loaded[vocabulary.fingerprint] = (vocabulary, {**named, "auto": AutoBackend(list(named.values()))})
-        return None
-
-    def _spawn(self, message: control.SpawnWorker, channel_fd: int, marker_fd: int) -> None:
-        if min(channel_fd, marker_fd) < 0:
-            for fd in {channel_fd, marker_fd} - {-1}:
-                os.close(fd)
-            self._reply(message.request, control.failure_of(CapacityError("no descriptor for a worker", limit="descriptors")))
-            return
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._run_forked(lambda: run_worker(channel_fd, marker_fd, message, self._loaded), [channel_fd, marker_fd])
-        finally:
-            os.close(channel_fd)
-            os.close(marker_fd)
-        self._reply(message.request, control.Spawned(pid))
+        except BaseException as error:  # a panic of Rust is no Exception
+            if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+                return control.failure_of(VocabularyError(
+                    f"{step} needed more than build_bytes = {message.bytes} for the vocabulary; raise the limit, or use fewer tokens",
+                    limit="build_bytes", value=message.bytes, backend=step,
+                ))  # fmt: skip
+            _log.error("a backend cannot use the vocabulary", backend=step, error=type(error).__name__)
+            return control.failure_of(VocabularyError(f"{step} cannot use the vocabulary: {type(error).__name__}", backend=step))
+        self._named["auto"] = AutoBackend(list(self._named.values()))
+        gc.freeze()  # what is loaded stays, and stays shared
+        return control.Loaded(warnings)
 
     def _compile(self, message: control.Compile) -> None:
-        loaded = self._loaded.get(message.fingerprint)
-        if loaded is None:
-            self._reply(message.request, control.failure_of(NotFoundError("the vocabulary is not loaded", kind="vocabulary")))
-            return
-        vocabulary, named = loaded
-        backend = named.get(message.spec.backend)
+        backend = self._named.get(message.spec.backend)
         if backend is None:
-            names = ", ".join(named)
+            names = ", ".join(self._named)
             self._reply(
                 message.request,
                 control.failure_of(
@@ -204,8 +172,10 @@ class NurseryLoop:
             words, words_write = self._pipe(ours, theirs)
             pid = os.fork()
             if pid == 0:
-                ends = (out_write, words_write)
-                self._run_forked(lambda: run_child(*ends, backend, named, vocabulary, message.spec, message.limits), [*ends])
+                ours.close()
+                self._run_forked(
+                    lambda: run_child(out_write, words_write, backend, self._named, self._vocabulary, message.spec, message.limits)
+                )
             ours.pop_all()
         job = _Job(message.request, pid, time.monotonic() + message.limits.seconds, message.limits, out, words)
         for fd in (out, words):
@@ -220,23 +190,6 @@ class NurseryLoop:
         theirs.callback(os.close, write)
         os.set_blocking(read, False)
         return read, write
-
-    def _run_forked(self, body: object, keep: list[int]) -> None:
-        """Runs ``body`` in the child that was just forked; never returns."""
-        status = _FAILED
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, *_CRASHES):
-                signal.signal(number, signal.SIG_DFL)
-            for fd in (self._channel.fileno(), self._wake, *self._jobs):
-                if fd not in keep:
-                    os.close(fd)
-            body()  # type: ignore[operator]
-            status = 0
-        except BaseException:
-            _log.exception("a child failed")
-        finally:
-            os._exit(status)
 
     @staticmethod
     def _listen(job: _Job) -> bool:
@@ -257,7 +210,7 @@ class NurseryLoop:
             with contextlib.suppress(KeyError):  # it may have ended before
                 self._poll.unregister(fd)
             os.close(fd)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _FAILED:  # our own code failed there, and has said how
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == FAILED:  # our own code failed there, and has said how
             with contextlib.suppress(OSError):
                 os.write(2, job.last_words)
         self._reply(job.request, self._verdict(job, status, usage))
@@ -291,8 +244,17 @@ class NurseryLoop:
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.waitstatus_to_exitcode(status)}"
         return control.failure_of(BackendError(f"the compiler died of {how}", crashed=True))
 
-    def _reply(self, request: int, result: control.Compiled | control.Failure | control.Spawned | None) -> None:
-        self._send(control.Reply(request, result))
 
-    def _send(self, message: control.ToFront) -> None:
-        self._channel.sendall(control.encode(message))
+@contextlib.contextmanager
+def _limits(message: control.LoadVocabulary) -> Iterator[None]:
+    """Bounds this process while it builds. The kernel enforces it, also while a library holds the interpreter: SIGALRM ends the process
+    at the deadline, and the front says why. Both are lifted afterwards, for workers inherit what stands then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = memory_bytes()[0] + message.bytes
+    resource.setrlimit(resource.RLIMIT_AS, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
+    signal.setitimer(signal.ITIMER_REAL, message.seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

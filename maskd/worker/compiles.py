@@ -1,6 +1,6 @@
-"""Vocabularies and grammars of a worker: built on threads, kept in the cache, and given to the sessions that wait for them.
+"""The grammars of a worker: made on threads, kept in the cache, and given to the sessions that wait for them.
 
-Owns: the backends of every vocabulary, the grammar cache, the compile threads. Used by one thread, the data path.
+Owns: the grammar cache, the compile threads. Used by one thread, the data path.
 Knows nothing about: the event loop, steps, how a session came to be.
 """
 
@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from maskd import backends, control
-from maskd.backends.auto import AutoBackend
+from maskd import control
 from maskd.backends.base import Backend, BatchFill, Grammar, Serializer
 from maskd.errors import CapacityError, GrammarError, GrammarUnsupportedError, MaskdError, NotFoundError
 from maskd.grammar import GrammarSpec
@@ -34,18 +33,14 @@ class Compiles:
 
     Args:
         options: from the front.
-        loaded: vocabularies by fingerprint, with their backends by name, as the nursery built them.
+        named: backends by name, for the vocabulary of the worker, as the nursery built them.
 
     Attributes:
-        backend_names: that "auto" tries.
         done_fd: readable when ``finish`` has something to do.
     """
 
-    def __init__(self, options: control.SpawnWorker, loaded: Mapping[bytes, tuple[Vocabulary, Mapping[str, Backend]]]) -> None:
-        self.backend_names = tuple(options.backend_names)
-        self._factories = {name: backends.load(name) for name in options.backend_names}
-        self._native_threads = options.native_threads
-        self._vocabularies = dict(loaded)
+    def __init__(self, options: control.SpawnWorker, named: Mapping[str, Backend]) -> None:
+        self._named = named
         self._row_seconds = options.row_seconds
         self._cache = GrammarCache(options.cache_bytes)
         self._gated_fills: dict[int, GatedFill] = {}
@@ -53,29 +48,6 @@ class Compiles:
         self._pool = WorkPool("compile", options.compile_threads, STACK_BYTES)
         self.done_fd = self._pool.done_fd
         self.finish = self._pool.finish
-
-    def vocabulary(self, fingerprint: bytes) -> Vocabulary:
-        """Returns a vocabulary that is loaded. Raises NotFoundError."""
-        if fingerprint not in self._vocabularies:
-            raise NotFoundError(f"no vocabulary {fingerprint.hex()[:16]}…; upload it first", kind="vocabulary")
-        return self._vocabularies[fingerprint][0]
-
-    def load_vocabulary(self, name: str, data: bytes, answer: Answer) -> None:
-        """Builds the backends of one more vocabulary."""
-
-        def build() -> tuple[Vocabulary, dict[str, Backend]]:
-            vocabulary = Vocabulary.from_bytes(data, name)
-            return vocabulary, {name: create(vocabulary, threads=self._native_threads) for name, create in self._factories.items()}
-
-        def built(result: tuple[Vocabulary, dict[str, Backend]] | MaskdError, _: float) -> None:
-            if isinstance(result, MaskdError):
-                answer(control.failure_of(result))
-                return
-            vocabulary, named = result
-            self._vocabularies[vocabulary.fingerprint] = (vocabulary, {**named, "auto": AutoBackend(list(named.values()))})
-            answer(None)
-
-        self._pool.submit(build, built)
 
     def compile(self, message: control.CompileGrammar, session: WorkerSession, held: Callable[[], bool], answer: Answer) -> None:
         """Makes the grammar of ``message`` for ``session``, which has it when ``answer`` is called. ``held`` tells, then, whether the
@@ -91,7 +63,7 @@ class Compiles:
                 limit="grammars_per_session", value=self._grammars_per_session,
             )  # fmt: skip
         spec, verdict = message.spec, message.verdict
-        _, named = self._vocabularies[session.vocabulary.fingerprint]
+        named = self._named
         name = verdict.report.backend if verdict is not None else spec.backend
         backend = named.get(name)
         if backend is None:

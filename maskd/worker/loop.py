@@ -55,18 +55,19 @@ class WorkerLoop:
         channel: socket to the front.
         marker_fd: the page where the worker says what it computes.
         options: from the front.
-        loaded: vocabularies by fingerprint, with their backends by name, as the nursery built them.
+        vocabulary: of its sessions.
+        named: backends by name, as the nursery built them for it.
     """
 
     def __init__(
-        self, channel: socket.socket, marker_fd: int, options: control.SpawnWorker,
-        loaded: Mapping[bytes, tuple[Vocabulary, Mapping[str, Backend]]],
-    ) -> None:  # fmt: skip
+        self, channel: socket.socket, marker_fd: int, options: control.SpawnWorker, vocabulary: Vocabulary, named: Mapping[str, Backend]
+    ) -> None:
         channel.setblocking(False)
         self._channel = channel
         self._reader = control.FrameReader(channel, control.ToWorker)
         self._outbox = bytearray()
-        self._compiles = Compiles(options, loaded)
+        self._vocabulary = vocabulary
+        self._compiles = Compiles(options, named)
         self._marker = Marker(marker_fd)
         self._lane = SlowLane(self._marker)
         self._row_seconds = options.row_seconds
@@ -86,7 +87,8 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Serves until the front is gone."""
-        self._send(control.Ready(os.getpid(), self._compiles.backend_names))
+        self._marker.claim(0)
+        self._send(control.Ready(os.getpid()))
         looked = time.monotonic()
         with contextlib.suppress(UnavailableError):  # the front is gone: nobody is left to work for
             while True:
@@ -160,8 +162,6 @@ class WorkerLoop:
     def _handle(self, message: object, fds: list[int]) -> None:
         try:
             match message:
-                case control.LoadVocabulary():
-                    self._compiles.load_vocabulary(message.name, message.data, functools.partial(self._reply, message.request))
                 case control.OpenSession():
                     self._open_session(message)
                 case control.AttachSession():
@@ -191,7 +191,7 @@ class WorkerLoop:
             self._reply(message.request, control.failure_of(error))  # type: ignore[attr-defined]
 
     def _open_session(self, message: control.OpenSession) -> None:
-        vocabulary = self._compiles.vocabulary(message.fingerprint)
+        vocabulary = self._vocabulary
         layout = Layout(vocabulary.vocab_size, message.item_capacity, message.row_capacity, message.token_capacity)
         table = SequenceTable(
             len(vocabulary.tokens),

@@ -25,9 +25,7 @@ _log = structlog.get_logger()
 _PR_SET_NAME, _PR_SET_TIMERSLACK = 15, 29
 
 
-def run_worker(
-    channel_fd: int, marker_fd: int, options: SpawnWorker, loaded: Mapping[bytes, tuple[Vocabulary, Mapping[str, Backend]]]
-) -> None:
+def run_worker(channel_fd: int, marker_fd: int, options: SpawnWorker, vocabulary: Vocabulary, named: Mapping[str, Backend]) -> None:
     """Runs the loop on a thread with a large stack, for matchers recurse as compilers do. Never returns.
 
     The worker outlives its nursery; it ends with the front, even when the data path is stuck in native code: the main thread
@@ -39,7 +37,7 @@ def run_worker(
     prctl(_PR_SET_TIMERSLACK, 1000)
     configure_logging(options.log_level, process=f"worker-{options.number}")
     channel = socket.socket(fileno=channel_fd)
-    loop = WorkerLoop(channel, marker_fd, options, loaded)
+    loop = WorkerLoop(channel, marker_fd, options, vocabulary, named)
 
     def data_path() -> None:
         try:

@@ -84,7 +84,7 @@ class SlowLane:
         return late
 
     def _work(self, marker: Marker, slot: int) -> None:
-        words = marker.words[2 * slot : 2 * slot + 2]
+        words = marker.claim(slot)
 
         def tick() -> None:
             words[0] += 2

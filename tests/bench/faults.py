@@ -59,7 +59,8 @@ class Faults:
         self._order: list[str] = []
         self.kinds: dict[str, tuple[int, Callable[[], None]]] = {
             "kill -9 of the front": (1, self.kill_front),
-            "kill -9 of the nursery": (2, self.kill_nursery),
+            "kill -9 of the zygote": (1, lambda: self.kill("maskd-zygote")),
+            "kill -9 of the nursery": (2, lambda: self.kill("maskd-nursery")),
             "kill -9 of a worker": (3, self.kill_worker),
             "kill -9 of a compile child": (2, lambda: self.signal_child(signal.SIGKILL)),
             "kill -9 of an engine that was stopped before": (2, self.stop_engine),
@@ -70,6 +71,7 @@ class Faults:
             "no memory for segments": (2, lambda: self.exhaust("maskd-worker", resource.RLIMIT_FSIZE, 4096)),
             "no descriptors in a worker": (1, lambda: self.exhaust("maskd-worker", resource.RLIMIT_NOFILE, 3)),
             "no descriptors in the nursery": (1, lambda: self.exhaust("maskd-nursery", resource.RLIMIT_NOFILE, 3)),
+            "a vocabulary that a backend does not survive": (2, self.upload),
             "garbage on both sockets, dropped": (2, self.garbage),
             "a lease dropped in a step": (2, self.drop_lease),
             "a steps segment scribbled over": (2, self.scribble),
@@ -91,8 +93,8 @@ class Faults:
         self.daemon.kill()
         self.daemon.restart()
 
-    def kill_nursery(self) -> None:
-        os.kill(self.daemon.pids("maskd-nursery")[0], signal.SIGKILL)
+    def kill(self, name: str) -> None:
+        os.kill(self.daemon.pids(name)[0], signal.SIGKILL)
 
     def kill_worker(self) -> None:
         os.kill(self.random.choice(self.daemon.worker_pids()), signal.SIGKILL)
@@ -188,6 +190,13 @@ class Faults:
         how = self.random.choice(["hang", "spin", "eat", "abort"])
         with self.session() as session, contextlib.suppress(MaskdError):
             session.create_grammar(self.spec(do=how, where="compile"), timeout_seconds=self.random.choice([0.2, 10]))
+
+    def upload(self) -> None:
+        from evil_backend import evil_vocabulary
+
+        self.number += 1
+        with Client.connect(self.daemon.target, timeout_seconds=5) as client:
+            client.upload_vocabulary(evil_vocabulary(do=self.random.choice(["abort", "segv", "raise"]), salt=self.number))
 
     def run_evil(self, how: str) -> None:
         with self.session() as session, contextlib.suppress(MaskdError):

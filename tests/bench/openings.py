@@ -53,8 +53,8 @@ def main() -> None:
     daemon = Daemon(directory, "--rows-per-session", str(rows))
     try:
         with Client.connect(daemon.target) as client:
-            fingerprints = [client.upload_vocabulary(vocabulary) for vocabulary in (narrow, wide)]
-            with client.open_session(fingerprints[0], vocab_size=narrow.vocab_size, row_capacity=8, transport="shm") as session:
+            fingerprint = client.upload_vocabulary(wide)
+            with client.open_session(fingerprint, vocab_size=_WIDE, row_capacity=8, transport="shm") as session:
                 grammar = session.create_grammar(GrammarSpec("regex", "[a-z]*"))
                 session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)])
                 opening = []
@@ -62,7 +62,7 @@ def main() -> None:
                 def others(count: int, done: threading.Event) -> None:
                     for _ in range(count):
                         started = time.perf_counter()
-                        with client.open_session(fingerprints[1], vocab_size=_WIDE, row_capacity=rows, transport="shm"):
+                        with client.open_session(fingerprint, vocab_size=_WIDE, row_capacity=rows, transport="shm"):
                             opening.append(time.perf_counter() - started)
                         time.sleep(0.1)
                     if not count:

@@ -69,7 +69,7 @@ def tokens(*some: bytes) -> pb.UploadVocabularyRequest:
 
 
 def test_upload_when_the_vocabulary_is_large_then_it_comes_in_pieces_once_and_masks_are_right(start_daemon: Callable[..., Any]) -> None:
-    """131,072 tokens in eight messages; the second upload changes nothing; another client finds it."""
+    """131,072 tokens in pieces; the second upload changes nothing; another client finds it."""
     daemon, vocabulary = start_daemon(), large()
     with Client.connect(daemon.target) as client:
         fingerprint = client.upload_vocabulary(vocabulary)

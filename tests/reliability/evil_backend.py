@@ -4,14 +4,17 @@ It wraps llguidance. A regex whose source starts with ``(?:evil…){0}``, which 
 backends, does what the JSON says that stands there in hex:
 
     do        nothing | hang | hold (hangs with the GIL) | spin | sleep | burn (without the GIL) | eat | abort | segv | raise
+              threads (four of them burn, for ever)
               eat_abort (eats, and aborts without a word when there is no more) | gasp (says what Rust says then, and aborts)
-    in        compile | fill | accept | rollback | fork
+    in        compile | open | fill | accept | rollback | fork
     at        tokens accepted when it happens; missing = always
     seconds   for sleep and burn
     slow      seconds of processor time that the call takes first, always and everywhere, so that it runs in the slow lane
     once      path of a file: only who creates it misbehaves
     jail      true: in compile children too, not only in workers (always so for "in": "compile")
     means     another regex, which this backend takes it for
+
+A vocabulary made by ``evil_vocabulary`` does it too, when this backend is built for it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +40,7 @@ from maskd.grammar import GrammarReport, GrammarSpec
 from maskd.vocabulary import Vocabulary
 
 NAME = "evil_backend:create"
+_ORDERS = b"\x00evil"
 
 
 def burn(seconds: float) -> None:
@@ -61,6 +66,12 @@ def misbehave(orders: dict[str, Any]) -> None:
                 pass
         case "burn":
             burn(orders["seconds"])
+        case "threads":
+            threading.stack_size(1 << 20)
+            threads = [threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1 << 30)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            threads[0].join()
         case "sleep":
             time.sleep(orders["seconds"])
         case "eat" | "eat_abort":
@@ -126,7 +137,9 @@ class EvilGrammar:
         self.stop_token_ids = inner.stop_token_ids
 
     def matcher(self) -> EvilMatcher:
-        return EvilMatcher(self._inner.matcher(), self._orders)
+        matcher = EvilMatcher(self._inner.matcher(), self._orders)
+        matcher._maybe("open")
+        return matcher
 
 
 class EvilBackend:
@@ -147,6 +160,9 @@ class EvilBackend:
 
 
 def create(vocabulary: Vocabulary, *, threads: int) -> EvilBackend:
+    for token in vocabulary.tokens:
+        if token.startswith(_ORDERS):
+            misbehave(json.loads(token.removeprefix(_ORDERS)))
     return EvilBackend(backends.load("llguidance")(vocabulary, threads=threads))
 
 
@@ -156,6 +172,12 @@ def evil(inner: str, **orders: Any) -> GrammarSpec:
         orders["in"] = orders.pop("in_")
     hexed = json.dumps(orders, sort_keys=True).encode().hex()
     return GrammarSpec("regex", f"(?:evil{hexed}){{0}}{inner}", backend=NAME)
+
+
+def evil_vocabulary(**orders: Any) -> Vocabulary:
+    """A vocabulary of bytes on which this backend does what ``orders`` say; ``salt`` makes it another one."""
+    tokens = [bytes([byte]) for byte in range(256)] + [_ORDERS + json.dumps(orders, sort_keys=True).encode(), b"<stop>"]
+    return Vocabulary(tokens, 300, (257,), (), "evil")
 
 
 def orders_of(source: str) -> tuple[dict[str, Any], str]:

@@ -56,10 +56,9 @@ def test_session_when_there_is_no_memory_for_it_then_capacity_and_nobody_else_no
     """The worker's address space is used up: the newcomer is refused with a typed error; old sessions step, and later there is room."""
     daemon = start_daemon()
     big = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+    with Client.connect(daemon.target) as client, open_session(client, big) as session:
         stand(session)
-        open_session(client, big).close()
-        worker = daemon.worker_pids()[0]
+        (worker,) = daemon.worker_pids()
         used = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
         unlimited = resource.prlimit(worker, resource.RLIMIT_AS)
         resource.prlimit(worker, resource.RLIMIT_AS, (used + (64 << 20), unlimited[1]))
@@ -141,11 +140,9 @@ def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stay
     """A quarter of a gigabyte asked for and given up, ten times: no descriptor, mapping or session is left, and a neighbour steps on."""
     daemon = start_daemon()
     wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+    with Client.connect(daemon.target) as client, open_session(client, wide) as session:
         stand(session)
-        open_session(client, wide).close()
         (worker,) = daemon.worker_pids()
-        until(lambda: client.info().session_count == 1, "the first is gone")
         before = (len(descriptors(worker)), maps(worker))
         request = pb.CreateSessionRequest(vocabulary_fingerprint=wide.fingerprint, vocab_size=wide.vocab_size, row_capacity=4096)
         given_up = 0
@@ -178,6 +175,26 @@ def test_nursery_when_it_has_no_descriptor_left_then_compiles_are_refused_typed_
         resource.prlimit(nursery, resource.RLIMIT_NOFILE, room)
         assert session.create_grammar(GrammarSpec("regex", "no descriptor")).grammar_id
         assert daemon.pids("maskd-nursery") == [nursery]
+
+
+def test_zygote_when_it_has_no_descriptor_left_then_uploads_are_refused_typed_and_work_again(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
+    """Sessions of the vocabularies that are loaded notice nothing."""
+    daemon = start_daemon()
+    other = Vocabulary([*vocabulary.tokens[:-1], b"<other>"], 300, vocabulary.stop_token_ids)
+    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
+        (zygote,) = daemon.pids("maskd-zygote")
+        room = resource.prlimit(zygote, resource.RLIMIT_NOFILE)
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, (min(set(range(1000)) - set(descriptors(zygote))), room[1]))
+        for _ in range(3):
+            with pytest.raises(CapacityError) as caught:
+                client.upload_vocabulary(other)
+            assert caught.value.metadata["limit"] == "descriptors"
+            assert session.create_grammar(GrammarSpec("regex", "[ab]{9}")).grammar_id
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, room)
+        open_session(client, other).close()
+        assert daemon.pids("maskd-zygote") == [zygote]
 
 
 def serve_logging_to(directory: Path, stream: int) -> subprocess.Popen[bytes]:

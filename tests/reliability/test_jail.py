@@ -99,6 +99,14 @@ def test_compile_when_it_never_ends_then_its_child_is_killed_and_the_answer_is_t
     assert [evil.process.pid, *evil.pids("maskd-nursery"), *evil.worker_pids()] == pids, "no process was replaced"
 
 
+def test_compile_when_many_threads_of_it_are_busy_then_the_answer_is_timeout_and_not_memory(evil: Daemon, session: Session) -> None:
+    """Its processor time passes its deadline long before the clock does; nobody kills it for that."""
+    with pytest.raises(GrammarTimeoutError) as caught:
+        session.create_grammar(evil_spec(INNER, do="threads", in_="compile"))
+    assert caught.value.metadata["limit"] == "compile_seconds"
+    no_child(evil)
+
+
 @pytest.mark.parametrize("how", ["eat", "eat_abort", "gasp"])
 def test_compile_when_it_eats_memory_then_too_large_names_the_limit_and_is_not_remembered(evil: Daemon, session: Session, how: str) -> None:
     """Whether the library raises, aborts without a word, or aborts at once and says why: never a crash, however often it is tried."""
@@ -202,6 +210,14 @@ def test_grammar_when_its_first_masks_are_bad_then_the_walk_finds_out(
         assert (caught.value.metadata["limit"], caught.value.metadata["position"]) == ("mask_seconds", "5")
     no_child(evil)
     assert evil.worker_pids() == workers
+
+
+@pytest.mark.parametrize(("where", "what"), [("open", "opening"), ("fork", "forking")])
+def test_grammar_when_it_is_slow_to_open_or_to_fork_then_the_walk_finds_out(evil: Daemon, session: Session, where: str, what: str) -> None:
+    """Engines open and fork as often as they like: what costs too much is refused, and what costs much is for the slow lane."""
+    with pytest.raises(GrammarTooLargeError) as caught:
+        session.create_grammar(evil_spec("[a-z]{60}", do="burn", in_=where, jail=True, seconds=0.4))
+    assert caught.value.metadata["limit"] == "mask_seconds" and what in caught.value.message
 
 
 # -- verdicts -----------------------------------------------------------------------------------------------------------
@@ -329,7 +345,8 @@ def test_child_when_it_runs_then_it_is_confined(evil: Daemon, session: Session) 
         resource.prlimit(pid, kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_CORE, resource.RLIMIT_FSIZE)
     )
     assert 256 << 20 < size < 64 << 30
-    assert (cpu, core, files) == (4, 0, 0)
+    assert (cpu, core, files) == (4 * len(os.sched_getaffinity(pid)), 0, 0), "the deadline is sooner, on every processor"
+    assert resource.prlimit(pid, resource.RLIMIT_CPU)[1] > cpu, "SIGXCPU comes before SIGKILL"
     status = Path(f"/proc/{pid}/status").read_text()
     assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
     thread.join()

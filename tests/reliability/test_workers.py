@@ -6,8 +6,12 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,6 +244,42 @@ def test_worker_when_stopped_then_it_is_replaced_and_no_grammar_is_blamed(
         with pytest.raises(UnavailableError):
             session.collect(timeout_seconds=60)
         until(lambda: can(lambda: open_session(client, vocabulary).close()), "there is another one")
+    assert blamed(daemon) == []
+
+
+@contextlib.contextmanager
+def busy_machine(workers: Sequence[int]) -> Iterator[None]:
+    """Every core has two more processes to run, and the threads of ``workers`` get what these leave. It ends by itself."""
+    command = [sys.executable, "-c", "import time\nuntil = time.monotonic() + 40\nwhile time.monotonic() < until: pass"]
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * len(os.sched_getaffinity(0))):
+            stack.callback(subprocess.Popen.wait, process := subprocess.Popen(command))
+            stack.callback(process.kill)
+        for task in (task for pid in workers for task in Path(f"/proc/{pid}/task").iterdir()):
+            os.setpriority(os.PRIO_PROCESS, int(task.name), 10)
+        yield
+
+
+@pytest.mark.parametrize("transport", ["shm", "inline"])
+def test_call_when_it_waits_for_a_core_then_it_is_not_taken_for_a_hang(
+    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle, transport: str
+) -> None:
+    """It computes for 0.6 × ``hang_seconds``, and for several times that it waits: on a busy machine, nobody is condemned."""
+    daemon = evil_daemon("--hang-seconds", "0.4", "--workers", "2")
+    spec = evil_spec(WORD, do="burn", in_="fill", seconds=0.24, at=1)
+    with Client.connect(daemon.target) as client, contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(open_session(client, vocabulary, transport=transport)) for _ in range(2)]
+        workers = daemon.worker_pids()
+        for session in sessions:
+            session.step([Item(1, Action.OPEN, session.create_grammar(spec).grammar_id, row=0)])
+        with busy_machine(workers), ThreadPoolExecutor(2) as pool:
+            started = time.monotonic()
+            steps = [pool.submit(session.step, [Item(1, accept=(A,), row=0)], timeout_seconds=60) for session in sessions]
+            replies = [step.result() for step in steps]
+            print(f"0.24 s of processor time took {time.monotonic() - started:.2f} s")
+        for reply in replies:
+            assert allowed_token_ids(reply.rows[0]).tolist() == oracle.allowed(spec, [A])
+        assert daemon.worker_pids() == workers
     assert blamed(daemon) == []
 
 

@@ -33,6 +33,8 @@ def test_lane_when_two_jobs_come_then_they_run_beside_each_other_and_the_marker_
     works = [lane.start(one, (7 << 32) | 1), lane.start(other, (7 << 32) | 2)]
     assert one.started.wait(60) and other.started.wait(60)
     assert sorted(call[2:] for call in marker.busy()) == [(7, 1), (7, 2)]
+    threads = {thread.native_id for thread in threading.enumerate() if thread.name.startswith("slow-lane")}
+    assert len({marker.slot(slot)[2] for slot in (1, 2)} & threads) == 2, "and their threads"
     for job in (one, other):
         job.end.set()
     assert all(work.wait(60) for work in works)

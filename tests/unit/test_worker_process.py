@@ -11,8 +11,9 @@ import os, sys
 from maskd.control import SpawnWorker
 from maskd.marker import Marker
 from maskd.worker.process import run_worker
-options = SpawnWorker(1, 0, "info", (), 1, 1, 1 << 20, 4, 0.0, 0.02)
-run_worker(int(sys.argv[1]), os.dup(Marker().fd), options, {})
+from tests.conftest import byte_vocabulary
+options = SpawnWorker(1, 0, "info", 1, 1 << 20, 4, 0.0, 0.02)
+run_worker(int(sys.argv[1]), os.dup(Marker().fd), options, byte_vocabulary(), {})
 """
 
 

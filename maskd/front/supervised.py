@@ -1,0 +1,175 @@
+"""A process that is started again when it ends: what zygote, nurseries and workers have in common for the front.
+
+Owns: the pauses between restarts, and what is known about the ends of processes that others forked.
+Knows nothing about: what the processes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from maskd import control
+from maskd.errors import MaskdError, UnavailableError
+from maskd.front.peer import Message, Peer
+
+__all__ = ["SPAWN_SECONDS", "Exits", "Supervised"]
+
+_STABLE_SECONDS = 30.0
+"""A process that lived so long has its next restart without a pause."""
+_EXIT_SECONDS = 1.0
+SPAWN_SECONDS = 10.0
+"""For a fork, and for the restart of the process that forks."""
+_log = structlog.get_logger()
+
+
+class Supervised:
+    """One supervised process.
+
+    Args:
+        kind: for logs and errors.
+        longest_pause: before a process that keeps dying is started again, in seconds.
+        labels: for logs.
+
+    Attributes:
+        pid: of the process; None while there is none.
+        restarts: how often it was started again.
+    """
+
+    def __init__(self, kind: str, longest_pause: float, **labels: object) -> None:
+        self.pid: int | None = None
+        self.restarts = 0
+        self._kind = kind
+        self._longest_pause = longest_pause
+        self._labels = labels
+        self._pidfd = -1
+        self._peer: Peer | None = None
+        self._ready = asyncio.Event()
+        self._first: asyncio.Future[None] | None = None
+        self._stopping = False
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process is up."""
+        return self._ready.is_set()
+
+    async def start(self) -> None:
+        """Starts the process and its supervision; returns when it is ready.
+
+        Raises:
+            MaskdError: it could not be started, or died at once. It is not started again.
+        """
+        self._first = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(self._first))
+        await self._first
+
+    async def stop(self) -> None:
+        """Ends the process, and its supervision."""
+        self._stopping = True
+        self.kill()
+        if self._supervisor:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        if self._first is not None and not self._first.done():
+            self._first.cancel()
+
+    def kill(self) -> None:
+        """Kills the process; it is started again."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def _live(self) -> None:
+        """One life of the process: returns when it has ended. Calls ``_is_up`` when it is ready."""
+        raise NotImplementedError
+
+    def _is_up(self) -> None:
+        self._ready.set()
+        if self._first is not None and not self._first.done():
+            self._first.set_result(None)
+
+    def _know(self, pid: int, stack: contextlib.ExitStack) -> None:
+        """Keeps hold of the process until ``stack`` closes."""
+
+        def forget() -> None:
+            os.close(self._pidfd)
+            self._pidfd, self.pid = -1, None
+
+        self._pidfd, self.pid = os.pidfd_open(pid), pid
+        stack.callback(forget)
+
+    async def wait_until_ready(self, seconds: float) -> None:
+        """Waits for a process that is being started again. Raises UnavailableError after ``seconds``."""
+        try:
+            await asyncio.wait_for(self._ready.wait(), seconds)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise UnavailableError(f"the {self._kind} is restarting; try again") from None
+
+    async def _have_forked(self, make: Callable[[int], Message], fds: Sequence[int]) -> int:
+        """Has the process, when it is up, fork another one, which gets ``fds``, and returns its pid. The descriptors are closed here."""
+        try:
+            await self.wait_until_ready(SPAWN_SECONDS)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        assert self._peer is not None
+        spawned = await self._peer.request(make, SPAWN_SECONDS, fds)
+        assert isinstance(spawned, control.Spawned)
+        return spawned.pid
+
+    async def _supervise(self, first: asyncio.Future[None]) -> None:
+        pause = 0.0
+        while True:
+            started = time.monotonic()
+            error: MaskdError = UnavailableError(f"the {self._kind} died while it started; its log says why")
+            try:
+                await self._live()
+            except MaskdError as failure:
+                error = failure
+                if first.done():
+                    _log.error(f"{self._kind} failed", **self._labels, reason=error.reason, error=error.message)
+            except OSError as failure:  # no descriptor or no memory for it: try again later
+                error = UnavailableError(f"the {self._kind} cannot be started: {failure.strerror}")
+                _log.error(f"{self._kind} failed", **self._labels, error=failure.strerror)
+            if self._stopping:
+                return
+            if not first.done():
+                first.set_exception(error)
+                return
+            pause = 0.0 if time.monotonic() - started > _STABLE_SECONDS else min(self._longest_pause, 2 * pause + 0.01)
+            self.restarts += 1
+            _log.warning(f"{self._kind} died, restarting", **self._labels, restarts=self.restarts, pause_seconds=pause)
+            await asyncio.sleep(pause)
+
+
+class Exits:
+    """How processes ended that others forked for the front: their parents tell."""
+
+    def __init__(self) -> None:
+        self._awaited: dict[int, asyncio.Future[control.Exited]] = {}
+
+    def expect(self, pid: int, stack: contextlib.ExitStack) -> None:
+        """Keeps what will be told about ``pid`` until ``stack`` closes."""
+        self._awaited[pid] = asyncio.get_running_loop().create_future()
+        stack.callback(self._awaited.pop, pid)
+
+    def tell(self, exited: control.Exited) -> None:
+        """Takes the word of a parent."""
+        awaited = self._awaited.get(exited.pid)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(exited)
+
+    async def of(self, pid: int) -> control.Exited | None:
+        """Returns how ``pid`` ended, or None if its parent cannot tell any more."""
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._awaited[pid]), _EXIT_SECONDS)
+        except (TimeoutError, asyncio.TimeoutError):
+            return None

@@ -1,0 +1,87 @@
+"""The zygote as the front sees it: the process that has the libraries and forks nurseries.
+
+Owns: the process and its restart. A dead zygote takes no nursery and no worker with it.
+Knows nothing about: vocabularies, workers, gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from maskd import control
+from maskd.config import Config, resolve_threads
+from maskd.front.peer import Peer
+from maskd.front.supervised import Exits, Supervised
+
+__all__ = ["Zygote"]
+
+_ENVIRONMENT = {
+    # No library may start threads at import: the zygote forks, and a fork of a threaded process is a trap.
+    **{f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")},
+    # Nothing is imported from the directory that the daemon happens to be started in.
+    "PYTHONSAFEPATH": "1",
+}
+
+
+class Zygote(Supervised):
+    """One supervised zygote.
+
+    Attributes:
+        exits: how nurseries and workers ended.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__("zygote", min(0.2, config.restart_seconds))
+        self.exits = Exits()
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        """Kills the process; it is started again."""
+        if self._process:
+            self._process.kill()
+
+    async def fork_nursery(self, number: int, channel_fd: int) -> int:
+        """Forks a nursery and returns its pid. The descriptor is closed here."""
+        return await self._have_forked(lambda request: control.ForkNursery(request, number), (channel_fd,))
+
+    async def _live(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        options = {
+            "front_pid": os.getpid(), "log_level": self._config.log_level, "backend_names": self._config.backends,
+            "native_threads": resolve_threads(self._config),
+        }  # fmt: skip
+        with theirs:
+            command = [sys.executable, "-m", "maskd.nursery", str(theirs.fileno()), json.dumps(options)]
+            try:
+                self._process = subprocess.Popen(  # noqa: S603
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **_ENVIRONMENT}
+                )
+            except OSError:
+                ours.close()
+                raise
+        refusals: list[control.Failure] = []
+        self._peer = Peer("the zygote", ours, lambda message: self._on_message(message, refusals))
+        try:
+            await self._peer.run()
+        finally:
+            self._ready.clear()
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        if refusals:
+            raise control.error_of(refusals[0])
+
+    def _on_message(self, message: object, refusals: list[control.Failure]) -> None:
+        match message:
+            case control.Ready():
+                self._is_up()
+            case control.Reply(result=control.Failure() as failure):  # an unknown backend: it has exited
+                refusals.append(failure)
+            case control.Exited():
+                self.exits.tell(message)

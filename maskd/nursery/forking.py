@@ -1,0 +1,136 @@
+"""What the zygote and a nursery share: one thread, one channel to the front, children that are forked here and buried when they end.
+
+Owns: the poll, the end of children. Knows nothing about: what the children do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+import structlog
+
+from maskd import control
+from maskd.errors import CapacityError, UnavailableError
+
+__all__ = ["FAILED", "ForkingLoop"]
+
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+"""xgrammar's runtime catches SIGSEGV to print a stack, which takes seconds in which everybody waits: a crash is to end at once."""
+FAILED = 70
+"""Exit code of a child in which our own code failed."""
+_log = structlog.get_logger()
+
+
+class ForkingLoop:
+    """Runs until the front closes the control channel.
+
+    Args:
+        channel: socket to the front.
+        kind: of the messages that come in.
+    """
+
+    def __init__(self, channel: socket.socket, kind: object) -> None:
+        self._channel = channel
+        self._reader = control.FrameReader(channel, kind)
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+        self._wake, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._poll.register(self._wake, select.POLLIN)
+
+    def run(self) -> None:
+        """Serves until the front is gone."""
+        with contextlib.suppress(UnavailableError, BrokenPipeError, ConnectionResetError):
+            while True:
+                for fd, _ in self._poll.poll(1000 * self._wait_seconds()):
+                    if fd == self._channel.fileno():
+                        for message, fds in self._reader.read():
+                            self._handle(message, fds)
+                    elif fd == self._wake:
+                        with contextlib.suppress(BlockingIOError):
+                            os.read(self._wake, 4096)
+                        self._reap()
+                    else:
+                        self._on_readable(fd)
+                self._on_time()
+
+    def _handle(self, message: object, fds: list[int]) -> None:
+        """Does what the front asks for."""
+        raise NotImplementedError
+
+    def _wait_seconds(self) -> float:
+        return 60.0
+
+    def _on_time(self) -> None:
+        """Called at least after ``_wait_seconds``."""
+
+    def _on_readable(self, fd: int) -> None:
+        """Called for descriptors of the subclass."""
+
+    def _waited_for(self) -> set[int]:
+        """Returns the children that the subclass buries."""
+        return set()
+
+    def _held(self) -> Iterable[int]:
+        """Returns the descriptors of the subclass, which children close."""
+        return ()
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None or found.si_pid in self._waited_for():
+                    return
+                _, status, usage = os.wait4(found.si_pid, 0)
+                number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+                self._send(control.Exited(found.si_pid, number, usage.ru_maxrss * 1024))
+
+    def _fork_with(self, request: int, fds: list[int], body: Callable[[], None]) -> None:
+        """Forks a child that runs ``body`` with the descriptors ``fds``, which are closed here, and answers ``request``."""
+        try:
+            if -1 in fds:
+                failure = CapacityError("no descriptor for another process", limit="descriptors")
+                self._reply(request, control.failure_of(failure))
+                return
+            pid = os.fork()
+            if pid == 0:
+                self._run_forked(body)
+            self._reply(request, control.Spawned(pid))
+        except OSError as error:  # no memory or no process left: others go on
+            self._reply(request, self._no_room(error))
+        finally:
+            for fd in {*fds} - {-1}:
+                os.close(fd)
+
+    @staticmethod
+    def _no_room(error: OSError) -> control.Failure:
+        return control.failure_of(CapacityError(f"no room for another process: {error.strerror}", limit="processes"))
+
+    def _run_forked(self, body: Callable[[], None]) -> NoReturn:
+        """Runs ``body`` in the child that was just forked."""
+        status = FAILED
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, *_CRASHES):
+                signal.signal(number, signal.SIG_DFL)
+            for fd in (self._channel.fileno(), self._wake, self._wake_write, *self._held()):
+                os.close(fd)
+            body()
+            status = 0
+        except BaseException:
+            _log.exception("a child failed")
+        finally:
+            os._exit(status)
+
+    def _reply(self, request: int, result: control.Compiled | control.Failure | control.Loaded | control.Spawned) -> None:
+        self._send(control.Reply(request, result))
+
+    def _send(self, message: control.ToFront) -> None:
+        self._channel.sendall(control.encode(message))
