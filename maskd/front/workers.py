@@ -31,7 +31,7 @@ from maskd.marker import Marker
 __all__ = ["Worker"]
 
 _LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 0.5
-_LANE_PATIENCE = 5
+_PATIENCE = 5
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 _log = structlog.get_logger()
 
@@ -119,7 +119,8 @@ class Worker(Supervised):
         self._hung = []
 
     async def _watch(self, marker: Marker) -> None:
-        """Kills a worker that is too long in one native call. The slow lane has more time: it keeps nobody waiting.
+        """Kills a worker that is too long in one native call. The slow lane has more time, for no batch waits for it, and so has a call
+        that fills the rows of a whole batch.
 
         Time counts only as far as this process saw it pass, and as ``hanging`` judges it: when a core is what a call waits for, or
         when both are frozen and thawed together, nobody hangs.
@@ -140,7 +141,7 @@ class Worker(Supervised):
             before = now
             stopped_for = stopped_for + passed if is_stopped(now) else 0.0
             for slot, (call, seconds) in watched.items():
-                if max(seconds, stopped_for) > limit * (_LANE_PATIENCE if slot else 1):
+                if max(seconds, stopped_for) > limit * (_PATIENCE if slot or not call[3] else 1):
                     _log.error("worker hangs, killing it", worker=self.number, session=call[2], grammar=call[3], stopped=stopped_for > 0)
                     # Stuck together, one may hold the interpreter: nobody knows which. Nobody is to blame for SIGSTOP.
                     self._hung = [] if stopped_for else [other[2:] for other, since in watched.values() if since > limit / 2]

@@ -114,7 +114,7 @@ def _judge(
         return failure_of(error)
     except MemoryError:
         return failure_of(out_of_memory(limits.bytes))
-    except Exception as error:  # the library's own surprise
+    except BaseException as error:  # the library's own surprise; a panic of Rust is no Exception
         if "bad_alloc" in str(error):
             return failure_of(out_of_memory(limits.bytes))
         return failure_of(BackendError(f"the grammar library failed to compile this: {type(error).__name__}"))

@@ -115,8 +115,8 @@ class WorkerLoop:
         return served
 
     def _end_broken(self, session: WorkerSession, error: Exception) -> str:
-        """Ends a session whose step failed as a whole, and returns why. A surprise of our own or of a library ends one session, never
-        its neighbours."""
+        """Ends a session whose step failed as a whole, and returns why: its engine broke the contract, or our own code did. What a
+        backend raises ends a sequence, in the table."""
         if isinstance(error, ProtocolError):
             why = error.message
         else:

@@ -65,7 +65,7 @@ class WorkPool:
                 result = job()
             except MaskdError as error:
                 result = error
-            except Exception as error:  # a library's own surprise is one grammar's failure, not the worker's
+            except BaseException as error:  # a library's own surprise, a panic of Rust among them, is one grammar's failure
                 _log.exception("job failed", job=self._name)
                 result = BackendError(f"the {self._name} failed inside the worker: {type(error).__name__}")
             self._done.put((then, result, time.perf_counter() - started))
