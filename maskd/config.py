@@ -69,7 +69,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         compile_cpus: cores that compile children may use; empty = any.
         mask_seconds: a grammar that needs longer than this for one token, in a short walk after the compile, is refused.
         row_seconds: a step waits so long for rows that are slow; the items that need longer are answered STEP_DEADLINE.
-        hang_seconds: a worker that is at one native call for longer, waits for a processor not counted, is killed; its sessions restore by replay.
+        hang_seconds: a worker that works longer than this at one native call is killed; its sessions restore by replay.
         verdicts: outcomes of compiles that are remembered, by content; as many grammars that crashed, apart from them.
         cache_bytes: compiled grammars kept by one worker, approximate.
         grammar_bytes: longest grammar source.
