@@ -27,7 +27,7 @@ class Habit:
     """How a sequence's tokens are chosen, so that outputs become long, or end, or cross their gate."""
 
     stops: float
-    short: bool
+    taste: str  # "any", "short", "punctuation": what is picked of what is allowed
     refused: float
     longest: int
 
@@ -137,7 +137,7 @@ class Driver:
         chooser = self.random
         longest = chooser.choice([40, 120, _LONGEST])
         return Habit(
-            chooser.choice([0.0, 0.02, 0.1, 0.6]), chooser.random() < 0.4, chooser.choice([0.0, 0.05, 0.2]),
+            chooser.choice([0.0, 0.02, 0.1, 0.6]), chooser.choice(["any", "short", "punctuation", "punctuation"]), chooser.choice([0.0, 0.05, 0.2]),
             min(longest, _LONGEST_SLOW) if "root root" in source else longest,
         )  # fmt: skip
 
@@ -203,7 +203,9 @@ class Driver:
             return chooser.choice(ends)
         if not others:
             return None
-        picked = chooser.choices(others, k=6 if habit.short else 1)
+        picked = chooser.choices(others, k=1 if habit.taste == "any" else 6)
+        if habit.taste == "punctuation":
+            return max(picked, key=lambda token: sum(not chr(byte).isalnum() for byte in tokens[token]))
         return min(picked, key=lambda token: len(tokens[token]))
 
     def _unlikely(self) -> int:
