@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-_TIMES = float(os.environ.get("MASKD_FUZZ", "1"))
+TIMES = float(os.environ.get("MASKD_FUZZ", "1"))
 _LITERALS = ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "01", "1e", "nul", '"\\ud800"', '"\\udc00\\ud800"', '"\\q"', "'x'", "")
 _MARK = "\u0091literal\u0092"
 
@@ -22,7 +22,7 @@ def budget(examples: int, **more: Any) -> settings:
     """Settings for ``examples`` examples, times ``MASKD_FUZZ``. Without it, the same ones each time."""
     health = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     return settings(
-        max_examples=max(1, round(examples * _TIMES)), deadline=None, suppress_health_check=health, derandomize=_TIMES == 1, **more
+        max_examples=max(1, round(examples * TIMES)), deadline=None, suppress_health_check=health, derandomize=TIMES == 1, **more
     )
 
 

@@ -73,7 +73,7 @@ class Driver:
         chooser, late = self.random, one.late
         named.add(sequence_id)
         if late is not None:
-            what = chooser.choices(["ask", "more", "fork", "close", "leave"], [60, 8, 6, 2, 20])[0]
+            what = chooser.choices(["ask", "more", "fork", "close", "leave"], [60, 8, 0 if len(view) > _LIVE else 6, 2, 20])[0]
             if what == "ask":
                 drafts = chooser.choice([(), tuple(late.item.drafts)]) if late.item.row >= 0 else ()
                 row = 0 if late.item.row >= 0 and (drafts or chooser.random() < 0.9) else NO_ROW
@@ -116,6 +116,9 @@ class Driver:
         sequence_id = self._new_id()
         self._habits[sequence_id] = self._habit(model.grammars[grammar_id].spec.source)
         item = Item(sequence_id, Action.OPEN, grammar_id)
+        others = [state for state in view.values() if state is not None and state.grammar.spec is model.grammars[grammar_id].spec]
+        if others and chooser.random() < 0.5:  # a replay
+            item.accept = others[0].history[: chooser.randint(0, len(others[0].history))]
         self._advance(item, State(model.grammars[grammar_id], ()), view, items, created=True)
         named.add(sequence_id)
 
@@ -124,7 +127,7 @@ class Driver:
         sequence_id = self._new_id()
         self._habits[sequence_id] = self._habits[source_id]
         item, state = Item(sequence_id, Action.FORK, 0, source_id), view.get(source_id)
-        self.model.counts["forks of late sequences" if state is None else "forks"] += 1
+        self.model.counts["forks of a late source" if state is None else "forks of a source that is not late"] += 1
         if state is None or self.random.random() < 0.3:
             item.row = 0 if self.random.random() < 0.8 else NO_ROW
             view[sequence_id] = state
@@ -136,10 +139,9 @@ class Driver:
     def _habit(self, source: str) -> Habit:
         chooser = self.random
         longest = chooser.choice([40, 120, _LONGEST])
-        return Habit(
-            chooser.choice([0.0, 0.02, 0.1, 0.6]), chooser.choice(["any", "short", "punctuation", "punctuation"]), chooser.choice([0.0, 0.05, 0.2]),
-            min(longest, _LONGEST_SLOW) if "root root" in source else longest,
-        )  # fmt: skip
+        taste = chooser.choice(["any", "short", "punctuation", "punctuation"])
+        longest = min(longest, _LONGEST_SLOW) if "root root" in source else longest
+        return Habit(chooser.choice([0.0, 0.02, 0.1, 0.6]), taste, chooser.choice([0.0, 0.05, 0.2]), longest)
 
     def _new_id(self) -> int:
         self._next_id += 1
@@ -153,13 +155,16 @@ class Driver:
         back = chooser.choices(["none", "one", "some", "all", "too far"], [85, 7, 6, 1, 1])[0]
         if back == "none" and (state.terminated or size > habit.longest) and chooser.random() < 0.8:
             back = chooser.choice(["one", "some", "some"])
-        item.rollback = {
-            "none": 0, "one": min(1, size), "some": chooser.randint(0, chooser.choice([min(size, 8), size])), "all": ROLLBACK_ALL, "too far": size + chooser.randint(1, 9),
-        }[back]  # fmt: skip
-        left = {"all": (), "too far": state.history}.get(back, state.history[: size - item.rollback] if item.rollback > 0 else state.history)
+        some = chooser.randint(0, chooser.choice([min(size, 8), size]))
+        wild = size + chooser.randint(1, 9)
+        item.rollback = {"none": 0, "one": min(1, size), "some": some, "all": ROLLBACK_ALL, "too far": wild}[back]
+        left = () if back == "all" else state.history if back == "too far" else state.history[: size - item.rollback]
         count = chooser.choices([1, 0, chooser.randint(2, 5), chooser.randint(6, 40)], [70, 6, 12, 5])[0]
+        again = tuple(item.accept)
+        if item.rollback > 0 and back != "too far" and chooser.random() < 0.5:  # the same once more, and then another way
+            again = state.history[len(left) :][: chooser.randint(0, item.rollback)]
         try:
-            text = self._tokens(state, left, count, habit)
+            text = self._tokens(state, left + again, count, habit)
             item.accept = text[len(left) :]
             item.row = 0 if chooser.random() < 0.9 else NO_ROW
             if item.row == 0 and chooser.random() < 0.25:
@@ -213,10 +218,9 @@ class Driver:
         chooser, vocabulary = self.random, self.model.reference.vocabulary
         count = len(vocabulary.tokens)
         padding = range(count, vocabulary.vocab_size) or range(count)
-        kinds: list[Sequence[int]] = [
-            range(count), padding, padding, vocabulary.special_token_ids, [i for i, token in enumerate(vocabulary.tokens) if not token] or [0],
-            [vocabulary.vocab_size, 2**31 - 1],
-        ]  # fmt: skip
+        empty = [token_id for token_id, token in enumerate(vocabulary.tokens) if not token]
+        none = [vocabulary.vocab_size, 2**31 - 1]
+        kinds: list[Sequence[int]] = [range(count), padding, padding, vocabulary.special_token_ids, empty, none]
         return chooser.choice(chooser.choice(kinds))
 
     def _placed(self, items: list[Item]) -> list[Item]:

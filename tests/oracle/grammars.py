@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 
-from maskd.grammar import GrammarOptions, GrammarSpec, ReasoningGate
+from maskd.grammar import GrammarOptions, GrammarSpec, ReasoningGate, WhenSlow
 from maskd.tokenizer_files import load_vocabulary
 from maskd.vocabulary import Vocabulary
 from tests.bench.workload import SCHEMA, TEKKEN
@@ -23,6 +23,16 @@ _TREE = json.dumps(
         "$ref": "#/$defs/t",
     }
 )
+_WORD = {"type": "regex", "pattern": "[a-z]{0,9}"}
+_TOKEN_TAG = json.dumps(
+    {
+        "type": "sequence",
+        "elements": [
+            {"type": "tag", "begin": {"type": "token", "token": "<tool>"}, "content": _WORD, "end": "</t>"},
+            {"type": "any_text"},
+        ],
+    }
+)
 _TAG = (
     '{"type":"structural_tag","format":{"type":"triggered_tags","triggers":["<f="],"tags":[{"begin":"<f=a>","content":'
     '{"type":"json_schema","json_schema":{"type":"integer"}},"end":"</f>"}]}}'
@@ -31,14 +41,15 @@ _TAG = (
 
 @functools.cache
 def vocabulary(name: str) -> Vocabulary:
-    """Returns a vocabulary with tokens without bytes, special tokens, two stop tokens, and padding up to its vocab_size."""
+    """Returns a vocabulary with tokens without bytes, special tokens, two stop tokens, padding up to its vocab_size, and no way to say
+    "~"."""
     if name == "bytes":
         plain = byte_vocabulary(words=(b"Paris", b"London", b'":', b'{"', b"true", b"null", b" is ", b"", b"bc", b"aa", b"  ", b'",', b""))
     elif name == "bundled":
         plain = load_vocabulary(BUNDLED)
     else:
         plain = load_vocabulary(str(TEKKEN))
-    tokens = [*plain.tokens, b"", b"<tool>", b"<end>"]
+    tokens = [*(b"" if b"~" in token else token for token in plain.tokens), b"", b"<tool>", b"<end>"]
     stops, special = (*plain.stop_token_ids, len(tokens) - 1), (*plain.special_token_ids, len(tokens) - 2, len(tokens) - 1)
     return Vocabulary(tokens, len(tokens) + 45, stops, special, name)
 
@@ -61,6 +72,9 @@ def grammars(of: Vocabulary) -> list[GrammarSpec]:
         GrammarSpec("ebnf", 'root ::= "a" root "b" | "a" root | "a"'),
         GrammarSpec("ebnf", 'root ::= "a" tail\ntail ::= [0-9]+ | "(" root ")" tail?'),
         GrammarSpec("structural_tag", _TAG),
+        GrammarSpec("structural_tag", _TOKEN_TAG),
+        GrammarSpec("lark", 'start: "a" TAIL ("," TAIL)*\nTAIL: /[0-9]+|ab?c/'),
+        GrammarSpec("regex", "(ab~|ac|b)*"),
     ]
     gates = [
         ReasoningGate((letters[0], letters[1], letters[0], letters[1], letters[4])),
@@ -70,9 +84,10 @@ def grammars(of: Vocabulary) -> list[GrammarSpec]:
     ]
     stops = [GrammarOptions(stop_token_ids=(special,)), GrammarOptions(stop_token_ids=(letters[3], of.stop_token_ids[0]))]
     specs = []
+    slow: tuple[WhenSlow, ...] = ("wait", "fail", "switch", "wait", "switch")
     for number, backend in enumerate(("llguidance", "xgrammar")):
         on_it = [dataclasses.replace(spec, backend=backend) for spec in kinds]
-        specs += [dataclasses.replace(spec, when_slow=("wait", "fail", "switch", "wait", "switch")[(i + number) % 5]) for i, spec in enumerate(on_it)]
+        specs += [dataclasses.replace(spec, when_slow=slow[(i + number) % 5]) for i, spec in enumerate(on_it)]
         for i, gate in enumerate(gates):
             specs.append(dataclasses.replace(on_it[(3 * i + number) % len(on_it)], reasoning=gate))
             specs.append(dataclasses.replace(on_it[5 + i], reasoning=gate, options=stops[i % 2], when_slow=("wait", "switch")[i % 2]))

@@ -43,6 +43,7 @@ class Outcome:
         state: where the sequence stands then; None = it is not there.
         rows: from the item's first row on; the rest of the item's rows allow the vocabulary's stop tokens only.
         position: None = any.
+        dead_end: where it stood when its row could not be filled: on the data path a fork behind it copies that.
         forced: those that a fast item is told of; a slow one is told of none.
     """
 
@@ -57,6 +58,7 @@ class Outcome:
     forced: Tokens = ()
     index: int = -1
     value: int = 0
+    dead_end: State | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ class Model:
         self.lost: set[int] = set()
         """Sequences that were answered wrongly: nobody knows where they stand."""
         self.counts: Counter[str] = Counter()
+        self.longest = 0
         self.step = 0
+        self._dead_ends: dict[int, State] = {}
 
     # -- what an item comes to -------------------------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class Model:
         if item.row >= 0:
             rows.append(grammar.row(history))
             if not rows[0].any():
-                return failed(Status.NO_TOKEN_ALLOWED)
+                return dataclasses.replace(failed(Status.NO_TOKEN_ALLOWED), dead_end=after)
             text = history
             for draft in item.drafts:
                 if not has(rows[-1], draft):
@@ -184,6 +188,7 @@ class Model:
     def check(self, items: Sequence[Item], results: Sequence[Result], rows: NDArray[np.int32]) -> list[Difference]:
         """Compares the answer to ``items`` with every right one, and brings the sequences to where they stand then."""
         self.step += 1
+        self._dead_ends.clear()
         seen: set[int] = set()
         differences = []
         for item, result in zip(items, results, strict=True):
@@ -214,6 +219,8 @@ class Model:
         if not right:
             words = min((words for words, _ in judged), key=len, default=["no answer but STEP_DEADLINE is right"])
             return Difference(self.step, item, result, bases, outcomes, words)
+        if result.status:
+            self.counts[f"answered {result.status.name}"] += 1
         self.counts["rows compared"] += 1 + len(item.drafts) if item.row >= 0 else 0
         if known is not None and known.late is not None and result.status not in (Status.SEQUENCE_EXISTS, Status.TOKEN_OUT_OF_RANGE):
             self.counts["late items answered"] += 1
@@ -222,7 +229,10 @@ class Model:
         if item.action == Action.CLOSE:
             del self.known[item.sequence_id]
             return None
+        if right[0].dead_end is not None:
+            self._dead_ends[item.sequence_id] = right[0].dead_end
         states = tuple(dict.fromkeys(outcome.state for outcome in right if outcome.state is not None))
+        self.longest = max(self.longest, *(len(state.history) for state in states), 0)
         if states:
             self.known[item.sequence_id] = Known(states)
         elif not created or known is not None:
@@ -256,16 +266,19 @@ class Model:
                 outcomes = [self.outcome(base, item, created=True) for base in bases]
                 seen.add(sequence_id)
                 return bases, outcomes, False
-            source = self.known.get(item.source_sequence_id)
-            gone = Outcome(Status.SEQUENCE_NOT_FOUND, value=item.source_sequence_id)
-            if source is None:
-                return (), [gone], False
-            seen.add(sequence_id)
-            if source.late is None:
-                return source.states, [self.outcome(base, item, created=True) for base in source.states], item.source_sequence_id in seen
-            bases = tuple(outcome.state for outcome in source.late.outcomes if outcome.state is not None)
-            outcomes = [self.outcome(base, item, created=True) for base in bases]
-            return bases, outcomes + [gone] * any(outcome.state is None for outcome in source.late.outcomes), True
+            source_id = item.source_sequence_id
+            source, dead_end = self.known.get(source_id), self._dead_ends.get(source_id)
+            may_be_gone, may_wait = source is None, source_id in seen
+            bases = source.states if source is not None else ()
+            if source is not None and source.late is not None:
+                bases = tuple(outcome.state for outcome in source.late.outcomes if outcome.state is not None)
+                may_be_gone, may_wait = any(outcome.state is None for outcome in source.late.outcomes), True
+            if dead_end is not None:
+                bases = (*bases, dead_end)
+            if bases:
+                seen.add(sequence_id)
+            gone = Outcome(Status.SEQUENCE_NOT_FOUND, value=source_id)
+            return bases, [self.outcome(base, item, created=True) for base in bases] + [gone] * may_be_gone, may_wait
         if known is None:
             return (), [Outcome(Status.SEQUENCE_NOT_FOUND, value=sequence_id)], False
         if sequence_id in seen:
@@ -295,11 +308,12 @@ class Model:
         words = self._compare_rows((), item, rows)
         if result.row_count or result.row != NO_ROW or result.forced or result.accepted_count or result.accepting:
             words.append("it is late, and has rows, tokens or flags")
-        if not bases or item.action == Action.CLOSE:
-            return [*words, "nothing of it can be late"]
-        self.counts["late"] += 1
+        self.counts[f"answered late, {LateIndex(result.detail_index).name}"] += 1
+        self.counts["late answers"] += 1
         if result.detail_index == LateIndex.NOT_BEGUN:
             return words if may_wait else [*words, "there is nothing that it could wait for"]
+        if not bases or item.action == Action.CLOSE:
+            return [*words, "nothing of it can be late"]
         if result.detail_index == LateIndex.CLOSED:
             self.known.pop(item.sequence_id, None)
             return words if all(base.grammar.spec.when_slow == "fail" for base in bases) else [*words, "its grammar does not say fail"]
@@ -357,5 +371,5 @@ def short(value: object) -> str:
     for one in dataclasses.fields(value):  # type: ignore[arg-type]
         content = getattr(value, one.name)
         if one.default is dataclasses.MISSING or content != one.default:
-            said.append(f"{one.name}={content}" if isinstance(content, (Action, Status)) else f"{one.name}={content!r}")
+            said.append(f"{one.name}={content.name}" if isinstance(content, (Action, Status)) else f"{one.name}={content!r}")
     return f"{name}({', '.join(said)})"

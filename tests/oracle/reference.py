@@ -29,7 +29,7 @@ _LONG = 12
 
 
 class NotKnown(Exception):
-    """The library itself gives up on this history, or contradicts itself: its row allowed a token that a new matcher refuses."""
+    """The library gives up on a token, or contradicts itself: its row allowed a token that a new matcher refuses."""
 
 
 class Reference:

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from maskd.client import Client, Session
 from maskd.errors import GrammarError, MaskdError
 from maskd.grammar import GrammarSpec
-from maskd.step import Action, Item
+from maskd.step import Action, Item, Result
+from maskd.vocabulary import Vocabulary
 from tests.conftest import Daemon
 from tests.oracle.driver import ROW_CAPACITY, Driver
+from tests.oracle.in_process import TableSession
 from tests.oracle.model import Difference, Model, short
 from tests.oracle.reference import NotKnown, Reference, RightGrammar
 
-__all__ = ["Findings", "Side", "drive"]
+__all__ = ["Findings", "Side", "drive", "sessions"]
 
 _STEP_SECONDS = 30.0
 _ASKS = 3000
@@ -35,28 +38,59 @@ class Findings:
     Attributes:
         counts: what was done.
         differences: what was wrong, in words.
+        longest: tokens of the longest history.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
+    longest: int = 0
+
+    def add(self, other: Findings) -> None:
+        """Adds those of another seed."""
+        self.counts += other.counts
+        self.differences += other.differences
+        self.longest = max(self.longest, other.longest)
+
     differences: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def sessions(vocabulary: Vocabulary, row_seconds: float) -> Iterator[tuple[Callable[[str], Session | TableSession], Callable[[], str]]]:
+    """Yields what opens a session over "shm" or "inline", all on one worker of a daemon of their own, or over "table", in this process; and
+    what tells of the daemon's last words."""
+    with contextlib.ExitStack() as stack:
+        started: list[tuple[Daemon, Client]] = []
+
+        def open_session(transport: str) -> Session | TableSession:
+            if transport == "table":
+                return TableSession(vocabulary, row_seconds, row_capacity=ROW_CAPACITY)
+            if not started:
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="mk"))
+                flags = ("--drain-seconds", "0.2", "--restart-seconds", "0.2", "--row-seconds", f"{row_seconds:.6f}")
+                daemon = Daemon(directory, *flags)
+                stack.callback(daemon.stop)
+                started.append((daemon, stack.enter_context(Client.connect(daemon.target, timeout_seconds=60))))
+            client = started[0][1]
+            return client.open_session(
+                client.upload_vocabulary(vocabulary), vocab_size=vocabulary.vocab_size, row_capacity=ROW_CAPACITY, sequence_capacity=64,
+                item_capacity=64, token_capacity=4096, transport=transport,  # type: ignore[arg-type]
+            )  # fmt: skip
+
+        def last_words() -> str:
+            return "\n  ".join(str(event)[:300] for event in started[0][0].events()[-4:]) if started else ""
+
+        yield open_session, last_words
 
 
 class Side:
     """One session with its model."""
 
-    def __init__(self, daemon: Daemon, reference: Reference, specs: Sequence[GrammarSpec], transport: str) -> None:
-        self._client = Client.connect(daemon.target, timeout_seconds=60)
-        vocabulary = reference.vocabulary
-        fingerprint = self._client.upload_vocabulary(vocabulary)
-        self.session: Session = self._client.open_session(
-            fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=ROW_CAPACITY, sequence_capacity=64, item_capacity=64,
-            token_capacity=4096, transport=transport,  # type: ignore[arg-type]
-        )  # fmt: skip
+    def __init__(self, session: Session | TableSession, reference: Reference, specs: Sequence[GrammarSpec]) -> None:
+        self.session = session
         self.refused: list[str] = []
         grammars: dict[int, RightGrammar] = {}
         for spec in specs:
             try:
-                made = self.session.create_grammar(spec, timeout_seconds=60)
+                made = session.create_grammar(spec, timeout_seconds=60)
             except GrammarError as error:
                 self.refused.append(f"{spec.kind} {spec.source[:30]!r} on {spec.backend}, {spec.when_slow}: {error.message[:120]}")
                 continue
@@ -65,7 +99,12 @@ class Side:
 
     def step(self, items: Sequence[Item]) -> list[Difference]:
         """One step, compared. Raises MaskdError: the session is lost."""
-        reply = self.session.step(items, timeout_seconds=_STEP_SECONDS)
+        self.session.submit(items)
+        return self.collect(items)
+
+    def collect(self, items: Sequence[Item]) -> list[Difference]:
+        """The answer to ``items``, which were submitted, compared. Raises MaskdError."""
+        reply = self.session.collect(timeout_seconds=_STEP_SECONDS)
         return self.model.check(items, reply.results, reply.rows)
 
     def settle(self) -> list[Difference]:
@@ -83,19 +122,15 @@ class Side:
             if differences := self.step(items):
                 return differences
             time.sleep(0.001)
-        return [Difference(self.model.step, items[0], self.session.step(items).results[0], (), (), [f"late after {_ASKS} questions"])]
-
-    def close(self) -> None:
-        with contextlib.suppress(MaskdError):
-            self.session.close()
-        self._client.close()
+        item = Item(next(iter(late)))
+        return [Difference(self.model.step, item, Result(item.sequence_id), (), (), [f"still late after {_ASKS} questions"])]
 
 
 def drive(
     open_side: Callable[[str], Side], transports: Sequence[str], seed: int, steps: int, *, most: int = 5, shorten: bool = True,
     log: Callable[[], str] = str,
 ) -> Findings:  # fmt: skip
-    """Drives one session over each of ``transports``, a step of each in turn, for ``steps`` steps together.
+    """Drives a session over each of ``transports``, their steps at the same time, for ``steps`` steps together.
 
     Args:
         most: stops after so many differences.
@@ -103,44 +138,47 @@ def drive(
         log: what the daemon said last, for a session that is lost.
     """
     findings = Findings()
-    sides: dict[int, tuple[Side, Driver, Script]] = {}
-    done = 0
-    while done < steps and len(findings.differences) < most:
+    driven: dict[int, tuple[Side, Driver, Script]] = {}
+
+    def end(number: int, error: MaskdError | None = None) -> None:
+        side, _, script = driven.pop(number)
+        where = f"seed {seed}, {transports[number]}"
+        try:
+            found = side.settle() if error is None else []
+            findings.differences += [f"{where}, at the end: {difference}" for difference in found]
+        except MaskdError as lost:
+            error = lost
+        if error is not None:
+            step = ", ".join(map(short, script[-1]))
+            findings.differences.append(f"{where}, step {len(script)}: the session is lost: {error}\n    {step}\n  {log()}")
+        findings.counts += side.model.counts
+        findings.longest = max(findings.longest, side.model.longest)
+        side.session.close()
+
+    while findings.counts["steps"] < steps and len(findings.differences) < most:
         for number, transport in enumerate(transports):
-            if number not in sides:
+            if number not in driven:
                 side = open_side(transport)
-                sides[number] = side, Driver(random.Random(f"{seed} {number} {done}"), side.model), []
-            side, driver, script = sides[number]
-            items = driver.items()
-            script.append(items)
-            done += 1
-            _count(findings.counts, items)
+                chooser = random.Random(f"{seed} {number} {findings.counts['steps']}")
+                driven[number] = side, Driver(chooser, side.model), []
+            side, driver, script = driven[number]
+            script.append(driver.items())
+            _count(findings.counts, script[-1])
             try:
-                differences = side.step(items)
+                side.session.submit(script[-1])
             except MaskdError as error:
-                step = ", ".join(map(short, items))
-                findings.differences.append(
-                    f"seed {seed}, {transport}, step {side.model.step + 1}: the session is lost: {error}\n    {step}\n  {log()}"
-                )
-                findings.counts += side.model.counts
-                side.close()
-                del sides[number]
+                end(number, error)
+        for number, (side, _, script) in list(driven.items()):
+            try:
+                differences = side.collect(script[-1])
+            except MaskdError as error:
+                end(number, error)
                 continue
             for difference in differences:
-                words = f"seed {seed}, {transport}, {difference}"
-                if shorten:
-                    words += "\n  " + _shortened(open_side, transport, script, difference)
-                findings.differences.append(words)
-    for side, _, _ in sides.values():
-        try:
-            findings.differences += [f"seed {seed}, {side.session.transport}, at the end: {difference}" for difference in side.settle()]
-        except MaskdError as error:
-            findings.differences.append(f"seed {seed}, {side.session.transport}, at the end: the session is lost: {error}\n  {log()}")
-        findings.counts += side.model.counts
-        longest = max((len(state.history) for one in side.model.known.values() for state in one.states), default=0)
-        findings.counts["longest history at the end"] = max(longest, findings.counts["longest history at the end"])
-        side.close()
-    findings.counts["differences"] = len(findings.differences)
+                shorter = _shortened(open_side, transports[number], script, difference) if shorten else ""
+                findings.differences.append(f"seed {seed}, {transports[number]}, {difference}\n  {shorter}")
+    for number in list(driven):
+        end(number)
     return findings
 
 
@@ -207,4 +245,4 @@ def _shows(open_side: Callable[[str], Side], transport: str, script: Script) -> 
     except (MaskdError, NotKnown):
         return True
     finally:
-        side.close()
+        side.session.close()
