@@ -114,6 +114,8 @@ class Model:
         self.longest = 0
         self.step = 0
         self._dead_ends: dict[int, State] = {}
+        self._copied: set[int] = set()
+        """Sequences that a late fork copied, or copies still: their next item may have to wait for that."""
 
     # -- what an item comes to -------------------------------------------------------------------------------------
 
@@ -287,7 +289,7 @@ class Model:
         if item.action == Action.CLOSE:
             return own, [Outcome(position=len(state.history)) for state in own] if known.late is None else [Outcome(position=None)], False
         if known.late is None:
-            return own, [self.outcome(state, item, created=False) for state in own], False
+            return own, [self.outcome(state, item, created=False) for state in own], sequence_id in self._copied
         outcomes = []
         for outcome in known.late.outcomes:
             if known.late.is_asked_by(item):
@@ -310,6 +312,8 @@ class Model:
             words.append("it is late, and has rows, tokens or flags")
         self.counts[f"answered late, {LateIndex(result.detail_index).name}"] += 1
         self.counts["late answers"] += 1
+        if item.action == Action.FORK:
+            self._copied.add(item.source_sequence_id)
         if result.detail_index == LateIndex.NOT_BEGUN:
             return words if may_wait else [*words, "there is nothing that it could wait for"]
         if not bases or item.action == Action.CLOSE:
