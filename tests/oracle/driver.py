@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item
 from tests.oracle.model import Known, Model, State
-from tests.oracle.reference import NotKnown, Row, Tokens
+from tests.oracle.reference import NotKnown, Tokens
 
 __all__ = ["ROW_CAPACITY", "Driver"]
 
@@ -185,16 +185,15 @@ class Driver:
         for _ in range(count):
             if grammar.terminated(text):
                 return (*text, chooser.randrange(self.model.reference.token_count)) if after_the_end or chooser.random() < 0.2 else text
-            row = grammar.row(text)
             if chooser.random() < habit.refused / (1 + count / 4):
                 return (*text, self._unlikely(), *([1] * chooser.randint(0, 1)))
-            token = self._choice(grammar.allowed(text), row, state, text, habit)
+            token = self._choice(grammar.allowed(text), state, text, habit)
             if token is None:
                 return text
             text = (*text, token)
         return text
 
-    def _choice(self, allowed: Sequence[int], row: Row, state: State, text: Tokens, habit: Habit) -> int | None:
+    def _choice(self, allowed: Sequence[int], state: State, text: Tokens, habit: Habit) -> int | None:
         chooser, stops, tokens = self.random, state.grammar.stops, self.model.reference.vocabulary.tokens
         gate = state.grammar.spec.reasoning
         if gate is not None and chooser.random() < 0.25:

@@ -115,7 +115,7 @@ class Model:
         self.step = 0
         self._dead_ends: dict[int, State] = {}
         self._copied: set[int] = set()
-        """Sequences that a late fork copied, or copies still: their next item may have to wait for that."""
+        """Sequences that a fork copied late, or in this step: what comes next may have to wait for that."""
 
     # -- what an item comes to -------------------------------------------------------------------------------------
 
@@ -145,15 +145,16 @@ class Model:
             return Outcome(Status.OK, after, (), taken, len(history), terminated=True)
         rows: list[Row] = []
         if item.row >= 0:
-            rows.append(grammar.row(history))
-            if not rows[0].any():
-                return dataclasses.replace(failed(Status.NO_TOKEN_ALLOWED), dead_end=after)
+            row = grammar.row(history)
+            if row is None or not row.any():
+                return dataclasses.replace(failed(Status.BACKEND_FAILED if row is None else Status.NO_TOKEN_ALLOWED), dead_end=after)
+            rows.append(row)
             text = history
             for draft in item.drafts:
-                if not has(rows[-1], draft):
+                if not grammar.takes(text, (draft,)):
                     break
                 text += (draft,)
-                if grammar.terminated(text) or not (row := grammar.row(text)).any():
+                if grammar.terminated(text) or (row := grammar.row(text)) is None or not row.any():
                     break
                 rows.append(row)
         forced = self._forced(after) if item.want_forced else ()
@@ -195,6 +196,9 @@ class Model:
         differences = []
         for item, result in zip(items, results, strict=True):
             if item.sequence_id in self.lost:
+                continue
+            if item.action == Action.FORK and item.source_sequence_id in self.lost:
+                self.lost.add(item.sequence_id)
                 continue
             try:
                 difference = self._check(item, result, rows, seen)
@@ -270,7 +274,8 @@ class Model:
                 return bases, outcomes, False
             source_id = item.source_sequence_id
             source, dead_end = self.known.get(source_id), self._dead_ends.get(source_id)
-            may_be_gone, may_wait = source is None, source_id in seen
+            may_be_gone, may_wait = source is None, source_id in seen or source_id in self._copied
+            self._copied.add(source_id)
             bases = source.states if source is not None else ()
             if source is not None and source.late is not None:
                 bases = tuple(outcome.state for outcome in source.late.outcomes if outcome.state is not None)
@@ -312,8 +317,6 @@ class Model:
             words.append("it is late, and has rows, tokens or flags")
         self.counts[f"answered late, {LateIndex(result.detail_index).name}"] += 1
         self.counts["late answers"] += 1
-        if item.action == Action.FORK:
-            self._copied.add(item.source_sequence_id)
         if result.detail_index == LateIndex.NOT_BEGUN:
             return words if may_wait else [*words, "there is nothing that it could wait for"]
         if not bases or item.action == Action.CLOSE:

@@ -40,7 +40,9 @@ class Reference:
         self.stride = row_stride_words(vocabulary.vocab_size)
         self.token_count = len(vocabulary.tokens)
         self.stop_row = row_of(vocabulary.stop_token_ids, vocabulary.vocab_size)
-        self.cache: dict[tuple[int, Tokens], Row | NotKnown] = {}
+        self.cache: dict[tuple[int, Tokens], Row | None] = {}
+        self.contradictions = 0
+        """Tokens that were forbidden by a row of xgrammar's and taken by its matcher."""
         self.cache_limit = max(256, _CACHE_BYTES // (4 * self.stride))
         self._backends: dict[str, Backend] = {}
         self._compiled: dict[GrammarSpec, Grammar] = {}
@@ -81,25 +83,19 @@ class RightGrammar:
     def __repr__(self) -> str:
         return f"{self.spec.kind} {self.spec.source[:60]!r} on {self.backend}, {self.spec.options.stop_token_ids}, {self.spec.reasoning}"
 
-    def row(self, history: Tokens) -> Row:
-        """Returns the row after ``history``, which has not terminated. Raises NotKnown."""
+    def row(self, history: Tokens) -> Row | None:
+        """Returns the row after ``history``, which has not terminated; None if the library fails to make it. Raises NotKnown."""
         cache, key = self._reference.cache, (self._number, history)
-        found = cache.get(key)
-        if found is None:
+        if key not in cache:
             if len(cache) >= self._reference.cache_limit:
                 cache.clear()
-            try:
-                found = self._row(history)
-            except NotKnown as error:
-                found = error
-            cache[key] = found
-        if isinstance(found, NotKnown):
-            raise found
-        return found
+            cache[key] = self._row(history)
+        return cache[key]
 
     def allowed(self, history: Tokens) -> list[int]:
         """Returns the ids that the row after ``history`` allows, ascending."""
-        return [int(token_id) for token_id in allowed_token_ids(self.row(history))]
+        row = self.row(history)
+        return [] if row is None else allowed_token_ids(row).tolist()
 
     def terminated(self, history: Tokens) -> bool:
         """Whether ``history``, which was accepted, ended with a stop token. A gate lets none through."""
@@ -107,7 +103,7 @@ class RightGrammar:
 
     def takes(self, history: Tokens, tokens: Sequence[int]) -> int:
         """Returns how many of ``tokens`` may follow ``history``: a token may exactly where the row has its bit, and none may follow a
-        stop token."""
+        stop token. Raises NotKnown."""
         matcher, taken = None, 0
         for token in tokens:
             text = history + tuple(tokens[:taken])
@@ -118,14 +114,29 @@ class RightGrammar:
                 row = self._filled(matcher)
             else:
                 row = self.row(text)
-            if not has(row, token):
+            if row is None:  # then the library's own word has to do
+                if not self._matcher(text).accept((token,)):
+                    break
+            elif not has(row, token) and not self._is_taken_all_the_same(text, token):
                 break
             if matcher is not None and not matcher.accept((token,)):
                 raise NotKnown(f"{self}: the row after {text} allows {token}, and the matcher refuses it")
             taken += 1
         return taken
 
-    def _row(self, history: Tokens) -> Row:
+    def _is_taken_all_the_same(self, history: Tokens, token: int) -> bool:
+        """Whether a new matcher takes a token that its row forbids. xgrammar 0.2.8 does where a rule is recursive and ambiguous: its rows
+        lack tokens that reach beyond the rule. No text of the grammar is lost, and none is added: they are only said in other tokens."""
+        vocabulary = self._reference.vocabulary
+        if self.backend != "xgrammar" or token >= len(vocabulary.tokens) or token in vocabulary.special_token_ids or token in self.stops:
+            return False
+        if not vocabulary.tokens[token] or self._grammar_text(history) is None:
+            return False
+        taken = bool(self._matcher(history).accept((token,)))
+        self._reference.contradictions += taken
+        return taken
+
+    def _row(self, history: Tokens) -> Row | None:
         text = self._grammar_text(history)
         return self._reasoning_row(history) if text is None else self._filled(self._matcher(history))
 
@@ -142,12 +153,12 @@ class RightGrammar:
             raise NotKnown(f"{self}: a new matcher refuses token {accepted} of {text}, which rows allowed")
         return matcher
 
-    def _filled(self, matcher: Matcher) -> Row:
+    def _filled(self, matcher: Matcher) -> Row | None:
         row = np.zeros(self._reference.stride, dtype=np.int32)
         try:
             matcher.fill_bitmask(row)
-        except BackendError as error:
-            raise NotKnown(f"{self}: {error}") from None
+        except BackendError:
+            return None
         bits = np.unpackbits(row.view(np.uint8), bitorder="little")
         bits[self._reference.token_count :] = 0  # padding is no token
         return np.packbits(bits, bitorder="little").view(np.int32)

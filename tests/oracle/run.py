@@ -152,6 +152,7 @@ def drive(
             step = ", ".join(map(short, script[-1]))
             findings.differences.append(f"{where}, step {len(script)}: the session is lost: {error}\n    {step}\n  {log()}")
         findings.counts += side.model.counts
+        findings.counts["tokens that xgrammar's rows forbid and its matchers take"] = side.model.reference.contradictions
         findings.longest = max(findings.longest, side.model.longest)
         side.session.close()
 
