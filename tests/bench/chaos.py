@@ -1,8 +1,9 @@
 """Faults, one after the other, under a load of sequences that know what their rows must be: ``make chaos``.
 
-Engines decode on both backends, over both transports, with a masker or with sessions of their own; each row is compared with a matcher
-in this process. Meanwhile processes are killed and stopped, leases dropped, segments scribbled over, and hostile grammars compiled and
-run. A sequence is *affected* if its session had to be replaced, *wrong* if a row differs, *lost* if it ended with an error.
+Engines decode on both backends, over both transports, with a masker or with sessions of their own, with drafts, rollbacks and forks; each
+row is compared with that of a new matcher in this process (``tests/oracle``). Meanwhile processes are killed and stopped, leases dropped,
+segments scribbled over, and hostile grammars compiled and run. A sequence is *affected* if its session had to be replaced, *wrong* if a
+row differs, *lost* if it ended with an error.
 """
 
 from __future__ import annotations
@@ -17,30 +18,35 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from engine_adapter.masker import Masker
-from maskd import backends
-from maskd.backends.base import Matcher
-from maskd.bitmask import allowed_token_ids, row_stride_words
-from maskd.client import Client, Session
+from maskd.client import Client
 from maskd.errors import MaskdError
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.step import Action, Item
 from maskd.vocabulary import Vocabulary
 from tests.bench.faults import VOCABULARY, Faults
 from tests.conftest import Daemon
+from tests.oracle.driver import ROW_CAPACITY, Driver
+from tests.oracle.model import Model, State
+from tests.oracle.reference import Reference
+from tests.oracle.run import Side, open_session
 
 RELIABILITY = Path(__file__).resolve().parents[1] / "reliability"
 Looks = dict[int, tuple[int, int, int]]
 _SCHEMA = '{"type":"object","properties":{"a":{"type":"integer"},"b":{"enum":["Paris","London"]}},"required":["a","b"]}'
 SPECS = tuple(
-    GrammarSpec(kind, source, backend=backend)  # type: ignore[arg-type]
+    GrammarSpec(kind, source, backend=backend, reasoning=gate)  # type: ignore[arg-type]
     for backend in ("xgrammar", "llguidance")
-    for kind, source in (("regex", "[a-z ]{0,80}"), ("json_schema", _SCHEMA), ("regex", "((Paris|London) is (true|null) ){1,9}"))
+    for kind, source, gate in (
+        ("regex", "[a-z ]{0,80}", None),
+        ("json_schema", _SCHEMA, None),
+        ("regex", "((Paris|London) is (true|null) ){1,9}", None),
+        ("regex", "(Paris|London)+", ReasoningGate((ord("a"), ord("b")), max_tokens=30)),
+    )
 )
 _LONGEST = 60
 
@@ -50,7 +56,7 @@ class Tally:
     """What happened, counted under a lock."""
 
     faults: Counter[str] = field(default_factory=Counter)
-    sequences: int = 0
+    done: Counter[str] = field(default_factory=Counter)
     steps: int = 0
     affected: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -60,34 +66,15 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Sequence:
-    """One sequence with its matcher in this process."""
-
-    def __init__(self, grammar: object, spec: GrammarSpec) -> None:
-        self.spec = spec
-        self.matcher: Matcher = grammar.matcher()  # type: ignore[attr-defined]
-        self.history: list[int] = []
-        self._row = np.zeros(row_stride_words(VOCABULARY.vocab_size), dtype=np.int32)
-
-    def accept(self, token: int) -> None:
-        assert self.matcher.accept((token,)) == 1
-        self.history.append(token)
-
-    def allowed(self) -> list[int]:
-        self.matcher.fill_bitmask(self._row)
-        return [token for token in allowed_token_ids(self._row).tolist() if token < len(VOCABULARY.tokens)]
-
-
 class Engine(threading.Thread):
-    """Decodes until told to stop. ``step`` is the subclass's: rows for every sequence after one token each."""
+    """Decodes until told to stop."""
 
     def __init__(self, number: int, seed: int, daemon: Daemon, tally: Tally, stopping: threading.Event) -> None:
         super().__init__(name=f"engine-{number}")
         self.random = random.Random(seed * 100 + number)
         self.daemon_process, self.tally, self.stopping = daemon, tally, stopping
         self.transport = ("shm", "shm", "inline")[number % 3]
-        made = {name: backends.load(name)(VOCABULARY, threads=1) for name in ("xgrammar", "llguidance")}
-        self.grammars = {spec: made[spec.backend].compile(spec) for spec in SPECS}
+        self.reference = Reference(VOCABULARY)
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -96,27 +83,23 @@ class Engine(threading.Thread):
         except BaseException as error:
             self.failure = error
 
-    def new(self) -> Sequence:
-        spec = self.random.choice(SPECS)
-        with self.tally.lock:
-            self.tally.sequences += 1
-        return Sequence(self.grammars[spec], spec)
-
-    def check(self, sequence: Sequence, row: np.ndarray) -> list[int]:
-        expected, got = sequence.allowed(), allowed_token_ids(row).tolist()
-        if expected != got:
-            with self.tally.lock:
-                self.tally.wrong.append(f"{sequence.spec.backend} {sequence.spec.source[:20]!r} at {len(sequence.history)}")
-        return expected
-
-    def book(self, seconds: float, affected: int) -> None:
+    def book(self, items: Sequence[Item], seconds: float, affected: int, wrong: Iterable[object]) -> None:
+        self.count("sequences", sum(item.action == Action.OPEN for item in items))
+        self.count("forks", sum(item.action == Action.FORK for item in items))
+        self.count("rollbacks", sum(bool(item.rollback) for item in items))
+        self.count("draft tokens", sum(len(item.drafts) for item in items))
         with self.tally.lock:
             self.tally.steps += 1
             self.tally.affected += affected
+            self.tally.wrong += [f"{self.name}: {one}" for one in wrong]
             if affected:
                 self.tally.longest_restore = max(self.tally.longest_restore, seconds)
             else:
                 self.tally.longest_stall = max(self.tally.longest_stall, seconds)
+
+    def count(self, what: str, number: int) -> None:
+        with self.tally.lock:
+            self.tally.done[what] += number
 
     def lose(self, why: object) -> None:
         with self.tally.lock:
@@ -130,82 +113,98 @@ class MaskerEngine(Engine):
     """With a masker, which restores by itself."""
 
     def decode(self) -> None:
+        model, states = Model(self.reference, {}), dict[int, State]()
         with Masker(
-            self.daemon_process.target, VOCABULARY, row_capacity=8, restore_seconds=100, slow_seconds=60,
+            self.daemon_process.target, VOCABULARY, row_capacity=ROW_CAPACITY, restore_seconds=100, slow_seconds=60,
             transport=self.transport,  # type: ignore[arg-type]
         ) as masker:  # fmt: skip
-            batch: dict[int, Sequence] = {}
-            tokens: dict[int, int] = {}
             while not self.stopping.is_set():
-                while len(batch) < 4:
-                    sequence = self.new()
-                    batch[masker.open(sequence.spec)] = sequence
+                for handle, state in list(states.items()):
+                    if len(state.history) > _LONGEST or (state.terminated and self.random.random() < 0.5):
+                        masker.close(handle)
+                        del states[handle]
+                while len(states) < 4:
+                    spec = self.random.choice(SPECS)
+                    self.count("sequences", 1)
+                    states[masker.open(spec)] = State(self.reference.grammar(spec, spec.backend), ())
+                items = [Item(handle) for handle in states]
+                if len(states) < 7 and self.random.random() < 0.3:
+                    source = self.random.choice(list(states))
+                    items.append(Item(masker.fork(source), Action.FORK, source_sequence_id=source))
+                    states[items[-1].sequence_id] = states[source]
+                for at, item in enumerate(items):
+                    item.row = items[at - 1].row + 1 + len(items[at - 1].drafts) if at else 0
+                    self.think(item, states[item.sequence_id])
+                    masker.rollback(item.sequence_id, item.rollback)
                 session, started = masker._lease.session, time.monotonic()
-                masker.advance(tokens, rows=list(batch))
+                masker.advance({item.sequence_id: item.accept for item in items}, drafts={item.sequence_id: item.drafts for item in items})
                 masks = masker.collect()
-                self.book(time.monotonic() - started, 0 if masker._lease.session is session else len(batch))
-                tokens = {}
-                for position, handle in enumerate(list(batch)):
-                    sequence = batch[handle]
-                    if handle in masks.errors:
-                        self.lose(masks.errors[handle])
-                    elif not sequence.matcher.is_terminated and len(sequence.history) < _LONGEST:
-                        token = self.random.choice(self.check(sequence, masks.rows[masks.row_indices[position]]))
-                        sequence.accept(token)
-                        tokens[handle] = token
+                seconds = time.monotonic() - started
+                affected, wrong = 0 if masker._lease.session is session else len(items), list[object]()
+                for item in items:
+                    if item.sequence_id in masks.errors:
+                        self.lose(masks.errors[item.sequence_id])
+                        del states[item.sequence_id]
+                        masker.close(item.sequence_id)
                         continue
-                    masker.close(handle)
-                    del batch[handle]
+                    outcome = model.outcome(states[item.sequence_id], item, created=False)
+                    assert outcome.state is not None
+                    states[item.sequence_id] = outcome.state
+                    wrong += [f"{item} {word}" for word in model.compare_rows(outcome.rows, item, masks.rows)]
+                self.book(items, seconds, affected, wrong)
                 time.sleep(0.002)
+
+    def think(self, item: Item, state: State) -> None:
+        """Gives ``item`` a rollback, a token and drafts, which may go wrong or beyond the end."""
+        size = len(state.history)
+        back = size and (state.terminated or self.random.random() < 0.1)
+        item.rollback = self.random.randint(1, self.random.choice([min(4, size), size])) if back else 0
+        text = state.history[: size - item.rollback]
+        item.accept = (self.random.choice(state.grammar.allowed(text)),)
+        drafts = text + item.accept
+        for _ in range(self.random.choice([0, 0, 0, 1, 2, 4])):
+            if state.grammar.terminated(drafts) or self.random.random() < 0.1:
+                drafts += (1,)
+                break
+            drafts += (self.random.choice(state.grammar.allowed(drafts)),)
+        item.drafts = drafts[len(text) + 1 :]
 
 
 class RawEngine(Engine):
-    """With sessions, restoring by its own replay."""
+    """With sessions, whose items the oracle thinks of; it restores by its own replay."""
 
     def decode(self) -> None:
-        session: Session | None = None
-        client: Client | None = None
-        batch: list[Sequence] = [self.new() for _ in range(3)]
-        ids: dict[GrammarSpec, int] = {}
-        lost_at = 0.0
-        while not self.stopping.is_set():
-            started = time.monotonic()
-            try:
-                if session is None:
-                    client = Client.connect(self.daemon_process.target, timeout_seconds=1)
-                    fingerprint = client.upload_vocabulary(VOCABULARY)
-                    session = client.open_session(
-                        fingerprint, vocab_size=VOCABULARY.vocab_size, row_capacity=4, transport=self.transport,  # type: ignore[arg-type]
-                    )  # fmt: skip
-                    ids = {spec: session.create_grammar(spec).grammar_id for spec in SPECS}
-                    items = [Item(i + 1, Action.OPEN, ids[one.spec], accept=one.history, row=i) for i, one in enumerate(batch)]
-                else:
-                    items = [Item(i + 1, accept=one.history[-1:], row=i) for i, one in enumerate(batch)]
-                reply = session.step(items, timeout_seconds=10)
-            except MaskdError:
-                lost_at = lost_at or started
-                for held in (session, client):
-                    if held is not None:
-                        held.close()
-                session = client = None
-                time.sleep(0.05)
-                continue
-            self.book(time.monotonic() - (lost_at or started), len(batch) if lost_at else 0)
+        with contextlib.ExitStack() as stack:
+            side: Side | None = None
+            states: list[State] = []
             lost_at = 0.0
-            for i, (sequence, result) in enumerate(zip(batch, reply.results, strict=True)):
-                if (error := result.error()) is not None:
-                    self.lose(error)
-                elif not sequence.matcher.is_terminated and len(sequence.history) < _LONGEST:
-                    sequence.accept(self.random.choice(self.check(sequence, reply.rows[i])))
+            while not self.stopping.is_set():
+                started = time.monotonic()
+                try:
+                    if side is None:
+                        client = stack.enter_context(Client.connect(self.daemon_process.target, timeout_seconds=1))
+                        session = stack.enter_context(open_session(client, VOCABULARY, self.transport))
+                        side = Side(session, self.reference, SPECS)
+                        driver = Driver(self.random, side.model)
+                        items = driver.replay(states)
+                        started = lost_at or time.monotonic()
+                    else:
+                        items = driver.items()
+                    side.session.submit(items)
+                    reply = side.session.collect(timeout_seconds=10)
+                except MaskdError:
+                    lost_at = lost_at or started
+                    if side is not None:
+                        states = [one.states[0] for one in side.model.known.values()] or states
+                    side = None
+                    stack.close()
+                    time.sleep(0.05)
                     continue
-                session.close()
-                session = None
-                batch = [self.new() for _ in range(3)]
-                break
-            time.sleep(0.002)
-        for held in (session, client):
-            if held is not None:
-                held.close()
+                seconds = time.monotonic() - (lost_at or started)
+                wrong = side.model.check(items, reply.results, reply.rows)
+                self.book(items, seconds, len(items) if lost_at else 0, wrong)
+                lost_at = 0.0
+                time.sleep(0.002)
 
 
 def run(seconds: float, seed: int) -> Tally:
@@ -307,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         *sorted(tally.faults.items()),
         ("faults injected", sum(tally.faults.values())),
         ("batch steps", tally.steps),
-        ("sequences", tally.sequences),
+        *sorted(tally.done.items()),
         ("sequences affected (session replaced)", tally.affected),
         ("sequences wrong", len(tally.wrong)),
         ("sequences lost", len(tally.lost)),

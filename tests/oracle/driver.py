@@ -67,6 +67,13 @@ class Driver:
             items.append(chooser.choice(wrong))
         return self._placed(items)
 
+    def replay(self, states: Sequence[State]) -> list[Item]:
+        """Returns items that open sequences at ``states``: a step of a new session."""
+        ids = {grammar: grammar_id for grammar_id, grammar in self.model.grammars.items()}
+        items = [Item(self._new_id(), Action.OPEN, ids[state.grammar], accept=state.history, row=0) for state in states]
+        self._habits |= {item.sequence_id: self._habit("") for item in items}
+        return self._placed(items)
+
     # -- one sequence ----------------------------------------------------------------------------------------------
 
     def _about(self, sequence_id: int, one: Known, view: dict[int, State | None], named: set[int], items: list[Item]) -> None:
@@ -220,7 +227,7 @@ class Driver:
         empty = [token_id for token_id, token in enumerate(vocabulary.tokens) if not token]
         none = [vocabulary.vocab_size, 2**31 - 1]
         kinds: list[Sequence[int]] = [range(count), padding, padding, vocabulary.special_token_ids, empty, none]
-        return chooser.choice(chooser.choice(kinds))
+        return chooser.choice(chooser.choice([kind for kind in kinds if kind]))
 
     def _placed(self, items: list[Item]) -> list[Item]:
         """Gives the rows numbers, in another order than that of the items; what finds no room does without."""

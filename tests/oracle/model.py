@@ -312,7 +312,7 @@ class Model:
     ) -> list[str]:  # fmt: skip
         """Books STEP_DEADLINE; returns what is wrong with it."""
         created, late = item.action in (Action.OPEN, Action.FORK), known.late if known else None
-        words = self._compare_rows((), item, rows)
+        words = self.compare_rows((), item, rows)
         if result.row_count or result.row != NO_ROW or result.forced or result.accepted_count or result.accepting:
             words.append("it is late, and has rows, tokens or flags")
         self.counts[f"answered late, {LateIndex(result.detail_index).name}"] += 1
@@ -351,9 +351,10 @@ class Model:
                 words.append(f"{name} should be {value!r}")
         if result.forced not in ((), outcome.forced):
             words.append(f"forced should be {outcome.forced}")
-        return words if words and words[0].startswith("status") else words + self._compare_rows(outcome.rows, item, rows)
+        return words if words and words[0].startswith("status") else words + self.compare_rows(outcome.rows, item, rows)
 
-    def _compare_rows(self, right: Sequence[Row], item: Item, rows: NDArray[np.int32]) -> list[str]:
+    def compare_rows(self, right: Sequence[Row], item: Item, rows: NDArray[np.int32]) -> list[str]:
+        """Returns every way in which the rows of ``item`` are not ``right``, and closed behind these."""
         words = []
         if item.row >= 0:
             for position in range(1 + len(item.drafts)):

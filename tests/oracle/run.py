@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from maskd.client import Client, Session
-from maskd.errors import GrammarError, MaskdError
+from maskd.errors import GrammarUnsupportedError, MaskdError
 from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item, Result
 from maskd.vocabulary import Vocabulary
@@ -24,7 +24,7 @@ from tests.oracle.in_process import TableSession
 from tests.oracle.model import Difference, Model, short
 from tests.oracle.reference import NotKnown, Reference, RightGrammar
 
-__all__ = ["Findings", "Side", "drive", "sessions"]
+__all__ = ["Findings", "Side", "drive", "open_session", "sessions"]
 
 _STEP_SECONDS = 30.0
 _ASKS = 3000
@@ -53,6 +53,14 @@ class Findings:
     differences: list[str] = field(default_factory=list)
 
 
+def open_session(client: Client, vocabulary: Vocabulary, transport: str) -> Session:
+    """Returns a session in which a ``Driver`` has room. Raises MaskdError."""
+    return client.open_session(
+        client.upload_vocabulary(vocabulary), vocab_size=vocabulary.vocab_size, row_capacity=ROW_CAPACITY, sequence_capacity=64,
+        item_capacity=64, token_capacity=1 << 15, transport=transport,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def sessions(vocabulary: Vocabulary, row_seconds: float) -> Iterator[tuple[Callable[[str], Session | TableSession], Callable[[], str]]]:
     """Yields what opens a session over "shm" or "inline", all on one worker of a daemon of their own, or over "table", in this process; and
@@ -60,7 +68,7 @@ def sessions(vocabulary: Vocabulary, row_seconds: float) -> Iterator[tuple[Calla
     with contextlib.ExitStack() as stack:
         started: list[tuple[Daemon, Client]] = []
 
-        def open_session(transport: str) -> Session | TableSession:
+        def open_one(transport: str) -> Session | TableSession:
             if transport == "table":
                 return TableSession(vocabulary, row_seconds, row_capacity=ROW_CAPACITY)
             if not started:
@@ -69,16 +77,12 @@ def sessions(vocabulary: Vocabulary, row_seconds: float) -> Iterator[tuple[Calla
                 daemon = Daemon(directory, *flags)
                 stack.callback(daemon.stop)
                 started.append((daemon, stack.enter_context(Client.connect(daemon.target, timeout_seconds=60))))
-            client = started[0][1]
-            return client.open_session(
-                client.upload_vocabulary(vocabulary), vocab_size=vocabulary.vocab_size, row_capacity=ROW_CAPACITY, sequence_capacity=64,
-                item_capacity=64, token_capacity=4096, transport=transport,  # type: ignore[arg-type]
-            )  # fmt: skip
+            return open_session(started[0][1], vocabulary, transport)
 
         def last_words() -> str:
             return "\n  ".join(str(event)[:300] for event in started[0][0].events()[-4:]) if started else ""
 
-        yield open_session, last_words
+        yield open_one, last_words
 
 
 class Side:
@@ -91,7 +95,7 @@ class Side:
         for spec in specs:
             try:
                 made = session.create_grammar(spec, timeout_seconds=60)
-            except GrammarError as error:
+            except GrammarUnsupportedError as error:
                 self.refused.append(f"{spec.kind} {spec.source[:30]!r} on {spec.backend}, {spec.when_slow}: {error.message[:120]}")
                 continue
             grammars[made.grammar_id] = reference.grammar(spec, made.report.backend, made.alternate_backend)
