@@ -175,6 +175,19 @@ def test_fill_when_it_failed_then_rollback_goes_back_to_where_it_worked(llguidan
     assert matcher.accept([STOP]) == 1
 
 
+def test_xgrammar_row_when_a_rule_is_recursive_and_ambiguous_then_still_lacks_what_it_takes(
+    xgrammar_small: Backend, llguidance_small: Backend
+) -> None:
+    """Its rows lack tokens that reach beyond the rule. No text is lost: the same can be said in shorter tokens. The oracle knows of it."""
+    rows, taken = [], []
+    for backend in (xgrammar_small, llguidance_small):
+        matcher = compiled(backend, "ebnf", 'root ::= "a" root "b" | "a" root | "a"').matcher()
+        assert matcher.accept([ord("a")]) == 1
+        rows.append(allowed(matcher, SMALL))
+        taken.append({token_id for token_id in range(len(SMALL.tokens)) if matcher.fork().accept([token_id])})
+    assert taken[0] == taken[1] == rows[1] > rows[0], "xgrammar's rows are whole now: let the oracle's reference say so"
+
+
 def test_stop_token_when_replaced_then_never_allowed_nor_accepted(backend: Backend) -> None:
     """xgrammar leaves a replaced stop token allowed in free text, and accepts it as no text at all."""
     matcher = compiled(backend, "regex", "[^x]*", stop_token_ids=(STOP_TOO,)).matcher()

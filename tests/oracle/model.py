@@ -43,7 +43,6 @@ class Outcome:
         state: where the sequence stands then; None = it is not there.
         rows: from the item's first row on; the rest of the item's rows allow the vocabulary's stop tokens only.
         position: None = any.
-        dead_end: where it stood when its row could not be filled: on the data path a fork behind it copies that.
         forced: those that a fast item is told of; a slow one is told of none.
     """
 
@@ -58,7 +57,6 @@ class Outcome:
     forced: Tokens = ()
     index: int = -1
     value: int = 0
-    dead_end: State | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,6 @@ class Model:
         self.counts: Counter[str] = Counter()
         self.longest = 0
         self.step = 0
-        self._dead_ends: dict[int, State] = {}
         self._copied: set[int] = set()
         """Sequences that a fork copied late, or in this step: what comes next may have to wait for that."""
 
@@ -147,7 +144,7 @@ class Model:
         if item.row >= 0:
             row = grammar.row(history)
             if row is None or not row.any():
-                return dataclasses.replace(failed(Status.BACKEND_FAILED if row is None else Status.NO_TOKEN_ALLOWED), dead_end=after)
+                return failed(Status.BACKEND_FAILED if row is None else Status.NO_TOKEN_ALLOWED)
             rows.append(row)
             text = history
             for draft in item.drafts:
@@ -191,7 +188,6 @@ class Model:
     def check(self, items: Sequence[Item], results: Sequence[Result], rows: NDArray[np.int32]) -> list[Difference]:
         """Compares the answer to ``items`` with every right one, and brings the sequences to where they stand then."""
         self.step += 1
-        self._dead_ends.clear()
         seen: set[int] = set()
         differences = []
         for item, result in zip(items, results, strict=True):
@@ -235,8 +231,6 @@ class Model:
         if item.action == Action.CLOSE:
             del self.known[item.sequence_id]
             return None
-        if right[0].dead_end is not None:
-            self._dead_ends[item.sequence_id] = right[0].dead_end
         states = tuple(dict.fromkeys(outcome.state for outcome in right if outcome.state is not None))
         self.longest = max(self.longest, *(len(state.history) for state in states), 0)
         if states:
@@ -273,15 +267,13 @@ class Model:
                 seen.add(sequence_id)
                 return bases, outcomes, False
             source_id = item.source_sequence_id
-            source, dead_end = self.known.get(source_id), self._dead_ends.get(source_id)
+            source = self.known.get(source_id)
             may_be_gone, may_wait = source is None, source_id in seen or source_id in self._copied
             self._copied.add(source_id)
             bases = source.states if source is not None else ()
             if source is not None and source.late is not None:
                 bases = tuple(outcome.state for outcome in source.late.outcomes if outcome.state is not None)
                 may_be_gone, may_wait = any(outcome.state is None for outcome in source.late.outcomes), True
-            if dead_end is not None:
-                bases = (*bases, dead_end)
             if bases:
                 seen.add(sequence_id)
             gone = Outcome(Status.SEQUENCE_NOT_FOUND, value=source_id)
