@@ -24,7 +24,7 @@ from pathlib import Path
 
 from engine_adapter.masker import Masker
 from maskd.client import Client
-from maskd.errors import MaskdError
+from maskd.errors import MaskdError, UnavailableError
 from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.step import Action, Item
 from maskd.vocabulary import Vocabulary
@@ -185,6 +185,8 @@ class RawEngine(Engine):
                         client = stack.enter_context(Client.connect(self.daemon_process.target, timeout_seconds=1))
                         session = stack.enter_context(open_session(client, VOCABULARY, self.transport))
                         side = Side(session, self.reference, SPECS)
+                        if side.refused:
+                            raise UnavailableError(f"not now: {side.refused}")
                         driver = Driver(self.random, side.model)
                         items = driver.replay(states)
                         started = lost_at or time.monotonic()

@@ -40,6 +40,7 @@ class Driver:
         self._next_id = 1
         self._habits: dict[int, Habit] = {}
         self._to_close: set[int] = set()
+        self._empty = [token_id for token_id, token in enumerate(model.reference.vocabulary.tokens) if not token]
 
     def items(self) -> list[Item]:
         """Returns the items of the next step."""
@@ -208,12 +209,12 @@ class Driver:
             begun = max(k for k in range(len(end)) if text[len(text) - k :] == end[:k])
             if end[begun] in allowed:
                 return end[begun]
-        ends = [token for token in allowed if token in stops]
-        others = [token for token in allowed if token not in stops]
-        if ends and (not others or chooser.random() < habit.stops):
+        ends = sorted(stops.intersection(allowed))
+        if ends and (len(allowed) == len(ends) or chooser.random() < habit.stops):
             return chooser.choice(ends)
+        others = [token for token in chooser.choices(allowed, k=8) if token not in stops] if allowed else []
         if not others:
-            return None
+            return chooser.choice(ends) if ends else None
         picked = chooser.choices(others, k=1 if habit.taste == "any" else 6)
         if habit.taste == "punctuation":
             return max(picked, key=lambda token: sum(not chr(byte).isalnum() for byte in tokens[token]))
@@ -224,9 +225,8 @@ class Driver:
         chooser, vocabulary = self.random, self.model.reference.vocabulary
         count = len(vocabulary.tokens)
         padding = range(count, vocabulary.vocab_size) or range(count)
-        empty = [token_id for token_id, token in enumerate(vocabulary.tokens) if not token]
         none = [vocabulary.vocab_size, 2**31 - 1]
-        kinds: list[Sequence[int]] = [range(count), padding, padding, vocabulary.special_token_ids, empty, none]
+        kinds: list[Sequence[int]] = [range(count), padding, padding, vocabulary.special_token_ids, self._empty, none]
         return chooser.choice(chooser.choice([kind for kind in kinds if kind]))
 
     def _placed(self, items: list[Item]) -> list[Item]:

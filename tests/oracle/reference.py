@@ -8,6 +8,7 @@ Knows nothing about: items, sequences.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -182,7 +183,12 @@ class RightGrammar:
         if gate.max_tokens is not None and len(history) >= gate.max_tokens:
             begun = max(k for k in range(len(gate.end_token_ids)) if history[len(history) - k :] == gate.end_token_ids[:k])
             return row_of((gate.end_token_ids[begun],), size)
-        return row_of(set(range(self._reference.token_count)) - self._never, size)
+        return self._free
+
+    @functools.cached_property
+    def _free(self) -> Row:
+        """What is allowed while reasoning goes on: all but stop tokens and padding."""
+        return row_of(set(range(self._reference.token_count)) - self._never, self._reference.vocabulary.vocab_size)
 
 
 def has(row: Row, token_id: int) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from maskd.client import Client, Session
-from maskd.errors import GrammarUnsupportedError, MaskdError
+from maskd.errors import GrammarError, MaskdError
 from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item, Result
 from maskd.vocabulary import Vocabulary
@@ -95,7 +95,7 @@ class Side:
         for spec in specs:
             try:
                 made = session.create_grammar(spec, timeout_seconds=60)
-            except GrammarUnsupportedError as error:
+            except GrammarError as error:
                 self.refused.append(f"{spec.kind} {spec.source[:30]!r} on {spec.backend}, {spec.when_slow}: {error.message[:120]}")
                 continue
             grammars[made.grammar_id] = reference.grammar(spec, made.report.backend, made.alternate_backend)
