@@ -49,17 +49,16 @@ class Driver:
         self._habits = {i: self._habits[i] for i in known}
         items = [Item(i, Action.CLOSE) for i in sorted(self.model.lost - self._to_close)]
         self._to_close |= self.model.lost
-        named: set[int] = set()
         ids = list(known)
         chooser.shuffle(ids)
         busy = chooser.choice([0.3, 0.8, 1.0])
         for sequence_id in ids:
-            if sequence_id in named or chooser.random() > busy:
+            if chooser.random() > busy:
                 continue
-            self._about(sequence_id, known[sequence_id], view, named, items)
+            self._about(sequence_id, known[sequence_id], view, items)
         for _ in range(chooser.choices([0, 1, 2, 3], [6, 3, 1, 1])[0] if len(view) >= _LIVE // 2 else 2):
             if len(view) < _LIVE:
-                self._create(view, named, items)
+                self._create(view, items)
         if items and chooser.random() < 0.03:  # what is no sequence, no grammar, or is named twice
             twice = chooser.choice(items)
             wrong = [Item(10**9, accept=(1,)), Item(self._new_id(), Action.OPEN, 10**6), Item(self._new_id(), Action.FORK, 0, 10**9)]
@@ -77,9 +76,8 @@ class Driver:
 
     # -- one sequence ----------------------------------------------------------------------------------------------
 
-    def _about(self, sequence_id: int, one: Known, view: dict[int, State | None], named: set[int], items: list[Item]) -> None:
+    def _about(self, sequence_id: int, one: Known, view: dict[int, State | None], items: list[Item]) -> None:
         chooser, late = self.random, one.late
-        named.add(sequence_id)
         if late is not None:
             what = chooser.choices(["ask", "more", "fork", "close", "leave"], [60, 8, 0 if len(view) > _LIVE else 6, 2, 20])[0]
             if what == "ask":
@@ -115,7 +113,7 @@ class Driver:
                 if chooser.random() < 0.3:
                     self._fork(fork, view, items)
 
-    def _create(self, view: dict[int, State | None], named: set[int], items: list[Item]) -> None:
+    def _create(self, view: dict[int, State | None], items: list[Item]) -> None:
         chooser, model = self.random, self.model
         if view and chooser.random() < 0.3:
             self._fork(chooser.choice(list(view)), view, items)
@@ -128,7 +126,6 @@ class Driver:
         if others and chooser.random() < 0.5:  # a replay
             item.accept = others[0].history[: chooser.randint(0, len(others[0].history))]
         self._advance(item, State(model.grammars[grammar_id], ()), view, items, created=True)
-        named.add(sequence_id)
 
     def _fork(self, source_id: int, view: dict[int, State | None], items: list[Item]) -> int:
         """Adds a fork of ``source_id`` as it stands at this place of the step, and returns its id."""
