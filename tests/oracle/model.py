@@ -278,8 +278,9 @@ class Model:
                 seen.add(sequence_id)
             gone = Outcome(Status.SEQUENCE_NOT_FOUND, value=source_id)
             return bases, [self.outcome(base, item, created=True) for base in bases] + [gone] * may_be_gone, may_wait
-        if known is None:
-            return (), [Outcome(Status.SEQUENCE_NOT_FOUND, value=sequence_id)], False
+        if known is None:  # if a late item of this step was its end, it may have been there still
+            still = [Outcome(Status.SEQUENCE_EXISTS, position=None, value=sequence_id)] * (sequence_id in seen)
+            return (), [Outcome(Status.SEQUENCE_NOT_FOUND, value=sequence_id), *still], False
         if sequence_id in seen:
             return own, [refused(Status.SEQUENCE_EXISTS, value=sequence_id)], False
         seen.add(sequence_id)
