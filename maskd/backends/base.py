@@ -23,7 +23,7 @@ A draft, one row per position::
     for token_id in draft:                # fill, accept, fill, accept, ...
         matcher.fill_bitmask(rows[i])
         if not matcher.accept([token_id]): break
-    matcher.rollback(accepted)
+    matcher.rollback(accepted)            # or walked on matcher.look_ahead(), where the matcher has that
 
 The two libraries differ in all of this (refusals that are fatal, rows after a stop token, stop tokens that do not count
 for rollback, bad grammars that only show at the first step, canonical tokens only); the adapters hide the differences and

@@ -9,7 +9,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from maskd import _shm
-from maskd.sequences.rows import TERMINATED, RowMaker, Rows, Tick
+from maskd.sequences.rows import TERMINATED, NextCall, RowMaker, Rows
 from maskd.sequences.sequence import Broken, ItemFailed, Sequence
 from maskd.step import NO_ROW, ROLLBACK_ALL, Status
 
@@ -38,13 +38,13 @@ class Effect:
 
 
 def run_item(
-    item: _shm.ItemTuple, sequence: Sequence, created: bool, row: int, rows: Rows, maker: RowMaker, tick: Tick, *, may_defer: bool
+    item: _shm.ItemTuple, sequence: Sequence, created: bool, row: int, rows: Rows, maker: RowMaker, next_call: NextCall, *, may_defer: bool
 ) -> tuple[_shm.ResultTuple, Effect | None]:
     """Runs ``item``, its first row into ``rows[row]``.
 
     Args:
         created: the item opened or forked the sequence; if it fails nothing needs to be taken back.
-        tick: called between its native calls.
+        next_call: called between its native calls.
         may_defer: one plain row may be left to be filled with those of others, and forced tokens may be looked for. For the
             data path only.
 
@@ -69,9 +69,9 @@ def run_item(
         else:
             deferred = may_defer and row >= 0 and not drafts and not flags
             if row >= 0 and not deferred:
-                row_count, flags_out = maker.fill_drafts(sequence, row, drafts, rows, tick)
+                row_count, flags_out = maker.fill_drafts(sequence, row, drafts, rows, next_call)
             if flags & _WANT_FORCED and may_defer:
-                forced = maker.forced(sequence, tick)
+                forced = maker.forced(sequence, next_call)
     except ItemFailed:
         Effect(sequence, accepted, undone, created).take_back()
         raise

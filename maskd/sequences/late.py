@@ -10,7 +10,7 @@ Knows nothing about: threads (``worker/slow_lane.py``), other sequences.
 
 from __future__ import annotations
 
-import functools
+import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from maskd import _shm
 from maskd.sequences.item import NOTHING, run_item
-from maskd.sequences.rows import RowMaker, Rows, Tick
+from maskd.sequences.rows import NextCall, RowMaker, Rows
 from maskd.sequences.sequence import ItemFailed, Sequence
 from maskd.step import NO_ROW, Action, LateIndex, Status
 
@@ -47,7 +47,7 @@ class LateWork(Protocol):
 class Lane(Protocol):
     """Where slow items run, off the data path."""
 
-    def start(self, job: Callable[[Tick], Any], mark: int) -> LateWork:
+    def start(self, job: Callable[[NextCall], Any], mark: int) -> LateWork:
         """Runs ``job`` some time; ``mark`` says which grammar it computes."""
 
 
@@ -84,6 +84,18 @@ class Late:
         _, _, _, _, _, _, rollback, row, accept, drafts, _, _ = item
         _, _, _, _, _, _, _, own_row, _, own_drafts, _, _ = self.item
         return not rollback and not accept and drafts in (NOTHING, own_drafts) and (row < 0 or own_row >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """A lane job that begins with a copy of another sequence: over once ``copied`` is set, or once ``work`` was left out."""
+
+    copied: threading.Event
+    work: LateWork
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for at most ``seconds``; returns whether the other sequence is free."""
+        return (self.copied.wait(seconds) if seconds > 0 else self.copied.is_set()) or self.work.wait(0)
 
 
 class SlowItems:
@@ -143,15 +155,14 @@ class SlowItems:
         An item without tokens, after a late one, asks for what the late one came to.
 
         Raises:
-            ItemFailed: STEP_DEADLINE: the late one is still under way, and ``item``, unless it only asks, is not begun.
+            ItemFailed: STEP_DEADLINE: the late one is still under way, or a copy; ``item``, unless it only asks, is not begun.
         """
         late = sequence.late
         if late is not None:
             self._settle(late.work, LateIndex.UNDER_WAY if late.answers(item) else LateIndex.NOT_BEGUN)
         if late is None or not (late.answers(item) or late.work.error is not None):
             worked_on = late.sequence if late else sequence
-            if worked_on.copied_by is not None:
-                self._settle(worked_on.copied_by)
+            self._settle_copy(worked_on)
             late = self._run(item, worked_on, len(worked_on.history), worked_on.history)
         return self._enter(at, item, sequence, late)
 
@@ -162,9 +173,17 @@ class SlowItems:
         """
         if source is None:
             return self._enter(at, item, sequence, self._run(item, sequence, 0, (), sequence.begin))
-        late = self._run(item, sequence, len(source.history), source.history, functools.partial(sequence.begin_as_copy, source))
+        copied = threading.Event()
+
+        def begin() -> None:
+            try:
+                sequence.begin_as_copy(source)
+            finally:
+                copied.set()
+
+        late = self._run(item, sequence, len(source.history), source.history, begin)
         source.set_slow()
-        source.copied_by = late.work
+        source.copied_by = Copying(copied, late.work)
         return self._enter(at, item, sequence, late)
 
     def readable(self, source: Sequence) -> Sequence:
@@ -178,12 +197,15 @@ class SlowItems:
             if late.closes:
                 raise ItemFailed(Status.SEQUENCE_NOT_FOUND, value=late.item[1])
             source = late.sequence
+        self._settle_copy(source)
+        return source
+
+    def _settle_copy(self, source: Sequence) -> None:
         if source.copied_by is not None:
             self._settle(source.copied_by)
             source.copied_by = None
-        return source
 
-    def _settle(self, work: LateWork, index: LateIndex = LateIndex.NOT_BEGUN) -> None:
+    def _settle(self, work: LateWork | Copying, index: LateIndex = LateIndex.NOT_BEGUN) -> None:
         """Waits for ``work`` until the deadline. Raises ItemFailed (STEP_DEADLINE, ``index``) if it takes longer."""
         if not self._wait_for(work):
             raise self._deadline_passed(index)
@@ -236,14 +258,14 @@ class SlowItems:
         rows, row = self._maker.new_rows(1 + len(item[9])), 0 if item[7] >= 0 else NO_ROW
         created = item[2] != Action.ADVANCE
 
-        def job(tick: Tick) -> Any:
+        def job(next_call: NextCall) -> Any:
             if begin is not None:
                 begin()
             sequence.detach()  # a slow call must not hold up those on the data path
             if replay:
                 _agree(sequence, replay)
-            tick()
-            return run_item(item, sequence, created, row, rows, self._maker, tick, may_defer=False)
+            next_call()
+            return run_item(item, sequence, created, row, rows, self._maker, next_call, may_defer=False)
 
         return Late(self._lane.start(job, sequence.mark), sequence, rows, item, position, created, before)
 
@@ -257,10 +279,14 @@ class SlowItems:
             sequence.late = self._move(late)
         return self._deadline_passed(LateIndex.UNDER_WAY)
 
+    def not_begun(self) -> ItemFailed:
+        """Returns the answer to an item that is to be sent again."""
+        return self._deadline_passed(LateIndex.NOT_BEGUN)
+
     def _deadline_passed(self, index: LateIndex) -> ItemFailed:
         return ItemFailed(Status.STEP_DEADLINE, index, int(self._row_seconds * 1e6), closes=index == LateIndex.CLOSED)
 
-    def _wait_for(self, work: LateWork) -> bool:
+    def _wait_for(self, work: LateWork | Copying) -> bool:
         """Waits for ``work`` until the deadline. The data path is not busy meanwhile: a hang in the lane is the lane's."""
         self._marker[0] += 1
         try:

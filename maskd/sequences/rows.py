@@ -18,9 +18,9 @@ from maskd.errors import BackendError
 from maskd.sequences.sequence import Broken, ItemFailed, Sequence
 from maskd.step import Status
 
-__all__ = ["ACCEPTING", "ALL_ALLOWED", "ROW_EMPTY", "TERMINATED", "RowMaker", "Rows", "Tick"]
+__all__ = ["ACCEPTING", "ALL_ALLOWED", "ROW_EMPTY", "TERMINATED", "RowMaker", "Rows", "NextCall"]
 
-Tick = Callable[[], None]
+NextCall = Callable[[], None]
 """Called before a native call of an item that makes several, so that the front, which looks for hangs, times each for itself."""
 
 TERMINATED, ACCEPTING, ALL_ALLOWED = 1, 2, 4
@@ -85,7 +85,7 @@ class RowMaker:
             raise ItemFailed(Status.NO_TOKEN_ALLOWED)
         return flags
 
-    def fill_drafts(self, sequence: Sequence, row: int, drafts: tuple[int, ...], rows: Rows, tick: Tick) -> tuple[int, int]:
+    def fill_drafts(self, sequence: Sequence, row: int, drafts: tuple[int, ...], rows: Rows, next_call: NextCall) -> tuple[int, int]:
         """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first). The history is not touched.
 
         A draft into a dead end counts as refused. Rows behind a refused draft allow the stop tokens only; the engine drops
@@ -97,7 +97,7 @@ class RowMaker:
             try:
                 with _Walk(sequence) as walk:
                     for draft in drafts:
-                        tick()
+                        next_call()
                         if (
                             not walk(draft)
                             or walk.matcher.is_terminated
@@ -110,13 +110,13 @@ class RowMaker:
         self.close(rows, row + row_count, 1 + len(drafts) - row_count)
         return row_count, flags
 
-    def forced(self, sequence: Sequence, tick: Tick) -> tuple[int, ...]:
+    def forced(self, sequence: Sequence, next_call: NextCall) -> tuple[int, ...]:
         """Returns the tokens that are the only ones allowed, one after the other. Works on every backend."""
         forced: list[int] = []
         try:
             with _Walk(sequence) as walk:
                 while len(forced) < self._forced_limit and not walk.matcher.is_terminated:
-                    tick()
+                    next_call()
                     self.fill(sequence, walk.matcher, self._scratch, 0)
                     token_id = _shm.only_token(self._scratch.address, self._scratch.stride_words)
                     if token_id < 0 or not walk(token_id):

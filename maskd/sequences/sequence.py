@@ -19,7 +19,7 @@ from maskd.grammar import WhenSlow
 from maskd.step import Status
 
 if TYPE_CHECKING:
-    from maskd.sequences.late import Late, LateWork
+    from maskd.sequences.late import Copying, Late
 
 __all__ = ["Broken", "HeldGrammar", "ItemFailed", "Sequence"]
 
@@ -84,7 +84,7 @@ class Sequence:
         terminated: a stop token was accepted.
         slow: its items run in the slow lane.
         late: its item in the slow lane. The lane has the matcher until ``late.work`` is done; ask ``late.sequence`` then.
-        copied_by: the last lane job that copies the matcher. It has the matcher until it is done.
+        copied_by: the lane job that copies the matcher, and has it until then.
         seen_in: the last step that had a full item for it.
         advance: ``Advance.advance`` of the matcher, if it has that.
         look_ahead: ``LookAhead.look_ahead`` of the matcher, if it has that.
@@ -103,7 +103,7 @@ class Sequence:
         self.terminated = False
         self.slow = False
         self.late: Late | None = None
-        self.copied_by: LateWork | None = None
+        self.copied_by: Copying | None = None
         self.seen_in = -1
         self.look_ahead: Callable[[], Matcher] | None = None
         self._detached = False

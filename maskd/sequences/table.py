@@ -17,7 +17,7 @@ from maskd.sequences.item import NOTHING, Effect, run_item
 from maskd.sequences.late import Lane, SlowItems
 from maskd.sequences.rows import ROW_EMPTY, TERMINATED, RowMaker, Rows
 from maskd.sequences.sequence import Broken, HeldGrammar, ItemFailed, Sequence
-from maskd.step import NO_ROW, Action, Status
+from maskd.step import NO_ROW, Action, LateIndex, Status
 
 __all__ = ["SequenceTable", "item_of"]
 
@@ -71,9 +71,18 @@ class SequenceTable:
         self._mark_base = number << 32
         self._maker = RowMaker(token_count, vocab_size, stop_token_ids, forced_limit)
         self._slow = SlowItems(lane, row_seconds, self._maker, self._marker, self._mark_base)
+        self._not_begun: set[int] = set()
+        """Sequences with an item in this step that is to be sent again: what comes behind it must not overtake it."""
 
     def __len__(self) -> int:
         return len(self._sequences)
+
+    def close(self) -> None:
+        """Ends all sequences; what the lane has not begun for them is left out. Nothing may be stepped afterwards."""
+        for sequence in self._sequences.values():
+            if sequence.late is not None:
+                sequence.late.work.cancel()
+        self._sequences.clear()
 
     def drop_grammar(self, grammar_id: int) -> None:
         """Lets go of a grammar, and of its alternate. Sequences that use them keep them. Safe to repeat."""
@@ -133,6 +142,7 @@ class SequenceTable:
         self._slow.end_step()
         if self._slow.entries:
             self._collect_slow(batch, rows, results)
+        self._not_begun.clear()
         return results
 
     # -- one item, in full -----------------------------------------------------------------------------------------
@@ -142,7 +152,9 @@ class SequenceTable:
         status, sequence_id, action, *_, row, _, drafts, index, value = item
         if status:
             raise ItemFailed(Status(status), index, value)
-        self._tick()
+        self._next_call()
+        if self._not_begun and not self._not_begun.isdisjoint(_read_by(item)):
+            raise self._slow.not_begun()
         if action in (Action.OPEN, Action.FORK):
             return self._create(at, item, number, rows)
         sequence = self._known(sequence_id, number)
@@ -157,7 +169,7 @@ class SequenceTable:
         if sequence.slow:
             return self._slow.start(at, item, sequence), None
         started = time.thread_time() if timed else 0.0
-        result, effect = run_item(item, sequence, False, row, rows, self._maker, self._tick, may_defer=True)
+        result, effect = run_item(item, sequence, False, row, rows, self._maker, self._next_call, may_defer=True)
         if timed:
             self._slow.judge(sequence, started, item)
         return result, effect
@@ -204,12 +216,12 @@ class SequenceTable:
             else:
                 sequence.begin_as_copy(source)
             self._slow.judge(sequence, started)
-            self._tick()
-            result, effect = run_item(item, sequence, True, row, rows, self._maker, self._tick, may_defer=True)
+            self._next_call()
+            result, effect = run_item(item, sequence, True, row, rows, self._maker, self._next_call, may_defer=True)
         self._sequences[sequence_id] = sequence
         return result, effect
 
-    def _tick(self) -> None:
+    def _next_call(self) -> None:
         """Says that the next native call begins: the front counts the time of each for itself."""
         self._marker[0] += 2
 
@@ -240,6 +252,8 @@ class SequenceTable:
 
     def _failed(self, item: _shm.ItemTuple, failure: ItemFailed, rows: Rows) -> _shm.ResultTuple:
         sequence_id, sequence = item[1], self._sequences.get(item[1])
+        if failure.status == Status.STEP_DEADLINE and failure.index == LateIndex.NOT_BEGUN:
+            self._not_begun.update(_read_by(item))
         if item[0] in (0, Status.TOKEN_OUT_OF_RANGE):  # the row numbers of a malformed item mean nothing
             self._maker.close(rows, item[7], 1 + len(item[9]))
         position = sequence.position if sequence else 0
@@ -271,7 +285,7 @@ class SequenceTable:
                 if by is None or len(entries) == 1:
                     singles += entries
                     continue
-                self._tick()
+                self._next_call()
                 self._marker[1] = self._mark_base  # grammar 0: several
                 try:
                     by.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
@@ -279,7 +293,7 @@ class SequenceTable:
                     singles += entries
         row_of_number = rows.row
         for at, row, sequence, effect in singles:
-            self._tick()
+            self._next_call()
             self._marker[1] = sequence.mark
             started = time.thread_time() if timed else 0.0
             try:
@@ -313,3 +327,11 @@ class SequenceTable:
                 results[at] = self._ended(item, why, rows)
             except BaseException as worse:
                 results[at] = self._ended(item, worse, rows)
+
+
+def _read_by(item: _shm.ItemTuple) -> tuple[int, ...]:
+    """Returns the sequences whose other items ``item`` may not overtake: none for a question for a row, a fork's source as well."""
+    _, sequence_id, action, _, _, source_id, rollback, _, accept, _, _, _ = item
+    if action == Action.FORK:
+        return sequence_id, source_id
+    return (sequence_id,) if action or rollback or accept else ()

@@ -275,6 +275,7 @@ class WorkerLoop:
 
     def _close(self, session: WorkerSession, why: str) -> None:
         del self._sessions[session.session_id]
+        session.table.close()
         self._lane.alone = {mark for mark in self._lane.alone if mark >> 32 != session.table.number}
         if isinstance(session, SharedSession):
             del self._shared[session.session_id]

@@ -41,18 +41,18 @@ class LateWork:
         """Says that its outcome is not wanted: the job is left out, unless it has begun."""
         self.is_cancelled = True
 
-    def run(self, tick: Callable[[], None]) -> None:
-        """Does the job, unless it is cancelled; for the lane. ``tick`` is given to the job."""
+    def run(self, next_call: Callable[[], None]) -> None:
+        """Does the job, unless it is cancelled; for the lane. ``next_call`` is given to the job."""
         try:
             job, self.job = self.job, _nothing  # what it holds is let go of with it
             if not self.is_cancelled:
-                self.outcome = job(tick)
+                self.outcome = job(next_call)
         except BaseException as error:  # it belongs to the step that asks for the outcome
             self.error = error
         self._done.set()
 
 
-def _nothing(tick: Callable[[], None]) -> None:
+def _nothing(next_call: Callable[[], None]) -> None:
     """The job of a work that is done."""
 
 
@@ -86,7 +86,7 @@ class SlowLane:
     def _work(self, marker: Marker, slot: int) -> None:
         words = marker.claim(slot)
 
-        def tick() -> None:
+        def next_call() -> None:
             words[0] += 2
 
         while True:
@@ -99,7 +99,7 @@ class SlowLane:
                 self._occupied = alone
             words[1] = late.mark
             words[0] += 1
-            late.run(tick)
+            late.run(next_call)
             words[0] += 1
             with self._turn:
                 self._running -= 1

@@ -57,7 +57,7 @@ class Matcher:
 
 
 class Grammar:
-    """``surprises`` says what a call raises, ``seconds`` how much processor time it takes."""
+    """``surprises`` says what a call raises, ``seconds`` how much processor time it takes, ``meanwhile`` what happens in it."""
 
     report = GrammarReport("toy", "asked for")
     stop_token_ids = frozenset({STOP})
@@ -65,8 +65,10 @@ class Grammar:
     def __init__(self) -> None:
         self.surprises: dict[str, BaseException] = {}
         self.seconds: dict[str, float] = {}
+        self.meanwhile: dict[str, Callable[[], None]] = {}
 
     def call(self, name: str) -> None:
+        self.meanwhile.get(name, lambda: None)()
         if name in self.seconds:
             end = time.thread_time() + self.seconds[name]
             while time.thread_time() < end:
@@ -209,6 +211,67 @@ def test_fork_when_the_late_item_of_its_source_failed_then_it_stands_where_the_s
     asked = bench.step(Item(11, row=1), Item(1), Item(2), Item(3))
     assert ends(asked) == [Status.OK, Status.TOKEN_REJECTED, Status.BACKEND_FAILED, Status.BACKEND_FAILED]
     assert (asked[0].position, bench.row(1), len(bench.table)) == (1, [1, 2], 2)
+
+
+@pytest.mark.parametrize("behind", [Item(1, accept=(1,)), Item(1, rollback=1), Item(1, Action.CLOSE)], ids=lambda item: item.action.name)
+def test_item_when_a_fork_before_it_was_not_begun_then_it_does_not_overtake_it(behind: Item) -> None:
+    """Also when the lane lets go of the source in between: the fork is sent again, and must find it as it was."""
+    bench = Bench()
+    bench.open(1, 0)
+    bench.other.meanwhile["matcher"] = bench.lane.work
+    forks = [Item(number, Action.FORK, source_sequence_id=1, row=number) for number in (2, 3)]
+    fork_of_fork = Item(4, Action.FORK, source_sequence_id=3, row=4)
+    results = bench.step(*forks, fork_of_fork, Item(9, Action.OPEN, 2), behind)
+    not_begun = late(LateIndex.NOT_BEGUN)
+    assert ends(results) == [Status.OK, not_begun, not_begun, Status.OK, not_begun]
+    assert bench.row(2) == [1, 2]
+    again = [forks[1], fork_of_fork, behind]
+    for _ in range(9):
+        results = bench.step(*again)
+        again = [one for one, result in zip(again, results, strict=True) if result.detail_index == LateIndex.NOT_BEGUN]
+        bench.lane.work()
+        if not again:
+            break
+    assert not again
+    bench.step(Item(3, row=3), Item(4, row=4))
+    assert (bench.row(3), bench.row(4)) == ([1, 2], [1, 2])
+
+
+def test_item_when_an_item_before_it_was_not_begun_then_no_fork_overtakes_that() -> None:
+    """A fork behind an item stands behind it, in whatever step both of them come."""
+    bench = Bench()
+    bench.open(1, 0)
+    bench.step(Item(1, accept=(1,)))
+    bench.other.meanwhile["matcher"] = bench.lane.work
+    both = [Item(1, accept=(2,)), Item(2, Action.FORK, source_sequence_id=1, row=2)]
+    assert ends(bench.step(both[0], Item(9, Action.OPEN, 2), both[1])) == [late(LateIndex.NOT_BEGUN), Status.OK, late(LateIndex.NOT_BEGUN)]
+    assert ends(bench.step(*both)) == [late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN)]
+    bench.lane.work()
+    assert ends(bench.step(Item(1), both[1])) == [Status.OK, late(LateIndex.UNDER_WAY)]
+    bench.lane.work()
+    assert (ends(bench.step(Item(2, row=2))), bench.row(2)) == ([Status.OK], [3, 4])
+
+
+def test_advance_when_the_copy_is_made_then_it_does_not_wait_for_the_rest_of_the_fork() -> None:
+    """The lane has the source for as long as it copies it, not for as long as the fork's own item takes."""
+    bench = Bench()
+    bench.open(1, 0)
+    advance = Item(1, accept=(1,), row=0)
+    assert ends(bench.step(Item(2, Action.FORK, source_sequence_id=1, row=2), advance)) == [
+        late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN),
+    ]  # fmt: skip
+    stepped: list[Result] = []
+    bench.grammar.meanwhile["fill"] = lambda: stepped.extend(bench.step(advance)) if not stepped else None
+    bench.lane.work(1)
+    assert ends(stepped) == [late(LateIndex.UNDER_WAY)]
+
+
+def test_close_when_a_session_ends_then_its_jobs_are_left_out() -> None:
+    """Slow items of others do not wait behind those of an engine that has left."""
+    bench = Bench()
+    bench.step(*(Item(number, Action.OPEN, 1, row=number) for number in range(1, 9)))
+    bench.table.close()
+    assert len(bench.lane.jobs) == 8 and all(job.is_cancelled for job in bench.lane.jobs) and len(bench.table) == 0
 
 
 def test_failed_position_when_the_lane_is_at_work_then_it_is_that_before_the_item() -> None:

@@ -22,8 +22,8 @@ class Job:
     def __init__(self) -> None:
         self.started, self.end = threading.Event(), threading.Event()
 
-    def __call__(self, tick: Callable[[], None]) -> None:
-        tick()
+    def __call__(self, next_call: Callable[[], None]) -> None:
+        next_call()
         self.started.set()
         assert self.end.wait(60)
 
@@ -60,10 +60,10 @@ def test_tick_when_a_job_makes_several_calls_then_each_is_a_call_of_its_own_for_
     """The front counts the time of one call, and the counter stays odd in between."""
     lane, seen = SlowLane(marker), list[int]()
 
-    def job(tick: Callable[[], None]) -> None:
+    def job(next_call: Callable[[], None]) -> None:
         for _ in range(3):
             seen.append(next(count for _, count, session, grammar in marker.busy() if (session, grammar) == (9, 9)))
-            tick()
+            next_call()
 
     assert lane.start(job, (9 << 32) | 9).wait(60)
     assert [count - seen[0] for count in seen] == [0, 2, 4]
