@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskd.arena import Reply
 from maskd.client import Session
+from maskd.shm.arena import Reply
 from maskd.step import Item, LateIndex, Result, Status
 
 __all__ = ["await_late"]

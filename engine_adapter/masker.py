@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from engine_adapter.late import await_late
 from engine_adapter.lease import MAY_COME_BACK, SESSION_LOST, Lease, Transport
 from engine_adapter.ledger import Ledger, Step
-from maskd.arena import Reply
 from maskd.bitmask import mask_array, row_of
 from maskd.client import Client, Session
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec
+from maskd.shm.arena import Reply
 from maskd.step import Result
 from maskd.vocabulary import Vocabulary
 

@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskd import __version__, config
+from maskd import __version__
 from maskd.errors import ConfigError, MaskdError
-from maskd.logs import configure_logging
+from maskd.front import config
+from maskd.observability.logs import configure_logging
 
 if TYPE_CHECKING:
     from maskd.client import ServerInfo

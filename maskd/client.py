@@ -26,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd import __version__
-from maskd.arena import Arena, Reply
 from maskd.bitmask import row_of, row_stride_words
-from maskd.config import grpc_address, parse_listen
 from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, UnavailableError
 from maskd.grammar import WHEN_SLOW, GrammarReport, GrammarSpec, Unenforced
-from maskd.inline import InlineTransport
-from maskd.status import from_rpc_error
+from maskd.rpc.address import grpc_address, parse_listen
+from maskd.rpc.inline import InlineTransport
+from maskd.rpc.status import from_rpc_error
+from maskd.shm.arena import Arena, Reply
 from maskd.step import Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc

@@ -1,7 +1,7 @@
 """One decode step of a batch, as plain values: items in, results out.
 
 Owns: ``Item``, ``Result``, ``Status``, the sentence for every status, and the error an engine gets from it.
-Knows nothing about: the bytes in shared memory (``layout.py``), the wire, the worker.
+Knows nothing about: the bytes in shared memory (``maskd.shm.layout``), the wire, the worker.
 """
 
 from __future__ import annotations

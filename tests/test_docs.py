@@ -24,10 +24,11 @@ import grpc
 import msgspec
 import pytest
 
-from maskd import _shm, backends, config
-from maskd import layout as lay
+from maskd import _shm, backends
 from maskd.errors import GrammarUnsupportedError, error_classes
+from maskd.front import config
 from maskd.grammar import KINDS, GrammarOptions, GrammarSpec
+from maskd.shm import layout as lay
 from maskd.step import ItemField, Status
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc

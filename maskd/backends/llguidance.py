@@ -37,8 +37,8 @@ from maskd.errors import (
     VocabularyError,
 )
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec
-from maskd.schema import JsonSchema, parse_schema
-from maskd.schema_enforcement import NAMES_AGAIN, may_name_again
+from maskd.json_schema.enforcement import NAMES_AGAIN, may_name_again
+from maskd.json_schema.schema import JsonSchema, parse_schema
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]

@@ -10,10 +10,10 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from maskd import strict_json
 from maskd.errors import GrammarError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarSpec
-from maskd.schema import JsonSchema, parse_schema
+from maskd.json_schema import strict_json
+from maskd.json_schema.schema import JsonSchema, parse_schema
 
 __all__ = ["WHITESPACE", "check_text", "json_options", "read_choices", "read_schema", "regex_for_xgrammar"]
 

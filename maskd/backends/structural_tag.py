@@ -11,10 +11,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from maskd import strict_json
 from maskd.backends.structural_tag_lark import LarkTranslation, SchemaReader
 from maskd.errors import GrammarError
-from maskd.strict_json import Json, Path, pointer
+from maskd.json_schema import strict_json
+from maskd.json_schema.strict_json import Json, Path, pointer
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["StructuralTag", "parse"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from maskd.errors import GrammarUnsupportedError
-from maskd.strict_json import Json, Path, pointer
+from maskd.json_schema.strict_json import Json, Path, pointer
 
 __all__ = ["LarkTranslation", "SchemaReader", "lark_string"]
 

@@ -25,8 +25,8 @@ from maskd.backends.xgrammar_schema import NOT_UTF8, SURROGATES, rewrite
 from maskd.bitmask import row_stride_words
 from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, Unenforced
-from maskd.schema import JsonSchema, parse_schema, subschemas
-from maskd.schema_enforcement import NAMES_AGAIN, may_name_again, unenforced
+from maskd.json_schema.enforcement import NAMES_AGAIN, may_name_again, unenforced
+from maskd.json_schema.schema import JsonSchema, parse_schema, subschemas
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]

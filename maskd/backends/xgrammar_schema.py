@@ -1,7 +1,7 @@
 """JSON schemas in the form in which xgrammar does what they say.
 
 Owns: the rewriting of a checked schema for xgrammar 0.2.8; every step works around one measured defect.
-Knows nothing about: what xgrammar cannot do in any form (``maskd.schema_enforcement``), grammars, tokens.
+Knows nothing about: what xgrammar cannot do in any form (``maskd.json_schema.enforcement``), grammars, tokens.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import copy
 import dataclasses
 
 from maskd.errors import GrammarUnsupportedError
-from maskd.schema import JsonSchema, subschemas
-from maskd.schema_enforcement import KNOWN_FORMATS
-from maskd.schema_types import deciding_keyword, types_of
-from maskd.strict_json import Json
+from maskd.json_schema.enforcement import KNOWN_FORMATS
+from maskd.json_schema.schema import JsonSchema, subschemas
+from maskd.json_schema.strict_json import Json
+from maskd.json_schema.types import deciding_keyword, types_of
 
 __all__ = ["NOT_UTF8", "SURROGATES", "rewrite"]
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import grpc
 
-from maskd.config import Config
 from maskd.errors import ConfigError, PermissionDeniedError, RateLimitedError
-from maskd.status import abort
+from maskd.front.config import Config
+from maskd.rpc.status import abort
 
 __all__ = ["check_tcp", "interceptors", "server_credentials"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from maskd import layout as lay
+from maskd.shm import layout as lay
 
 __all__ = ["DataSocket"]
 

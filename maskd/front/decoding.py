@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from maskd.errors import InvalidRequestError
-from maskd.status import abort
+from maskd.rpc.status import abort
 
 __all__ = ["Decoding"]
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskd import _shm, control
-from maskd import layout as lay
-from maskd.arena import Reply, pack_items
+from maskd import _shm
 from maskd.errors import DeadlineError, NotFoundError, ProtocolError, StepOrderError, UnavailableError
-from maskd.front.workers import Worker
+from maskd.front.worker_process import Worker
+from maskd.ipc import messages
+from maskd.shm import layout as lay
+from maskd.shm.arena import Reply, pack_items
 from maskd.step import Item
 
 __all__ = ["InlineSteps"]
@@ -94,8 +95,8 @@ class InlineSteps:
         return layout, row_count, bytes(cell)
 
     async def _run(self, step: int, layout: lay.Layout, row_count: int, cell: bytes) -> Reply:
-        stepped = await self._worker.request(lambda number: control.InlineStep(number, self._session_id, row_count, cell), None)
-        assert isinstance(stepped, control.Stepped)
+        stepped = await self._worker.request(lambda number: messages.InlineStep(number, self._session_id, row_count, cell), None)
+        assert isinstance(stepped, messages.Stepped)
         head = np.frombuffer(stepped.head, dtype=np.uint8)
         copied = _shm.read_reply(
             head.ctypes.data, layout.results_offset, layout.forced_offset, layout.item_capacity, layout.forced_capacity, step

@@ -20,17 +20,18 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from maskd.config import Config, grpc_address, parse_listen
 from maskd.errors import ConfigError, MaskdError
 from maskd.front.access import check_tcp, interceptors, server_credentials
-from maskd.front.compiles import CompileDesk
+from maskd.front.compile_desk import CompileDesk
+from maskd.front.config import Config
 from maskd.front.data_socket import DataSocket
 from maskd.front.decoding import Decoding
 from maskd.front.service import MaskService
 from maskd.front.sessions import SessionBook
-from maskd.front.vocabularies import VocabularyShelf
-from maskd.front.workers import Worker
-from maskd.front.zygote import Zygote
+from maskd.front.vocabulary_shelf import VocabularyShelf
+from maskd.front.worker_process import Worker
+from maskd.front.zygote_process import Zygote
+from maskd.rpc.address import grpc_address, parse_listen
 from maskd.tokenizer_files import load_vocabulary
 from maskd.v1 import mask_service_pb2, mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary

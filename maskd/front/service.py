@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 
-from maskd import __version__, control
-from maskd import layout as lay
-from maskd.arena import Reply
+from maskd import __version__
 from maskd.bitmask import row_stride_words
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError, VocabularyError
 from maskd.front.sessions import SessionBook
-from maskd.front.vocabularies import VocabularyShelf
+from maskd.front.vocabulary_shelf import VocabularyShelf
 from maskd.grammar import WHEN_SLOW, GrammarKind, GrammarOptions, GrammarSpec, ReasoningGate, WhenSlow
-from maskd.status import abort, to_refusal
+from maskd.ipc import messages
+from maskd.rpc.status import abort, to_refusal
+from maskd.shm import layout as lay
+from maskd.shm.arena import Reply
 from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
@@ -226,7 +227,7 @@ def _when_slow(number: int) -> WhenSlow:
     return WHEN_SLOW[max(0, number - 1)]  # unspecified is WAIT
 
 
-def _grammar_answer(grammar_id: int, compiled: control.GrammarCompiled) -> pb.CreateGrammarResponse:
+def _grammar_answer(grammar_id: int, compiled: messages.GrammarCompiled) -> pb.CreateGrammarResponse:
     report = compiled.report
     return pb.CreateGrammarResponse(
         grammar_id=grammar_id,

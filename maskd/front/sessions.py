@@ -18,10 +18,6 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from maskd import control
-from maskd import layout as lay
-from maskd.arena import Reply
-from maskd.config import Config
 from maskd.errors import (
     CapacityError,
     DrainingError,
@@ -30,12 +26,16 @@ from maskd.errors import (
     UnavailableError,
     VocabularyMismatchError,
 )
-from maskd.front.compiles import CompileDesk
-from maskd.front.grammars import SessionGrammars
+from maskd.front.compile_desk import CompileDesk
+from maskd.front.config import Config
 from maskd.front.inline_steps import InlineSteps
 from maskd.front.quarantine import Key
-from maskd.front.workers import Worker
+from maskd.front.session_grammars import SessionGrammars
+from maskd.front.worker_process import Worker
 from maskd.grammar import GrammarSpec
+from maskd.ipc import messages
+from maskd.shm import layout as lay
+from maskd.shm.arena import Reply
 from maskd.step import Item
 from maskd.vocabulary import Vocabulary
 
@@ -64,7 +64,7 @@ class Session:
     worker: Worker
     vocabulary: Vocabulary
     engine: str
-    opened: control.SessionOpened
+    opened: messages.SessionOpened
     layout: lay.Layout
     grammars: SessionGrammars
     token: bytes = b""
@@ -145,17 +145,17 @@ class SessionBook:
         self._next_number = self._next_number % _LAST_NUMBER + 1
         self._opening.add(session_id)
         try:
-            opened = await worker.request(lambda number: control.OpenSession(
+            opened = await worker.request(lambda number: messages.OpenSession(
                 number, session_id, session_number,
                 layout.item_capacity, layout.row_capacity, layout.token_capacity,
                 sequence_capacity or config.sequences_per_session, inline,
             ), _REQUEST_SECONDS)  # fmt: skip
         except BaseException:  # the caller may have left while the worker was at it
-            worker.send(control.CloseSession(session_id))
+            worker.send(messages.CloseSession(session_id))
             raise
         finally:
             self._opening.discard(session_id)
-        assert isinstance(opened, control.SessionOpened)
+        assert isinstance(opened, messages.SessionOpened)
         grammars = SessionGrammars(session_id, vocabulary, worker, self._desk, config)
         session = Session(session_id, session_number, worker, vocabulary, engine, opened, layout, grammars)
         self._sessions[session_id] = self._numbered[session_number] = session
@@ -192,14 +192,14 @@ class SessionBook:
         if found is None:
             return False
         found.token = b""
-        found.worker.send(control.AttachSession(found.session_id), [lease.detach()])
+        found.worker.send(messages.AttachSession(found.session_id), [lease.detach()])
         return True
 
     def delete(self, session_id: int) -> None:
         """Ends a session. Safe to repeat."""
         session = self._sessions.get(session_id)
         if session is not None:
-            session.worker.send(control.CloseSession(session_id))
+            session.worker.send(messages.CloseSession(session_id))
             self.on_closed(session_id, "the session was closed")
 
     def on_closed(self, session_id: int, why: str) -> None:
@@ -231,7 +231,7 @@ class SessionBook:
         self.draining = True
         for worker in self._workers:
             if worker.is_ready:
-                worker.send(control.Drain())
+                worker.send(messages.Drain())
         self._emptied.clear()
         if self._sessions:
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
@@ -239,7 +239,7 @@ class SessionBook:
 
     # -- grammars --------------------------------------------------------------------------------------------------
 
-    async def create_grammar(self, session_id: int, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, control.GrammarCompiled]:
+    async def create_grammar(self, session_id: int, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, messages.GrammarCompiled]:
         """See ``SessionGrammars.create``. Raises NotFoundError as well."""
         return await self.get(session_id).grammars.create(spec, validate_only=validate_only)
 
@@ -255,11 +255,11 @@ class SessionBook:
             keys |= session.grammars.suspects(grammar_id) if session is not None else {None}
         self._desk.blame(keys, why)
 
-    async def read(self, session_id: int) -> control.SessionState:
+    async def read(self, session_id: int) -> messages.SessionState:
         """Returns the counts of a session, from its worker."""
         session = self.get(session_id)
-        state = await session.worker.request(lambda number: control.ReadSession(number, session_id), _REQUEST_SECONDS)
-        assert isinstance(state, control.SessionState)
+        state = await session.worker.request(lambda number: messages.ReadSession(number, session_id), _REQUEST_SECONDS)
+        assert isinstance(state, messages.SessionState)
         return state
 
     # -- inline steps ----------------------------------------------------------------------------------------------

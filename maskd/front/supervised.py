@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from maskd import control
 from maskd.errors import MaskdError, UnavailableError
-from maskd.front.peer import Message, Peer
+from maskd.ipc import messages
+from maskd.ipc.peer import Message, Peer
 
 __all__ = ["SPAWN_SECONDS", "Exits", "Supervised"]
 
@@ -122,7 +122,7 @@ class Supervised:
             raise
         assert self._peer is not None
         spawned = await self._peer.request(make, SPAWN_SECONDS, fds)
-        assert isinstance(spawned, control.Spawned)
+        assert isinstance(spawned, messages.Spawned)
         return spawned.pid
 
     async def _supervise(self, first: asyncio.Future[None]) -> None:
@@ -154,20 +154,20 @@ class Exits:
     """How processes ended that others forked for the front: their parents tell."""
 
     def __init__(self) -> None:
-        self._awaited: dict[int, asyncio.Future[control.Exited]] = {}
+        self._awaited: dict[int, asyncio.Future[messages.Exited]] = {}
 
     def expect(self, pid: int, stack: contextlib.ExitStack) -> None:
         """Keeps what will be told about ``pid`` until ``stack`` closes."""
         self._awaited[pid] = asyncio.get_running_loop().create_future()
         stack.callback(self._awaited.pop, pid)
 
-    def tell(self, exited: control.Exited) -> None:
+    def tell(self, exited: messages.Exited) -> None:
         """Takes the word of a parent."""
         awaited = self._awaited.get(exited.pid)
         if awaited is not None and not awaited.done():
             awaited.set_result(exited)
 
-    async def of(self, pid: int) -> control.Exited | None:
+    async def of(self, pid: int) -> messages.Exited | None:
         """Returns how ``pid`` ended, or None if its parent cannot tell any more."""
         try:
             return await asyncio.wait_for(asyncio.shield(self._awaited[pid]), _EXIT_SECONDS)

@@ -1,6 +1,6 @@
 /* maskd_shm.h - the shared-memory layout of maskd, version 1.2, for C and C++ (gcc or clang).
  *
- * The normative text is docs/shared-memory.md; a test holds this file, maskd/layout.py and the golden fixtures together.
+ * The normative text is docs/shared-memory.md; a test holds this file, maskd/shm/layout.py and the golden fixtures together.
  * All numbers are little-endian. One writer per segment:
  *
  *   steps segment   written by the engine, read by the worker   header | cell 0 | cell 1

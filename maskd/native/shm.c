@@ -1,7 +1,7 @@
 /* maskd._shm: what Python cannot do with shared memory: ordering, spinning, one bounded copy of foreign bytes, rows bit by bit.
  *
  * Stable ABI (Python >= 3.10), no dependency but maskd_shm.h and rows.h. Memory is given as integer addresses; the caller
- * (maskd/segments.py) owns the mapping and has checked that base + offset lies within it.
+ * (maskd/shm/segments.py) owns the mapping and has checked that base + offset lies within it.
  * Knows nothing about grammars, sequences or sessions.
  */
 #define PY_SSIZE_T_CLEAN

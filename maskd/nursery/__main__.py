@@ -10,10 +10,10 @@ import signal
 import socket
 import sys
 
-from maskd import control
 from maskd.errors import MaskdError
-from maskd.logs import configure_logging
+from maskd.ipc import messages
 from maskd.nursery.zygote import Zygote
+from maskd.observability.logs import configure_logging
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 
@@ -34,7 +34,7 @@ def main() -> None:
     try:
         zygote = Zygote(channel, **options)
     except MaskdError as error:  # an unknown backend
-        channel.sendall(control.encode(control.Reply(0, control.failure_of(error))))
+        channel.sendall(messages.encode(messages.Reply(0, messages.failure_of(error))))
         sys.exit(2)
     gc.freeze()  # what is loaded stays, and stays shared
     zygote.run()

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 import structlog
 
-from maskd import control
 from maskd.errors import CapacityError, UnavailableError
+from maskd.ipc import messages
 
 __all__ = ["FAILED", "ForkingLoop"]
 
@@ -37,7 +37,7 @@ class ForkingLoop:
 
     def __init__(self, channel: socket.socket, kind: object) -> None:
         self._channel = channel
-        self._reader = control.FrameReader(channel, kind)
+        self._reader = messages.FrameReader(channel, kind)
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._wake, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -90,19 +90,19 @@ class ForkingLoop:
                     return
                 _, status, usage = os.wait4(found.si_pid, 0)
                 number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-                self._send(control.Exited(found.si_pid, number, usage.ru_maxrss * 1024))
+                self._send(messages.Exited(found.si_pid, number, usage.ru_maxrss * 1024))
 
     def _fork_with(self, request: int, fds: list[int], body: Callable[[], None]) -> None:
         """Forks a child that runs ``body`` with the descriptors ``fds``, which are closed here, and answers ``request``."""
         try:
             if -1 in fds:
                 failure = CapacityError("no descriptor for another process", limit="descriptors")
-                self._reply(request, control.failure_of(failure))
+                self._reply(request, messages.failure_of(failure))
                 return
             pid = os.fork()
             if pid == 0:
                 self._run_forked(body)
-            self._reply(request, control.Spawned(pid))
+            self._reply(request, messages.Spawned(pid))
         except OSError as error:  # no memory or no process left: others go on
             self._reply(request, self._no_room(error))
         finally:
@@ -110,8 +110,8 @@ class ForkingLoop:
                 os.close(fd)
 
     @staticmethod
-    def _no_room(error: OSError) -> control.Failure:
-        return control.failure_of(CapacityError(f"no room for another process: {error.strerror}", limit="processes"))
+    def _no_room(error: OSError) -> messages.Failure:
+        return messages.failure_of(CapacityError(f"no room for another process: {error.strerror}", limit="processes"))
 
     def _run_forked(self, body: Callable[[], None]) -> NoReturn:
         """Runs ``body`` in the child that was just forked."""
@@ -129,8 +129,8 @@ class ForkingLoop:
         finally:
             os._exit(status)
 
-    def _reply(self, request: int, result: control.Compiled | control.Failure | control.Loaded | control.Spawned) -> None:
-        self._send(control.Reply(request, result))
+    def _reply(self, request: int, result: messages.Compiled | messages.Failure | messages.Loaded | messages.Spawned) -> None:
+        self._send(messages.Reply(request, result))
 
-    def _send(self, message: control.ToFront) -> None:
-        self._channel.sendall(control.encode(message))
+    def _send(self, message: messages.ToFront) -> None:
+        self._channel.sendall(messages.encode(message))

@@ -27,9 +27,9 @@ import numpy as np
 from maskd import _shm
 from maskd.backends.base import Backend, Grammar, Serializer
 from maskd.bitmask import allowed_token_ids, row_stride_words
-from maskd.control import Compiled, CompileLimits, Failure, failure_of
 from maskd.errors import BackendError, GrammarTooLargeError, GrammarUnsatisfiableError, MaskdError
 from maskd.grammar import GrammarSpec
+from maskd.ipc.messages import Compiled, CompileLimits, Failure, failure_of
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["BASELINE_BYTES", "memory_bytes", "out_of_memory", "run_child"]

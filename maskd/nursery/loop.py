@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from maskd import control
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Backend, BackendFactory
 from maskd.errors import BackendError, CapacityError, GrammarTimeoutError, GrammarUnsupportedError, MaskdError, VocabularyError
-from maskd.logs import configure_logging
+from maskd.ipc import messages
 from maskd.nursery.forking import FAILED, ForkingLoop
 from maskd.nursery.jail import BASELINE_BYTES, memory_bytes, out_of_memory, run_child
+from maskd.observability.logs import configure_logging
 from maskd.tokenizer_files import validate_vocabulary
 from maskd.vocabulary import Vocabulary
 from maskd.worker.process import run_worker
@@ -44,7 +44,7 @@ _OUT_OF_MEMORY = re.compile(
 """What Rust, C++, glibc and Python say before they abort for lack of memory."""
 _PR_SET_NAME = 15
 _log = structlog.get_logger()
-_Verdict: msgspec.msgpack.Decoder[control.Compiled | control.Failure] = msgspec.msgpack.Decoder(control.Compiled | control.Failure)
+_Verdict: msgspec.msgpack.Decoder[messages.Compiled | messages.Failure] = msgspec.msgpack.Decoder(messages.Compiled | messages.Failure)
 
 
 def run_nursery(channel_fd: int, number: int, factories: Mapping[str, BackendFactory], native_threads: int, log_level: str) -> None:
@@ -62,7 +62,7 @@ class _Job:
     request: int
     pid: int
     deadline: float
-    limits: control.CompileLimits
+    limits: messages.CompileLimits
     out: int
     words: int
     verdict: bytearray = field(default_factory=bytearray)
@@ -72,7 +72,7 @@ class _Job:
 
 class _Nursery(ForkingLoop):
     def __init__(self, channel: socket.socket, factories: Mapping[str, BackendFactory], native_threads: int) -> None:
-        super().__init__(channel, control.ToNursery)
+        super().__init__(channel, messages.ToNursery)
         self._factories = factories
         self._native_threads = native_threads
         self._vocabulary: Vocabulary
@@ -113,26 +113,26 @@ class _Nursery(ForkingLoop):
 
     def _handle(self, message: object, fds: list[int]) -> None:
         match message:
-            case control.LoadVocabulary():
+            case messages.LoadVocabulary():
                 result = self._load(message, *fds)
                 self._reply(message.request, result)
-                if isinstance(result, control.Failure):
+                if isinstance(result, messages.Failure):
                     os._exit(FAILED)
-            case control.SpawnWorker():
+            case messages.SpawnWorker():
                 self._fork_with(message.request, fds, lambda: run_worker(fds[0], fds[1], message, self._vocabulary, self._named))
-            case control.Compile():
+            case messages.Compile():
                 try:
                     self._compile(message)
                 except OSError as error:  # no descriptor, no memory or no process left: others go on
                     self._reply(message.request, self._no_room(error))
-            case control.CancelCompile():
+            case messages.CancelCompile():
                 for job in self._jobs.values():
                     if job.request == message.compile:
                         job.deadline = 0.0
 
-    def _load(self, message: control.LoadVocabulary, fd: int) -> control.Loaded | control.Failure:
+    def _load(self, message: messages.LoadVocabulary, fd: int) -> messages.Loaded | messages.Failure:
         if fd < 0:
-            return control.failure_of(CapacityError("no descriptor for the vocabulary", limit="descriptors"))
+            return messages.failure_of(CapacityError("no descriptor for the vocabulary", limit="descriptors"))
         step = "the reader"
         try:
             with _limits(message), open(fd, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
@@ -140,29 +140,29 @@ class _Nursery(ForkingLoop):
                 _ = self._vocabulary.fingerprint  # here and not in every child
                 warnings = validate_vocabulary(self._vocabulary)  # and not in the front, which would stand still for it
                 for step, create in self._factories.items():
-                    self._send(control.Building(step, memory_bytes()[1]))
+                    self._send(messages.Building(step, memory_bytes()[1]))
                     self._named[step] = create(self._vocabulary, threads=self._native_threads)
         except MaskdError as error:
-            return control.failure_of(error)
+            return messages.failure_of(error)
         except BaseException as error:  # a panic of Rust is no Exception
             if isinstance(error, MemoryError) or "bad_alloc" in str(error):
-                return control.failure_of(VocabularyError(
+                return messages.failure_of(VocabularyError(
                     f"{step} needed more than build_bytes = {message.bytes} for the vocabulary; raise the limit, or use fewer tokens",
                     limit="build_bytes", value=message.bytes, backend=step,
                 ))  # fmt: skip
             _log.error("a backend cannot use the vocabulary", backend=step, error=type(error).__name__)
-            return control.failure_of(VocabularyError(f"{step} cannot use the vocabulary: {type(error).__name__}", backend=step))
+            return messages.failure_of(VocabularyError(f"{step} cannot use the vocabulary: {type(error).__name__}", backend=step))
         self._named["auto"] = AutoBackend(list(self._named.values()))
         gc.freeze()  # what is loaded stays, and stays shared
-        return control.Loaded(warnings)
+        return messages.Loaded(warnings)
 
-    def _compile(self, message: control.Compile) -> None:
+    def _compile(self, message: messages.Compile) -> None:
         backend = self._named.get(message.spec.backend)
         if backend is None:
             names = ", ".join(self._named)
             self._reply(
                 message.request,
-                control.failure_of(
+                messages.failure_of(
                     GrammarUnsupportedError(f"no backend {message.spec.backend!r} here; give one of {names}", backends=names)
                 ),
             )
@@ -217,7 +217,7 @@ class _Nursery(ForkingLoop):
         self._reap()
 
     @staticmethod
-    def _verdict(job: _Job, status: int, usage: resource.struct_rusage) -> control.Compiled | control.Failure:
+    def _verdict(job: _Job, status: int, usage: resource.struct_rusage) -> messages.Compiled | messages.Failure:
         """Says how a child ended. A crash is the grammar's fault, a lack of memory may be the limit's.
 
         An allocation that fails ends a library in many ways: an exception, which the child reports itself; abort, or exit code
@@ -228,7 +228,7 @@ class _Nursery(ForkingLoop):
         """
         if job.killed or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
             seconds = job.limits.seconds
-            return control.failure_of(
+            return messages.failure_of(
                 GrammarTimeoutError(f"the compile did not end within compile_seconds = {seconds}", limit="compile_seconds", value=seconds)
             )
         if status == 0:
@@ -236,17 +236,17 @@ class _Nursery(ForkingLoop):
                 return _Verdict.decode(job.verdict[BASELINE_BYTES:])
         grown = usage.ru_maxrss * 1024 - int.from_bytes(job.verdict[:BASELINE_BYTES], "little")
         if _OUT_OF_MEMORY.search(job.last_words) or (len(job.verdict) >= BASELINE_BYTES and grown > job.limits.bytes / 2):
-            return control.failure_of(out_of_memory(job.limits.bytes))
+            return messages.failure_of(out_of_memory(job.limits.bytes))
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            return control.failure_of(CapacityError(
+            return messages.failure_of(CapacityError(
                 "the compile was killed from outside, most likely by the kernel for lack of memory; try again later", limit="memory"
             ))  # fmt: skip
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.waitstatus_to_exitcode(status)}"
-        return control.failure_of(BackendError(f"the compiler died of {how}", crashed=True))
+        return messages.failure_of(BackendError(f"the compiler died of {how}", crashed=True))
 
 
 @contextlib.contextmanager
-def _limits(message: control.LoadVocabulary) -> Iterator[None]:
+def _limits(message: messages.LoadVocabulary) -> Iterator[None]:
     """Bounds this process while it builds. The kernel enforces it, also while a library holds the interpreter: SIGALRM ends the process
     at the deadline, and the front says why. Both are lifted afterwards, for workers inherit what stands then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

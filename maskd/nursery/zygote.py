@@ -10,7 +10,8 @@ import os
 import socket
 from collections.abc import Sequence
 
-from maskd import backends, control
+from maskd import backends
+from maskd.ipc import messages
 from maskd.nursery.forking import ForkingLoop
 from maskd.nursery.loop import run_nursery
 
@@ -31,17 +32,17 @@ class Zygote(ForkingLoop):
 
     def __init__(self, channel: socket.socket, *, backend_names: Sequence[str], native_threads: int, log_level: str) -> None:
         self._factories = {name: backends.load(name) for name in backend_names}
-        super().__init__(channel, control.ForkNursery)
+        super().__init__(channel, messages.ForkNursery)
         self._native_threads = native_threads
         self._log_level = log_level
 
     def run(self) -> None:
         """Serves until the front is gone."""
-        self._send(control.Ready(os.getpid()))
+        self._send(messages.Ready(os.getpid()))
         super().run()
 
     def _handle(self, message: object, fds: list[int]) -> None:
-        assert isinstance(message, control.ForkNursery)
+        assert isinstance(message, messages.ForkNursery)
         self._fork_with(
             message.request, fds, lambda: run_nursery(fds[0], message.number, self._factories, self._native_threads, self._log_level)
         )

@@ -4,14 +4,13 @@
 goes wrong with one sequence is the status of its result, its state is what it was, and its neighbours are served.
 
 ``table`` runs the batch; ``item`` one item in full; ``sequence`` is what an item works on; ``rows`` what it writes;
-``late`` has the items that take too long, and ``gate`` the sequences that reason before their grammar begins.
+``late`` has the items that take too long.
 Knows nothing about: how items and results are encoded, where the rows live.
 """
 
-from maskd.sequences.gate import GatedFill, GatedGrammar
 from maskd.sequences.late import Lane, LateWork
 from maskd.sequences.rows import Rows
 from maskd.sequences.sequence import HeldGrammar
 from maskd.sequences.table import SequenceTable, item_of
 
-__all__ = ["GatedFill", "GatedGrammar", "HeldGrammar", "Lane", "LateWork", "Rows", "SequenceTable", "item_of"]
+__all__ = ["HeldGrammar", "Lane", "LateWork", "Rows", "SequenceTable", "item_of"]

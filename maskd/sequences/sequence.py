@@ -79,7 +79,7 @@ class Sequence:
     Attributes:
         matcher: its state in the grammar.
         held: its grammar.
-        mark: for ``maskd.marker``: session and grammar.
+        mark: for ``maskd.ipc.marker``: session and grammar.
         history: every accepted token, stop token included.
         terminated: a stop token was accepted.
         slow: its items run in the slow lane.

@@ -40,7 +40,7 @@ class SequenceTable:
         vocab_size: width of the logits.
         stop_token_ids: of the vocabulary, for the row that failed and terminated items get.
         sequence_capacity: sequences open at a time.
-        marker: two words: the second gets what is computed, for ``maskd.marker``.
+        marker: two words: the second gets what is computed, for ``maskd.ipc.marker``.
         number: of the session, below 2**32, for the marker.
         lane: where slow items run; None = on the caller's thread like all others.
         row_seconds: a step waits so long for its slow items; sequences whose masks take longer become slow.

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from maskd import _shm, control
+from maskd import _shm
 from maskd.backends.base import Backend
 from maskd.errors import (
     CapacityError,
@@ -30,14 +30,16 @@ from maskd.errors import (
     ProtocolError,
     UnavailableError,
 )
-from maskd.layout import Layout
-from maskd.marker import Marker
+from maskd.ipc import messages
+from maskd.ipc.marker import Marker
 from maskd.sequences import SequenceTable
+from maskd.shm.layout import Layout
 from maskd.vocabulary import Vocabulary
-from maskd.worker.compiles import Compiles
+from maskd.worker.grammars import Compiles
 from maskd.worker.openings import Openings
 from maskd.worker.placement import Placement
-from maskd.worker.session import InlineSession, SharedSession, WorkerSession
+from maskd.worker.session import InlineSession, WorkerSession
+from maskd.worker.shared_session import SharedSession
 from maskd.worker.slow_lane import SlowLane
 
 __all__ = ["WorkerLoop"]
@@ -60,11 +62,11 @@ class WorkerLoop:
     """
 
     def __init__(
-        self, channel: socket.socket, marker_fd: int, options: control.SpawnWorker, vocabulary: Vocabulary, named: Mapping[str, Backend]
+        self, channel: socket.socket, marker_fd: int, options: messages.SpawnWorker, vocabulary: Vocabulary, named: Mapping[str, Backend]
     ) -> None:
         channel.setblocking(False)
         self._channel = channel
-        self._reader = control.FrameReader(channel, control.ToWorker)
+        self._reader = messages.FrameReader(channel, messages.ToWorker)
         self._outbox = bytearray()
         self._vocabulary = vocabulary
         self._compiles = Compiles(options, named)
@@ -88,7 +90,7 @@ class WorkerLoop:
     def run(self) -> None:
         """Serves until the front is gone."""
         self._marker.claim(0)
-        self._send(control.Ready(os.getpid()))
+        self._send(messages.Ready(os.getpid()))
         looked = time.monotonic()
         with contextlib.suppress(UnavailableError):  # the front is gone: nobody is left to work for
             while True:
@@ -162,35 +164,35 @@ class WorkerLoop:
     def _handle(self, message: object, fds: list[int]) -> None:
         try:
             match message:
-                case control.OpenSession():
+                case messages.OpenSession():
                     self._open_session(message)
-                case control.AttachSession():
+                case messages.AttachSession():
                     self._attach(message.session_id, fds[0])
-                case control.InlineStep():
+                case messages.InlineStep():
                     self._step_inline(message)
-                case control.CloseSession():
+                case messages.CloseSession():
                     self._openings.cancel(message.session_id)
                     if message.session_id in self._sessions:
                         self._close(self._sessions[message.session_id], "the session was closed")
-                case control.CompileGrammar():
+                case messages.CompileGrammar():
                     self._compile(message)
-                case control.DropGrammar():
+                case messages.DropGrammar():
                     if message.session_id in self._sessions:
                         session = self._sessions[message.session_id]
                         session.awaited_grammars.discard(message.grammar_id)
                         session.table.drop_grammar(message.grammar_id)
-                case control.ReadSession():
+                case messages.ReadSession():
                     session = self._session(message.session_id)
-                    state = control.SessionState(session.attached, len(session.table), len(session.table.grammars), session.completed)
+                    state = messages.SessionState(session.attached, len(session.table), len(session.table.grammars), session.completed)
                     self._reply(message.request, state)
-                case control.Drain():
+                case messages.Drain():
                     self._draining = True
                     for session in self._sessions.values():
                         session.set_draining()
         except MaskdError as error:
-            self._reply(message.request, control.failure_of(error))  # type: ignore[attr-defined]
+            self._reply(message.request, messages.failure_of(error))  # type: ignore[attr-defined]
 
-    def _open_session(self, message: control.OpenSession) -> None:
+    def _open_session(self, message: messages.OpenSession) -> None:
         vocabulary = self._vocabulary
         layout = Layout(vocabulary.vocab_size, message.item_capacity, message.row_capacity, message.token_capacity)
         table = SequenceTable(
@@ -205,15 +207,15 @@ class WorkerLoop:
         )
         if message.inline:
             self._sessions[message.session_id] = InlineSession(message.session_id, vocabulary, layout, table, self._marker)
-            self._reply(message.request, control.SessionOpened(0, 0))
+            self._reply(message.request, messages.SessionOpened(0, 0))
             return
 
         def opened(session: SharedSession | MaskdError) -> None:
             if isinstance(session, MaskdError):
-                self._reply(message.request, control.failure_of(session))
+                self._reply(message.request, messages.failure_of(session))
             else:
                 self._add_shared(session)
-                self._reply(message.request, control.SessionOpened(layout.rows_bytes, layout.steps_bytes))
+                self._reply(message.request, messages.SessionOpened(layout.rows_bytes, layout.steps_bytes))
 
         make = functools.partial(SharedSession, message.session_id, vocabulary, layout, table, self._epoch, self._marker)
         self._openings.open(message.session_id, make, opened)
@@ -226,12 +228,12 @@ class WorkerLoop:
         if self._draining:
             session.set_draining()
 
-    def _step_inline(self, message: control.InlineStep) -> None:
+    def _step_inline(self, message: messages.InlineStep) -> None:
         session = self._session(message.session_id)
         if not isinstance(session, InlineSession):
             raise InvalidRequestError(f"session {message.session_id} steps through shared memory, not through messages", field="session_id")
         try:
-            stepped = control.Stepped(*session.step(message.cell, message.row_count))
+            stepped = messages.Stepped(*session.step(message.cell, message.row_count))
         except CapacityError:  # it was not begun
             raise
         except Exception as error:
@@ -263,7 +265,7 @@ class WorkerLoop:
             raise NotFoundError(f"no session {session_id}; it ended, open a new one", kind="session", session_id=session_id)
         return session
 
-    def _compile(self, message: control.CompileGrammar) -> None:
+    def _compile(self, message: messages.CompileGrammar) -> None:
         session = self._session(message.session_id)
         if message.solo and message.grammar_id:
             self._lane.alone.add(session.table.number << 32 | message.grammar_id)
@@ -284,18 +286,18 @@ class WorkerLoop:
                     self._epoll.unregister(fd)
             session.end()
             self._openings.free(session)
-        self._send(control.SessionClosed(session.session_id, why))
+        self._send(messages.SessionClosed(session.session_id, why))
 
     def _reply(
         self,
         request: int,
-        result: control.Failure | control.SessionOpened | control.GrammarCompiled | control.SessionState | control.Stepped | None,
+        result: messages.Failure | messages.SessionOpened | messages.GrammarCompiled | messages.SessionState | messages.Stepped | None,
     ) -> None:
-        self._send(control.Reply(request, result))
+        self._send(messages.Reply(request, result))
 
-    def _send(self, message: control.ToFront) -> None:
+    def _send(self, message: messages.ToFront) -> None:
         """Queues a message; the data path never waits for the front."""
-        self._outbox += control.encode(message)
+        self._outbox += messages.encode(message)
         self._flush()
 
     def _flush(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from maskd.errors import MaskdError, UnavailableError
 from maskd.worker.pool import WorkPool
-from maskd.worker.session import SharedSession
+from maskd.worker.shared_session import SharedSession
 
 __all__ = ["Openings"]
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import structlog
 
 from maskd.backends.base import Backend
-from maskd.control import SpawnWorker
-from maskd.logs import configure_logging
+from maskd.ipc.messages import SpawnWorker
+from maskd.observability.logs import configure_logging
 from maskd.vocabulary import Vocabulary
 from maskd.worker.loop import WorkerLoop
 from maskd.worker.pool import STACK_BYTES

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from maskd.marker import Marker
+from maskd.ipc.marker import Marker
 from maskd.worker.pool import STACK_BYTES
 
 __all__ = ["LateWork", "SlowLane"]

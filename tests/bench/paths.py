@@ -16,9 +16,9 @@ import numpy as np
 import xgrammar
 from numpy.typing import NDArray
 
-from maskd import layout as lay
 from maskd.client import Client, Session
 from maskd.grammar import GrammarSpec
+from maskd.shm import layout as lay
 from maskd.step import ROLLBACK_ALL, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.vocabulary import Vocabulary

@@ -26,8 +26,8 @@ from maskd.backends.xgrammar_schema import rewrite
 from maskd.bitmask import allowed_token_ids, row_words
 from maskd.errors import GrammarError
 from maskd.grammar import GrammarOptions, GrammarSpec
-from maskd.schema import parse_schema
-from maskd.schema_enforcement import NAMES_AGAIN
+from maskd.json_schema.enforcement import NAMES_AGAIN
+from maskd.json_schema.schema import parse_schema
 from maskd.vocabulary import Vocabulary
 
 BYTES = Vocabulary([bytes([byte]) for byte in range(256)] + [b"</s>", b'{"', b'":', b", ", b'"}'], 300, (256,), (), "bytes")

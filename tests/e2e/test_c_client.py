@@ -14,9 +14,9 @@ import grpc
 import numpy as np
 import pytest
 
-from maskd import layout as lay
 from maskd.client import Client
 from maskd.grammar import GrammarSpec
+from maskd.shm import layout as lay
 from maskd.step import Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc

@@ -26,13 +26,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from maskd import _shm
-from maskd import layout as lay
-from maskd.arena import Arena
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
 from maskd.errors import CapacityError, DrainingError, MaskdError, PermissionDeniedError, UnavailableError
 from maskd.grammar import GrammarSpec
-from maskd.status import from_rpc_error
+from maskd.rpc.status import from_rpc_error
+from maskd.shm import layout as lay
+from maskd.shm.arena import Arena
 from maskd.step import Action, Item, Status
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc

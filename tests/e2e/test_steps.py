@@ -10,8 +10,6 @@ import grpc
 import numpy as np
 import pytest
 
-from maskd import layout as lay
-from maskd.arena import Reply
 from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.client import Client, Session
 from maskd.errors import (
@@ -32,7 +30,9 @@ from maskd.errors import (
     VocabularyMismatchError,
 )
 from maskd.grammar import GrammarOptions, GrammarSpec, ReasoningGate
-from maskd.status import from_rpc_error
+from maskd.rpc.status import from_rpc_error
+from maskd.shm import layout as lay
+from maskd.shm.arena import Reply
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, ItemField, Result, Status
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc

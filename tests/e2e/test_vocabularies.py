@@ -17,7 +17,7 @@ from maskd.bitmask import allowed_token_ids
 from maskd.client import Client
 from maskd.errors import CapacityError, InvalidRequestError, MaskdError, VocabularyError
 from maskd.grammar import GrammarSpec
-from maskd.status import from_rpc_error
+from maskd.rpc.status import from_rpc_error
 from maskd.step import Action, Item
 from maskd.tokenizer_files import load_vocabulary
 from maskd.v1 import mask_service_pb2 as pb

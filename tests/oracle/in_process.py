@@ -13,14 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from maskd import _shm, backends
-from maskd import layout as lay
-from maskd.arena import Reply, pack_items
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Backend
+from maskd.backends.gate import GatedFill, GatedGrammar
 from maskd.client import Grammar
 from maskd.grammar import GrammarSpec
-from maskd.marker import Marker
-from maskd.sequences import GatedFill, GatedGrammar, HeldGrammar, SequenceTable
+from maskd.ipc.marker import Marker
+from maskd.sequences import HeldGrammar, SequenceTable
+from maskd.shm import layout as lay
+from maskd.shm.arena import Reply, pack_items
 from maskd.step import Item
 from maskd.vocabulary import Vocabulary
 from maskd.worker.session import InlineSession

@@ -24,11 +24,11 @@ from grpc_status import rpc_status
 from looks import open_session, until
 
 from maskd.client import Client
-from maskd.config import Config
 from maskd.errors import ConfigError, GrammarError, MaskdError, PermissionDeniedError, RateLimitedError, UnavailableError
+from maskd.front.config import Config
 from maskd.front.sessions import SessionBook
 from maskd.grammar import GrammarSpec
-from maskd.status import from_rpc_error
+from maskd.rpc.status import from_rpc_error
 from maskd.step import Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc

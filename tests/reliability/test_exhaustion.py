@@ -21,8 +21,8 @@ from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
 from maskd.errors import CapacityError, MaskdError, UnavailableError
 from maskd.grammar import GrammarSpec
-from maskd.layout import Layout
-from maskd.status import from_rpc_error
+from maskd.rpc.status import from_rpc_error
+from maskd.shm.layout import Layout
 from maskd.step import Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.vocabulary import Vocabulary

@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from looks import open_session, until
 
-from maskd import layout as lay
-from maskd.arena import Arena, Reply
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
 from maskd.errors import MaskdError
 from maskd.grammar import GrammarSpec
-from maskd.segments import Mapping, create_segment, seal
+from maskd.shm import layout as lay
+from maskd.shm.arena import Arena, Reply
+from maskd.shm.segments import Mapping, create_segment, seal
 from maskd.step import Action, Item, Status
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc

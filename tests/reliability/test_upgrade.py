@@ -26,7 +26,7 @@ from maskd.bitmask import allowed_token_ids
 from maskd.client import Client
 from maskd.errors import DrainingError
 from maskd.grammar import GrammarSpec
-from maskd.status import from_rpc_error
+from maskd.rpc.status import from_rpc_error
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from maskd import __version__, layout
+from maskd import __version__
 from maskd.client import Client
-from maskd.config import Config, VocabularySource, load, parse_listen
 from maskd.errors import ConfigError
+from maskd.front.config import Config, VocabularySource, load
+from maskd.rpc.address import parse_listen
+from maskd.shm import layout
 from maskd.vocabulary import Vocabulary
 
 
@@ -167,7 +169,7 @@ def test_serve_when_the_vocabulary_cannot_be_read_then_exit_2_and_nothing_is_lef
     assert sorted(path.name for path in directory.iterdir()) == ["tokenizer.json"]
 
 
-@pytest.mark.parametrize("backend", ["nope", "maskd.config:absent"])
+@pytest.mark.parametrize("backend", ["nope", "maskd.front.config:absent"])
 def test_serve_when_a_backend_is_unknown_then_exit_2_and_the_line_names_it(backend: str, directory: Path) -> None:
     """The worker that cannot import it tells the front why."""
     assert repr(backend) in one_line(serve("--listen", f"unix:{directory}/m.sock", "--backends", backend))

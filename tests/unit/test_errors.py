@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from maskd import control, errors
+from maskd import errors
 from maskd.errors import ConfigError, MaskdError, clip, error_classes
+from maskd.ipc import messages
 from maskd.step import ItemField, Result, Status
 
 CLASSES = list(error_classes())
@@ -39,13 +40,13 @@ def test_errors_when_compared_with_the_proto_then_its_table_has_every_code_and_r
 def test_error_when_sent_over_the_control_channel_then_it_comes_back(cls: type[MaskdError]) -> None:
     """A worker's error is the same error in the front: class, message, metadata."""
     error = cls("what, which, what to do: ä…", limit="rows", value=3, nothing=None)
-    back = control.error_of(control.failure_of(error))
+    back = messages.error_of(messages.failure_of(error))
     assert (type(back), back.message, back.metadata) == (cls, error.message, {"limit": "rows", "value": "3"})
 
 
 def test_error_when_the_reason_is_unknown_then_the_base_class_carries_the_message() -> None:
     """A newer worker's reason is no crash in an older front."""
-    back = control.error_of(control.Failure("NEWER", "hello", {"a": "b"}))
+    back = messages.error_of(messages.Failure("NEWER", "hello", {"a": "b"}))
     assert (type(back), back.message) == (MaskdError, "hello")
 
 

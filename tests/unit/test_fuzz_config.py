@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_adapter.serve.command import load_settings
-from maskd.config import Config, flags, load
 from maskd.errors import ConfigError
+from maskd.front.config import Config, flags, load
 from tests.fuzzing import WILD_JSON, WILD_TEXTS, budget
 
 FIELDS = [field.name for field in msgspec.structs.fields(Config)]

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from maskd import backends
+from maskd.backends.gate import GatedGrammar, GatedMatcher
 from maskd.bitmask import allowed_token_ids, row_of_all_but, row_stride_words
 from maskd.errors import InvalidRequestError
 from maskd.grammar import GrammarSpec, ReasoningGate
-from maskd.sequences import GatedGrammar
-from maskd.sequences.gate import GatedMatcher
 from tests.conftest import byte_vocabulary
 
 VOCABULARY = byte_vocabulary()

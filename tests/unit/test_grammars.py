@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from maskd.errors import GrammarError, GrammarTimeoutError
 from maskd.grammar import GrammarReport
-from maskd.grammars import Compiled, GrammarCache
+from maskd.worker.grammar_cache import Compiled, GrammarCache
 
 MB = 1 << 20
 

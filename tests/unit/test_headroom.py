@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from maskd import segments
 from maskd.errors import CapacityError
-from maskd.headroom import headroom_bytes
+from maskd.shm import segments
+from maskd.shm.headroom import headroom_bytes
 
 MIB = 1 << 20
 

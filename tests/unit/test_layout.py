@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskd import layout as lay
 from maskd.errors import CapacityError, ProtocolError
-from maskd.layout import Layout
+from maskd.shm import layout as lay
+from maskd.shm.layout import Layout
 from maskd.step import Action, Status
 
 NATIVE = Path(lay.__file__).with_name("native")

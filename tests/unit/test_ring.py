@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from maskd import _shm, backends
-from maskd import layout as lay
-from maskd.arena import Arena, Reply
 from maskd.bitmask import allowed_token_ids
 from maskd.errors import ProtocolError, StepOrderError
 from maskd.grammar import GrammarSpec
-from maskd.marker import Marker
+from maskd.ipc.marker import Marker
 from maskd.sequences import HeldGrammar, SequenceTable
+from maskd.shm import layout as lay
+from maskd.shm.arena import Arena, Reply
 from maskd.step import Action, Item
-from maskd.worker.session import SharedSession
+from maskd.worker.shared_session import SharedSession
 from tests.conftest import byte_vocabulary
 from tests.fuzzing import budget
 

@@ -8,9 +8,9 @@ import pytest
 
 from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError
 from maskd.grammar import GrammarOptions
-from maskd.schema import JsonSchema, parse_schema
-from maskd.schema_enforcement import unenforced
-from maskd.strict_json import MAX_DEPTH, loads, pointer
+from maskd.json_schema.enforcement import unenforced
+from maskd.json_schema.schema import JsonSchema, parse_schema
+from maskd.json_schema.strict_json import MAX_DEPTH, loads, pointer
 
 FORBID = GrammarOptions(additional_properties="forbid")
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from maskd.errors import CapacityError, ProtocolError
-from maskd.segments import Mapping, create_segment, seal
+from maskd.shm.segments import Mapping, create_segment, seal
 
 SIZE = 2 * mmap.PAGESIZE
 

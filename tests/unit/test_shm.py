@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from maskd import _shm
-from maskd import layout as lay
 from maskd.bitmask import row_of
-from maskd.layout import ITEM_DTYPE, RESULT_DTYPE, Layout
 from maskd.sequences import item_of
+from maskd.shm import layout as lay
+from maskd.shm.layout import ITEM_DTYPE, RESULT_DTYPE, Layout
 from maskd.step import NO_ROW, Action, ItemField, Status
 
 LAYOUT = Layout(vocab_size=100, item_capacity=4, row_capacity=6, token_capacity=16)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from maskd.marker import Marker
+from maskd.ipc.marker import Marker
 from maskd.worker.slow_lane import SlowLane
 
 

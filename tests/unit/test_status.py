@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 
 from maskd import errors
 from maskd.errors import MaskdError, error_classes
-from maskd.status import abort, from_rpc_error, to_status
+from maskd.rpc.status import abort, from_rpc_error, to_status
 from maskd.step import Action, Status
 from maskd.v1 import mask_service_pb2 as pb
 

@@ -8,8 +8,8 @@ import sys
 
 WORKER = """
 import os, sys
-from maskd.control import SpawnWorker
-from maskd.marker import Marker
+from maskd.ipc.messages import SpawnWorker
+from maskd.ipc.marker import Marker
 from maskd.worker.process import run_worker
 from tests.conftest import byte_vocabulary
 options = SpawnWorker(1, 0, "info", 1, 1 << 20, 4, 0.0, 0.02)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd.errors import CapacityError, ProtocolError
-from maskd.headroom import headroom_bytes
+from maskd.shm.headroom import headroom_bytes
 
 __all__ = ["Mapping", "create_segment", "seal"]
 

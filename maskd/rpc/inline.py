@@ -16,10 +16,10 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from maskd import layout as lay
-from maskd.arena import Reply
 from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, NotFoundError, StepOrderError, UnavailableError
-from maskd.status import from_refusal, from_rpc_error
+from maskd.rpc.status import from_refusal, from_rpc_error
+from maskd.shm import layout as lay
+from maskd.shm.arena import Reply
 from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc

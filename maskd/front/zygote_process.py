@@ -13,10 +13,10 @@ import socket
 import subprocess
 import sys
 
-from maskd import control
-from maskd.config import Config, resolve_threads
-from maskd.front.peer import Peer
+from maskd.front.config import Config, resolve_threads
 from maskd.front.supervised import Exits, Supervised
+from maskd.ipc import messages
+from maskd.ipc.peer import Peer
 
 __all__ = ["Zygote"]
 
@@ -48,7 +48,7 @@ class Zygote(Supervised):
 
     async def fork_nursery(self, number: int, channel_fd: int) -> int:
         """Forks a nursery and returns its pid. The descriptor is closed here."""
-        return await self._have_forked(lambda request: control.ForkNursery(request, number), (channel_fd,))
+        return await self._have_forked(lambda request: messages.ForkNursery(request, number), (channel_fd,))
 
     async def _live(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -66,7 +66,7 @@ class Zygote(Supervised):
             except OSError:
                 ours.close()
                 raise
-        refusals: list[control.Failure] = []
+        refusals: list[messages.Failure] = []
         self._peer = Peer("the zygote", ours, lambda message: self._on_message(message, refusals))
         try:
             await self._peer.run()
@@ -75,13 +75,13 @@ class Zygote(Supervised):
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
         if refusals:
-            raise control.error_of(refusals[0])
+            raise messages.error_of(refusals[0])
 
-    def _on_message(self, message: object, refusals: list[control.Failure]) -> None:
+    def _on_message(self, message: object, refusals: list[messages.Failure]) -> None:
         match message:
-            case control.Ready():
+            case messages.Ready():
                 self._is_up()
-            case control.Reply(result=control.Failure() as failure):  # an unknown backend: it has exited
+            case messages.Reply(result=messages.Failure() as failure):  # an unknown backend: it has exited
                 refusals.append(failure)
-            case control.Exited():
+            case messages.Exited():
                 self.exits.tell(message)

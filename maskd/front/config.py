@@ -15,14 +15,14 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote_from_bytes
 
 import msgspec
 import yaml
 
 from maskd.errors import ConfigError
+from maskd.rpc.address import parse_listen
 
-__all__ = ["Config", "VocabularySource", "flags", "grpc_address", "load", "parse_listen"]
+__all__ = ["Config", "VocabularySource", "flags", "load"]
 
 
 class VocabularySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -162,40 +162,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if not self.backends:
             raise ConfigError("backends is empty; name at least one", field="backends")
         parse_listen(self.listen)
-
-
-def parse_listen(listen: str) -> tuple[Literal["unix"], str] | tuple[Literal["tcp"], str]:
-    """Splits ``listen`` into ("unix", path) or ("tcp", "host:port"). Raises ConfigError."""
-    scheme, _, rest = listen.partition(":")
-    if scheme == "unix":
-        path = rest.removeprefix("//")
-        if not path.startswith("/"):
-            raise ConfigError(f"listen is {listen!r}; a unix socket needs an absolute path", field="listen")
-        for character, why in (("\0", "ends a path"), (",", "ends an address for gRPC")):
-            if character in path:
-                raise ConfigError(f"listen is {listen!r}; a socket path has no {character!r}, which {why}", field="listen")
-        if len(_path_bytes(path)) + len(".data") > 107:
-            raise ConfigError(f"listen is {listen!r}; a socket path has at most 102 bytes (and .data is appended)", field="listen")
-        return "unix", path
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"listen is {listen!r}; give unix:/path/maskd.sock or host:port", field="listen")
-    return "tcp", listen
-
-
-def _path_bytes(path: str) -> bytes:
-    """Returns what the kernel sees of ``path``. Raises ConfigError."""
-    try:
-        return os.fsencode(path)
-    except UnicodeEncodeError:
-        raise ConfigError(f"listen is {'unix:' + path!r}; this cannot be encoded as a path", field="listen") from None
-
-
-def grpc_address(listen: str) -> str:
-    """Returns ``listen`` as gRPC takes it, for listening and for connecting: it decodes ``%41`` in the path of a unix socket, and cuts
-    it at ``?`` and ``#``. Raises ConfigError."""
-    scheme, address = parse_listen(listen)
-    return "unix:" + quote_from_bytes(_path_bytes(address)) if scheme == "unix" else address
 
 
 def load(arguments: Mapping[str, Any], environment: Mapping[str, str], path: str | None) -> Config:

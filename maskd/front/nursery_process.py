@@ -14,13 +14,13 @@ import signal
 import socket
 from collections.abc import Callable
 
-from maskd import control
-from maskd.config import Config
 from maskd.errors import CapacityError, DeadlineError, MaskdError, UnavailableError, VocabularyError
-from maskd.front.peer import Peer
+from maskd.front.config import Config
 from maskd.front.supervised import SPAWN_SECONDS, Exits, Supervised
-from maskd.front.zygote import Zygote
+from maskd.front.zygote_process import Zygote
 from maskd.grammar import GrammarSpec
+from maskd.ipc import messages
+from maskd.ipc.peer import Peer
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["Nursery"]
@@ -53,7 +53,7 @@ class Nursery(Supervised):
         self._zygote = zygote
         self._name = vocabulary.name
         self._data_fd = data_fd
-        self._building = control.Building("the reader", 0)
+        self._building = messages.Building("the reader", 0)
 
     async def stop(self) -> None:
         """Ends the process. Its workers live on."""
@@ -64,14 +64,14 @@ class Nursery(Supervised):
         """Forks a worker and returns its pid. Both descriptors are closed here."""
         config = self._config
         return await self._have_forked(
-            lambda request: control.SpawnWorker(
+            lambda request: messages.SpawnWorker(
                 request, number, config.log_level, config.compile_threads, config.cache_bytes, config.grammars_per_session,
                 config.spin_seconds, config.row_seconds,
             ),
             (channel_fd, marker_fd),
         )  # fmt: skip
 
-    async def compile(self, spec: GrammarSpec) -> control.Compiled:
+    async def compile(self, spec: GrammarSpec) -> messages.Compiled:
         """Compiles in a child. Cancelling the call kills the child.
 
         Raises:
@@ -79,14 +79,14 @@ class Nursery(Supervised):
         """
         await self.wait_until_ready(SPAWN_SECONDS)
         config = self._config
-        limits = control.CompileLimits(
+        limits = messages.CompileLimits(
             config.compile_seconds, config.compile_bytes, config.mask_seconds, config.compile_nice, tuple(config.compile_cpus)
         )
         assert self._peer is not None
         verdict = await self._peer.request(
-            lambda request: control.Compile(request, spec, limits), config.compile_seconds + _GRACE_SECONDS, cancel=control.CancelCompile
+            lambda request: messages.Compile(request, spec, limits), config.compile_seconds + _GRACE_SECONDS, cancel=messages.CancelCompile
         )
-        assert isinstance(verdict, control.Compiled)
+        assert isinstance(verdict, messages.Compiled)
         return verdict
 
     # -- supervision -----------------------------------------------------------------------------------------------
@@ -113,17 +113,17 @@ class Nursery(Supervised):
 
     async def _build(self, peer: Peer, pid: int) -> None:
         seconds, size = self._config.build_seconds, self._config.build_bytes
-        load: Callable[[int], control.LoadVocabulary] = lambda request: control.LoadVocabulary(request, self._name, seconds, size)  # noqa: E731
+        load: Callable[[int], messages.LoadVocabulary] = lambda request: messages.LoadVocabulary(request, self._name, seconds, size)  # noqa: E731
         try:
             loaded = await peer.request(load, seconds + _GRACE_SECONDS, (os.dup(self._data_fd),))
         except DeadlineError:  # it is stopped
             raise self._late() from None
         except UnavailableError:
             raise self._why(await self.exits.of(pid)) from None
-        assert isinstance(loaded, control.Loaded)
+        assert isinstance(loaded, messages.Loaded)
         self.warnings = loaded.warnings
 
-    def _why(self, exited: control.Exited | None) -> MaskdError:
+    def _why(self, exited: messages.Exited | None) -> MaskdError:
         """Says why the process did not survive its vocabulary."""
         size, backend = self._config.build_bytes, self._building.backend
         if exited is None:
@@ -155,7 +155,7 @@ class Nursery(Supervised):
 
     def _on_message(self, message: object) -> None:
         match message:
-            case control.Building():
+            case messages.Building():
                 self._building = message
-            case control.Exited():
+            case messages.Exited():
                 self.exits.tell(message)

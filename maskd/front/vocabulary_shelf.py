@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from maskd import control
-from maskd.config import Config
 from maskd.errors import CapacityError, NotFoundError
+from maskd.front.config import Config
 from maskd.front.flights import Flights
-from maskd.front.nursery import Nursery
-from maskd.front.workers import Worker
-from maskd.front.zygote import Zygote
+from maskd.front.nursery_process import Nursery
+from maskd.front.worker_process import Worker
+from maskd.front.zygote_process import Zygote
 from maskd.grammar import GrammarSpec
+from maskd.ipc import messages
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["VocabularyShelf"]
@@ -70,7 +70,7 @@ class VocabularyShelf:
         """Returns a vocabulary. Raises NotFoundError."""
         return self._find(fingerprint).vocabulary
 
-    async def compile(self, fingerprint: bytes, spec: GrammarSpec) -> control.Compiled:
+    async def compile(self, fingerprint: bytes, spec: GrammarSpec) -> messages.Compiled:
         """See ``Nursery.compile``. Raises NotFoundError as well."""
         return await self._find(fingerprint).nursery.compile(spec)
 

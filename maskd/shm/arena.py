@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd import _shm
-from maskd import layout as lay
 from maskd.errors import (
     CapacityError,
     DeadlineError,
@@ -34,7 +33,8 @@ from maskd.errors import (
     StepOrderError,
     UnavailableError,
 )
-from maskd.segments import Mapping
+from maskd.shm import layout as lay
+from maskd.shm.segments import Mapping
 from maskd.step import Item, Result, Status
 
 __all__ = ["Arena", "Reply", "pack_items", "result_of"]

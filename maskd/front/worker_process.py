@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from maskd import control
-from maskd.config import Config
 from maskd.errors import UnavailableError
+from maskd.front.config import Config
 from maskd.front.hanging import Threads, is_stopped, look, stuck_seconds
-from maskd.front.nursery import Nursery
-from maskd.front.peer import Peer
+from maskd.front.nursery_process import Nursery
 from maskd.front.supervised import Supervised
-from maskd.marker import Marker
+from maskd.ipc import messages
+from maskd.ipc.marker import Marker
+from maskd.ipc.peer import Peer
 
 __all__ = ["Worker"]
 
@@ -65,7 +65,7 @@ class Worker(Supervised):
         self._on_blame = on_blame
         self._hung: list[tuple[int, int]] = []
 
-    async def request(self, make: Callable[[int], control.ToWorker], seconds: float | None) -> object:
+    async def request(self, make: Callable[[int], messages.ToWorker], seconds: float | None) -> object:
         """Sends ``make(request number)`` and returns the result of its reply, within ``seconds``, or None = however late.
 
         Raises:
@@ -75,7 +75,7 @@ class Worker(Supervised):
             raise UnavailableError("the worker is restarting; try again", worker=self.number)
         return await self._peer.request(make, seconds)
 
-    def send(self, message: control.ToWorker, fds: Sequence[int] = ()) -> None:
+    def send(self, message: messages.ToWorker, fds: Sequence[int] = ()) -> None:
         """Sends a message without an answer. The descriptors are closed here once they are sent."""
         if self._peer is not None:
             self._peer.send(message, fds)
@@ -150,9 +150,9 @@ class Worker(Supervised):
 
     def _on_message(self, message: object) -> None:
         match message:
-            case control.Ready():
+            case messages.Ready():
                 _log.info("worker is up", worker=self.number, pid=message.pid)
                 self._is_up()
-            case control.SessionClosed():
+            case messages.SessionClosed():
                 self.sessions.discard(message.session_id)
                 self._on_session_closed(message.session_id, message.why)

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote, urldefrag, urljoin
 
-from maskd import strict_json
 from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError
 from maskd.grammar import GrammarOptions
-from maskd.strict_json import Json, Path, pointer
+from maskd.json_schema import strict_json
+from maskd.json_schema.strict_json import Json, Path, pointer
 
 __all__ = ["TYPES", "JsonSchema", "parse_schema", "subschemas"]
 
@@ -111,7 +111,7 @@ def parse_schema(source: Json, options: GrammarOptions, *, pointer: str = "") ->
         raise GrammarError(f"a schema is a JSON object, true or false, not {_kind(value)}", pointer=pointer)
     origins = _Refs(value, pointer).resolve()
     if options.additional_properties == "forbid":
-        from maskd.schema_closing import close_objects  # it builds on this module
+        from maskd.json_schema.closing import close_objects  # it builds on this module
 
         value, closed = close_objects(value)
         origins = {path: _origin(origins, origin) for path, origin in closed.items()}

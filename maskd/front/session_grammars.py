@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from maskd import control
-from maskd.config import Config
 from maskd.errors import (
     DeadlineError,
     GrammarError,
@@ -21,13 +19,15 @@ from maskd.errors import (
     UnavailableError,
     clip,
 )
-from maskd.front.compiles import CompileDesk
+from maskd.front.compile_desk import CompileDesk
+from maskd.front.config import Config
 from maskd.front.quarantine import Key
 from maskd.grammar import GrammarSpec, ReasoningGate
+from maskd.ipc import messages
 from maskd.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from maskd.front.workers import Worker
+    from maskd.front.worker_process import Worker
 
 __all__ = ["SessionGrammars"]
 
@@ -53,7 +53,7 @@ class SessionGrammars:
         self._keys: dict[int, Key] = {}
         self._alternates: dict[int, int] = {}
 
-    async def create(self, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, control.GrammarCompiled]:
+    async def create(self, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, messages.GrammarCompiled]:
         """Compiles ``spec``: (grammar id, or 0 for ``validate_only``; what came out).
 
         Where its sequences are to switch when they are slow, another backend compiles it too.
@@ -76,7 +76,7 @@ class SessionGrammars:
         """Lets go of a grammar, and of its alternate. Safe to repeat."""
         for dropped in (grammar_id, self._alternates.pop(grammar_id, 0)):
             self._keys.pop(dropped, None)  # a sequence may still use it, but a crash will not be blamed on it
-        self._worker.send(control.DropGrammar(self._session_id, grammar_id))
+        self._worker.send(messages.DropGrammar(self._session_id, grammar_id))
 
     def suspects(self, grammar_id: int) -> set[Key | None]:
         """Returns what the worker may have been busy with when it was in ``grammar_id``; None stands for one that was let go of.
@@ -133,18 +133,18 @@ class SessionGrammars:
             backends=backend,
         )
 
-    async def _make(self, spec: GrammarSpec, *, validate_only: bool, alternate_of: int = 0) -> tuple[int, control.GrammarCompiled]:
+    async def _make(self, spec: GrammarSpec, *, validate_only: bool, alternate_of: int = 0) -> tuple[int, messages.GrammarCompiled]:
         fingerprint = self._vocabulary.fingerprint
         verdict = await self._desk.admit(fingerprint, spec)
         if validate_only and verdict is not None:
-            return 0, control.GrammarCompiled(verdict.report, verdict.seconds, cached=False)
+            return 0, messages.GrammarCompiled(verdict.report, verdict.seconds, cached=False)
         grammar_id, key = 0, (fingerprint, spec.digest())
         if not validate_only:
             grammar_id, self._next_id = self._next_id, self._next_id + 1
             self._keys[grammar_id] = key
         try:
             compiled = await self._worker.request(
-                lambda number: control.CompileGrammar(
+                lambda number: messages.CompileGrammar(
                     number, self._session_id, grammar_id, spec, verdict, self._desk.is_suspect(key), alternate_of
                 ),
                 self._config.compile_seconds,
@@ -158,8 +158,8 @@ class SessionGrammars:
                 f"the compile did not end within compile_seconds = {self._config.compile_seconds}",
                 limit="compile_seconds", value=self._config.compile_seconds,
             ) from None  # fmt: skip
-        assert isinstance(compiled, control.GrammarCompiled)
+        assert isinstance(compiled, messages.GrammarCompiled)
         if verdict is not None:  # what the jail saw is the whole story: the worker only loaded it
             seconds = 0.0 if compiled.cached else verdict.seconds
-            compiled = control.GrammarCompiled(verdict.report, seconds, compiled.cached)
+            compiled = messages.GrammarCompiled(verdict.report, seconds, compiled.cached)
         return grammar_id, compiled

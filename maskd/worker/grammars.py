@@ -11,19 +11,20 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from maskd import control
 from maskd.backends.base import Backend, BatchFill, Grammar, Serializer
+from maskd.backends.gate import GatedFill, GatedGrammar
 from maskd.errors import CapacityError, GrammarError, GrammarUnsupportedError, MaskdError, NotFoundError
 from maskd.grammar import GrammarSpec
-from maskd.grammars import Compiled, GrammarCache
-from maskd.sequences import GatedFill, GatedGrammar, HeldGrammar
+from maskd.ipc import messages
+from maskd.sequences import HeldGrammar
 from maskd.vocabulary import Vocabulary
+from maskd.worker.grammar_cache import Compiled, GrammarCache
 from maskd.worker.pool import STACK_BYTES, WorkPool
 from maskd.worker.session import WorkerSession
 
 __all__ = ["Answer", "Compiles"]
 
-Answer = Callable[[control.Failure | control.GrammarCompiled | None], None]
+Answer = Callable[[messages.Failure | messages.GrammarCompiled | None], None]
 """Called once with what came out; None = done, and there is nothing to say."""
 _log = structlog.get_logger()
 
@@ -39,7 +40,7 @@ class Compiles:
         done_fd: readable when ``finish`` has something to do.
     """
 
-    def __init__(self, options: control.SpawnWorker, named: Mapping[str, Backend]) -> None:
+    def __init__(self, options: messages.SpawnWorker, named: Mapping[str, Backend]) -> None:
         self._named = named
         self._row_seconds = options.row_seconds
         self._cache = GrammarCache(options.cache_bytes)
@@ -49,7 +50,7 @@ class Compiles:
         self.done_fd = self._pool.done_fd
         self.finish = self._pool.finish
 
-    def compile(self, message: control.CompileGrammar, session: WorkerSession, held: Callable[[], bool], answer: Answer) -> None:
+    def compile(self, message: messages.CompileGrammar, session: WorkerSession, held: Callable[[], bool], answer: Answer) -> None:
         """Makes the grammar of ``message`` for ``session``, which has it when ``answer`` is called. ``held`` tells, then, whether the
         session is still there.
 
@@ -74,23 +75,23 @@ class Compiles:
             outcome, wanted = result.outcome, message.grammar_id in session.awaited_grammars
             session.awaited_grammars.discard(message.grammar_id)
             if isinstance(outcome, MaskdError):
-                answer(control.failure_of(outcome))
+                answer(messages.failure_of(outcome))
             elif not held():
-                answer(control.failure_of(NotFoundError("the session ended during the compile", kind="session")))
+                answer(messages.failure_of(NotFoundError("the session ended during the compile", kind="session")))
             else:
                 if wanted:  # else it was dropped while it compiled, or is to be reported only
                     grammar = self._held(message, outcome, named.get(outcome.report.backend, backend), session.vocabulary)
                     grammars[message.grammar_id] = grammar
                     if message.alternate_of in grammars:
                         grammars[message.alternate_of] = grammars[message.alternate_of].with_alternate(grammar)
-                answer(control.GrammarCompiled(outcome.report, result.seconds, result.cached))
+                answer(messages.GrammarCompiled(outcome.report, result.seconds, result.cached))
 
         if message.grammar_id:
             session.awaited_grammars.add(message.grammar_id)
         if self._cache.request(key, compiled):
             self._pool.submit(functools.partial(_make, backend, spec, verdict), functools.partial(self._finish, key))
 
-    def _held(self, message: control.CompileGrammar, grammar: Grammar, backend: Backend, vocabulary: Vocabulary) -> HeldGrammar:
+    def _held(self, message: messages.CompileGrammar, grammar: Grammar, backend: Backend, vocabulary: Vocabulary) -> HeldGrammar:
         """Returns ``grammar``, compiled by ``backend``, as a session holds it: behind its gate, if it has one."""
         spec, verdict = message.spec, message.verdict
         batch: BatchFill | None = backend if isinstance(backend, BatchFill) and not message.solo else None
@@ -108,7 +109,7 @@ class Compiles:
         self._cache.finish(key, outcome, seconds)
 
 
-def _make(backend: Backend, spec: GrammarSpec, verdict: control.Compiled | None) -> Grammar:
+def _make(backend: Backend, spec: GrammarSpec, verdict: messages.Compiled | None) -> Grammar:
     """Returns the grammar: from the artefact of its verdict where there is one, else compiled."""
     if verdict is not None and verdict.artefact and isinstance(backend, Serializer):
         return backend.deserialize(verdict.artefact, spec, verdict.report)

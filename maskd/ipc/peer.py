@@ -10,12 +10,12 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
-from maskd import control
 from maskd.errors import DeadlineError, UnavailableError
+from maskd.ipc import messages
 
 __all__ = ["Message", "Peer"]
 
-Message = control.ToWorker | control.ToNursery | control.ForkNursery
+Message = messages.ToWorker | messages.ToNursery | messages.ForkNursery
 
 
 class Peer:
@@ -57,7 +57,7 @@ class Peer:
 
     async def request(
         self, make: Callable[[int], Message], seconds: float | None, fds: Sequence[int] = (),
-        cancel: Callable[[int], control.ToNursery] | None = None,
+        cancel: Callable[[int], messages.ToNursery] | None = None,
     ) -> object:  # fmt: skip
         """Sends ``make(number)`` and returns the result of its answer, within ``seconds``, or None = however late. ``cancel(number)`` is
         sent if the caller gives up.
@@ -82,8 +82,8 @@ class Peer:
             self._pending.pop(number, None)
             if cancel is not None and not self._gone and (future.cancelled() or not future.done()):
                 self.send(cancel(number))
-        if isinstance(result, control.Failure):
-            raise control.error_of(result)
+        if isinstance(result, messages.Failure):
+            raise messages.error_of(result)
         return result
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -93,7 +93,7 @@ class Peer:
             for fd in fds:
                 os.close(fd)
             return
-        frame = control.encode(message, len(fds))
+        frame = messages.encode(message, len(fds))
         if not fds and not self._waiting_to_go:
             try:
                 frame = frame[self._channel.send(frame) :]
@@ -107,7 +107,7 @@ class Peer:
         self._outbox.put_nowait((frame, fds))
 
     async def _read(self) -> None:
-        loop, reader = asyncio.get_running_loop(), control.FrameReader(self._channel, control.ToFront)
+        loop, reader = asyncio.get_running_loop(), messages.FrameReader(self._channel, messages.ToFront)
         end: asyncio.Future[None] = loop.create_future()
 
         def read() -> None:
@@ -128,7 +128,7 @@ class Peer:
             loop.remove_reader(self._channel)
 
     def _handle(self, message: object) -> None:
-        if not isinstance(message, control.Reply) or message.request == 0:
+        if not isinstance(message, messages.Reply) or message.request == 0:
             self._on_message(message)
             return
         future = self._pending.get(message.request)
@@ -142,7 +142,7 @@ class Peer:
             try:
                 while fds:
                     try:
-                        frame = frame[control.write_frame(self._channel, frame, fds) :]
+                        frame = frame[messages.write_frame(self._channel, frame, fds) :]
                         break
                     except BlockingIOError:
                         await asyncio.sleep(0.001)

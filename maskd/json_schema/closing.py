@@ -14,8 +14,8 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
-from maskd.schema import subschemas
-from maskd.strict_json import Json, Path
+from maskd.json_schema.schema import subschemas
+from maskd.json_schema.strict_json import Json, Path
 
 __all__ = ["close_objects"]
 

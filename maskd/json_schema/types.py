@@ -6,8 +6,8 @@ Knows nothing about: which keywords are enforced (``schema_enforcement.py``), gr
 
 from __future__ import annotations
 
-from maskd.schema import TYPES, JsonSchema
-from maskd.strict_json import Json
+from maskd.json_schema.schema import TYPES, JsonSchema
+from maskd.json_schema.strict_json import Json
 
 __all__ = ["DECIDING", "Types", "are_disjoint", "constants", "deciding_keyword", "has_type", "types_of"]
 

@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 import structlog
 
-from maskd import control
-from maskd.config import Config
 from maskd.errors import BackendError, GrammarError, GrammarPoisonedError, GrammarTimeoutError, GrammarTooLargeError
+from maskd.front.config import Config
 from maskd.front.flights import Flights
 from maskd.front.quarantine import Key, Quarantine
 from maskd.grammar import GrammarSpec
+from maskd.ipc import messages
 
 __all__ = ["CompileDesk"]
 
@@ -35,15 +35,15 @@ class CompileDesk:
         compile_in_child: compiles for the vocabulary of a fingerprint, in a child that is killed when the call is cancelled.
     """
 
-    def __init__(self, config: Config, compile_in_child: Callable[[bytes, GrammarSpec], Awaitable[control.Compiled]]) -> None:
+    def __init__(self, config: Config, compile_in_child: Callable[[bytes, GrammarSpec], Awaitable[messages.Compiled]]) -> None:
         self._config = config
         self._compile_in_child = compile_in_child
-        self._flights: Flights[Key, control.Compiled] = Flights()
-        self._verdicts: OrderedDict[Key, control.Compiled | GrammarError] = OrderedDict()
+        self._flights: Flights[Key, messages.Compiled] = Flights()
+        self._verdicts: OrderedDict[Key, messages.Compiled | GrammarError] = OrderedDict()
         self._quarantine = Quarantine(config.verdicts)
         self._slots = asyncio.Semaphore(config.compile_threads)
 
-    async def admit(self, fingerprint: bytes, spec: GrammarSpec) -> control.Compiled | None:
+    async def admit(self, fingerprint: bytes, spec: GrammarSpec) -> messages.Compiled | None:
         """Returns the verdict for ``spec``; with the artefact only for whoever waited for this very compile.
 
         None: the source is trusted, the worker compiles it unseen.
@@ -92,7 +92,7 @@ class CompileDesk:
         self._verdicts.pop(key, None)
         _log.warning("grammar held responsible", digest=key[1].hex()[:16], strikes=strikes, why=why)
 
-    async def _compile(self, key: Key, spec: GrammarSpec) -> control.Compiled:
+    async def _compile(self, key: Key, spec: GrammarSpec) -> messages.Compiled:
         async with self._slots:
             while True:
                 try:
@@ -111,7 +111,7 @@ class CompileDesk:
                 self._remember(key, msgspec.structs.replace(verdict, artefact=b""))
                 return verdict
 
-    def _remember(self, key: Key, verdict: control.Compiled | GrammarError) -> None:
+    def _remember(self, key: Key, verdict: messages.Compiled | GrammarError) -> None:
         self._verdicts[key] = verdict
         while len(self._verdicts) > self._config.verdicts:
             self._verdicts.popitem(last=False)

@@ -15,9 +15,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from maskd.grammar import Unenforced
-from maskd.schema import JsonSchema, subschemas
-from maskd.schema_types import DECIDING, Types, are_disjoint, constants, deciding_keyword, has_type, types_of
-from maskd.strict_json import Json, Path
+from maskd.json_schema.schema import JsonSchema, subschemas
+from maskd.json_schema.strict_json import Json, Path
+from maskd.json_schema.types import DECIDING, Types, are_disjoint, constants, deciding_keyword, has_type, types_of
 
 __all__ = ["KNOWN_FORMATS", "NAMES_AGAIN", "may_name_again", "unenforced"]
 

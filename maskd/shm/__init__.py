@@ -1,0 +1,1 @@
+"""Sessions in shared memory: the byte layout, the segments, and an engine's side of a session."""
