@@ -9,14 +9,14 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from maskd import _shm
-from maskd.sequences.rows import TERMINATED, NextCall, RowMaker, Rows
-from maskd.sequences.sequence import Broken, ItemFailed, Sequence
+from maskd.sequences.fill import NextCall, RowMaker
+from maskd.sequences.rows import TERMINATED, Rows
+from maskd.sequences.sequence import NOTHING, Broken, ItemFailed, Sequence
 from maskd.step import NO_ROW, ROLLBACK_ALL, Status
 
-__all__ = ["NOTHING", "Effect", "run_item"]
+__all__ = ["Effect", "run_item"]
 
 _WANT_FORCED = 1
-NOTHING: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,16 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from maskd import _shm
-from maskd.sequences.item import NOTHING, run_item
-from maskd.sequences.rows import NextCall, RowMaker, Rows
-from maskd.sequences.sequence import ItemFailed, Sequence
+from maskd.sequences.fill import NextCall, RowMaker
+from maskd.sequences.item import run_item
+from maskd.sequences.rows import Rows
+from maskd.sequences.sequence import NOTHING, Copying, ItemFailed, Late, LateWork, Sequence
 from maskd.step import NO_ROW, Action, LateIndex, Status
 
-__all__ = ["Lane", "Late", "LateWork", "SlowItems"]
+__all__ = ["Lane", "SlowItems"]
 
 _STEPS_TIMED = 16
 """After a slow step, items are run and timed one by one for so many steps."""
@@ -31,71 +31,11 @@ _TOKENS_AS_A_ROW = 256
 """A restore accepts thousands of tokens, at 1 to 2 µs each: no reason to call its grammar slow."""
 
 
-class LateWork(Protocol):
-    """What a lane is doing; ``outcome`` and ``error`` are good once ``wait`` said so."""
-
-    outcome: Any
-    error: BaseException | None
-
-    def wait(self, seconds: float) -> bool:
-        """Waits for at most ``seconds``; returns whether the job is done, or has failed."""
-
-    def cancel(self) -> None:
-        """Says that nobody will ask for the outcome."""
-
-
 class Lane(Protocol):
     """Where slow items run, off the data path."""
 
     def start(self, job: Callable[[NextCall], Any], mark: int) -> LateWork:
         """Runs ``job`` some time; ``mark`` says which grammar it computes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Late:
-    """A slow item under way, or done.
-
-    Attributes:
-        work: what the lane does for it.
-        sequence: the one that it works on, which is another one once the item was moved to another backend.
-        rows: rows of its own: they may come after their cell is used again.
-        item: what was asked.
-        position: tokens of the sequence before the item.
-        created: the item opened or forked the sequence.
-        before: the tokens before the item, if it may be moved.
-    """
-
-    work: LateWork
-    sequence: Sequence
-    rows: Rows
-    item: _shm.ItemTuple
-    position: int
-    created: bool
-    before: tuple[int, ...] | None
-
-    @property
-    def closes(self) -> bool:
-        """Whether the sequence is gone with this item, which is done."""
-        error = self.work.error
-        return error is not None and (self.created or not isinstance(error, ItemFailed) or error.closes)
-
-    def answers(self, item: _shm.ItemTuple) -> bool:
-        """Whether ``item`` does no more than ask what became of this one."""
-        _, _, _, _, _, _, rollback, row, accept, drafts, _, _ = item
-        _, _, _, _, _, _, _, own_row, _, own_drafts, _, _ = self.item
-        return not rollback and not accept and drafts in (NOTHING, own_drafts) and (row < 0 or own_row >= 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Copying:
-    """A lane job that begins with a copy of another sequence: over once ``copied`` is set, or once ``work`` was left out."""
-
-    copied: threading.Event
-    work: LateWork
-
-    def wait(self, seconds: float) -> bool:
-        """Waits for at most ``seconds``; returns whether the other sequence is free."""
-        return (self.copied.wait(seconds) if seconds > 0 else self.copied.is_set()) or self.work.wait(0)
 
 
 class SlowItems:

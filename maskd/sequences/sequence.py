@@ -6,22 +6,24 @@ ends early. Knows nothing about: other sequences, rows, steps.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
+from maskd import _shm
 from maskd.backends.base import Advance, BatchFill, Detach, Grammar, LookAhead, Matcher
 from maskd.errors import BackendError
 from maskd.grammar import WhenSlow
+from maskd.sequences.rows import Rows
 from maskd.step import Status
 
-if TYPE_CHECKING:
-    from maskd.sequences.late import Copying, Late
+__all__ = ["NOTHING", "Broken", "Copying", "HeldGrammar", "ItemFailed", "Late", "LateWork", "Sequence"]
 
-__all__ = ["Broken", "HeldGrammar", "ItemFailed", "Sequence"]
+NOTHING: tuple[int, ...] = ()
 
 
 class ItemFailed(Exception):
@@ -71,6 +73,66 @@ class HeldGrammar:
     def with_alternate(self, alternate: HeldGrammar) -> HeldGrammar:
         """Returns this grammar with another backend to switch to."""
         return replace(self, alternate=alternate)
+
+
+class LateWork(Protocol):
+    """What a lane is doing; ``outcome`` and ``error`` are good once ``wait`` said so."""
+
+    outcome: Any
+    error: BaseException | None
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for at most ``seconds``; returns whether the job is done, or has failed."""
+
+    def cancel(self) -> None:
+        """Says that nobody will ask for the outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A slow item under way, or done.
+
+    Attributes:
+        work: what the lane does for it.
+        sequence: the one that it works on, which is another one once the item was moved to another backend.
+        rows: rows of its own: they may come after their cell is used again.
+        item: what was asked.
+        position: tokens of the sequence before the item.
+        created: the item opened or forked the sequence.
+        before: the tokens before the item, if it may be moved.
+    """
+
+    work: LateWork
+    sequence: Sequence
+    rows: Rows
+    item: _shm.ItemTuple
+    position: int
+    created: bool
+    before: tuple[int, ...] | None
+
+    @property
+    def closes(self) -> bool:
+        """Whether the sequence is gone with this item, which is done."""
+        error = self.work.error
+        return error is not None and (self.created or not isinstance(error, ItemFailed) or error.closes)
+
+    def answers(self, item: _shm.ItemTuple) -> bool:
+        """Whether ``item`` does no more than ask what became of this one."""
+        _, _, _, _, _, _, rollback, row, accept, drafts, _, _ = item
+        _, _, _, _, _, _, _, own_row, _, own_drafts, _, _ = self.item
+        return not rollback and not accept and drafts in (NOTHING, own_drafts) and (row < 0 or own_row >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """A lane job that begins with a copy of another sequence: over once ``copied`` is set, or once ``work`` was left out."""
+
+    copied: threading.Event
+    work: LateWork
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for at most ``seconds``; returns whether the other sequence is free."""
+        return (self.copied.wait(seconds) if seconds > 0 else self.copied.is_set()) or self.work.wait(0)
 
 
 class Sequence:

@@ -13,10 +13,11 @@ import structlog
 
 from maskd import _shm
 from maskd.errors import BackendError
-from maskd.sequences.item import NOTHING, Effect, run_item
+from maskd.sequences.fill import RowMaker
+from maskd.sequences.item import Effect, run_item
 from maskd.sequences.late import Lane, SlowItems
-from maskd.sequences.rows import ROW_EMPTY, TERMINATED, RowMaker, Rows
-from maskd.sequences.sequence import Broken, HeldGrammar, ItemFailed, Sequence
+from maskd.sequences.rows import ROW_EMPTY, TERMINATED, Rows
+from maskd.sequences.sequence import NOTHING, Broken, HeldGrammar, ItemFailed, Sequence
 from maskd.step import NO_ROW, Action, LateIndex, Status
 
 __all__ = ["SequenceTable", "item_of"]
