@@ -5,7 +5,6 @@ Knows nothing about: items, steps, other sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -15,13 +14,10 @@ from maskd.backends.base import Matcher
 from maskd.bitmask import row_of
 from maskd.errors import BackendError
 from maskd.sequences.rows import ACCEPTING, ALL_ALLOWED, ROW_EMPTY, Rows
-from maskd.sequences.sequence import Broken, ItemFailed, Sequence
+from maskd.sequences.sequence import Broken, ItemFailed, NextCall, Sequence
 from maskd.step import Status
 
-__all__ = ["NextCall", "RowMaker"]
-
-NextCall = Callable[[], None]
-"""Called before a native call of an item that makes several, so that the front, which looks for hangs, times each for itself."""
+__all__ = ["RowMaker"]
 
 
 class RowMaker:

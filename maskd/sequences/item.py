@@ -9,9 +9,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from maskd import _shm
-from maskd.sequences.fill import NextCall, RowMaker
+from maskd.sequences.fill import RowMaker
 from maskd.sequences.rows import TERMINATED, Rows
-from maskd.sequences.sequence import NOTHING, Broken, ItemFailed, Sequence
+from maskd.sequences.sequence import NOTHING, Broken, ItemFailed, NextCall, Sequence
 from maskd.step import NO_ROW, ROLLBACK_ALL, Status
 
 __all__ = ["Effect", "run_item"]
@@ -28,12 +28,12 @@ class Effect:
     undone: Seq[int]
     created: bool
 
-    def take_back(self) -> None:
+    def take_back(self, next_call: NextCall) -> None:
         """Puts the sequence to where it stood before its item; one that the item created is dropped. Raises Broken."""
         if self.created:
             return
         self.sequence.rollback(self.accepted)
-        if self.undone and self.sequence.accept(self.undone) != len(self.undone):
+        if self.undone and self.sequence.accept(self.undone, next_call) != len(self.undone):
             raise Broken
 
 
@@ -61,7 +61,7 @@ def run_item(
     undone, accepted = sequence.rollback(count), 0
     row_count, flags_out, forced, deferred = 0, 0, NOTHING, False
     try:
-        sequence.accept_all(accept)
+        sequence.accept_all(accept, next_call)
         accepted = len(accept)
         if sequence.terminated:
             maker.close(rows, row, 1 + len(drafts))
@@ -73,7 +73,7 @@ def run_item(
             if flags & _WANT_FORCED and may_defer:
                 forced = maker.forced(sequence, next_call)
     except ItemFailed:
-        Effect(sequence, accepted, undone, created).take_back()
+        Effect(sequence, accepted, undone, created).take_back(next_call)
         raise
     row_count += deferred
     result = (sequence_id, 0, flags_out, row if row_count else NO_ROW, row_count, accepted, len(sequence.history), forced, -1, 0)

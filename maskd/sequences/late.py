@@ -17,18 +17,20 @@ from collections.abc import Sequence as Seq
 from typing import Any, Protocol
 
 from maskd import _shm
-from maskd.sequences.fill import NextCall, RowMaker
+from maskd.sequences.fill import RowMaker
 from maskd.sequences.item import run_item
 from maskd.sequences.rows import Rows
-from maskd.sequences.sequence import NOTHING, Copying, ItemFailed, Late, LateWork, Sequence
+from maskd.sequences.sequence import NOTHING, Copying, ItemFailed, Late, LateWork, NextCall, Sequence
 from maskd.step import NO_ROW, Action, LateIndex, Status
 
 __all__ = ["Lane", "SlowItems"]
 
 _STEPS_TIMED = 16
 """After a slow step, items are run and timed one by one for so many steps."""
-_TOKENS_AS_A_ROW = 256
-"""A restore accepts thousands of tokens, at 1 to 2 µs each: no reason to call its grammar slow."""
+_TOKEN_SECONDS = 1e-5
+"""A token is given so long: an ordinary one takes 1 to 2 µs, and long items make no grammar slow."""
+_MANY_TOKENS = 256
+"""An item with more tokens, as a restore has, runs in the lane, whatever its grammar: its neighbours do not wait for all of them."""
 
 
 class Lane(Protocol):
@@ -79,15 +81,18 @@ class SlowItems:
         By the processor's time (``time.thread_time``): on a busy machine, a thread that had to wait for a core says nothing about
         the grammar.
         """
-        rows = 1 + len(item[9]) + len(item[8]) / _TOKENS_AS_A_ROW if item else 1
-        if self._lane is not None and time.thread_time() - started > self._row_seconds * rows:
+        allowed = self._row_seconds * (1 + len(item[9])) + _TOKEN_SECONDS * len(item[8]) if item else self._row_seconds
+        if self._lane is not None and time.thread_time() - started > allowed:
             sequence.set_slow()
             self._slow_marks.add(sequence.mark)
 
-    def watch(self, sequence: Sequence) -> None:
-        """Sends ``sequence``, which is new, to the lane if its grammar is known to be slow."""
-        if self._lane is not None and (sequence.held.slow or sequence.mark in self._slow_marks):
+    def watch(self, sequence: Sequence, item: _shm.ItemTuple | None = None) -> None:
+        """Sends ``sequence`` to the lane if its grammar is known to be slow; for the time of ``item`` also if that has many tokens."""
+        if self._is_slow(sequence) or (item is not None and self._lane is not None and len(item[8]) > _MANY_TOKENS):
             sequence.set_slow()
+
+    def _is_slow(self, sequence: Sequence) -> bool:
+        return self._lane is not None and (sequence.held.slow or sequence.mark in self._slow_marks)
 
     def start(self, at: int, item: _shm.ItemTuple, sequence: Sequence) -> _shm.ResultTuple:
         """Has ``item`` run in the lane. ``outcome`` has the result that takes the place of the one returned here.
@@ -158,7 +163,10 @@ class SlowItems:
         """
         if not self._wait_for(late.work):
             raise self._give_up_waiting(sequence, late)
-        sequence.late = late.sequence.late = None
+        worked_on = late.sequence
+        sequence.late = worked_on.late = None
+        if not self._is_slow(worked_on) and not late.closes and (worked_on.copied_by is None or worked_on.copied_by.wait(0)):
+            worked_on.set_quick()
         if late.work.error is not None:
             raise late.work.error
         sequence_id, row, wanted = item[1], item[7], 1 + len(item[9])
@@ -178,7 +186,7 @@ class SlowItems:
         self, item: _shm.ItemTuple, sequence: Sequence, position: int, history: Seq[int], begin: Callable[[], None] | None = None
     ) -> Late:
         """Starts ``item``. ``history``: what stands before it. ``begin``: makes the matcher of a new sequence."""
-        may_move = sequence.held.when_slow == "switch" and sequence.held.alternate is not None
+        may_move = sequence.held.when_slow == "switch" and sequence.held.alternate is not None and self._is_slow(sequence)
         return self._late(item, sequence, position, tuple(history) if may_move else None, begin, NOTHING)
 
     def _move(self, late: Late) -> Late:
@@ -196,14 +204,15 @@ class SlowItems:
     ) -> Late:  # fmt: skip
         assert self._lane is not None
         rows, row = self._maker.new_rows(1 + len(item[9])), 0 if item[7] >= 0 else NO_ROW
-        created = item[2] != Action.ADVANCE
+        created, is_slow = item[2] != Action.ADVANCE, self._is_slow(sequence)
 
         def job(next_call: NextCall) -> Any:
             if begin is not None:
                 begin()
-            sequence.detach()  # a slow call must not hold up those on the data path
+            if is_slow:
+                sequence.detach()  # a slow call must not hold up those on the data path
             if replay:
-                _agree(sequence, replay)
+                _agree(sequence, replay, next_call)
             next_call()
             return run_item(item, sequence, created, row, rows, self._maker, next_call, may_defer=False)
 
@@ -212,7 +221,7 @@ class SlowItems:
     def _give_up_waiting(self, sequence: Sequence, late: Late) -> ItemFailed:
         """Leaves ``late`` to be asked for again, or does what its grammar says instead."""
         sequence.late = late
-        if sequence.held.when_slow == "fail":
+        if sequence.held.when_slow == "fail" and self._is_slow(sequence):
             late.work.cancel()
             return self._deadline_passed(LateIndex.CLOSED)
         if late.before is not None:
@@ -235,12 +244,12 @@ class SlowItems:
             self._marker[0] += 1
 
 
-def _agree(sequence: Sequence, history: tuple[int, ...]) -> None:
+def _agree(sequence: Sequence, history: tuple[int, ...], next_call: NextCall) -> None:
     """Lets ``sequence``, which is new, accept what its twin on another backend accepted.
 
     Raises:
         ItemFailed: BACKENDS_DISAGREE: which of the two is wrong, nobody knows.
     """
-    accepted = sequence.accept(history)
+    accepted = sequence.accept(history, next_call)
     if accepted < len(history):
         raise ItemFailed(Status.BACKENDS_DISAGREE, accepted, history[accepted], closes=True)

@@ -21,9 +21,18 @@ from maskd.grammar import WhenSlow
 from maskd.sequences.rows import Rows
 from maskd.step import Status
 
-__all__ = ["NOTHING", "Broken", "Copying", "HeldGrammar", "ItemFailed", "Late", "LateWork", "Sequence"]
+__all__ = ["NOTHING", "Broken", "Copying", "HeldGrammar", "ItemFailed", "Late", "LateWork", "NextCall", "Sequence"]
 
 NOTHING: tuple[int, ...] = ()
+_PIECE_TOKENS = 256
+"""Tokens of one native call: a history of thousands is no call of its own for the front, which looks for hangs."""
+
+NextCall = Callable[[], None]
+"""Called before a native call of an item that makes several, so that the front, which looks for hangs, times each for itself."""
+
+
+def _no_next_call() -> None:
+    """For calls that are short, or of which there is one."""
 
 
 class ItemFailed(Exception):
@@ -203,6 +212,11 @@ class Sequence:
             if isinstance(self.matcher, Detach):
                 self.matcher.detach()
 
+    def set_quick(self) -> None:
+        """Its items run on the data path again. The lane must have let go of the matcher."""
+        self.slow = False
+        self.advance = self.matcher.advance if isinstance(self.matcher, Advance) else None
+
     def set_slow(self) -> None:
         """From now on its items run in the lane."""
         self.slow, self.advance = True, _never_fast
@@ -211,18 +225,26 @@ class Sequence:
         """``Advance.advance`` of a matcher that has none: accepts a token that does not terminate."""
         return 0 if self.terminated or token_id in self.stop_token_ids else self.matcher.accept((token_id,))
 
-    def accept(self, token_ids: Seq[int]) -> int:
+    def accept(self, token_ids: Seq[int], next_call: NextCall = _no_next_call) -> int:
         """Accepts the longest allowed prefix and returns its length."""
-        try:
-            accepted = self.matcher.accept(token_ids)
-        except BackendError:
-            raise Broken from None
-        self.history.extend(token_ids[:accepted])
-        if accepted and token_ids[accepted - 1] in self.stop_token_ids:
-            self.terminated = self.matcher.is_terminated
+        accepted = 0
+        for at in range(0, len(token_ids), _PIECE_TOKENS):
+            piece = token_ids[at : at + _PIECE_TOKENS]
+            if at:
+                next_call()
+            try:
+                taken = self.matcher.accept(piece)
+            except BackendError:
+                raise Broken from None
+            accepted += taken
+            self.history.extend(piece[:taken])
+            if taken and piece[taken - 1] in self.stop_token_ids:
+                self.terminated = self.matcher.is_terminated
+            if taken < len(piece):
+                break
         return accepted
 
-    def accept_all(self, token_ids: Seq[int]) -> None:
+    def accept_all(self, token_ids: Seq[int], next_call: NextCall) -> None:
         """Accepts all or none.
 
         Raises:
@@ -232,7 +254,7 @@ class Sequence:
             return
         if self.terminated:
             raise ItemFailed(Status.SEQUENCE_TERMINATED, value=len(self.history))
-        accepted = self.accept(token_ids)
+        accepted = self.accept(token_ids, next_call)
         if accepted < len(token_ids):
             status = Status.SEQUENCE_TERMINATED if self.terminated else Status.TOKEN_REJECTED
             value = len(self.history) if self.terminated else token_ids[accepted]

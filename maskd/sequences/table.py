@@ -167,6 +167,7 @@ class SequenceTable:
                 sequence.late.work.cancel()
             del self._sequences[sequence_id]
             return (sequence_id, 0, 0, NO_ROW, 0, 0, sequence.position, NOTHING, -1, 0), None
+        self._slow.watch(sequence, item)
         if sequence.slow:
             return self._slow.start(at, item, sequence), None
         started = time.thread_time() if timed else 0.0
@@ -217,8 +218,14 @@ class SequenceTable:
             else:
                 sequence.begin_as_copy(source)
             self._slow.judge(sequence, started)
-            self._next_call()
-            result, effect = run_item(item, sequence, True, row, rows, self._maker, self._next_call, may_defer=True)
+            self._slow.watch(sequence, item)
+            if sequence.slow:
+                result = self._slow.start(at, item, sequence)
+            else:
+                self._next_call()
+                started = time.thread_time()
+                result, effect = run_item(item, sequence, True, row, rows, self._maker, self._next_call, may_defer=True)
+                self._slow.judge(sequence, started, item)
         self._sequences[sequence_id] = sequence
         return result, effect
 
@@ -322,7 +329,7 @@ class SequenceTable:
             item = item_of(batch, at)
             try:
                 if isinstance(why, ItemFailed):
-                    (effect or Effect(sequence, 1, NOTHING, created=False)).take_back()
+                    (effect or Effect(sequence, 1, NOTHING, created=False)).take_back(self._next_call)
                     if effect is not None and effect.created:
                         self._sequences.pop(item[1], None)
                 results[at] = self._ended(item, why, rows)
