@@ -43,8 +43,8 @@ def stuck_seconds(passed: float, before: Threads, now: Threads, thread: int) -> 
     1. The thread is stopped (SIGSTOP, a debugger): nothing counts. Somebody else did that.
     2. It runs, or waits for a core or for the kernel: the processor time that it had counts. A thread that shares its core with ten
        others gets a tenth of what passes, and is no more stuck than that.
-    3. It sleeps, and another thread of its process runs or waits for a core: the thread may wait for the interpreter, which the other
-       one holds, so what the process had counts, whoever had it.
+    3. It sleeps, and another thread of its process runs, or waits for a core or for the kernel: the thread may wait for the interpreter,
+       which the other one holds, so what the process had counts, whichever thread had it.
     4. All threads sleep: what passed counts. Nobody is in the way of a process that asks for no core, so it will sleep for ever.
 
     No more than ``passed`` counts in any case: the caller may have been frozen for longer than it admits.
@@ -60,7 +60,7 @@ def stuck_seconds(passed: float, before: Threads, now: Threads, thread: int) -> 
     had = {number: each.seconds - (before[number].seconds if number in before else 0.0) for number, each in now.items()}
     if state in "RD":
         return min(passed, had[thread])
-    if any(each.state == "R" for each in now.values()):
+    if any(each.state in "RD" for each in now.values()):
         return min(passed, sum(had.values()))
     return passed
 

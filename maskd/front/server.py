@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -64,7 +65,13 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
             await zygote.start()
         except MaskdError as error:
             raise ConfigError(f"the daemon cannot start: {error.message}") from None
-        await asyncio.gather(*(_add(shelf, *source) for source in vocabularies))
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(stop)
+        loading: asyncio.Future[Any] = asyncio.gather(*(_add(shelf, *source) for source in vocabularies))
+        await asyncio.wait({stopping, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            loading.cancel()
+            return
+        await loading
         if scheme == "unix":
             data_socket = DataSocket(address + ".data", book.claim)
             stack.callback(data_socket.close)
@@ -79,7 +86,7 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
         await server.start()
         _background(stack, _watch_health(zygote, shelf.workers, health_of))
         _log.info("ready", listen=config.listen, workers=config.workers, backends=config.backends, vocabularies=[v.name for v in shelf])
-        await stop
+        await stopping
         _log.info("draining", sessions=len(book), seconds=config.drain_seconds)
         await health_of.enter_graceful_shutdown()
         await book.drain(config.drain_seconds)
@@ -125,7 +132,7 @@ def _runtime_directory(path: str) -> Iterator[None]:
                 there.unlink(missing_ok=True)
                 held.callback(there.unlink, missing_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot use {directory}: {error.strerror}", field="listen") from None
+            raise ConfigError(f"cannot use {error.filename or directory}: {error.strerror}", field="listen") from None
         yield
         refused.pop_all()  # what it has served in stays: others may have mounted it
 

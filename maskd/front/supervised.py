@@ -139,6 +139,9 @@ class Supervised:
             except OSError as failure:  # no descriptor or no memory for it: try again later
                 error = UnavailableError(f"the {self._kind} cannot be started: {failure.strerror}")
                 _log.error(f"{self._kind} failed", **self._labels, error=failure.strerror)
+            except Exception:  # a fault of our own must not leave the process without supervision
+                error = UnavailableError(f"the {self._kind} cannot be supervised; the log says why")
+                _log.exception(f"{self._kind} failed", **self._labels)
             if self._stopping:
                 return
             if not first.done():
@@ -155,16 +158,29 @@ class Exits:
 
     def __init__(self) -> None:
         self._awaited: dict[int, asyncio.Future[messages.Exited]] = {}
+        self._early: dict[int, tuple[messages.Exited, float]] = {}
 
     def expect(self, pid: int, stack: contextlib.ExitStack) -> None:
-        """Keeps what will be told about ``pid`` until ``stack`` closes."""
-        self._awaited[pid] = asyncio.get_running_loop().create_future()
-        stack.callback(self._awaited.pop, pid)
+        """Keeps what is told about ``pid`` until ``stack`` closes."""
+        awaited = self._awaited[pid] = asyncio.get_running_loop().create_future()
+        early = self._early.pop(pid, None)
+        if early is not None and time.monotonic() - early[1] < _EXIT_SECONDS:  # else it is of an older process
+            awaited.set_result(early[0])
+
+        def forget() -> None:
+            if self._awaited.get(pid) is awaited:
+                del self._awaited[pid]
+
+        stack.callback(forget)
 
     def tell(self, exited: messages.Exited) -> None:
         """Takes the word of a parent."""
         awaited = self._awaited.get(exited.pid)
-        if awaited is not None and not awaited.done():
+        if awaited is None or awaited.done():  # a process that dies at once is told of before anything expects it
+            now = time.monotonic()
+            self._early = {pid: early for pid, early in self._early.items() if now - early[1] < _EXIT_SECONDS}
+            self._early[exited.pid] = (exited, now)
+        else:
             awaited.set_result(exited)
 
     async def of(self, pid: int) -> messages.Exited | None:

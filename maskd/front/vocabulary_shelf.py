@@ -107,10 +107,7 @@ class VocabularyShelf:
 
     async def _load(self, vocabulary: Vocabulary) -> _Loaded:
         async with self._turns:
-            try:
-                data_fd = await asyncio.to_thread(_as_file, vocabulary)
-            except OSError as error:
-                raise CapacityError(f"no room for another vocabulary: {error.strerror}", limit="memory") from None
+            data_fd = await _as_file(vocabulary)
             nursery = Nursery(next(self._nursery_numbers), self._config, self._zygote, vocabulary, data_fd)
             workers = [self._new_worker(next(self._worker_numbers), nursery) for _ in range(self._config.workers)]
             loaded = _Loaded(vocabulary, nursery, workers)
@@ -128,14 +125,28 @@ class VocabularyShelf:
             return loaded
 
 
-def _as_file(vocabulary: Vocabulary) -> int:
-    """Returns the descriptor of a file in memory with ``vocabulary`` as bytes: what a nursery reads, as often as it is started."""
-    fd = os.memfd_create("maskd-vocabulary", os.MFD_CLOEXEC)
+async def _as_file(vocabulary: Vocabulary) -> int:
+    """Returns the descriptor of a file in memory with ``vocabulary`` as bytes: what a nursery reads, as often as it is started.
+
+    Raises:
+        CapacityError: no memory, or no descriptor.
+    """
     try:
-        data = memoryview(vocabulary.to_bytes())
-        while data:
-            data = data[os.write(fd, data) :]
+        fd = os.memfd_create("maskd-vocabulary", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise CapacityError(f"no room for another vocabulary: {error.strerror}", limit="memory") from None
+    try:  # the thread has a descriptor of its own, for it goes on when the caller is cancelled
+        await asyncio.shield(asyncio.to_thread(_write, os.dup(fd), vocabulary))
+    except OSError as error:
+        os.close(fd)
+        raise CapacityError(f"no room for another vocabulary: {error.strerror}", limit="memory") from None
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _write(fd: int, vocabulary: Vocabulary) -> None:
+    """Writes ``vocabulary`` to ``fd``, and closes that."""
+    with open(fd, "wb") as file:
+        file.write(vocabulary.to_bytes())

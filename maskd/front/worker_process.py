@@ -93,7 +93,9 @@ class Worker(Supervised):
             stack.callback(ours.close)
             marker = Marker()
             stack.callback(marker.close)
-            pid = await self._nursery.spawn_worker(self.number, theirs.detach(), os.dup(marker.fd))
+            stack.enter_context(theirs)
+            marker_fd = os.dup(marker.fd)  # may fail, and then ``theirs`` is closed
+            pid = await self._nursery.spawn_worker(self.number, theirs.detach(), marker_fd)
             self._know(pid, stack)
             self._nursery.exits.expect(pid, stack)
             self._peer = Peer(f"worker {self.number}", ours, self._on_message)

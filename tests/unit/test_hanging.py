@@ -37,7 +37,7 @@ def judged(call: tuple[str, float], *others: tuple[str, float], passed: float = 
         (("S", 0.0), [("R", 0.03)], 0.03),  # another thread has the interpreter, and some of a core
         (("S", 0.0), [("R", 0.0)], 0.0),  # another thread has the interpreter, and no core
         (("S", 0.0), [("R", 0.05), ("R", 0.05)], PASSED),  # no more than what passed
-        (("S", 0.0), [("D", 0.0)], PASSED),  # nobody wants a core
+        (("S", 0.0), [("D", 0.0)], 0.0),  # another thread has the interpreter, and waits for a page from a disk
         (("T", 0.0), [("T", 0.0)], 0.0),  # SIGSTOP
         (("t", 0.0), [("S", 0.0)], 0.0),  # a debugger
     ],
