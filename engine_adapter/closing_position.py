@@ -20,6 +20,8 @@ __all__ = ["JsonPosition"]
 _SPACE = b" \t\n\r"
 _BEGUN_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[0-9a-fA-F]{0,3})$")
 _HIGH_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}$")
+_MOST_SHAPES = 128
+"""That one value may have; what is done for a token is done for each."""
 _Mode = Literal["value", "string", "bare", "after", "first item", "first key", "next key", "key", "colon"]
 
 
@@ -146,9 +148,18 @@ class JsonPosition:
         return any(not (named := literals(shape)) or text in named for shape in alternatives)
 
     def _below(self, holder: _Open, schema_of: Callable[[Shape], object]) -> list[Shape]:
-        """Returns what a value in ``holder`` may be, whichever shape that has; anything if it has none of those known."""
-        found = [below for shape in holder.shapes for below in self._shapes.alternatives(schema_of(shape))]
-        return found if holder.shapes else self._shapes.alternatives(True)
+        """Returns what a value in ``holder`` may be, whichever shape that has; anything if it has none of those known.
+
+        Each shape once: alternatives that refer to the same schema would multiply with every level.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        schemas = {id(schema): schema for schema in map(schema_of, holder.shapes)}
+        found = {id(shape): shape for schema in schemas.values() for shape in self._shapes.alternatives(schema)}
+        if len(found) > _MOST_SHAPES:
+            raise ValueError(f"a value has more than {_MOST_SHAPES} shapes")
+        return list(found.values()) if holder.shapes else self._shapes.alternatives(True)
 
     # -- ending ----------------------------------------------------------------------------------------------------
 

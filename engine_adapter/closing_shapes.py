@@ -61,6 +61,10 @@ class Shapes:
         Raises:
             ValueError: the schema has too many alternatives to be looked at.
         """
+        for _ in range(_MOST_REFERENCES):  # all references to a schema have the same alternatives, not as good ones
+            if not (isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str)) or schema.keys() & _MERGED:
+                break
+            schema = self._resolve(schema["$ref"])
         if id(schema) not in self._expanded:
             self._expanded[id(schema)] = schema, list(itertools.islice(self._expand(schema, 0), _MOST_ALTERNATIVES))
         return self._expanded[id(schema)][1]

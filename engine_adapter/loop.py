@@ -219,9 +219,9 @@ class DecodeLoop:
         token_ids: Tensor,
         host_ids: list[int],
     ) -> None:
-        """Overwrites the drawn tokens of those whose steering wants another one, here and on the device.
+        """Overwrites the drawn tokens of those whose steering wants another one that the row allows, here and on the device.
 
-        Whatever was drawn, by the sampler or by a steering: an output without a token that its row allows ends here.
+        An output that has no token then, or one that its row forbids, ends here.
         """
         for index in pending.sampling:
             slot = self._slots[index]
@@ -231,20 +231,23 @@ class DecodeLoop:
             with self._alone(index):
                 if host_ids[index] < 0:
                     raise EngineFault("no token can be drawn: what the model says of the allowed ones is not finite")
-                chosen = self._steered(index, slot, row, host_ids[index])
-                if chosen is not None and chosen not in forbidden.get(index, ()):
-                    token_ids[index] = host_ids[index] = chosen
+                with self._steering(slot):
+                    chosen = self._steered(index, slot, row, host_ids[index])
+                    if chosen is not None and chosen not in forbidden.get(index, ()):
+                        if not (0 <= chosen < self._model.logits.shape[1] and allows(row, chosen)):
+                            raise EngineFault(f"it wants token {chosen}, which the mask forbids")
+                        token_ids[index] = host_ids[index] = chosen
                 if not allows(row, host_ids[index]):
                     raise EngineFault("a token was drawn that the mask forbids")
 
     def _steered(self, index: int, slot: Slot, row: NDArray[np.int32], drawn: int) -> int | None:
         request = slot.generation.request
-        if request.steering is None:
+        if slot.steering is None:
             return None
         taken = len(slot.generation.token_ids)
         # The last token of a full context is never read, so it needs no room.
         remaining = min(request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
-        return request.steering.choose(row, drawn, remaining)
+        return slot.steering.choose(row, drawn, remaining)
 
     def _record(self, pending: Pending, token_ids: Tensor) -> None:
         """Appends the log probabilities of the drawn tokens to the generations that want them."""
@@ -294,9 +297,10 @@ class DecodeLoop:
             del generation.logprobs[len(generation.token_ids) :]  # this token is no part of the output
             return ending
         generation.token_ids.append(token_id)
+        if slot.steering is not None:
+            with self._steering(slot):
+                slot.steering.accept(token_id)
         try:
-            if generation.request.steering is not None:
-                generation.request.steering.accept(token_id)
             if generation.request.on_token is not None and generation.request.on_token(generation):
                 return "stop", None
         except Exception as error:  # the caller's mistake is no reason to stop the others
@@ -376,17 +380,17 @@ class DecodeLoop:
                 options = generation.request.grammar.options if generation.request.grammar else None
                 stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
                 request = generation.request
-                self._slots[index] = Slot(generation, handle, request.prompt, stop | request.stop_token_ids)
+                self._slots[index] = Slot(generation, handle, request.prompt, stop | request.stop_token_ids, request.steering)
                 with self._alone(index):
                     self._sampler.set(index, request.sampling, request.prompt)
 
     def _leave(self, index: int, slot: Slot, reason: FinishReason, error: Exception | None) -> None:
         self._slots[index] = None
         try:
+            if slot.handle is not None:  # first: whatever else fails, the daemon must not keep it
+                self._masker.close(slot.handle)
             self._model.free(index)
             self._sampler.release(index)
-            if slot.handle is not None:
-                self._masker.close(slot.handle)
         finally:
             self._finish(slot.generation, reason, error)
 
@@ -407,6 +411,15 @@ class DecodeLoop:
         except Exception as error:
             if (slot := self._slots[index]) is not None:
                 self._leave(index, slot, "error", _fault_of(error))
+
+    @contextlib.contextmanager
+    def _steering(self, slot: Slot) -> Iterator[None]:
+        """What fails within ends the steering, not its request: its output is as good as without it, for the mask has the last word."""
+        try:
+            yield
+        except Exception as error:
+            logger.warning("an output is not steered any more: %r", error, exc_info=not isinstance(error, ValueError))
+            slot.steering = None
 
     def _abandon(self, error: Exception) -> None:
         """Ends the requests of a turn that failed, for nothing says which of them is at fault. Those that wait stay.
@@ -438,7 +451,7 @@ class DecodeLoop:
 
 
 def _fault_of(error: Exception) -> Exception:
-    """Returns what the request is told that ``error`` ends; what nobody expected stays in the log."""
+    """Returns what the request is told that ``error`` ends; what was not expected stays in the log."""
     if isinstance(error, MaskdError):
         return error
     logger.error("an output failed: %r", error, exc_info=error)
