@@ -113,12 +113,11 @@ class DecodeLoop:
         try:
             pending = self._pending or self._schedule(self._no_tokens, {})
             self._pending = self._turn(pending) if pending else None
-            if pending is None and self.failure is not None:
-                self._probe()
         except Exception as error:
             self._abandon(error)
             return False
-        self.failure = None
+        if pending is not None or (self.failure is not None and self._works()):
+            self.failure = None
         return pending is not None
 
     def close(self, error: Exception | None = None) -> None:
@@ -329,12 +328,10 @@ class DecodeLoop:
             if not slot.unread:
                 sampling.append(index)
                 rows[index] = slot.handle
-        if not decoding and not reading:
-            self._masker.flush()
-            return None
         pending = Pending(token_ids, decoding, reading, sampling, any(row is not None for row in rows))
         if not pending.is_masked:
-            self._masker.flush()
+            if self._outage is None:  # else the masker has a step that was not collected
+                self._masker.flush()
         elif not self._masker.try_advance(accepted, rows):
             self._hold_back(pending, accepted)
             pending = self._without_masked(pending)
@@ -426,9 +423,8 @@ class DecodeLoop:
 
         What the masker was asked is collected beside the loop, as after an outage; sequences that are held back by one stay too.
         """
-        if repr(error) != repr(self.failure):  # a device that is gone fails every turn
-            logger.error("a turn of the decode loop failed; its requests end", exc_info=error)
-        self.failure, self._pending = error, None
+        self._fail(error)
+        self._pending = None
         self.failed_turns += 1
         for index, slot in enumerate(self._slots):
             if slot is not None and (self._outage is None or slot.handle is None):
@@ -437,17 +433,30 @@ class DecodeLoop:
         if self._outage is None:
             self._outage = Outage(self._settle)
 
+    def _fail(self, error: Exception) -> None:
+        if repr(error) != repr(self.failure):  # a device that is gone fails every turn
+            logger.error("a turn of the decode loop failed; its requests end", exc_info=error)
+        self.failure = error
+
     def _settle(self) -> None:
         with contextlib.suppress(InvalidRequestError):  # nothing was asked
             self._masker.collect()
 
-    def _probe(self) -> None:
-        """Reads and draws a token in a free slot, to learn whether the engine works again."""
+    def _works(self) -> bool:
+        """Reads and draws a token in a free slot, and says whether that went well; False if no slot is free."""
         index = next((index for index, slot in enumerate(self._slots) if slot is None), None)
-        if index is not None:
-            self._model.prefill(index, [0])
-            self._model.free(index)
+        if index is None:
+            return False
+        try:
+            try:
+                self._model.prefill(index, [0])
+            finally:
+                self._model.free(index)
             self._sample({}).tolist()  # waits for the device, which may fail late
+        except Exception as error:
+            self._fail(error)
+            return False
+        return True
 
 
 def _fault_of(error: Exception) -> Exception:

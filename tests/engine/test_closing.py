@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_adapter import closing_regex
 from engine_adapter.closing import ClosingVocabulary, steering_for
 from engine_adapter.closing_position import JsonPosition
 from engine_adapter.closing_regex import Automaton, RegexPosition
@@ -185,7 +186,32 @@ def test_regex_that_repeats_nothing_then_is_nothing() -> None:
     assert RegexPosition(Automaton("x(?:){3000000000}")).completion() == b"x"
 
 
-@pytest.mark.parametrize("pattern", ["(?=a)a", "(a)\\1", "(", "[a-z]{9}{9}{9}{9}", "(" * 5000 + ")" * 5000])
+@pytest.mark.parametrize(
+    ("pattern", "begun"),
+    [
+        ("(a?){900}", "a" * 60),
+        ("((a|a|a)*){400}", "a" * 60),
+        (r"\w{1,900}", "word" * 20),
+        ("[^" + "".join(map(chr, range(300, 1300))) + "]{500}", "a"),
+    ],
+)
+def test_regex_when_all_its_states_are_waited_for_then_each_is_looked_at_once_a_character(
+    monkeypatch: pytest.MonkeyPatch, pattern: str, begun: str
+) -> None:
+    """Characters are compared with each set once, however often the set is repeated and the character comes."""
+    automaton = Automaton(pattern)
+    calls: list[str] = []
+    real = closing_regex._matches
+    monkeypatch.setattr(closing_regex, "_matches", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
+    position = RegexPosition(automaton)
+    position.feed(begun.encode())
+    position.completion()
+    assert len(calls) <= 3000 * len(set(begun)), "and no set is looked at for each state"
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(?=a)a", "(a?){2400}", "(" * 40 + "a" + "b?)*" * 40, "(a)\\1", "(", "[a-z]{9}{9}{9}{9}", "(" * 5000 + ")" * 5000]
+)
 def test_regex_that_cannot_be_followed_then_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Automaton(pattern)

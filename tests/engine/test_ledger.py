@@ -1,4 +1,4 @@
-"""What the ledger tells a daemon of sequences whose items are late, with the daemon's own table and a lane that works when it is told to."""
+"""What the ledger tells a daemon of sequences whose items are late: the daemon's own table, and a lane that works when it is told to."""
 
 from __future__ import annotations
 

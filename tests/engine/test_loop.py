@@ -21,6 +21,7 @@ from engine_adapter.closing_position import JsonPosition
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
+from engine_adapter.outage import Outage
 from engine_adapter.request import EngineFault, Generation, Request
 from engine_adapter.sampler import Sampler
 from engine_adapter.sampling_params import SamplingParams
@@ -360,7 +361,7 @@ def test_output_when_a_turn_fails_then_its_batch_ends_and_the_loop_goes_on(
     real, calls = getattr(owner, place), itertools.count()
 
     def failing(*arguments: Any) -> Any:
-        if next(calls) == 5:
+        if loop.running_count == 2 and next(calls) == 5:
             raise RuntimeError("a bug")
         return real(*arguments)
 
@@ -397,9 +398,58 @@ def test_loop_when_every_turn_fails_then_it_says_so_until_the_model_works_again(
             loop.run()
             for _ in range(3):
                 loop.step()
-                assert str(loop.failure) == "no device"
+                assert str(loop.failure) == "no device" and loop.failed_turns == 1, "what it tries by itself is no turn"
         loop.step()
         assert loop.failure is None and lost.finish_reason == "error"
+
+
+def test_loop_when_it_has_no_slot_to_try_in_then_it_does_not_say_that_it_works(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+) -> None:
+    with looping(loaded, vocabulary, daemon.target, slots=1) as loop:
+        held = loop.add(request(loaded, JSON, 1))
+        while not held.token_ids:
+            loop.step()
+        loop._pending, loop._outage, loop.failure = None, Outage(threading.Event().wait), RuntimeError("no device")
+        assert not loop.step() and loop.failure is not None
+
+
+def test_output_when_the_failed_turn_is_not_collected_yet_then_free_ones_go_on(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_collect, collect = threading.Event(), Masker.collect
+    monkeypatch.setattr(Masker, "collect", lambda masker: (may_collect.wait(60), collect(masker))[1])
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        masked = loop.add(request(loaded, JSON, 1))
+        while not masked.token_ids:
+            loop.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(SlotModel, "decode", lambda *_: 1 / 0)
+            loop.step()
+        free = loop.add(request(loaded, None, 2, max_tokens=9))
+        while free.finish_reason is None:
+            loop.step()
+        may_collect.set()
+        again = loop.add(request(loaded, CITY, 3))
+        loop.run()
+        assert loop.failed_turns == 1 and masked.finish_reason == "error"
+    for each in (free, again):
+        check(loaded, each)
+
+
+def test_output_when_its_slot_cannot_be_freed_then_its_sequence_is_closed_all_the_same(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        with monkeypatch.context() as patch:
+            patch.setattr(Sampler, "release", lambda *_: 1 / 0)
+            loop.add(request(loaded, CITY, 1))
+            loop.run()
+        good = loop.add(request(loaded, CITY, 2))
+        loop.run()
+        loop.step()
+        check(loaded, good)
+        assert loop._masker._ledger._entries == {}
 
 
 def test_output_when_the_context_is_full_then_ends_by_length(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
