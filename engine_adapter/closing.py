@@ -49,11 +49,14 @@ class ClosingVocabulary:
         special = frozenset(vocabulary.special_token_ids)
         self._ids = {token: token_id for token_id, token in reversed(list(enumerate(self.tokens))) if token and token_id not in special}
         self._longest = max(map(len, self._ids), default=0)
+        self._longest_with: dict[bytes, int] = {}  # bytes of the longest token that begins with these two
+        for token in self._ids:
+            self._longest_with[token[:2]] = max(len(token), self._longest_with.get(token[:2], 0))
 
     def longest_start(self, text: bytes, row: NDArray[np.int32] | None = None) -> int | None:
         """Returns the token of the most bytes that ``text`` starts with, and that ``row`` allows; None if there is none."""
         known = text.partition(UNKNOWN)[0]
-        for size in range(min(self._longest, len(known)), 0, -1):
+        for size in range(min(self._longest_with.get(known[:2], 1), len(known)), 0, -1):
             token_id = self._ids.get(known[:size])
             if token_id is not None and (row is None or allows(row, token_id)):
                 return token_id

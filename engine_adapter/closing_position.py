@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine_adapter.closing_shapes import UNKNOWN, Shape, Shapes, literals, string_length
+from engine_adapter.closing_shapes import MOST_BYTES, UNKNOWN, Shape, Shapes, literals, string_length
 
 __all__ = ["JsonPosition"]
 
 _SPACE = b" \t\n\r"
 _BEGUN_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[0-9a-fA-F]{0,3})$")
 _HIGH_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}$")
+_MOST_SHAPES = 128
+"""That one value may have; what is done for a token is done for each."""
 _Mode = Literal["value", "string", "bare", "after", "first item", "first key", "next key", "key", "colon"]
 
 
@@ -70,6 +72,7 @@ class JsonPosition:
     def feed(self, text: bytes) -> None:
         """Takes the next bytes of the document."""
         for byte in text:
+            self._shapes.rest()
             self._feed(byte)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -143,17 +146,34 @@ class JsonPosition:
 
     def _allows(self, schema: object, text: bytes) -> bool:
         alternatives = self._shapes.alternatives(schema)
-        return any(not (named := literals(shape)) or text in named for shape in alternatives)
+        return any(not (named := self._literals(shape)) or text in named for shape in alternatives)
+
+    def _literals(self, shape: Shape) -> list[bytes]:
+        self._shapes.spend(len(shape.get("enum") or ()) // 4)
+        return literals(shape)
 
     def _below(self, holder: _Open, schema_of: Callable[[Shape], object]) -> list[Shape]:
-        """Returns what a value in ``holder`` may be, whichever shape that has; anything if it has none of those known."""
-        found = [below for shape in holder.shapes for below in self._shapes.alternatives(schema_of(shape))]
-        return found if holder.shapes else self._shapes.alternatives(True)
+        """Returns what a value in ``holder`` may be, whichever shape that has; anything if it has none of those known.
+
+        Each shape once: alternatives that refer to the same schema would multiply with every level.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        schemas = {id(schema): schema for schema in map(schema_of, holder.shapes)}
+        found = {id(shape): shape for schema in schemas.values() for shape in self._shapes.alternatives(schema)}
+        if len(found) > _MOST_SHAPES:
+            raise ValueError(f"a value has more than {_MOST_SHAPES} shapes")
+        return list(found.values()) if holder.shapes else self._shapes.alternatives(True)
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
     def completion(self) -> bytes:
-        """Returns the shortest text that ends the document, near enough; empty if it may end here. See ``closing_shapes.UNKNOWN``."""
+        """Returns the shortest text that ends the document, near enough; empty if it may end here. See ``closing_shapes.UNKNOWN``.
+
+        Raises:
+            ValueError: it takes too long to be worked out.
+        """
         inner = self._open[-1] if self._open else None
         text = self._end_of_scalar()
         is_first = False
@@ -172,8 +192,11 @@ class JsonPosition:
             is_first = True
         begun = self._mode in ("value", "string", "bare")  # the value that ``text`` ends is not counted yet
         for holder in reversed(self._open):
+            self._shapes.spend(1 + len(text) // 64)
             text += self._end_of_holder(holder, holder.count + begun, holder.keys | extra, is_first)
             is_first, extra, begun = False, set(), True
+            if len(text) > MOST_BYTES:
+                raise ValueError(f"the shortest ending has more than {MOST_BYTES} bytes")
         return text
 
     def _end_of_holder(self, holder: _Open, count: int, keys: set[str], is_first: bool) -> bytes:
@@ -189,11 +212,11 @@ class JsonPosition:
         if self._mode not in ("string", "bare"):
             return b""
         read = bytes(self._read)
-        named = [text for shape in self._expected for text in literals(shape)]
+        named = [text for shape in self._expected for text in self._literals(shape)]
         if begun := [text[len(read) :] for text in named if text.startswith(read)]:
             return min(begun, key=len)
         if self._mode == "string":
-            shapes = [shape for shape in self._expected if shape.get("type") == "string" and not literals(shape)]
+            shapes = [shape for shape in self._expected if shape.get("type") == "string" and not self._literals(shape)]
             return _least((self._end_of_string(shape) for shape in shapes), self._end_of_string({}))
         for word in (b"true", b"false", b"null"):
             if word.startswith(read):
@@ -243,8 +266,10 @@ class JsonPosition:
 
     def _keys(self, holder: _Open) -> Sequence[str]:
         """Returns the keys that ``holder`` may still have, those it must have first."""
-        names = [(key, key in (shape.get("required") or ())) for shape in holder.shapes for key in shape.get("properties") or ()]
-        return [key for key, _ in sorted(names, key=lambda name: not name[1]) if key not in holder.keys]
+        self._shapes.spend(sum(len(shape.get("properties") or ()) + len(shape.get("required") or ()) for shape in holder.shapes) // 4)
+        required = {key for shape in holder.shapes for key in shape.get("required") or ()}
+        names = dict.fromkeys(key for shape in holder.shapes for key in shape.get("properties") or ())
+        return sorted((key for key in names if key not in holder.keys), key=lambda key: key not in required)
 
     def _value_of(self, holder: _Open, key: str) -> bytes:
         return _least((self._shapes.shortest(self._shapes.property(shape, key)) for shape in holder.shapes), UNKNOWN)

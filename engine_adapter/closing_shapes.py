@@ -8,6 +8,7 @@ Knows nothing about: tokens, masks, where in a document one stands.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["UNKNOWN", "Shape", "Shapes", "literals", "string_length"]
+__all__ = ["MOST_BYTES", "UNKNOWN", "Shape", "Shapes", "literals", "string_length"]
 
 UNKNOWN = b"\0"
 """Stands for one character that is not known."""
@@ -27,10 +28,12 @@ Shape = Mapping[str, Any]
 _regex_parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 _MOST_ALTERNATIVES = 32
 _MOST_REFERENCES = 32
-_MOST_EXPANSIONS = 20_000
-"""Of one schema: alternatives within alternatives multiply."""
-_MOST_BYTES = 1 << 16
-"""Of a shortest text: no output has room for a longer one, and repeats within repeats multiply."""
+_MOST_WORK, _WORK_PER_BYTE = 20_000, 200
+"""What may be spent on an output at once, some 20 ms, and what each byte of it gives back: alternatives within alternatives multiply."""
+MOST_BYTES = 1 << 13
+"""Of a shortest text: hardly any output has room for a longer one, and repeats within repeats multiply."""
+_MOST_PATTERN = 2000
+"""Characters of one whose length is worked out."""
 _FORMAT_LENGTHS = {
     "date": 10, "time": 9, "date-time": 20, "uuid": 36, "ipv4": 7, "ipv6": 2, "email": 3, "hostname": 1, "uri": 3, "duration": 3,
 }  # fmt: skip
@@ -53,7 +56,17 @@ class Shapes:
         self._expanded: dict[int, tuple[Any, list[Shape]]] = {}  # holds what it is keyed by, so that ids stay unique
         self._shortest: dict[int, tuple[Any, bytes]] = {}
         self._measuring: set[int] = set()
-        self._expansions = 0
+        self._spent = 0
+
+    def spend(self, work: int) -> None:
+        """Counts ``work``, about a microsecond each. Raises ValueError: it was too much, so the schema cannot be followed."""
+        self._spent += work
+        if self._spent > _MOST_WORK:
+            raise ValueError("the schema takes too long to be followed")
+
+    def rest(self) -> None:
+        """Counts one byte of the output."""
+        self._spent = max(0, self._spent - _WORK_PER_BYTE)
 
     def alternatives(self, schema: Any) -> list[Shape]:
         """Returns what a value of ``schema`` may be, each of one type or of any; empty if it may be nothing.
@@ -61,12 +74,16 @@ class Shapes:
         Raises:
             ValueError: the schema has too many alternatives to be looked at.
         """
+        for _ in range(_MOST_REFERENCES):  # all references to a schema have the same alternatives, not as good ones
+            if not (isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str)) or schema.keys() & _MERGED:
+                break
+            schema = self._resolve(schema["$ref"])
         if id(schema) not in self._expanded:
             self._expanded[id(schema)] = schema, list(itertools.islice(self._expand(schema, 0), _MOST_ALTERNATIVES))
         return self._expanded[id(schema)][1]
 
     def shortest(self, schema: Any) -> bytes | None:
-        """Returns the shortest text of a value; None if there is none, none that does not contain itself, or none of 64 KiB."""
+        """Returns the shortest text of a value; None if there is none, none that does not contain itself, or none of 8 KiB."""
         if id(schema) in self._shortest:
             return self._shortest[id(schema)][1]
         if id(schema) in self._measuring:
@@ -97,11 +114,13 @@ class Shapes:
         """Returns the shortest text from after a property (``is_first``: from after the brace) to the end of the object."""
         properties = shape.get("properties") or {}
         required = [key for key in shape.get("required") or () if isinstance(key, str) and key not in seen]
-        required.sort(key=lambda key: list(properties).index(key) if key in properties else len(properties))
+        self.spend((len(properties) + len(required)) // 8)
+        order = {key: at for at, key in enumerate(properties)}
+        required.sort(key=lambda key: order.get(key, len(order)))
         parts, size = [], 0
         for key in required:
             value = self.shortest(self.property(shape, key))
-            if value is None or (size := size + len(key) + len(value)) > _MOST_BYTES:
+            if value is None or (size := size + len(key) + len(value)) > MOST_BYTES:
                 return None
             parts.append(json.dumps(key, ensure_ascii=False).encode() + self.key_separator + value)
         head = b"" if is_first or not parts else self.item_separator
@@ -111,17 +130,16 @@ class Shapes:
         """Returns the shortest text from after ``count`` items to the end of the array."""
         parts, size = list[bytes](), 0
         for index in range(count, int(shape.get("minItems") or 0)):
+            self.spend(index % 2)
             value = self.shortest(self.item(shape, index))
-            if value is None or (size := size + 1 + len(value)) > _MOST_BYTES:
+            if value is None or (size := size + 1 + len(value)) > MOST_BYTES:
                 return None
             parts.append(value)
         head = self.item_separator if count and parts else b""
         return head + self.item_separator.join(parts) + b"]"
 
     def _expand(self, schema: Any, depth: int) -> Iterator[Shape]:
-        self._expansions += 1
-        if self._expansions > _MOST_EXPANSIONS:
-            raise ValueError(f"the schema has more than {_MOST_EXPANSIONS} alternatives")
+        self.spend(1 + (len(schema) // 16 if isinstance(schema, Mapping) else 0))
         if schema is True or not isinstance(schema, Mapping | bool):
             schema = {}
         if schema is False or depth > _MOST_REFERENCES:
@@ -175,7 +193,7 @@ class Shapes:
             return None if rest is None else b"[" + rest
         if kind == "string":
             length, is_known = string_length(shape)
-            return None if length > _MOST_BYTES else b'"' + (b"a" if is_known else UNKNOWN) * length + b'"'
+            return None if length > MOST_BYTES else b'"' + (b"a" if is_known else UNKNOWN) * length + b'"'
         if kind in ("integer", "number"):
             return _shortest_number(shape)
         return {"boolean": b"true", "null": b"null"}.get(str(kind), b"0")
@@ -195,12 +213,19 @@ def string_length(shape: Shape) -> tuple[int, bool]:
     least = int(shape.get("minLength") or 0)
     if isinstance(pattern := shape.get("pattern"), str):
         try:
-            return max(least, int(_regex_parser.parse(pattern).getwidth()[0])), False
-        except Exception:  # a pattern of another dialect
+            return max(least, _least_length(pattern)), False
+        except Exception:  # a pattern of another dialect, or too long
             return max(least, 1), False
     if isinstance(name := shape.get("format"), str) and name in _FORMAT_LENGTHS:
         return max(least, _FORMAT_LENGTHS[name]), False
     return least, True
+
+
+@functools.lru_cache(maxsize=256)
+def _least_length(pattern: str) -> int:
+    if len(pattern) > _MOST_PATTERN:
+        raise ValueError(f"the pattern has {len(pattern)} characters")
+    return int(_regex_parser.parse(pattern).getwidth()[0])
 
 
 def _shortest_number(shape: Shape) -> bytes:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, RollbackError
 from maskd.grammar import GrammarSpec
-from maskd.step import NO_ROW, Action, Item, Result, Status
+from maskd.step import NO_ROW, Action, Item, LateIndex, Result, Status
 
 __all__ = ["Ledger", "LedgerEntry", "Step"]
 
@@ -99,8 +99,9 @@ class Ledger:
         return self._add(LedgerEntry(spec))
 
     def fork(self, handle: int) -> int:
-        """Adds a sequence that stands where ``handle`` stands before the tokens of the next step."""
-        fork = self._add(LedgerEntry(self.get(handle).spec, source=handle))
+        """Adds a sequence that stands where ``handle`` stands before the tokens of the next step; if that has failed, so has the fork."""
+        source = self.get(handle)
+        fork = self._add(LedgerEntry(source.spec, source=handle, error=source.error))
         self._due.add(fork)
         return fork
 
@@ -265,12 +266,20 @@ class Ledger:
 
     def _book_error(self, item: Item, result: Result, error: MaskdError) -> None:
         entry = self._entries.get(item.sequence_id)
-        if error.metadata.get("closed") == "True":
+        if item.action == Action.CLOSE:
+            if result.status == Status.STEP_DEADLINE:  # it stands behind a fork that was not begun
+                self._closing.append(item.sequence_id)
+            else:
+                self._known.discard(item.sequence_id)  # it is not there
+        elif error.metadata.get("closed") == "True":
             self._known.discard(item.sequence_id)
             if entry is not None:
                 entry.error = error
-        elif result.status == Status.STEP_DEADLINE and entry is not None:
-            entry.error = error  # the daemon goes on with it, so nobody knows where it stands
+        elif result.status == Status.STEP_DEADLINE:
+            if result.detail_index == LateIndex.UNDER_WAY:
+                self._known.add(item.sequence_id)  # also what is being opened or forked, so that its close is sent
+            if entry is not None:
+                entry.error = error  # the daemon goes on with it, so its place is not known
 
     # -- a new session ---------------------------------------------------------------------------------------------
 

@@ -113,12 +113,11 @@ class DecodeLoop:
         try:
             pending = self._pending or self._schedule(self._no_tokens, {})
             self._pending = self._turn(pending) if pending else None
-            if pending is None and self.failure is not None:
-                self._probe()
         except Exception as error:
             self._abandon(error)
             return False
-        self.failure = None
+        if pending is not None or (self.failure is not None and self._works()):
+            self.failure = None
         return pending is not None
 
     def close(self, error: Exception | None = None) -> None:
@@ -219,9 +218,9 @@ class DecodeLoop:
         token_ids: Tensor,
         host_ids: list[int],
     ) -> None:
-        """Overwrites the drawn tokens of those whose steering wants another one, here and on the device.
+        """Overwrites the drawn tokens of those whose steering wants another one that the row allows, here and on the device.
 
-        Whatever was drawn, by the sampler or by a steering: an output without a token that its row allows ends here.
+        An output that has no token then, or one that its row forbids, ends here.
         """
         for index in pending.sampling:
             slot = self._slots[index]
@@ -231,20 +230,23 @@ class DecodeLoop:
             with self._alone(index):
                 if host_ids[index] < 0:
                     raise EngineFault("no token can be drawn: what the model says of the allowed ones is not finite")
-                chosen = self._steered(index, slot, row, host_ids[index])
-                if chosen is not None and chosen not in forbidden.get(index, ()):
-                    token_ids[index] = host_ids[index] = chosen
+                with self._steering(slot):
+                    chosen = self._steered(index, slot, row, host_ids[index])
+                    if chosen is not None and chosen not in forbidden.get(index, ()):
+                        if not (0 <= chosen < self._model.logits.shape[1] and allows(row, chosen)):
+                            raise EngineFault(f"it wants token {chosen}, which the mask forbids")
+                        token_ids[index] = host_ids[index] = chosen
                 if not allows(row, host_ids[index]):
                     raise EngineFault("a token was drawn that the mask forbids")
 
     def _steered(self, index: int, slot: Slot, row: NDArray[np.int32], drawn: int) -> int | None:
         request = slot.generation.request
-        if request.steering is None:
+        if slot.steering is None:
             return None
         taken = len(slot.generation.token_ids)
         # The last token of a full context is never read, so it needs no room.
         remaining = min(request.max_tokens - taken, self._model.context_length - self._model.lengths[index] + 1)
-        return request.steering.choose(row, drawn, remaining)
+        return slot.steering.choose(row, drawn, remaining)
 
     def _record(self, pending: Pending, token_ids: Tensor) -> None:
         """Appends the log probabilities of the drawn tokens to the generations that want them."""
@@ -294,9 +296,10 @@ class DecodeLoop:
             del generation.logprobs[len(generation.token_ids) :]  # this token is no part of the output
             return ending
         generation.token_ids.append(token_id)
+        if slot.steering is not None:
+            with self._steering(slot):
+                slot.steering.accept(token_id)
         try:
-            if generation.request.steering is not None:
-                generation.request.steering.accept(token_id)
             if generation.request.on_token is not None and generation.request.on_token(generation):
                 return "stop", None
         except Exception as error:  # the caller's mistake is no reason to stop the others
@@ -325,12 +328,10 @@ class DecodeLoop:
             if not slot.unread:
                 sampling.append(index)
                 rows[index] = slot.handle
-        if not decoding and not reading:
-            self._masker.flush()
-            return None
         pending = Pending(token_ids, decoding, reading, sampling, any(row is not None for row in rows))
         if not pending.is_masked:
-            self._masker.flush()
+            if self._outage is None:  # else the masker has a step that was not collected
+                self._masker.flush()
         elif not self._masker.try_advance(accepted, rows):
             self._hold_back(pending, accepted)
             pending = self._without_masked(pending)
@@ -376,17 +377,17 @@ class DecodeLoop:
                 options = generation.request.grammar.options if generation.request.grammar else None
                 stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
                 request = generation.request
-                self._slots[index] = Slot(generation, handle, request.prompt, stop | request.stop_token_ids)
+                self._slots[index] = Slot(generation, handle, request.prompt, stop | request.stop_token_ids, request.steering)
                 with self._alone(index):
                     self._sampler.set(index, request.sampling, request.prompt)
 
     def _leave(self, index: int, slot: Slot, reason: FinishReason, error: Exception | None) -> None:
         self._slots[index] = None
         try:
+            if slot.handle is not None:  # first: whatever else fails, the daemon must not keep it
+                self._masker.close(slot.handle)
             self._model.free(index)
             self._sampler.release(index)
-            if slot.handle is not None:
-                self._masker.close(slot.handle)
         finally:
             self._finish(slot.generation, reason, error)
 
@@ -408,14 +409,22 @@ class DecodeLoop:
             if (slot := self._slots[index]) is not None:
                 self._leave(index, slot, "error", _fault_of(error))
 
+    @contextlib.contextmanager
+    def _steering(self, slot: Slot) -> Iterator[None]:
+        """What fails within ends the steering, not its request: its output is as good as without it, for the mask has the last word."""
+        try:
+            yield
+        except Exception as error:
+            logger.warning("an output is not steered any more: %r", error, exc_info=not isinstance(error, ValueError))
+            slot.steering = None
+
     def _abandon(self, error: Exception) -> None:
         """Ends the requests of a turn that failed, for nothing says which of them is at fault. Those that wait stay.
 
         What the masker was asked is collected beside the loop, as after an outage; sequences that are held back by one stay too.
         """
-        if repr(error) != repr(self.failure):  # a device that is gone fails every turn
-            logger.error("a turn of the decode loop failed; its requests end", exc_info=error)
-        self.failure, self._pending = error, None
+        self._fail(error)
+        self._pending = None
         self.failed_turns += 1
         for index, slot in enumerate(self._slots):
             if slot is not None and (self._outage is None or slot.handle is None):
@@ -424,21 +433,34 @@ class DecodeLoop:
         if self._outage is None:
             self._outage = Outage(self._settle)
 
+    def _fail(self, error: Exception) -> None:
+        if repr(error) != repr(self.failure):  # a device that is gone fails every turn
+            logger.error("a turn of the decode loop failed; its requests end", exc_info=error)
+        self.failure = error
+
     def _settle(self) -> None:
         with contextlib.suppress(InvalidRequestError):  # nothing was asked
             self._masker.collect()
 
-    def _probe(self) -> None:
-        """Reads and draws a token in a free slot, to learn whether the engine works again."""
+    def _works(self) -> bool:
+        """Reads and draws a token in a free slot, and says whether that went well; False if no slot is free."""
         index = next((index for index, slot in enumerate(self._slots) if slot is None), None)
-        if index is not None:
-            self._model.prefill(index, [0])
-            self._model.free(index)
+        if index is None:
+            return False
+        try:
+            try:
+                self._model.prefill(index, [0])
+            finally:
+                self._model.free(index)
             self._sample({}).tolist()  # waits for the device, which may fail late
+        except Exception as error:
+            self._fail(error)
+            return False
+        return True
 
 
 def _fault_of(error: Exception) -> Exception:
-    """Returns what the request is told that ``error`` ends; what nobody expected stays in the log."""
+    """Returns what the request is told that ``error`` ends; what was not expected stays in the log."""
     if isinstance(error, MaskdError):
         return error
     logger.error("an output failed: %r", error, exc_info=error)

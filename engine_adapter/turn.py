@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine_adapter.request import Generation
+from engine_adapter.request import Generation, Steering
 
 __all__ = ["Pending", "Slot", "TurnTiming"]
 
@@ -37,13 +37,14 @@ class TurnTiming:
 
 @dataclass(slots=True)
 class Slot:
-    """A generation in its slot: its handle at the masker if it has a grammar, the end of the prompt that the cache lacks, and its stop
-    tokens."""
+    """A generation in its slot: its handle at the masker if it has a grammar, the end of the prompt that the cache lacks, its stop tokens,
+    and its steering until that fails."""
 
     generation: Generation
     handle: int | None
     unread: Sequence[int]
     stop_token_ids: frozenset[int]
+    steering: Steering | None = None
 
 
 @dataclass(frozen=True, slots=True)

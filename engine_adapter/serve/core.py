@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from engine_adapter.engine import Engine
 from engine_adapter.generation import Delta, TextGeneration, TextRequest
@@ -244,23 +244,29 @@ class _Stream(Response):
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            try:
+                await send(message)
+            except OSError as error:
+                raise ClientGoneError from error
+
         async def say(text: str, *, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+            await tell({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
         async def say_all() -> None:
             async for piece in self._pieces:
                 await say(piece)
 
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await tell({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             try:
                 await self._core.unless_ended(say_all(), receive)
-            except (ClientGoneError, OSError):
+            except ClientGoneError:
                 raise
             except Exception as error:  # the status is sent; what is left is to say it within the stream, and to end
                 await say(self._failed(describe(error)))
             await say("", more=False)
-        except (ClientGoneError, OSError):
+        except ClientGoneError:
             logger.debug("the client went away")
         finally:
             for generation in self._generations:

@@ -93,8 +93,7 @@ def describe(error: Exception) -> Failure:
     if retry_after is not None:
         return Failure(429, str(error), code="queue_full", retry_after_seconds=float(retry_after))
     if isinstance(error, ValueError):
-        field = str(error).partition(" ")[0]
-        return Failure(400, str(error), field if field in _ENGINE_FIELDS else None, "invalid_value")
+        return Failure(400, str(error), code="invalid_value")
     if isinstance(error, RecursionError):
         return Failure(400, "the body is nested too deeply; flatten it", code="nested_too_deeply")
     logger.error("request failed: %r", error, exc_info=error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_adapter import closing_regex
 from engine_adapter.closing import ClosingVocabulary, steering_for
 from engine_adapter.closing_position import JsonPosition
 from engine_adapter.closing_regex import Automaton, RegexPosition
@@ -185,7 +187,32 @@ def test_regex_that_repeats_nothing_then_is_nothing() -> None:
     assert RegexPosition(Automaton("x(?:){3000000000}")).completion() == b"x"
 
 
-@pytest.mark.parametrize("pattern", ["(?=a)a", "(a)\\1", "(", "[a-z]{9}{9}{9}{9}", "(" * 5000 + ")" * 5000])
+@pytest.mark.parametrize(
+    ("pattern", "begun"),
+    [
+        ("(a?){900}", "a" * 60),
+        ("((a|a|a)*){400}", "a" * 60),
+        (r"\w{1,900}", "word" * 20),
+        ("[^" + "".join(map(chr, range(300, 1300))) + "]{500}", "a"),
+    ],
+)
+def test_regex_when_all_its_states_are_waited_for_then_each_is_looked_at_once_a_character(
+    monkeypatch: pytest.MonkeyPatch, pattern: str, begun: str
+) -> None:
+    """Characters are compared with each set once, however often the set is repeated and the character comes."""
+    automaton = Automaton(pattern)
+    calls: list[str] = []
+    real = closing_regex._matches
+    monkeypatch.setattr(closing_regex, "_matches", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
+    position = RegexPosition(automaton)
+    position.feed(begun.encode())
+    position.completion()
+    assert len(calls) <= 3000 * len(set(begun)), "and no set is looked at for each state"
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(?=a)a", "(a?){2400}", "(" * 40 + "a" + "b?)*" * 40, "(a)\\1", "(", "[a-z]{9}{9}{9}{9}", "(" * 5000 + ")" * 5000]
+)
 def test_regex_that_cannot_be_followed_then_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Automaton(pattern)
@@ -335,3 +362,57 @@ def test_steering_when_the_schema_is_huge_or_malformed_then_it_has_a_choice_all_
     row = row_of(range(256), 300)
     assert steering.choose(row, ord("["), 4) in {None, *range(256)}
     assert steering.reserve() >= 0
+
+
+_CONSTANTS = {"anyOf": [{"const": f"v{number}"} for number in range(60)]}
+_NAMES = [f"k{number}" for number in range(5000)]
+_HEAVY: dict[str, tuple[Any, str]] = {
+    "required": ({"type": "object", "properties": dict.fromkeys(_NAMES, _CONSTANTS), "required": _NAMES}, '{"k0":"v1","k'),
+    "enum": ({"type": "array", "items": {"enum": _NAMES * 10}}, '["k0","k'),
+    "items": ({"type": "array", "minItems": 65000, "items": {"type": "null"}}, "[null,null"),
+    "deep": (
+        _chain(
+            lambda below: {"type": "object", "properties": {"a": below, "b": {"type": "string", "minLength": 4000}}, "required": ["b"]}, {}
+        ),
+        '{"a":' * 30,
+    ),
+}
+
+
+def test_steering_when_an_object_has_many_alternatives_then_it_follows_to_its_end() -> None:
+    """What may be spent grows with the output."""
+    vocabulary = byte_vocabulary()
+    schema = {"type": "object", "properties": {f"k{number}": json.loads(json.dumps(_CONSTANTS)) for number in range(400)}}
+    steering = steering_for(GrammarSpec("json_schema", json.dumps(schema)), ClosingVocabulary(vocabulary))
+    text = json.dumps({f"k{number}": "v1" for number in range(400)}, separators=(",", ":")).encode()
+    row = row_of(range(256), vocabulary.vocab_size)
+    for at, byte in enumerate(text):
+        steering.choose(row, byte, 9000 - at)
+        steering.accept(byte)
+    assert steering.reserve() == 2, "a stop token, and one to spare"
+
+
+@pytest.mark.parametrize("name", _HEAVY)
+def test_steering_when_a_schema_is_heavy_then_it_gives_up_before_it_costs_much(name: str) -> None:
+    """In steps of the interpreter, for 50 tokens within a budget that never has room."""
+    schema, text = _HEAVY[name]
+    vocabulary = byte_vocabulary()
+    steering = steering_for(GrammarSpec("json_schema", json.dumps(schema)), ClosingVocabulary(vocabulary))
+    lines = 0
+
+    def trace(frame: Any, event: str, argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    row = row_of(range(256), vocabulary.vocab_size)
+    sys.settrace(trace)
+    try:
+        for byte in (text + " " * 50)[:50].encode():
+            steering.choose(row, byte, 20)
+            steering.accept(byte)
+    except ValueError:
+        pass
+    finally:
+        sys.settrace(None)
+    assert lines < 3_000_000

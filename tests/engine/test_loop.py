@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -15,9 +16,12 @@ import pytest
 import torch
 
 from engine_adapter.bounded import bounded_spec
+from engine_adapter.closing import ClosingVocabulary, steering_for
+from engine_adapter.closing_position import JsonPosition
 from engine_adapter.loop import DecodeLoop
 from engine_adapter.masker import Masker
 from engine_adapter.model import LoadedModel, SlotModel, load_model
+from engine_adapter.outage import Outage
 from engine_adapter.request import EngineFault, Generation, Request
 from engine_adapter.sampler import Sampler
 from engine_adapter.sampling_params import SamplingParams
@@ -244,22 +248,11 @@ def test_output_when_a_callback_raises_or_cancels_then_only_its_request_ends(
 def test_output_when_a_part_of_it_fails_then_only_its_request_ends(
     loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sampling parameters that no tensor takes, a prompt that the model cannot read, steering, banned words, and what hears of the end."""
+    """Sampling parameters that no tensor takes, a prompt that the model cannot read, banned words, and what hears of the end."""
 
     class Breaking:
-        def choose(self, row: object, drawn: int, remaining: int) -> int:
-            if remaining < 90:
-                raise ValueError("lost")
-            return drawn
-
-        def accept(self, token_id: int) -> None: ...
-
         def forbidden(self, token_ids: Sequence[int]) -> list[int]:
             raise OverflowError
-
-    class Straying(Breaking):
-        def choose(self, row: object, drawn: int, remaining: int) -> int:
-            return 7  # a token that the grammar of a city forbids
 
     def failing(generation: Generation) -> None:
         raise OSError
@@ -280,8 +273,6 @@ def test_output_when_a_part_of_it_fails_then_only_its_request_ends(
             Request(prompt, CITY, huge),
             Request([9, 9, 9], JSON),
             Request([9] * 8 + [5] * 20, None),  # in pieces of 8 tokens, of which the first fails
-            Request(prompt, JSON, SamplingParams(seed=1), 100, steering=Breaking()),
-            Request(prompt, CITY, steering=Straying()),
             Request(prompt, CITY, banned_words=Breaking()),  # type: ignore[arg-type]
         ]
         generations = [loop.add(each) for each in [good, *broken, good]]
@@ -291,11 +282,74 @@ def test_output_when_a_part_of_it_fails_then_only_its_request_ends(
         loop.run()
         assert loop.failed_turns == 0 and loop.running_count == 0
     reasons = [generation.finish_reason for generation in generations]
-    assert reasons == ["stop", "error", "error", "error", "error", "error", "error", "stop"], reasons
+    assert reasons == ["stop", "error", "error", "error", "error", "stop"], reasons
     errors = [generation.error for generation in generations if generation.error]
-    assert len(errors) == 6 and all(isinstance(error, EngineFault) for error in errors)
+    assert len(errors) == 4 and all(isinstance(error, EngineFault) for error in errors)
     for each in (generations[0], generations[-1], unheard, again):
         check(loaded, each)
+
+
+@pytest.mark.parametrize("wanted", ["choose fails", "accept fails", 7, 10**6, 2**70, -1])
+@pytest.mark.parametrize("grammar", [CITY, None])
+def test_output_when_its_steering_fails_then_it_goes_on_without(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, wanted: int | str, grammar: GrammarSpec | None
+) -> None:
+    """It raises, or wants a token that the mask forbids, or one beyond the vocabulary."""
+    calls: list[str] = []
+
+    class Failing:
+        def choose(self, row: object, drawn: int, remaining: int) -> int:
+            calls.append("choose")
+            if wanted == "choose fails":
+                raise ValueError("lost")
+            return drawn if isinstance(wanted, str) else wanted
+
+        def accept(self, token_id: int) -> None:
+            calls.append("accept")
+            if wanted == "accept fails":
+                raise RecursionError
+
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        asked = request(loaded, grammar, 2, max_tokens=9)
+        plain, neighbour = loop.add(asked), loop.add(request(loaded, JSON, 3))
+        steered = loop.add(dataclasses.replace(asked, steering=Failing()))
+        loop.run()
+        assert loop.failed_turns == 0
+    check(loaded, neighbour)
+    assert (steered.finish_reason, steered.error) == (plain.finish_reason, None)
+    if grammar is None and wanted == 7:  # nothing forbids it
+        assert steered.token_ids == [7] * 9
+    else:
+        assert steered.token_ids == plain.token_ids
+        assert calls == (["choose", "accept"] if wanted == "accept fails" else ["choose"]), "it is not asked again"
+
+
+def test_output_when_its_schema_multiplies_then_the_loop_goes_on(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
+    """Eight alternatives in each of seven levels, all with the same schema below: 2,097,152 ways to the last one."""
+    k, depth = 8, 7
+    defs: dict[str, Any] = {f"d{depth}": {"type": "integer", "minimum": 0, "maximum": 9}}
+    for level in range(depth):
+        below = {"$ref": f"#/$defs/d{level + 1}"}
+        ways = [{"type": "object", "properties": {"a": below, f"b{way}": {"type": "null"}}, "required": ["a"]} for way in range(k)]
+        defs[f"d{level}"] = {"anyOf": [{**way, "additionalProperties": False} for way in ways]}
+    spec = GrammarSpec("json_schema", json.dumps({"$ref": "#/$defs/d0", "$defs": defs}), options=GrammarOptions(max_whitespace=0))
+    steering = steering_for(spec, ClosingVocabulary(vocabulary))
+    sizes: list[int] = []
+    below_of = JsonPosition._below
+
+    def counting(position: JsonPosition, *arguments: Any) -> Any:
+        holders = [len(holder.shapes) for holder in position._open]
+        assert max(holders) <= 128, holders  # else it would take minutes
+        sizes.append(max(holders))
+        return below_of(position, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, looping(loaded, vocabulary, daemon.target) as loop:
+        patch.setattr(JsonPosition, "_below", counting)
+        hostile = loop.add(dataclasses.replace(request(loaded, spec, 1), steering=steering))
+        neighbour = loop.add(request(loaded, CITY, 2))
+        loop.run()
+        check(loaded, neighbour)
+    assert hostile.finish_reason == "stop" and json.loads(text(loaded, hostile)) and max(sizes) == k
 
 
 @pytest.mark.parametrize("place", ["decode", "sample", "try_apply_", "try_advance"])
@@ -307,7 +361,7 @@ def test_output_when_a_turn_fails_then_its_batch_ends_and_the_loop_goes_on(
     real, calls = getattr(owner, place), itertools.count()
 
     def failing(*arguments: Any) -> Any:
-        if next(calls) == 5:
+        if loop.running_count == 2 and next(calls) == 5:
             raise RuntimeError("a bug")
         return real(*arguments)
 
@@ -332,7 +386,7 @@ def test_output_when_a_turn_fails_then_its_batch_ends_and_the_loop_goes_on(
 def test_loop_when_every_turn_fails_then_it_says_so_until_the_model_works_again(
     loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It tries by itself while nobody asks."""
+    """It tries by itself while nothing is asked."""
 
     def broken(*arguments: object) -> None:
         raise RuntimeError("no device")
@@ -344,9 +398,58 @@ def test_loop_when_every_turn_fails_then_it_says_so_until_the_model_works_again(
             loop.run()
             for _ in range(3):
                 loop.step()
-                assert str(loop.failure) == "no device"
+                assert str(loop.failure) == "no device" and loop.failed_turns == 1, "what it tries by itself is no turn"
         loop.step()
         assert loop.failure is None and lost.finish_reason == "error"
+
+
+def test_loop_when_it_has_no_slot_to_try_in_then_it_does_not_say_that_it_works(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+) -> None:
+    with looping(loaded, vocabulary, daemon.target, slots=1) as loop:
+        held = loop.add(request(loaded, JSON, 1))
+        while not held.token_ids:
+            loop.step()
+        loop._pending, loop._outage, loop.failure = None, Outage(threading.Event().wait), RuntimeError("no device")
+        assert not loop.step() and loop.failure is not None
+
+
+def test_output_when_the_failed_turn_is_not_collected_yet_then_free_ones_go_on(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_collect, collect = threading.Event(), Masker.collect
+    monkeypatch.setattr(Masker, "collect", lambda masker: (may_collect.wait(60), collect(masker))[1])
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        masked = loop.add(request(loaded, JSON, 1))
+        while not masked.token_ids:
+            loop.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(SlotModel, "decode", lambda *_: 1 / 0)
+            loop.step()
+        free = loop.add(request(loaded, None, 2, max_tokens=9))
+        while free.finish_reason is None:
+            loop.step()
+        may_collect.set()
+        again = loop.add(request(loaded, CITY, 3))
+        loop.run()
+        assert loop.failed_turns == 1 and masked.finish_reason == "error"
+    for each in (free, again):
+        check(loaded, each)
+
+
+def test_output_when_its_slot_cannot_be_freed_then_its_sequence_is_closed_all_the_same(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with looping(loaded, vocabulary, daemon.target) as loop:
+        with monkeypatch.context() as patch:
+            patch.setattr(Sampler, "release", lambda *_: 1 / 0)
+            loop.add(request(loaded, CITY, 1))
+            loop.run()
+        good = loop.add(request(loaded, CITY, 2))
+        loop.run()
+        loop.step()
+        check(loaded, good)
+        assert loop._masker._ledger._entries == {}
 
 
 def test_output_when_the_context_is_full_then_ends_by_length(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
