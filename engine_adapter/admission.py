@@ -28,6 +28,8 @@ class Admission:
         self._masker = masker
         self._finish = finish
         self._compiling = ThreadPoolExecutor(max_workers=_COMPILE_THREADS, thread_name_prefix="grammar")
+        # A grammar that is compiled waits for no other one that is not.
+        self._known = ThreadPoolExecutor(max_workers=1, thread_name_prefix="known-grammar")
         self._compiled: queue.SimpleQueue[tuple[Generation, int | None]] = queue.SimpleQueue()
         self._ready: deque[tuple[Generation, int | None]] = deque()
 
@@ -36,7 +38,8 @@ class Admission:
         if generation.request.grammar is None:
             self._compiled.put((generation, None))
         else:
-            self._compiling.submit(self._open, generation)
+            known = self._masker.knows(generation.request.grammar)
+            (self._known if known else self._compiling).submit(self._open, generation)
 
     def wait(self, timeout_seconds: float) -> None:
         """Waits until one is ready, or ``timeout_seconds`` are over."""
@@ -59,8 +62,9 @@ class Admission:
         return self._ready.popleft() if self._ready else None
 
     def close(self) -> None:
-        """Waits for the compile that is running, and starts no other."""
+        """Waits for the compiles that are running, and starts no other."""
         self._compiling.shutdown(cancel_futures=True)
+        self._known.shutdown(cancel_futures=True)
 
     def _collect(self) -> None:
         with contextlib.suppress(queue.Empty):

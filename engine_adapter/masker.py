@@ -169,6 +169,10 @@ class Masker:
                     self._lease.grammars[spec] = grammar
                     self._lease.forget_idle({spec, *self._ledger.specs()})
 
+    def knows(self, spec: GrammarSpec) -> bool:
+        """Whether ``open`` finds ``spec`` compiled, as far as is known without waiting."""
+        return spec in self._lease.grammars
+
     def fork(self, handle: int) -> int:
         """Returns the handle of a new sequence that stands where ``handle`` stands before the tokens of the next ``advance``."""
         with self._lock:
