@@ -1,4 +1,4 @@
-"""Single flight: one piece of work at a time for the same key, whoever asks, and none that nobody waits for.
+"""Single flight: one piece of work at a time for the same key, for all its callers, and none without a caller.
 
 Owns: the tasks. Knows nothing about: what they do.
 """

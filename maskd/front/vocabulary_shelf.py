@@ -114,7 +114,7 @@ class VocabularyShelf:
             try:
                 await nursery.start()
                 await asyncio.gather(*(worker.start() for worker in workers))
-            except BaseException:  # also when nobody waits for it any more
+            except BaseException:  # also when its last caller has left
                 await loaded.stop()
                 raise
             _log.info(

@@ -125,7 +125,7 @@ class Worker(Supervised):
         that fills the rows of a whole batch.
 
         Time counts only as far as this process saw it pass, and as ``hanging`` judges it: when a core is what a call waits for, or
-        when both are frozen and thawed together, nobody hangs.
+        when both are frozen and thawed together, no call hangs.
         """
         assert self.pid is not None
         limit, stopped_for = self._config.hang_seconds, 0.0
@@ -145,7 +145,7 @@ class Worker(Supervised):
             for slot, (call, seconds) in watched.items():
                 if max(seconds, stopped_for) > limit * (_PATIENCE if slot or not call[3] else 1):
                     _log.error("worker hangs, killing it", worker=self.number, session=call[2], grammar=call[3], stopped=stopped_for > 0)
-                    # Stuck together, one may hold the interpreter: nobody knows which. Nobody is to blame for SIGSTOP.
+                    # Stuck together, one may hold the interpreter, and which is not known. No grammar is to blame for SIGSTOP.
                     self._hung = [] if stopped_for else [other[2:] for other, since in watched.values() if since > limit / 2]
                     self.kill()
                     return

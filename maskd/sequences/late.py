@@ -71,7 +71,7 @@ class SlowItems:
         return timed
 
     def end_step(self) -> None:
-        """Notes whether somebody was slow, to find out who in the steps to come."""
+        """Notes whether the step was slow, to find the sequence in the steps to come."""
         if self._lane is not None and not self._steps_to_time and time.perf_counter() > self._deadline:
             self._steps_to_time = _STEPS_TIMED
 
@@ -248,7 +248,7 @@ def _agree(sequence: Sequence, history: tuple[int, ...], next_call: NextCall) ->
     """Lets ``sequence``, which is new, accept what its twin on another backend accepted.
 
     Raises:
-        ItemFailed: BACKENDS_DISAGREE: which of the two is wrong, nobody knows.
+        ItemFailed: BACKENDS_DISAGREE: which of the two is wrong is not known.
     """
     accepted = sequence.accept(history, next_call)
     if accepted < len(history):

@@ -94,7 +94,7 @@ class LateWork(Protocol):
         """Waits for at most ``seconds``; returns whether the job is done, or has failed."""
 
     def cancel(self) -> None:
-        """Says that nobody will ask for the outcome."""
+        """Says that its outcome is not wanted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class Model:
         self.reference, self.grammars = reference, grammars
         self.known: dict[int, Known] = {}
         self.lost: set[int] = set()
-        """Sequences that were answered wrongly: nobody knows where they stand."""
+        """Sequences that were answered wrongly: where they stand is not known."""
         self.counts: Counter[str] = Counter()
         self.longest = 0
         self.step = 0
@@ -247,7 +247,7 @@ class Model:
         def refused(status: Status, index: int = -1, value: int = 0) -> Outcome:
             if known is None:
                 return Outcome(status, index=index, value=value)
-            if known.late is not None or sequence_id in seen:  # how far the lane is, nobody knows
+            if known.late is not None or sequence_id in seen:  # how far the lane is, is not known
                 return Outcome(status, own[0], position=None, index=index, value=value)
             return Outcome(status, own[0], (), 0, len(own[0].history), own[0].terminated, index=index, value=value)
 

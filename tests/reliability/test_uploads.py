@@ -1,4 +1,4 @@
-"""Vocabularies that their backends do not survive, and processes that die around an upload: a typed answer, and nobody else notices."""
+"""Vocabularies that their backends do not survive, and processes that die around an upload: a typed answer, and no other session notices."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_vocabulary_when_its_nursery_is_killed_from_outside_then_memory_is_named
 
 
 def test_upload_when_its_caller_leaves_then_its_processes_are_gone_and_its_place_is_free(short: Daemon, vocabulary: Vocabulary) -> None:
-    """``vocabularies_limit`` is 2: what nobody waits for must not take the second place."""
+    """``vocabularies_limit`` is 2: an upload whose caller has left must not take the second place."""
     with neighbour_of(short, vocabulary) as neighbour, grpc.insecure_channel(short.target) as channel:
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
         for salt in range(3):

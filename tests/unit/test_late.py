@@ -87,7 +87,7 @@ class Grammar:
 
 
 class Lane:
-    """Jobs wait until ``work`` is called; with ``at_once``, until somebody asks for their outcome."""
+    """Jobs wait until ``work`` is called; with ``at_once``, done as soon as they are started."""
 
     def __init__(self, *, at_once: bool = False) -> None:
         self.at_once, self.jobs = at_once, list[LateWork]()
