@@ -18,6 +18,9 @@ from engine_adapter.closing_shapes import Shapes
 __all__ = ["TagPosition", "tags_of"]
 
 
+_MOST_TAGS, _MOST_EDGE = 256, 256
+
+
 @dataclass(frozen=True, slots=True)
 class Tag:
     """A tag around a JSON value.
@@ -39,11 +42,18 @@ class Tag:
 
 
 def tags_of(source: Any, item_separator: str, key_separator: str) -> list[Tag]:
-    """Returns the tags of a parsed structural tag, in any of its spellings, whose edges are text and whose content is JSON."""
-    return [
+    """Returns the tags of a parsed structural tag, in any of its spellings, whose edges are text and whose content is JSON.
+
+    Raises:
+        ValueError: there are too many, or their edges are too long; each is looked for at each byte.
+    """
+    tags = [
         Tag(begin.encode(), tuple(sorted((end.encode() for end in ends), key=len)), Shapes(schema, item_separator, key_separator))
         for begin, schema, ends in _found(source)
     ]
+    if len(tags) > _MOST_TAGS or any(len(edge) > _MOST_EDGE for tag in tags for edge in (tag.begin, *tag.ends)):
+        raise ValueError(f"there are more than {_MOST_TAGS} tags, or one has an edge of more than {_MOST_EDGE} bytes")
+    return tags
 
 
 def _found(node: Any) -> Iterator[tuple[str, Any, list[str]]]:

@@ -253,6 +253,12 @@ def test_ending_of_a_tag_is_the_shortest(source: Any, begun: str, ending: str) -
     assert position.fork().completion().decode() == ending
 
 
+@pytest.mark.parametrize("tags", [[{**_CALLS[0], "begin": "<" * 300}], [{**_CALLS[0], "begin": f"<{n}>"} for n in range(300)]])
+def test_tags_when_too_many_or_too_long_then_refused(tags: Any) -> None:
+    with pytest.raises(ValueError, match="more than 256"):
+        tags_of({"type": "triggered_tags", "triggers": ["<"], "tags": tags}, ",", ":")
+
+
 # -- steering ----------------------------------------------------------------------------------------------------------
 
 
