@@ -50,6 +50,8 @@ llguidance would allow only the canonical tokens of forced text, and no grammar 
 # Resident memory of 1,010 compiled schemas of 0.1 to 36 kB, divided: 117 to 186 kB each (Tekken, llguidance 1.9.1).
 _MEMORY_BYTES, _MEMORY_FACTOR = 128 << 10, 4
 
+_PIECE_TOKENS = 16
+"""Tokens of one native call in a replay: the library holds the interpreter meanwhile."""
 _QUICK_SECONDS = 0.5
 """A grammar that compiles faster is compiled again where a matcher needs a lexer of its own. The data path waits for it."""
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
@@ -132,7 +134,7 @@ class LlguidanceMatcher:
             start, count = self._checkpoint if self._checkpoint[1] <= len(self._history) else (self._root, 0)
             native = start.deep_copy()
             left = self._history[count:]
-            if not left or native.consume_tokens(left):
+            if all(native.consume_tokens(left[at : at + _PIECE_TOKENS]) for at in range(0, len(left), _PIECE_TOKENS)):
                 self._native = native
                 return
             self._move(self._grammar.sound_root(self._root))

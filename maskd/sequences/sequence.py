@@ -24,8 +24,9 @@ from maskd.step import Status
 __all__ = ["NOTHING", "Broken", "Copying", "HeldGrammar", "ItemFailed", "Late", "LateWork", "NextCall", "Sequence"]
 
 NOTHING: tuple[int, ...] = ()
-_PIECE_TOKENS = 256
-"""Tokens of one native call: a history of thousands is no call of its own for the front, which looks for hangs."""
+_PIECE_TOKENS = 16
+"""Tokens of one native call. llguidance holds the interpreter for as long as it takes tokens, so a history of thousands must not be one
+call: not for the data path, which waits for the interpreter, and not for the front, which looks for hangs."""
 
 NextCall = Callable[[], None]
 """Called before a native call of an item that makes several, so that the front, which looks for hangs, times each for itself."""

@@ -1,4 +1,4 @@
-"""Vocabularies that their backends do not survive, and processes that die around an upload: a typed answer, and no other session notices."""
+"""Vocabularies that their backends do not survive, and processes that die around an upload: a typed answer, unnoticed by others."""
 
 from __future__ import annotations
 
