@@ -64,6 +64,10 @@ class InProcessMasker:
         self._staging = RowStaging(device, row_capacity, self._rows.shape[1])  # the same way onto the logits as the daemon's rows have
         self._asked: Sequence[int | None] = ()
 
+    def knows(self, spec: GrammarSpec) -> bool:
+        """See ``Masker.knows``."""
+        return spec in self._grammars
+
     def open(self, spec: GrammarSpec | None) -> int:
         if spec is not None and spec not in self._grammars:
             self._grammars[spec] = self._backend.compile(spec)

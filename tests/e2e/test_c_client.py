@@ -1,4 +1,6 @@
-"""An engine in C, made from maskd_shm.h alone, sees what the Python client sees."""
+"""An engine in C, made import maskd
+import maskd
+from maskd_shm.h alone, sees what the Python client sees."""
 
 from __future__ import annotations
 
@@ -16,13 +18,12 @@ import pytest
 
 from maskd.client import Client
 from maskd.grammar import GrammarSpec
-from maskd.shm import layout as lay
 from maskd.step import Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
 
-NATIVE = Path(lay.__file__).with_name("native")
+NATIVE = Path(maskd.__file__).with_name("native")
 SOURCE = Path(__file__).with_name("client.c")
 SPEC = GrammarSpec("regex", "(Paris|London)( is (true|null))*")
 PROGRAM = [256, 262, 257, 260, 263, 263]

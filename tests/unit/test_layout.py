@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import maskd
 from maskd.errors import CapacityError, ProtocolError
 from maskd.shm import layout as lay
 from maskd.shm.layout import Layout
 from maskd.step import Action, Status
 
-NATIVE = Path(lay.__file__).with_name("native")
+NATIVE = Path(maskd.__file__).with_name("native")
 GOLDEN = Path(__file__).parents[1] / "golden"
 LAYOUT = Layout(vocab_size=131072, item_capacity=24, row_capacity=40, token_capacity=16384)
 FINGERPRINT = bytes(range(32))
