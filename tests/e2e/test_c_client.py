@@ -1,6 +1,4 @@
-"""An engine in C, made import maskd
-import maskd
-from maskd_shm.h alone, sees what the Python client sees."""
+"""An engine in C, made from maskd_shm.h alone, sees what the Python client sees."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+import maskd
 from maskd.client import Client
 from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item
