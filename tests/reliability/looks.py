@@ -63,6 +63,11 @@ def memory_kb(pid: int) -> int:
     return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
 
 
+def segments(pid: int) -> int:
+    """Mappings of segments; the interpreter's own memory comes and goes."""
+    return Path(f"/proc/{pid}/maps").read_text().count("/memfd:maskd-")
+
+
 def maps(pid: int) -> int:
     return len(Path(f"/proc/{pid}/maps").read_text().splitlines())
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from looks import Oracle, can, descriptors, maps, memory_kb, open_session, until
+from looks import Oracle, can, descriptors, maps, memory_kb, open_session, segments, until
 
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
@@ -143,7 +143,7 @@ def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stay
     with Client.connect(daemon.target) as client, open_session(client, wide) as session:
         stand(session)
         (worker,) = daemon.worker_pids()
-        before = (len(descriptors(worker)), maps(worker))
+        before = (len(descriptors(worker)), segments(worker))
         request = pb.CreateSessionRequest(vocabulary_fingerprint=wide.fingerprint, vocab_size=wide.vocab_size, row_capacity=4096)
         given_up = 0
         for number in range(10):
@@ -155,7 +155,7 @@ def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stay
             assert session.step([Item(1, row=0)], timeout_seconds=60).ok
         assert given_up
         until(lambda: client.info().session_count == 1, "they are all gone")
-        until(lambda: len(descriptors(worker)) <= before[0] and maps(worker) <= before[1] + 2, "nothing of them is left")
+        until(lambda: len(descriptors(worker)) <= before[0] and segments(worker) == before[1], "nothing of them is left")
         open_session(client, wide, rows=4096).close()
 
 
