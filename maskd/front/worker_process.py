@@ -144,7 +144,15 @@ class Worker(Supervised):
             stopped_for = stopped_for + passed if is_stopped(now) else 0.0
             for slot, (call, seconds) in watched.items():
                 if max(seconds, stopped_for) > limit * (_PATIENCE if slot or not call[3] else 1):
-                    _log.error("worker hangs, killing it", worker=self.number, session=call[2], grammar=call[3], stopped=stopped_for > 0)
+                    _log.error(
+                        "worker hangs, killing it",
+                        worker=self.number,
+                        lane=slot,
+                        session=call[2],
+                        grammar=call[3],
+                        seconds=round(seconds, 1),
+                        stopped=stopped_for > 0,
+                    )
                     # Stuck together, one may hold the interpreter, and which is not known. No grammar is to blame for SIGSTOP.
                     self._hung = [] if stopped_for else [other[2:] for other, since in watched.values() if since > limit / 2]
                     self.kill()

@@ -228,9 +228,9 @@ class Sequence:
 
     def accept(self, token_ids: Seq[int], next_call: NextCall = _no_next_call) -> int:
         """Accepts the longest allowed prefix and returns its length."""
-        accepted = 0
-        for at in range(0, len(token_ids), _PIECE_TOKENS):
-            piece = token_ids[at : at + _PIECE_TOKENS]
+        accepted, size = 0, 1 if self._detached else _PIECE_TOKENS  # a token of a slow grammar may take a second
+        for at in range(0, len(token_ids), size):
+            piece = token_ids[at : at + size]
             if at:
                 next_call()
             try:

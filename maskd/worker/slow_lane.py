@@ -38,7 +38,7 @@ class LateWork:
         return self._done.wait(seconds) if seconds > 0 else self._done.is_set()
 
     def cancel(self) -> None:
-        """Says that its outcome is not wanted: the job is left out, unless it has begun."""
+        """Says that its outcome is not wanted: the job is left out, or ends before its next native call."""
         self.is_cancelled = True
 
     def run(self, next_call: Callable[[], None]) -> None:
@@ -50,6 +50,10 @@ class LateWork:
         except BaseException as error:  # it belongs to the step that asks for the outcome
             self.error = error
         self._done.set()
+
+
+class _CancelledError(Exception):
+    """Ends a job whose outcome is not wanted any more."""
 
 
 def _nothing(next_call: Callable[[], None]) -> None:
@@ -88,6 +92,8 @@ class SlowLane:
 
         def next_call() -> None:
             words[0] += 2
+            if late.is_cancelled:
+                raise _CancelledError
 
         while True:
             late = self._jobs.get()

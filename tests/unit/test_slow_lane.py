@@ -79,3 +79,20 @@ def test_cancel_when_a_job_has_not_begun_then_it_is_left_out_and_done(marker: Ma
     second.end.set()
     assert all(work.wait(60) for work in works)
     assert not third.started.is_set()
+
+
+def test_cancel_when_a_job_is_under_way_then_it_ends_before_its_next_call(marker: Marker) -> None:
+    """The lane does not work for hours for a sequence that was closed."""
+    lane, begun, goes_on = SlowLane(marker), threading.Event(), threading.Event()
+
+    def job(next_call: Callable[[], None]) -> None:
+        begun.set()
+        while True:
+            assert goes_on.wait(60)
+            next_call()
+
+    work = lane.start(job, 1)
+    assert begun.wait(60)
+    work.cancel()
+    goes_on.set()
+    assert work.wait(60) and work.error is not None
