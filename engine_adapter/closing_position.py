@@ -21,7 +21,7 @@ _SPACE = b" \t\n\r"
 _BEGUN_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[0-9a-fA-F]{0,3})$")
 _HIGH_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}$")
 _MOST_SHAPES = 128
-"""That one value may have; what is done for a token is done for each."""
+"""Shapes of one value at most; the work for a token is done for each of them."""
 _Mode = Literal["value", "string", "bare", "after", "first item", "first key", "next key", "key", "colon"]
 
 
