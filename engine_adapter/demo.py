@@ -21,14 +21,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from engine_adapter.bounded import bounded_spec
-from engine_adapter.bundled.writing import INTRODUCTION
-from engine_adapter.loop import DecodeLoop
+from engine_adapter.bundled.training.writing import INTRODUCTION
+from engine_adapter.decoding.loop import DecodeLoop
+from engine_adapter.decoding.request import Generation, Request
 from engine_adapter.masker import Masker
-from engine_adapter.model import LoadedModel, SlotModel, load_model
-from engine_adapter.request import Generation, Request
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.model.loading import LoadedModel, load_model
+from engine_adapter.model.slots import SlotModel
+from engine_adapter.sampling.params import SamplingParams
 from engine_adapter.sidecar import Sidecar
+from engine_adapter.structured_output.bounded import bounded_spec
 from maskd.client import Client
 from maskd.grammar import GrammarSpec
 from maskd.tokenizer_files import load_vocabulary

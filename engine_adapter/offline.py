@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_adapter.engine import Engine
-from engine_adapter.generation import Choice, TextGeneration
+from engine_adapter.engine.generation import Choice, TextGeneration
 
 __all__ = ["TARGET_VARIABLE", "Offline", "finished", "reasoning_end_of"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine_adapter.model import BUNDLED
+from engine_adapter.model.loading import BUNDLED
 
 ALWAYS = "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n<think>\n' }}{%- endif -%}"
 """The end of a template whose model always reasons."""

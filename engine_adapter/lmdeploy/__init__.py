@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_adapter.generation import TextGeneration
+from engine_adapter.engine.generation import TextGeneration
 from engine_adapter.lmdeploy.messages import GenerationConfig, PytorchEngineConfig, Response, TurbomindEngineConfig
 from engine_adapter.offline import Offline, finished, reasoning_end_of
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_adapter.generation import Reasoning, TextRequest
-from engine_adapter.response_format import grammar_of
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.engine.generation import Reasoning, TextRequest
+from engine_adapter.sampling.params import SamplingParams
+from engine_adapter.structured_output.response_format import grammar_of
 
 __all__ = ["GenerationConfig", "PytorchEngineConfig", "Response", "TurbomindEngineConfig"]
 

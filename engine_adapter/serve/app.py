@@ -17,14 +17,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine_adapter.engine import Engine
-from engine_adapter.serve import lorax, models, ollama
-from engine_adapter.serve.body import Defaults
-from engine_adapter.serve.chat import chat_completions
-from engine_adapter.serve.completions import completions
 from engine_adapter.serve.core import ClientGoneError, Core
+from engine_adapter.serve.dialects import lorax, models, ollama
+from engine_adapter.serve.dialects.chat import chat_completions
+from engine_adapter.serve.dialects.completions import completions
+from engine_adapter.serve.dialects.responses import responses
 from engine_adapter.serve.errors import RequestError, error_response
+from engine_adapter.serve.fields.body import Defaults
 from engine_adapter.serve.metrics import Metrics
-from engine_adapter.serve.responses import responses
 
 __all__ = ["create_app"]
 

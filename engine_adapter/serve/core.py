@@ -22,9 +22,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from engine_adapter.engine import Engine
-from engine_adapter.generation import Delta, TextGeneration, TextRequest
-from engine_adapter.serve.body import Defaults, read_body
+from engine_adapter.engine.generation import Delta, TextGeneration, TextRequest
 from engine_adapter.serve.errors import Failure, RequestError, describe, error_body, with_names, with_places
+from engine_adapter.serve.fields.body import Defaults, read_body
 from engine_adapter.serve.metrics import Metrics
 
 __all__ = ["MOST_CHOICES", "Ask", "ClientGoneError", "Core", "Event", "as_json", "sse", "sse_failure"]

@@ -15,8 +15,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from engine_adapter.request import EngineFault
-from engine_adapter.response_format import ResponseFormatError
+from engine_adapter.decoding.request import EngineFault
+from engine_adapter.structured_output.response_format import ResponseFormatError
 from maskd.errors import (
     CapacityError,
     DeadlineError,

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine_adapter.engine import EngineStats
-from engine_adapter.generation import TextGeneration
+from engine_adapter.engine.generation import TextGeneration
 
 __all__ = ["Metrics"]
 

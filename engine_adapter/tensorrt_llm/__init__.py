@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_adapter.generation import Choice, Reasoning, TextGeneration
+from engine_adapter.engine.generation import Choice, Reasoning, TextGeneration
 from engine_adapter.offline import Offline, finished, reasoning_end_of
 from engine_adapter.tensorrt_llm.sampling_params import GuidedDecodingParams, SamplingParams
-from engine_adapter.tokenizer import TextTokenizer
+from engine_adapter.text.tokenizer import TextTokenizer
 
 __all__ = ["LLM", "GuidedDecodingParams", "RequestOutput", "SamplingParams"]
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from engine_adapter import sampling_params
-from engine_adapter.generation import TextRequest
-from engine_adapter.response_format import grammar_of_constraints
+from engine_adapter.engine.generation import TextRequest
+from engine_adapter.sampling import params as sampling_params
+from engine_adapter.structured_output.response_format import grammar_of_constraints
 from maskd.grammar import GrammarSpec
 
 __all__ = ["GuidedDecodingParams", "SamplingParams"]
@@ -55,7 +55,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: most tokens of an output.
-        temperature, top_p, top_k, min_p: as in ``engine_adapter.sampling_params``; if none of them is given, the likeliest token each time.
+        temperature, top_p, top_k, min_p: as in ``engine_adapter.sampling.params``; if none of them is given, the likeliest token each time.
         seed, presence_penalty, frequency_penalty, repetition_penalty: as there.
         n: outputs for each input.
         best_of: generate so many, and return the ``n`` likeliest; None = ``n``.

@@ -24,14 +24,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from engine_adapter.loop import DecodeLoop
+from engine_adapter.decoding.loop import DecodeLoop
+from engine_adapter.decoding.request import Request
+from engine_adapter.decoding.turn import TurnTiming
+from engine_adapter.kernels.staging import RowStaging
 from engine_adapter.masker import Masker, Masks
-from engine_adapter.model import LoadedModel, SlotModel, load_model
-from engine_adapter.request import Request
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.model.loading import LoadedModel, load_model
+from engine_adapter.model.slots import SlotModel
+from engine_adapter.sampling.params import SamplingParams
 from engine_adapter.sidecar import Sidecar
-from engine_adapter.staging import RowStaging
-from engine_adapter.turn import TurnTiming
 from maskd.backends import load
 from maskd.backends.base import Matcher
 from maskd.bitmask import row_words

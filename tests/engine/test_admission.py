@@ -6,8 +6,8 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from engine_adapter.admission import Admission
-from engine_adapter.request import Generation
+from engine_adapter.decoding.admission import Admission
+from engine_adapter.decoding.request import Generation
 from maskd.grammar import GrammarSpec
 
 KNOWN, ENDLESS = GrammarSpec("regex", "known"), GrammarSpec("regex", "endless")

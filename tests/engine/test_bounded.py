@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_adapter.bounded import bounded_schema, bounded_spec
+from engine_adapter.structured_output.bounded import bounded_schema, bounded_spec
 from maskd.grammar import GrammarSpec
 
 Json = Any

@@ -16,16 +16,17 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-from engine_adapter.bundled import calls, drills, extraction, make_tokenizer, thinking, train, words, writing
-from engine_adapter.bundled.dialogue import END_OF_REASONING, Message, segments, system, user
-from engine_adapter.bundled.evaluate import judge
-from engine_adapter.bundled.forward import hidden_states, position_tables, start_with_copying
-from engine_adapter.bundled.make_data import TASKS, examples, make
-from engine_adapter.loop import DecodeLoop
+from engine_adapter.bundled.training import calls, drills, extraction, make_tokenizer, thinking, train, words, writing
+from engine_adapter.bundled.training.dialogue import END_OF_REASONING, Message, segments, system, user
+from engine_adapter.bundled.training.evaluate import judge
+from engine_adapter.bundled.training.forward import hidden_states, position_tables, start_with_copying
+from engine_adapter.bundled.training.make_data import TASKS, examples, make
+from engine_adapter.decoding.loop import DecodeLoop
+from engine_adapter.decoding.request import Request
 from engine_adapter.masker import Masker
-from engine_adapter.model import BUNDLED, LoadedModel, SlotModel, load_model
-from engine_adapter.request import Request
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.model.loading import BUNDLED, LoadedModel, load_model
+from engine_adapter.model.slots import SlotModel
+from engine_adapter.sampling.params import SamplingParams
 from engine_adapter.sidecar import Sidecar
 from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.tokenizer_files import load_vocabulary

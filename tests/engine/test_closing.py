@@ -15,17 +15,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter import closing_regex
-from engine_adapter.closing import ClosingVocabulary, steering_for
-from engine_adapter.closing_position import JsonPosition
-from engine_adapter.closing_regex import Automaton, RegexPosition
-from engine_adapter.closing_shapes import UNKNOWN, Shapes
-from engine_adapter.closing_tags import TagPosition, tags_of
 from engine_adapter.engine import Engine
-from engine_adapter.generation import TextRequest
-from engine_adapter.model import load_model
-from engine_adapter.response_format import grammar_of
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.engine.generation import TextRequest
+from engine_adapter.model.loading import load_model
+from engine_adapter.sampling.params import SamplingParams
+from engine_adapter.steering import regex_position as closing_regex
+from engine_adapter.steering.closing import ClosingVocabulary, steering_for
+from engine_adapter.steering.json_position import JsonPosition
+from engine_adapter.steering.regex_position import Automaton, RegexPosition
+from engine_adapter.steering.shapes import UNKNOWN, Shapes
+from engine_adapter.steering.tag_position import TagPosition, tags_of
+from engine_adapter.structured_output.response_format import grammar_of
 from maskd.bitmask import row_of
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon, byte_vocabulary

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from engine_adapter.bundled.writing import INTRODUCTION
+from engine_adapter.bundled.training.writing import INTRODUCTION
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from engine_adapter.decoding.request import EngineFault
 from engine_adapter.engine import Engine, QueueFullError
-from engine_adapter.generation import Delta, TextRequest
-from engine_adapter.request import EngineFault
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.engine.generation import Delta, TextRequest
+from engine_adapter.sampling.params import SamplingParams
 from maskd.errors import GrammarError, GrammarUnsupportedError
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon

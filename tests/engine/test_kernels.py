@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine_adapter.kernels import apply_bitmask_, rows_to_tensor
+from engine_adapter.kernels.apply import apply_bitmask_, rows_to_tensor
 from maskd.bitmask import row_of, row_stride_words
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -112,7 +112,7 @@ def test_rows_to_tensor_when_array_is_read_only_then_shares_memory_in_silence() 
 
 def check_triton(device: str) -> None:
     """Compares the kernel with the reference on every shape that matters; also run by the interpreter test below."""
-    from engine_adapter.triton_bitmask import apply_bitmask_triton_
+    from engine_adapter.kernels.triton_bitmask import apply_bitmask_triton_
 
     for dtype in DTYPES:
         for vocab_size in (1, 33, 4096, 4097, 9000):

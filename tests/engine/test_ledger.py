@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine_adapter.late import await_late
-from engine_adapter.ledger import Ledger
+from engine_adapter.masker.late_rows import await_late
+from engine_adapter.masker.ledger import Ledger
 from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item, LateIndex, Result, Status
 from tests.unit.test_late import Bench

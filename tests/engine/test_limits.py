@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.bans import BannedWords, TokenPrefixes
 from engine_adapter.engine import Engine
-from engine_adapter.generation import TextRequest
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.engine.generation import TextRequest
+from engine_adapter.sampling.banned_words import BannedWords, TokenPrefixes
+from engine_adapter.sampling.params import SamplingParams
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon, byte_vocabulary
 from tests.thinking_model import PLAIN, make_directory

@@ -15,16 +15,17 @@ import jsonschema
 import pytest
 import torch
 
-from engine_adapter.bounded import bounded_spec
-from engine_adapter.closing import ClosingVocabulary, steering_for
-from engine_adapter.closing_position import JsonPosition
-from engine_adapter.loop import DecodeLoop
+from engine_adapter.decoding.loop import DecodeLoop
+from engine_adapter.decoding.outage import Outage
+from engine_adapter.decoding.request import EngineFault, Generation, Request
 from engine_adapter.masker import Masker
-from engine_adapter.model import LoadedModel, SlotModel, load_model
-from engine_adapter.outage import Outage
-from engine_adapter.request import EngineFault, Generation, Request
-from engine_adapter.sampler import Sampler
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.model.loading import LoadedModel, load_model
+from engine_adapter.model.slots import SlotModel
+from engine_adapter.sampling.params import SamplingParams
+from engine_adapter.sampling.sampler import Sampler
+from engine_adapter.steering.closing import ClosingVocabulary, steering_for
+from engine_adapter.steering.json_position import JsonPosition
+from engine_adapter.structured_output.bounded import bounded_spec
 from maskd.client import Client
 from maskd.errors import GrammarError, UnavailableError
 from maskd.grammar import GrammarOptions, GrammarSpec

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine_adapter.model import BUNDLED, LoadedModel, SlotModel, load_model, slots_that_fit
+from engine_adapter.model.loading import BUNDLED, LoadedModel, load_model
+from engine_adapter.model.slots import SlotModel, slots_that_fit
 
 torch.set_num_threads(1)
 PROMPTS = [[3, 40, 500, 77], [9, 8, 7, 1000, 2000, 3, 4], [1500]]

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from engine_adapter.engine import Engine
-from engine_adapter.generation import Reasoning, TextRequest
+from engine_adapter.engine.generation import Reasoning, TextRequest
 from engine_adapter.lmdeploy import GenerationConfig, PytorchEngineConfig, pipeline
-from engine_adapter.model import BUNDLED
-from engine_adapter.reasoning import ReasoningEnd, ReasoningPrompts
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.model.loading import BUNDLED
+from engine_adapter.sampling.params import SamplingParams
+from engine_adapter.steering.reasoning import ReasoningEnd
 from engine_adapter.tensorrt_llm import LLM, GuidedDecodingParams
 from engine_adapter.tensorrt_llm import SamplingParams as TensorRtParams
-from engine_adapter.tokenizer import TextTokenizer
+from engine_adapter.text.reasoning_prompts import ReasoningPrompts
+from engine_adapter.text.tokenizer import TextTokenizer
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon
 from tests.thinking_model import ALWAYS, IF_ASKED, PLAIN, UNLESS_TOLD, make_directory

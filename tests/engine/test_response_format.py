@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from engine_adapter.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
+from engine_adapter.structured_output.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
 from maskd.grammar import GrammarSpec
 
 SCHEMA = {"type": "object", "properties": {"größe": {"type": "integer"}}, "required": ["größe"]}

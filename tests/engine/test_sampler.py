@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine_adapter.sampler import Sampler, _uniform
-from engine_adapter.sampling_params import SamplingParams
+from engine_adapter.sampling.params import SamplingParams
+from engine_adapter.sampling.sampler import Sampler, _uniform
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
 

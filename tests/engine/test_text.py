@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_adapter.text import TextStream
+from engine_adapter.text.stream import TextStream
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from engine_adapter.tokenizer import TextTokenizer
+from engine_adapter.text.tokenizer import TextTokenizer
 
 USER = [{"role": "user", "content": "hi"}]
 

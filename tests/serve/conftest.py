@@ -18,7 +18,7 @@ import httpx2
 import openai
 import pytest
 
-from engine_adapter.model import BUNDLED
+from engine_adapter.model.loading import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = ROOT.parent / "shared" / "seeds"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_adapter.serve.calls import CallDelta, CallEnd, CallStart, Content, Part, TaggedReader
+from engine_adapter.serve.tools.calls import CallDelta, CallEnd, CallStart, Content, Part, TaggedReader
 
 TOOLS = {"f": False, "note": True}
 ONE = '<function=f>{"a": "</function> \\" <function=f>{", "b": [{"c": 1}]}</function>'

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 
-from engine_adapter.generation import Delta, TextGeneration, TextRequest
-from engine_adapter.request import EngineFault
+from engine_adapter.decoding.request import EngineFault
+from engine_adapter.engine.generation import Delta, TextGeneration, TextRequest
 from engine_adapter.serve.app import create_app
 from engine_adapter.serve.command import ServeSettings, add_flags, load_settings
 from maskd.errors import ConfigError

@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from engine_adapter.generation import Delta, TextGeneration, TextRequest
-from engine_adapter.model import BUNDLED
+from engine_adapter.engine.generation import Delta, TextGeneration, TextRequest
+from engine_adapter.model.loading import BUNDLED
 from engine_adapter.serve.app import create_app
 from engine_adapter.serve.command import ServeSettings
 from maskd.backends import load

@@ -1,0 +1,1 @@
+"""The bundled decode loop: continuous batching over static slots."""

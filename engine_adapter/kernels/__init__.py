@@ -1,0 +1,1 @@
+"""Rows onto the device, and into the logits."""

@@ -1,0 +1,5 @@
+"""Rows for any decode loop: tokens after sampling, rows before the next. What an engine embeds is ``Masker``."""
+
+from engine_adapter.masker.masker import Masker, Masks
+
+__all__ = ["Masker", "Masks"]

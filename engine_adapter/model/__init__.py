@@ -1,0 +1,1 @@
+"""The network: its weights, its slots, its captured steps."""

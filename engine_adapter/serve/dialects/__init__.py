@@ -1,0 +1,1 @@
+"""One module a dialect: reads a body, writes answers. Dialects do not know each other."""

@@ -1,0 +1,181 @@
+"""The fields that completions share, made into what the engine understands.
+
+Owns: sampling parameters, the many names of a constraint, stop strings, limits. Knows nothing about: prompts, tools, answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from engine_adapter.sampling.params import SamplingParams
+from engine_adapter.serve.errors import RequestError, with_names
+from engine_adapter.serve.fields.body import CommonFields, Defaults, OwnFields
+from engine_adapter.structured_output.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
+from maskd.grammar import GrammarSpec
+
+__all__ = ["backend_of", "constraint_of", "limits_of", "read_format", "sampling", "sampling_of", "shape_of", "stop_strings"]
+
+_NAMES = {
+    "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",
+    "json_schema": "json", "regex": "regex", "ebnf": "grammar", "grammar": "grammar", "structural_tag": "structural_tag",
+}  # fmt: skip
+_JSON_KINDS = ("json_schema", "json_object", "structural_tag")
+_DRAWING = {"top_p", "top_k", "min_p", "typical_p"}
+_MOST_STOPS = 16
+_MOST_DIGITS = 20
+_UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "ignore_eos": (False, "min_tokens keeps an output going"),
+    "include_stop_str_in_output": (False, "stop strings are cut off"),
+    "allowed_token_ids": ([], "a grammar or logit_bias says what is allowed"),
+    "use_beam_search": (False, "n and best_of sample"),
+    "length_penalty": (1, "it belongs to beam search"),
+    "no_repeat_ngram_size": (0, "repetition_penalty and frequency_penalty are there"),
+    "prompt_logprobs": (0, "log probabilities are those of the output"),
+}
+"""Fields that are refused: what value changes nothing, and what there is instead."""
+
+
+def backend_of(fields: CommonFields) -> str:
+    """Returns the grammar backend that a request asks for; "auto" = the server's."""
+    backend = fields.guided_decoding_backend or "auto"
+    if ":" in backend:  # a daemon loads its own modules only, but a client has no business asking
+        raise RequestError(f"guided_decoding_backend is {backend!r}; give auto, xgrammar or llguidance", "guided_decoding_backend")
+    return backend
+
+
+def read_format(response_format: Any, backend: str, field: str = "response_format") -> GrammarSpec | None:
+    """Returns the grammar of ``response_format``.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    try:
+        return grammar_of(response_format, backend=backend)
+    except ResponseFormatError as error:
+        param = error.field if error.field.startswith(field) else f"{field}.{error.field}"
+        message = str(error) if error.field.startswith(field) else f"{field}.{error}"
+        raise RequestError(message, param, code="response_format_invalid") from None
+
+
+def constraint_of(fields: CommonFields) -> GrammarSpec | None:
+    """Returns the grammar that the fields ask for, in whatever spelling.
+
+    Raises:
+        RequestError: it cannot be read, or there are two.
+    """
+    backend = backend_of(fields)
+    given: dict[str, GrammarSpec | None] = {}
+    if fields.response_format is not None:
+        given["response_format"] = read_format(fields.response_format, backend)
+    try:
+        if fields.structured_outputs is not None:
+            given["structured_outputs"] = grammar_of_constraints(fields.structured_outputs, backend=backend)
+        for name, key in _NAMES.items():
+            value = getattr(fields, name)
+            if value is not None:
+                given[name] = grammar_of_constraints({key: value}, backend=backend, field=name)
+    except ResponseFormatError as error:
+        raise RequestError(str(error), error.field, code="response_format_invalid") from None
+    grammars = {name: grammar for name, grammar in given.items() if grammar is not None}
+    if len(grammars) > 1:
+        raise RequestError(f"only one of {' and '.join(grammars)} can be given", list(grammars)[1], code="response_format_invalid")
+    return next(iter(grammars.values()), None)
+
+
+def shape_of(fields: OwnFields, grammar: GrammarSpec | None, defaults: Defaults) -> dict[str, Any]:
+    """Returns, as arguments of ``TextRequest``, ``grammar`` and what the fields want of its outputs.
+
+    A grammar with a bound of its own on white space keeps that (``disable_any_whitespace``; the narrow ones of ``bounded``).
+
+    Raises:
+        InvalidRequestError: ``max_whitespace`` is out of range.
+    """
+    if grammar is not None and grammar.kind in _JSON_KINDS and grammar.options.max_whitespace is None:
+        most = defaults.max_whitespace if fields.max_whitespace is msgspec.UNSET else fields.max_whitespace
+        grammar = dataclasses.replace(grammar, options=dataclasses.replace(grammar.options, max_whitespace=most))
+    close = defaults.close_before_budget if fields.close_before_budget is None else fields.close_before_budget
+    return {"grammar": grammar, "close_before_budget": close, "when_slow": fields.when_slow}
+
+
+def sampling_of(fields: CommonFields, model_sampling: Mapping[str, float], *, is_several: bool = False) -> SamplingParams:
+    """Returns how the fields want tokens drawn. See ``sampling``.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+    return sampling(
+        model_sampling,
+        is_several=is_several,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=max(0, fields.top_k) if fields.top_k is not None else None,  # vLLM and Mistral write -1 for all
+        min_p=fields.min_p,
+        seed=fields.seed if fields.seed is not None else fields.random_seed,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+        repetition_penalty=fields.repetition_penalty,
+        typical_p=fields.typical_p,
+        logit_bias=_logit_bias(fields.logit_bias),
+    )
+
+
+def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
+    for token_id in given or ():
+        if not (token_id.isascii() and token_id.isdigit() and len(token_id) <= _MOST_DIGITS):
+            raise RequestError(f"logit_bias has the key {token_id[:40]!r}; give token ids", "logit_bias", code="invalid_value")
+    return {int(token_id): bias for token_id, bias in given.items()} if given else None
+
+
+def limits_of(fields: CommonFields) -> dict[str, Any]:
+    """Returns, as arguments of ``TextRequest``, how the fields want outputs to end, and what outputs must not have.
+
+    Raises:
+        RequestError: too many or malformed stop strings, or a field that the engine has nothing for.
+    """
+    for name, (neutral, instead) in _UNSUPPORTED.items():
+        if getattr(fields, name) not in (None, neutral):
+            raise RequestError(f"{name} is not supported; {instead}", name, code="unsupported_parameter")
+    return {
+        "stop": stop_strings(fields.stop),
+        "min_tokens": fields.min_tokens or 0,
+        "stop_token_ids": tuple(fields.stop_token_ids or ()),
+        "banned_words": tuple(fields.bad_words or ()),
+        "ignore_special": fields.skip_special_tokens is not False,
+    }
+
+
+def sampling(
+    model_sampling: Mapping[str, float], *, is_several: bool = False, names: Mapping[str, str] | None = None, **given: Any
+) -> SamplingParams:
+    """Returns sampling parameters: those of ``given`` that are not None, over what the model's files say, over OpenAI's defaults.
+
+    A model whose files ask for the likeliest token each time is sampled from all the same if the request asks for several outputs, or
+    says which tokens may be drawn. ``names`` says how the dialect spells fields.
+
+    Raises:
+        RequestError: a value out of range; names the field.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    defaults = dict(model_sampling)
+    if defaults.get("temperature") == 0 and (is_several or values.keys() & _DRAWING):
+        defaults["temperature"] = 1.0
+    try:
+        return SamplingParams(**{**defaults, **values})
+    except ValueError as error:
+        raise with_names(error, {name: name for name in values} | dict(names or {})) from None
+
+
+def stop_strings(given: str | list[str] | None) -> tuple[str, ...]:
+    """Returns the stop strings of a body.
+
+    Raises:
+        RequestError: too many, or an empty one.
+    """
+    stop = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(stop) > _MOST_STOPS:
+        raise RequestError(f"stop has {len(stop)} strings; give at most {_MOST_STOPS}", "stop")
+    return tuple(text for text in stop if text)

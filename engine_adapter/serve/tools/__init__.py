@@ -1,0 +1,1 @@
+"""Functions to grammars, and outputs to calls."""

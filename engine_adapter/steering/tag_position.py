@@ -1,0 +1,146 @@
+"""Where in the text of a structural tag an output stands, and the shortest text that ends a tag which is open.
+
+A reader of the bytes beside the output: outside of tags it looks for the beginnings that the structural tag names; inside of one whose
+content is a JSON schema, ``closing_position.JsonPosition`` reads on until the value ends, and the end of the tag is due.
+Owns: beginnings and ends of tags. Trusts its input, as ``closing_position.py`` does. Contents of other kinds (regexes, grammars) are
+not followed: there the ending is taken to be empty, and the mask decides. Knows nothing about: tokens, masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine_adapter.steering.json_position import JsonPosition
+from engine_adapter.steering.shapes import Shapes
+
+__all__ = ["TagPosition", "tags_of"]
+
+
+_MOST_TAGS, _MOST_EDGE = 256, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A tag around a JSON value.
+
+    Attributes:
+        begin: what it begins with.
+        ends: what it may end with, the shortest first.
+        shapes: of the value.
+    """
+
+    begin: bytes
+    ends: tuple[bytes, ...]
+    shapes: Shapes
+
+    @property
+    def shortest(self) -> bytes:
+        """The shortest text from behind the beginning to the end."""
+        return (self.shapes.shortest(self.shapes.root) or b"0") + self.ends[0]
+
+
+def tags_of(source: Any, item_separator: str, key_separator: str) -> list[Tag]:
+    """Returns the tags of a parsed structural tag, in any of its spellings, whose edges are text and whose content is JSON.
+
+    Raises:
+        ValueError: there are too many, or their edges are too long; each is looked for at each byte.
+    """
+    tags = [
+        Tag(begin.encode(), tuple(sorted((end.encode() for end in ends), key=len)), Shapes(schema, item_separator, key_separator))
+        for begin, schema, ends in _found(source)
+    ]
+    if len(tags) > _MOST_TAGS or any(len(edge) > _MOST_EDGE for tag in tags for edge in (tag.begin, *tag.ends)):
+        raise ValueError(f"there are more than {_MOST_TAGS} tags, or one has an edge of more than {_MOST_EDGE} bytes")
+    return tags
+
+
+def _found(node: Any) -> Iterator[tuple[str, Any, list[str]]]:
+    if isinstance(node, list):
+        for part in node:
+            yield from _found(part)
+    if not isinstance(node, Mapping):
+        return
+    begin, content = node.get("begin"), node.get("content", {"type": "json_schema", "json_schema": node.get("schema", {})})
+    if isinstance(begin, str) and "end" in node:
+        ends = node["end"] if isinstance(node["end"], list) else [node["end"]]
+        if begin and isinstance(content, Mapping) and content.get("type") == "json_schema" and all(isinstance(end, str) for end in ends):
+            yield begin, content.get("json_schema", {}), ends
+        return
+    for key, part in node.items():
+        if key not in ("json_schema", "schema"):
+            yield from _found(part)
+
+
+class TagPosition:
+    """Reads one output."""
+
+    def __init__(self, source: Any, tags: list[Tag]) -> None:
+        """Reads ``source``, a parsed structural tag, which says when there must be a tag; ``tags`` are its ``tags_of``."""
+        self._format = source.get("format", source) if isinstance(source, Mapping) else {}
+        self._tags = tags
+        self._longest = max((len(tag.begin) for tag in tags), default=1)
+        self._has_tag = False
+        self._outside = b""  # the last bytes of the text since the last tag
+        self._tag: Tag | None = None
+        self._value: JsonPosition | None = None  # None in a tag: its end is being read
+        self._end = b""  # what has been read of it
+
+    @property
+    def is_in_string(self) -> bool:
+        """Whether a string or a key is being read."""
+        return self._value is not None and self._value.is_in_string
+
+    @property
+    def is_in_bare(self) -> bool:
+        """Whether a number or a literal is being read, or text outside of tags."""
+        return self._tag is None or (self._value is not None and self._value.is_in_bare)
+
+    def fork(self) -> TagPosition:
+        """Returns another reader at the same place."""
+        other = TagPosition(self._format, self._tags)
+        other._has_tag, other._outside, other._tag, other._end = self._has_tag, self._outside, self._tag, self._end
+        other._value = None if self._value is None else self._value.fork()
+        return other
+
+    def feed(self, text: bytes) -> None:
+        """Takes the next bytes of the output."""
+        for byte in text:
+            self._feed(bytes([byte]))
+
+    def completion(self) -> bytes:
+        """Returns the shortest text that ends the tag which is open, begun or due; empty where the output may end."""
+        if self._tag is not None:
+            rest = (end[len(self._end) :] for end in self._tag.ends if end.startswith(self._end))
+            return (b"" if self._value is None else self._value.completion()) + next(rest, b"")
+        begun = [tag.begin[size:] + tag.shortest for tag in self._tags if (size := self._begun(tag)) or self._is_tag_due]
+        return min(begun, key=len, default=b"")
+
+    @property
+    def _is_tag_due(self) -> bool:
+        """Whether the output must not end here: no tag yet, or a separator after one."""
+        if self._format.get("at_least_one") and not self._has_tag:
+            return True
+        return self._format.get("type") == "tags_with_separator" and bool(self._outside)
+
+    def _begun(self, tag: Tag) -> int:
+        """Returns how much of the beginning of ``tag`` stands at the end of the text."""
+        return next((size for size in range(len(tag.begin) - 1, 0, -1) if self._outside.endswith(tag.begin[:size])), 0)
+
+    def _feed(self, byte: bytes) -> None:
+        if self._tag is None:
+            self._outside = (self._outside + byte)[-self._longest :]
+            self._tag = next((tag for tag in self._tags if self._outside.endswith(tag.begin)), None)
+            if self._tag is not None:
+                self._value, self._end, self._has_tag = JsonPosition(self._tag.shapes), b"", True
+            return
+        if self._value is not None and not (self._value.may_end and any(end.startswith(byte) for end in self._tag.ends)):
+            self._value.feed(byte)
+            if not (self._value.may_end and b"" in self._tag.ends):
+                return
+            byte = b""
+        self._value = None
+        self._end += byte
+        if self._end in self._tag.ends:
+            self._tag, self._outside = None, b""
