@@ -20,10 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="engine_adapter", description="The engine side of maskd.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="decode four sequences with different grammars in one batch")
-    demo.add_argument("--model", type=Path, help="a local Hugging Face model directory (default: the bundled model, random weights)")
+    demo.add_argument(
+        "--model", type=Path, help="a local Hugging Face model directory (default: the bundled model, random weights)"
+    )
     demo.add_argument("--target", help="a running daemon, unix:/path or host:port (default: start one)")
     demo.add_argument("--seed", type=int, default=4, help="of the sampling (default: %(default)s)")
-    add_flags(commands.add_parser("serve", help="answer the clients of OpenAI, LoRAX, Ollama, Mistral and others over HTTP"))
+    add_flags(
+        commands.add_parser("serve", help="answer the clients of OpenAI, LoRAX, Ollama, Mistral and others over HTTP")
+    )
     arguments = parser.parse_args(argv)
     if arguments.command == "serve":
         return _serve(arguments)

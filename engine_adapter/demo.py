@@ -54,7 +54,8 @@ _CONNECT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class _Part:
-    """One sequence of the demo: what it is called, what it is asked, and what is wrong with its text (None = nothing)."""
+    """One sequence of the demo: what it is called, what it is asked, and what is wrong with its text (None =
+    nothing)."""
 
     name: str
     prompt: str
@@ -75,9 +76,11 @@ def run_demo(console: Console, *, model_path: Path | None = None, target: str | 
     Raises:
         MaskdError: the daemon cannot be started or reached.
     """
-    torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # masks are made beside the forward pass, on a core of their own
+    # masks are made beside the forward pass, on a core of their own
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     if target is not None:
-        Client.connect(target, timeout_seconds=_CONNECT_SECONDS).close()  # says what is wrong before anything heavy is loaded
+        # says what is wrong before anything heavy is loaded
+        Client.connect(target, timeout_seconds=_CONNECT_SECONDS).close()
     with ExitStack() as stack:
         with _doing(console, "starting maskd, loading the model"):
             sidecar = None if target is not None else stack.enter_context(Sidecar())
@@ -91,7 +94,11 @@ def run_demo(console: Console, *, model_path: Path | None = None, target: str | 
         console.print(_setting(loaded), highlight=False)
         generations = [loop.add(_request(part, loaded, seed)) for part in parts]
         texts = _decode(console, loop, loaded, parts, generations)
-    faults = [fault for part, text, generation in zip(parts, texts, generations, strict=True) if (fault := _fault(part, text, generation))]
+    faults = [
+        fault
+        for part, text, generation in zip(parts, texts, generations, strict=True)
+        if (fault := _fault(part, text, generation))
+    ]
     console.print(_footnotes(loop, generations))
     for fault in faults:
         console.print(f"[red]invalid[/]: {fault}", highlight=False)
@@ -105,10 +112,29 @@ def run_demo(console: Console, *, model_path: Path | None = None, target: str | 
 def _parts(trained: bool) -> list[_Part]:
     schema = GrammarSpec("json_schema", json.dumps(INTRODUCTION))
     return [
-        # Random weights never tire of a string: the bounded schema allows a short subset. The verdict is by the original.
-        _Part("JSON schema", "Make a self introduction please.", schema if trained else bounded_spec(schema), 400, _json_fault),
-        _Part("regex", "What is the capital of France?", GrammarSpec("regex", REGEX, backend="xgrammar"), 16, _match_fault(REGEX)),
-        _Part("EBNF", "Give me the information of the capital of France.", GrammarSpec("ebnf", EBNF), 64, _match_fault(SENTENCE)),
+        # Random weights never tire of a string: the bounded schema allows a short subset. The verdict is by the
+        # original.
+        _Part(
+            "JSON schema",
+            "Make a self introduction please.",
+            schema if trained else bounded_spec(schema),
+            400,
+            _json_fault,
+        ),
+        _Part(
+            "regex",
+            "What is the capital of France?",
+            GrammarSpec("regex", REGEX, backend="xgrammar"),
+            16,
+            _match_fault(REGEX),
+        ),
+        _Part(
+            "EBNF",
+            "Give me the information of the capital of France.",
+            GrammarSpec("ebnf", EBNF),
+            64,
+            _match_fault(SENTENCE),
+        ),
         _Part("none", "What do you think of Paris?", None, FREE_TOKENS, lambda text: None),
     ]
 
@@ -152,7 +178,10 @@ def _doing(console: Console, what: str) -> Iterator[None]:
 def _setting(loaded: LoadedModel) -> str:
     size = sum(parameter.numel() for parameter in loaded.network.parameters()) / 1e6
     weights = "trained" if loaded.trained else "random"
-    return f"{loaded.path.name} model: {size:.1f} M {weights} weights, {loaded.vocab_size:,} tokens, on {loaded.network.device}"
+    return (
+        f"{loaded.path.name} model: {size:.1f} M {weights} weights, {loaded.vocab_size:,} tokens, "
+        f"on {loaded.network.device}"
+    )
 
 
 def _table(parts: Sequence[_Part], generations: Sequence[Generation], texts: Sequence[str], width: int) -> Table:
@@ -175,13 +204,18 @@ def _table(parts: Sequence[_Part], generations: Sequence[Generation], texts: Seq
 
 def _footnotes(loop: DecodeLoop, generations: Sequence[Generation]) -> Table:
     wait, forward = (
-        1e3 * statistics.median(getattr(turn, name) for turn in loop.timings) for name in ("mask_wait_seconds", "forward_seconds")
+        1e3 * statistics.median(getattr(turn, name) for turn in loop.timings)
+        for name in ("mask_wait_seconds", "forward_seconds")
     )
     notes = Table.grid(padding=(0, 2, 0, 0))
     notes.add_row()
     for backend, reason in {g.report.backend: g.report.backend_reason for g in generations if g.report}.items():
         notes.add_row(f"why {backend}", reason, style="dim")
-    notes.add_row(f"{len(loop.timings)} steps", f"p50: forward pass {forward:.2f} ms, then {wait:.3f} ms waiting for masks", style="dim")
+    notes.add_row(
+        f"{len(loop.timings)} steps",
+        f"p50: forward pass {forward:.2f} ms, then {wait:.3f} ms waiting for masks",
+        style="dim",
+    )
     notes.add_row()
     return notes
 

@@ -20,13 +20,20 @@ TARGET_VARIABLE = "MASKD_TARGET"
 """Environment variable: the daemon to use, "unix:/path" or "host:port"; without it each engine starts its own."""
 
 _BUNDLED = "bundled"
-_REASONING_PARSERS: dict[str, str | None] = {"deepseek-r1": "</think>", "qwen-qwq": "</think>", "qwen3": None, "intern-s1": None}
-"""Names of reasoning parsers to the end of the reasoning of models that always begin with it; None = the chat template says."""
+_REASONING_PARSERS: dict[str, str | None] = {
+    "deepseek-r1": "</think>",
+    "qwen-qwq": "</think>",
+    "qwen3": None,
+    "intern-s1": None,
+}
+"""Names of reasoning parsers to the end of the reasoning of models that always begin with it; None = the chat template
+says."""
 _log = logging.getLogger("engine_adapter")
 
 
 class Offline:
-    """Base of the offline interfaces; a context manager. Closing is optional: the engine ends with the object or the program.
+    """Base of the offline interfaces; a context manager. Closing is optional: the engine ends with the object or the
+    program.
 
     Attributes:
         engine: what generates.
@@ -45,7 +52,9 @@ class Offline:
         """
         directory = None if model is None or model == _BUNDLED else Path(model)
         if directory is not None and not directory.is_dir():
-            raise FileNotFoundError(f"{model} is no directory here; give one with config.json and tokenizer.json, or {_BUNDLED!r}")
+            raise FileNotFoundError(
+                f"{model} is no directory here; give one with config.json and tokenizer.json, or {_BUNDLED!r}"
+            )
         self.engine = Engine(directory, target=target or os.environ.get(TARGET_VARIABLE) or None, **engine_options)
         self._finalizer = weakref.finalize(self, self.engine.close)
 

@@ -119,8 +119,16 @@ def _table_of(listen: str, found: ServerInfo) -> str:
     lines = _aligned([list(pair) for pair in about.items()])
     if found.vocabularies:
         heads = ["name", "fingerprint", "vocab_size", "tokens", "stop tokens"]
-        rows = [[v.name, v.fingerprint.hex()[:16], str(v.vocab_size), str(v.token_count), " ".join(map(str, v.stop_token_ids))]
-                for v in found.vocabularies]  # fmt: skip
+        rows = [
+            [
+                v.name,
+                v.fingerprint.hex()[:16],
+                str(v.vocab_size),
+                str(v.token_count),
+                " ".join(map(str, v.stop_token_ids)),
+            ]
+            for v in found.vocabularies
+        ]
         lines += ["", *_aligned([heads, *rows])]
     return "\n".join(lines)
 

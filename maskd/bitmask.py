@@ -16,11 +16,25 @@ from numpy.typing import NDArray
 
 from maskd import _shm
 
-__all__ = ["ROW_ALIGN_WORDS", "allowed_token_ids", "mask_array", "mask_logits", "row_of", "row_of_all_but", "row_stride_words", "row_words"]
+__all__ = [
+    "ROW_ALIGN_WORDS",
+    "allowed_token_ids",
+    "mask_array",
+    "mask_logits",
+    "row_of",
+    "row_of_all_but",
+    "row_stride_words",
+    "row_words",
+]
 
 ROW_ALIGN_WORDS = 32
 """Rows start on 128-byte lines: no two writers share a cache line, adjacent-line prefetch included."""
-_MINUS_INFINITY = {"float16": (2, 0xFC00), "bfloat16": (2, 0xFF80), "float32": (4, 0xFF80_0000), "float64": (8, 0xFFF0_0000_0000_0000)}
+_MINUS_INFINITY = {
+    "float16": (2, 0xFC00),
+    "bfloat16": (2, 0xFF80),
+    "float32": (4, 0xFF80_0000),
+    "float64": (8, 0xFFF0_0000_0000_0000),
+}
 """Bytes and bits of -inf."""
 
 
@@ -57,7 +71,12 @@ def allowed_token_ids(row: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def mask_logits(
-    address: int, dtype: str, shape: tuple[int, int], strides: tuple[int, int], rows: NDArray[np.int32], row_indices: list[int]
+    address: int,
+    dtype: str,
+    shape: tuple[int, int],
+    strides: tuple[int, int],
+    rows: NDArray[np.int32],
+    row_indices: list[int],
 ) -> None:
     """Sets the logits of every token that its row does not allow to -inf, wherever in this process's memory they are.
 
@@ -81,7 +100,9 @@ def mask_logits(
         raise ValueError(f"{len(row_indices)} rows of {rows.shape[1] * 32} bits for {shape[0]} x {shape[1]} logits")
     rows = np.ascontiguousarray(rows)
     rows_address = rows.__array_interface__["data"][0]  # ``ctypes.data`` takes 30 µs when its code is cold
-    _shm.mask_logits(address, *_MINUS_INFINITY[dtype], *strides, shape[1], rows_address, rows.shape[1], rows.shape[0], row_indices)
+    _shm.mask_logits(
+        address, *_MINUS_INFINITY[dtype], *strides, shape[1], rows_address, rows.shape[1], rows.shape[0], row_indices
+    )
 
 
 def mask_array(logits: NDArray[np.floating[Any]], rows: NDArray[np.int32], row_indices: list[int]) -> None:
@@ -91,8 +112,14 @@ def mask_array(logits: NDArray[np.floating[Any]], rows: NDArray[np.int32], row_i
         ValueError: it cannot be written, or see there. IndexError.
     """
     memory, size = logits.__array_interface__, logits.itemsize
-    if memory["data"][1] or not (logits.dtype.isnative and logits.flags.aligned) or any(stride % size for stride in logits.strides):
-        raise ValueError("the logits cannot be masked in place; give a writable, aligned array of the machine's byte order")
+    if (
+        memory["data"][1]
+        or not (logits.dtype.isnative and logits.flags.aligned)
+        or any(stride % size for stride in logits.strides)
+    ):
+        raise ValueError(
+            "the logits cannot be masked in place; give a writable, aligned array of the machine's byte order"
+        )
     batch_size, vocab_size = logits.shape
     strides = (logits.strides[0] // size, logits.strides[1] // size)
     mask_logits(memory["data"][0], logits.dtype.name, (batch_size, vocab_size), strides, rows, row_indices)

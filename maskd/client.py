@@ -7,7 +7,8 @@
             reply = session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)])
             reply.rows[0]                                  # the tokens allowed first
 
-When the daemon or the session's worker dies, the next call says so (UnavailableError), at once. Restoring sequences is up
+When the daemon or the session's worker dies, the next call says so (UnavailableError), at once. Restoring sequences is
+up
 to who holds their tokens; ``engine_adapter.masker`` does it.
 Owns: the channel, and the session's transport. Knows nothing about: torch, histories, restoring.
 """
@@ -32,7 +33,8 @@ from maskd.grammar import WHEN_SLOW, GrammarReport, GrammarSpec, Unenforced
 from maskd.rpc.address import grpc_address, parse_listen
 from maskd.rpc.inline import InlineTransport
 from maskd.rpc.status import from_rpc_error
-from maskd.shm.arena import Arena, Reply
+from maskd.shm.arena import Arena
+from maskd.shm.cells import Reply
 from maskd.step import Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
@@ -102,7 +104,12 @@ class Client:
 
     @classmethod
     def connect(
-        cls, target: str, *, timeout_seconds: float = 10.0, token: str | None = None, tls: grpc.ChannelCredentials | None = None
+        cls,
+        target: str,
+        *,
+        timeout_seconds: float = 10.0,
+        token: str | None = None,
+        tls: grpc.ChannelCredentials | None = None,
     ) -> Client:
         """Connects to "unix:/path/maskd.sock" or "host:port" and waits until the daemon answers.
 
@@ -146,7 +153,10 @@ class Client:
             answer.version,
             (answer.layout_major, answer.layout_minor),
             tuple(answer.backends),
-            tuple(VocabularyInfo(v.fingerprint, v.name, v.vocab_size, v.token_count, tuple(v.stop_token_ids)) for v in answer.vocabularies),
+            tuple(
+                VocabularyInfo(v.fingerprint, v.name, v.vocab_size, v.token_count, tuple(v.stop_token_ids))
+                for v in answer.vocabularies
+            ),
             answer.worker_count,
             answer.session_count,
             answer.draining,
@@ -183,9 +193,18 @@ class Client:
         return bytes(answer.vocabulary.fingerprint)
 
     def open_session(
-        self, fingerprint: bytes, *, vocab_size: int, row_capacity: int, sequence_capacity: int = 0, item_capacity: int = 0,
-        token_capacity: int = 0, transport: Literal["auto", "shm", "inline"] = "auto", spin_seconds: float = 0.0, engine: str = "",
-    ) -> Session:  # fmt: skip
+        self,
+        fingerprint: bytes,
+        *,
+        vocab_size: int,
+        row_capacity: int,
+        sequence_capacity: int = 0,
+        item_capacity: int = 0,
+        token_capacity: int = 0,
+        transport: Literal["auto", "shm", "inline"] = "auto",
+        spin_seconds: float = 0.0,
+        engine: str = "",
+    ) -> Session:
         """Opens a session.
 
         Args:
@@ -202,12 +221,18 @@ class Client:
             NotFoundError: no such vocabulary. VocabularyMismatchError, CapacityError, DrainingError, UnavailableError.
         """
         if transport == "shm" and self._data_socket is None:
-            raise InvalidRequestError("shared memory needs a unix socket; this client is connected over TCP", field="transport")
+            raise InvalidRequestError(
+                "shared memory needs a unix socket; this client is connected over TCP", field="transport"
+            )
         request = pb.CreateSessionRequest(
-            vocabulary_fingerprint=fingerprint, vocab_size=vocab_size, row_capacity=row_capacity, sequence_capacity=sequence_capacity,
+            vocabulary_fingerprint=fingerprint,
+            vocab_size=vocab_size,
+            row_capacity=row_capacity,
+            sequence_capacity=sequence_capacity,
             item_capacity=item_capacity,
-            token_capacity=token_capacity, engine=engine or f"python maskd {__version__}",
-        )  # fmt: skip
+            token_capacity=token_capacity,
+            engine=engine or f"python maskd {__version__}",
+        )
         if transport != "inline" and self._data_socket is not None:
             request.transport = pb.TRANSPORT_SHARED_MEMORY
             try:
@@ -221,7 +246,12 @@ class Client:
         answer = self._call(self._stub.CreateSession, request)
         stops = next((v.stop_token_ids for v in self.info().vocabularies if v.fingerprint == fingerprint), ())
         inline = InlineTransport(
-            self._stub, self._metadata, answer, row_capacity, row_of(stops, vocab_size), lambda: self._delete_session(answer.session_id)
+            self._stub,
+            self._metadata,
+            answer,
+            row_capacity,
+            row_of(stops, vocab_size),
+            lambda: self._delete_session(answer.session_id),
         )
         return Session(self, answer.session_id, vocab_size, row_capacity, inline)
 
@@ -251,7 +281,9 @@ class Client:
 class Session:
     """An engine's lease. One thread at a time."""
 
-    def __init__(self, client: Client, session_id: int, vocab_size: int, row_capacity: int, transport: _Transport) -> None:
+    def __init__(
+        self, client: Client, session_id: int, vocab_size: int, row_capacity: int, transport: _Transport
+    ) -> None:
         self.session_id = session_id
         self.vocab_size = vocab_size
         self.row_capacity = row_capacity
@@ -264,13 +296,17 @@ class Session:
         """How rows travel."""
         return self._transport.name
 
-    def create_grammar(self, spec: GrammarSpec, *, timeout_seconds: float = _CALL_SECONDS, validate_only: bool = False) -> Grammar:
+    def create_grammar(
+        self, spec: GrammarSpec, *, timeout_seconds: float = _CALL_SECONDS, validate_only: bool = False
+    ) -> Grammar:
         """Compiles a grammar, or finds it compiled, and holds it for this session (not with ``validate_only``).
 
         Raises:
             GrammarError: or one of its children, with ``pointer`` or position in the metadata where there is one.
         """
-        request = pb.CreateGrammarRequest(session_id=self.session_id, grammar=_spec_message(spec), validate_only=validate_only)
+        request = pb.CreateGrammarRequest(
+            session_id=self.session_id, grammar=_spec_message(spec), validate_only=validate_only
+        )
         answer = self._client._call(self._client._stub.CreateGrammar, request, timeout_seconds)
         report = GrammarReport(
             answer.backend,
@@ -279,7 +315,9 @@ class Session:
             tuple(answer.warnings),
             answer.memory_bytes,
         )
-        return Grammar(answer.grammar_id, report, answer.compile_milliseconds / 1e3, answer.cached, answer.alternate_backend)
+        return Grammar(
+            answer.grammar_id, report, answer.compile_milliseconds / 1e3, answer.cached, answer.alternate_backend
+        )
 
     def delete_grammar(self, grammar_id: int) -> None:
         """Lets go of a grammar; sequences that use it keep it."""

@@ -95,7 +95,9 @@ class MaskdError(Exception):
 
     def __init__(self, message: str, **metadata: object) -> None:
         super().__init__(clip(message))
-        self.metadata: Mapping[str, str] = {key: clip(str(value), 256) for key, value in metadata.items() if value is not None}
+        self.metadata: Mapping[str, str] = {
+            key: clip(str(value), 256) for key, value in metadata.items() if value is not None
+        }
 
     @property
     def message(self) -> str:
@@ -307,6 +309,7 @@ def error_classes(root: type[MaskdError] = MaskdError) -> Iterator[type[MaskdErr
 
 
 def make_error(reason: str, message: str, metadata: Mapping[str, str]) -> MaskdError:
-    """Returns the error of the class with ``reason``, as it came over a wire; MaskdError for a reason of a later version."""
+    """Returns the error of the class with ``reason``, as it came over a wire; MaskdError for a reason of a later
+    version."""
     cls = next((cls for cls in error_classes() if cls.reason == reason), MaskdError)
     return cls(message, **metadata)

@@ -15,8 +15,16 @@ from typing import Literal
 from maskd.errors import InvalidRequestError
 
 __all__ = [
-    "KINDS", "WHEN_SLOW", "GrammarKind", "GrammarOptions", "GrammarReport", "GrammarSpec", "ReasoningGate", "Unenforced", "WhenSlow",
-]  # fmt: skip
+    "KINDS",
+    "WHEN_SLOW",
+    "GrammarKind",
+    "GrammarOptions",
+    "GrammarReport",
+    "GrammarSpec",
+    "ReasoningGate",
+    "Unenforced",
+    "WhenSlow",
+]
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag"]
 KINDS: tuple[GrammarKind, ...] = ("json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag")
@@ -50,21 +58,25 @@ class GrammarOptions:
     def __post_init__(self) -> None:
         if self.max_whitespace is not None and not 0 <= self.max_whitespace <= 1024:
             raise InvalidRequestError(
-                f"max_whitespace is {self.max_whitespace}; give 0 to 1024, or leave it out for any", field="max_whitespace"
+                f"max_whitespace is {self.max_whitespace}; give 0 to 1024, or leave it out for any",
+                field="max_whitespace",
             )
         if self.additional_properties not in ("allow", "forbid"):
             raise InvalidRequestError(
-                f"additional_properties is {self.additional_properties!r}; give 'allow' or 'forbid'", field="additional_properties"
+                f"additional_properties is {self.additional_properties!r}; give 'allow' or 'forbid'",
+                field="additional_properties",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningGate:
-    """Lets a sequence reason before its grammar begins: every token but the stop tokens is allowed until the end tokens were
+    """Lets a sequence reason before its grammar begins: every token but the stop tokens is allowed until the end tokens
+    were
     accepted, one after the other; the next token is the first of the grammar.
 
     Attributes:
-        end_token_ids: what the model ends its reasoning with, for instance the tokens of ``</think>``; none is a stop token.
+        end_token_ids: what the model ends its reasoning with, for instance the tokens of ``</think>``; none is a stop
+            token.
         max_tokens: once so many tokens were accepted, only the end tokens are allowed; None = never.
     """
 
@@ -74,11 +86,13 @@ class ReasoningGate:
     def __post_init__(self) -> None:
         if not 1 <= len(self.end_token_ids) <= _MAX_END_TOKENS:
             raise InvalidRequestError(
-                f"reasoning ends with {len(self.end_token_ids)} tokens; give 1 to {_MAX_END_TOKENS}", field="reasoning.end_token_ids"
+                f"reasoning ends with {len(self.end_token_ids)} tokens; give 1 to {_MAX_END_TOKENS}",
+                field="reasoning.end_token_ids",
             )
         if self.max_tokens is not None and self.max_tokens < 0:
             raise InvalidRequestError(
-                f"reasoning.max_tokens is {self.max_tokens}; give 0 or more, or leave it out for any", field="reasoning.max_tokens"
+                f"reasoning.max_tokens is {self.max_tokens}; give 0 or more, or leave it out for any",
+                field="reasoning.max_tokens",
             )
 
 
@@ -93,7 +107,8 @@ class GrammarSpec:
         backend: "auto", "xgrammar", "llguidance" or the ``module:attribute`` of another backend.
         options: how to read it.
         reasoning: what may come before it; None = nothing.
-        when_slow: what becomes of a sequence whose row is late: "wait" until it is asked for again, "fail" and close it, or
+        when_slow: what becomes of a sequence whose row is late: "wait" until it is asked for again, "fail" and close
+            it, or
             "switch" to another backend, which must take every token so far, or the sequence fails.
     """
 
@@ -106,9 +121,13 @@ class GrammarSpec:
 
     def __post_init__(self) -> None:
         if self.when_slow not in WHEN_SLOW:
-            raise InvalidRequestError(f"when_slow is {self.when_slow!r}; give one of {', '.join(WHEN_SLOW)}", field="when_slow")
+            raise InvalidRequestError(
+                f"when_slow is {self.when_slow!r}; give one of {', '.join(WHEN_SLOW)}", field="when_slow"
+            )
         if self.kind not in KINDS:
-            raise InvalidRequestError(f"unknown grammar kind {self.kind!r}; give one of {', '.join(KINDS)}", field="kind")
+            raise InvalidRequestError(
+                f"unknown grammar kind {self.kind!r}; give one of {', '.join(KINDS)}", field="kind"
+            )
 
     def digest(self) -> bytes:
         """Returns the sha256 (32 bytes) of everything that is compiled; equal digests share one compiled grammar.
@@ -116,7 +135,9 @@ class GrammarSpec:
         Source text is compared as it is: property order matters to both libraries, so no JSON is normalised.
         """
         parts = json.dumps(
-            [self.kind, self.source, self.backend, dataclasses.astuple(self.options)], ensure_ascii=True, separators=(",", ":")
+            [self.kind, self.source, self.backend, dataclasses.astuple(self.options)],
+            ensure_ascii=True,
+            separators=(",", ":"),
         )
         return hashlib.sha256(parts.encode("ascii")).digest()
 

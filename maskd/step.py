@@ -43,7 +43,8 @@ class Action(enum.IntEnum):
 class Status(enum.IntEnum):
     """How one item ended. Anything but OK leaves the sequence as it was, and its row must not be sampled from.
 
-    STEP_DEADLINE is different in one point: the item goes on in the daemon, unless ``detail_index`` says otherwise (``LateIndex``).
+    STEP_DEADLINE is different in one point: the item goes on in the daemon, unless ``detail_index`` says otherwise
+    (``LateIndex``).
     Ask for what it came to with an item without tokens: that answer, OK or not, is the answer to the late item.
     """
 
@@ -107,7 +108,8 @@ _LATE_HELP = {
 
 @dataclass(slots=True)
 class Item:
-    """One sequence in one step. Effects in this order: open or fork, rollback, accept, rows over the drafts. CLOSE ends the
+    """One sequence in one step. Effects in this order: open or fork, rollback, accept, rows over the drafts. CLOSE ends
+    the
     sequence, whatever else the item says.
 
     Attributes:
@@ -172,13 +174,15 @@ class Result:
 
 def _invalid(r: Result) -> MaskdError:
     field = ItemField(r.detail_index)
-    return InvalidRequestError(f"sequence {r.sequence_id}: {_FIELD_HELP[field]}", field=field.name.lower(), sequence_id=r.sequence_id)
+    return InvalidRequestError(
+        f"sequence {r.sequence_id}: {_FIELD_HELP[field]}", field=field.name.lower(), sequence_id=r.sequence_id
+    )
 
 
 def _rejected(r: Result) -> MaskdError:
     return TokenRejectedError(
-        f"sequence {r.sequence_id}: the grammar does not allow token {r.detail_value} (index {r.detail_index} of the step's tokens) "
-        f"at position {r.position}; the sequence is unchanged",
+        f"sequence {r.sequence_id}: the grammar does not allow token {r.detail_value} (index {r.detail_index} of the "
+        f"step's tokens) at position {r.position}; the sequence is unchanged",
         sequence_id=r.sequence_id, token_id=r.detail_value, index=r.detail_index, position=r.position,
     )  # fmt: skip
 
@@ -186,10 +190,12 @@ def _rejected(r: Result) -> MaskdError:
 _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
     Status.INVALID_ITEM: _invalid,
     Status.GRAMMAR_NOT_FOUND: lambda r: NotFoundError(
-        f"sequence {r.sequence_id}: no grammar {r.detail_value} in this session; create it first", kind="grammar", grammar_id=r.detail_value
+        f"sequence {r.sequence_id}: no grammar {r.detail_value} in this session; create it first",
+        kind="grammar", grammar_id=r.detail_value,
     ),
     Status.SEQUENCE_NOT_FOUND: lambda r: NotFoundError(
-        f"no sequence {r.detail_value} in this session; it was never opened, or closed", kind="sequence", sequence_id=r.detail_value
+        f"no sequence {r.detail_value} in this session; it was never opened, or closed",
+        kind="sequence", sequence_id=r.detail_value,
     ),
     Status.SEQUENCE_EXISTS: lambda r: SequenceExistsError(
         f"sequence {r.detail_value} is open already, or stands twice in this step", sequence_id=r.detail_value
@@ -204,7 +210,8 @@ _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
     ),
     Status.TOKEN_REJECTED: _rejected,
     Status.SEQUENCE_TERMINATED: lambda r: TerminatedError(
-        f"sequence {r.sequence_id} accepted a stop token at position {r.detail_value}; roll back or close it", sequence_id=r.sequence_id
+        f"sequence {r.sequence_id} accepted a stop token at position {r.detail_value}; roll back or close it",
+        sequence_id=r.sequence_id,
     ),
     Status.ROLLBACK_TOO_FAR: lambda r: RollbackError(
         f"sequence {r.sequence_id} has {r.detail_value} tokens; no more can be rolled back",
@@ -224,8 +231,8 @@ _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
         sequence_id=r.sequence_id, limit_us=r.detail_value, closed=r.detail_index == LateIndex.CLOSED,
     ),
     Status.BACKENDS_DISAGREE: lambda r: BackendError(
-        f"sequence {r.sequence_id} was moved to another backend because its row was late, and that one does not allow token "
-        f"{r.detail_value} at position {r.position}; one of the two is wrong, so the sequence is closed",
+        f"sequence {r.sequence_id} was moved to another backend because its row was late, and that one does not allow "
+        f"token {r.detail_value} at position {r.position}; one of the two is wrong, so the sequence is closed",
         sequence_id=r.sequence_id, token_id=r.detail_value, position=r.position, closed=True,
     ),
 }  # fmt: skip

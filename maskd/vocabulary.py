@@ -45,7 +45,9 @@ class Vocabulary:
         object.__setattr__(self, "tokens", tuple(self.tokens))
         stop = _sorted_ids("stop_token_ids", self.stop_token_ids, len(self.tokens))
         if not stop:
-            raise VocabularyError("the vocabulary has no stop token; give at least one id in stop_token_ids", field="stop_token_ids")
+            raise VocabularyError(
+                "the vocabulary has no stop token; give at least one id in stop_token_ids", field="stop_token_ids"
+            )
         special = _sorted_ids("special_token_ids", (*self.special_token_ids, *stop), len(self.tokens))
         object.__setattr__(self, "stop_token_ids", stop)
         object.__setattr__(self, "special_token_ids", special)
@@ -59,10 +61,14 @@ class Vocabulary:
             )
         for token_id, token in enumerate(self.tokens):
             if not isinstance(token, bytes):
-                raise VocabularyError(f"token {token_id} is {type(token).__name__}, not bytes", field="tokens", token_id=token_id)
+                raise VocabularyError(
+                    f"token {token_id} is {type(token).__name__}, not bytes", field="tokens", token_id=token_id
+                )
             if len(token) > MAX_TOKEN_BYTES:
                 raise VocabularyError(
-                    f"token {token_id} has {len(token)} bytes; at most {MAX_TOKEN_BYTES} are taken", field="tokens", token_id=token_id
+                    f"token {token_id} has {len(token)} bytes; at most {MAX_TOKEN_BYTES} are taken",
+                    field="tokens",
+                    token_id=token_id,
                 )
 
     @functools.cached_property
@@ -73,7 +79,9 @@ class Vocabulary:
     def to_bytes(self) -> bytes:
         """Returns the compact form: ``<4I`` (vocab_size, token, stop, special counts), stop ids, special ids, token
         lengths (each ``<I``), then all token bytes, one after the other. The fingerprint is the sha256 of this."""
-        head = struct.pack("<4I", self.vocab_size, len(self.tokens), len(self.stop_token_ids), len(self.special_token_ids))
+        head = struct.pack(
+            "<4I", self.vocab_size, len(self.tokens), len(self.stop_token_ids), len(self.special_token_ids)
+        )
         ids = (*self.stop_token_ids, *self.special_token_ids)
         chunks = [self.tokens[at : at + _CHUNK] for at in range(0, len(self.tokens), _CHUNK)]
         lengths = [struct.pack(f"<{len(chunk)}I", *map(len, chunk)) for chunk in chunks]
@@ -85,7 +93,9 @@ class Vocabulary:
         try:
             vocab_size, token_count, stop_count, special_count = struct.unpack_from("<4I", data)
             if token_count > MAX_VOCAB_SIZE or max(stop_count, special_count) > token_count:
-                raise VocabularyError(f"implausible counts: {token_count} tokens, {stop_count} stop, {special_count} special")
+                raise VocabularyError(
+                    f"implausible counts: {token_count} tokens, {stop_count} stop, {special_count} special"
+                )
             numbers = struct.unpack_from(f"<{stop_count + special_count + token_count}I", data, 16)
         except struct.error as error:
             raise VocabularyError(f"the vocabulary ends in its header: {error}") from None

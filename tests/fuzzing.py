@@ -14,34 +14,64 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 TIMES = float(os.environ.get("MASKD_FUZZ", "1"))
-_LITERALS = ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "01", "1e", "nul", '"\\ud800"', '"\\udc00\\ud800"', '"\\q"', "'x'", "")
+_LITERALS = (
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "-1e999",
+    "01",
+    "1e",
+    "nul",
+    '"\\ud800"',
+    '"\\udc00\\ud800"',
+    '"\\q"',
+    "'x'",
+    "",
+)
 _MARK = "\u0091literal\u0092"
 
 
 def budget(examples: int, **more: Any) -> settings:
     """Settings for ``examples`` examples, times ``MASKD_FUZZ``. Without it, the same ones each time."""
-    health = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    health = [
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ]
     return settings(
-        max_examples=max(1, round(examples * TIMES)), deadline=None, suppress_health_check=health, derandomize=TIMES == 1, **more
+        max_examples=max(1, round(examples * TIMES)),
+        deadline=None,
+        suppress_health_check=health,
+        derandomize=TIMES == 1,
+        **more,
     )
 
 
 WILD_INTS = st.one_of(
     st.integers(-3, 300),
-    st.sampled_from([2**31 - 1, 2**31, -(2**31) - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 10**40, -(10**40)]),
+    st.sampled_from(
+        [2**31 - 1, 2**31, -(2**31) - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 10**40, -(10**40)]
+    ),
 )
-WILD_FLOATS = st.one_of(st.floats(-3, 3), st.sampled_from([5e-324, 1e-300, 1e300, 1.7976931348623157e308, -0.0, 1e-46, 1e-45, 3.5e38]))
+WILD_FLOATS = st.one_of(
+    st.floats(-3, 3), st.sampled_from([5e-324, 1e-300, 1e300, 1.7976931348623157e308, -0.0, 1e-46, 1e-45, 3.5e38])
+)
 EDGES = (
-    # float32: around 0, the least subnormal and its half, the least normal, 1, the last integers, the largest and what rounds to infinity
-    "0", "-0.0", "1e-46", "7.006492321624085e-46", "1.401298464324817e-45", "-1e-45", "1.1754943508222875e-38", "0.99999999", "1", "1.0",
-    "1.0000001", "16777217", "3.4028234663852886e38", "3.4028235677973366e38", "-3.5e38", "1e39", "-1e39", "1e-6", "1e-39",
+    # float32: around 0, the least subnormal and its half, the least normal, 1, the last integers, the largest and what
+    # rounds to infinity
+    "0", "-0.0", "1e-46", "7.006492321624085e-46", "1.401298464324817e-45", "-1e-45", "1.1754943508222875e-38",
+    "0.99999999", "1", "1.0", "1.0000001", "16777217", "3.4028234663852886e38", "3.4028235677973366e38", "-3.5e38",
+    "1e39", "-1e39", "1e-6", "1e-39",
     # float64: the same, and what JSON can say beyond
-    "5e-324", "2.2250738585072014e-308", "1e-400", "9007199254740993", "1.7976931348623157e308", "-1.7976931348623157e308", "1e309",
-    "-1e400", "1" + "0" * 400, "0." + "0" * 400 + "1", "1e-2147483649", "1e2147483648",
+    "5e-324", "2.2250738585072014e-308", "1e-400", "9007199254740993", "1.7976931348623157e308",
+    "-1.7976931348623157e308", "1e309", "-1e400", "1" + "0" * 400, "0." + "0" * 400 + "1", "1e-2147483649",
+    "1e2147483648",
     # int32, int64 and uint64
-    "-1", "-2", "2147483647", "2147483648", "-2147483648", "-2147483649", "4294967296", "9223372036854775807", "9223372036854775808",
-    "-9223372036854775808", "-9223372036854775809", "18446744073709551615", "18446744073709551616", "1" + "0" * 40, "-1" + "0" * 40,
-    "1" + "0" * 5000,
+    "-1", "-2", "2147483647", "2147483648", "-2147483648", "-2147483649", "4294967296", "9223372036854775807",
+    "9223372036854775808", "-9223372036854775808", "-9223372036854775809", "18446744073709551615",
+    "18446744073709551616", "1" + "0" * 40, "-1" + "0" * 40, "1" + "0" * 5000,
     # each range of a request, and just beyond
     "2", "2.0000001", "-2.0000001", "100", "100.00001", "0.01", "0.00999", "128", "129", "20", "21", "1024", "1025",
     # what is no number
@@ -52,7 +82,20 @@ WILD_TEXTS = st.one_of(
     st.text(max_size=8),
     st.text(st.characters(max_codepoint=0x9F), max_size=8),
     st.sampled_from(
-        ["", "\0", "\r\nX: y", "\u2028", "\ufeff", "../../etc/passwd", "a" * 5000, "\U0010ffff", "__proto__", "{}", "[", "auto"]
+        [
+            "",
+            "\0",
+            "\r\nX: y",
+            "\u2028",
+            "\ufeff",
+            "../../etc/passwd",
+            "a" * 5000,
+            "\U0010ffff",
+            "__proto__",
+            "{}",
+            "[",
+            "auto",
+        ]
     ),
 )
 WILD_SCALARS = st.one_of(st.none(), st.booleans(), WILD_INTS, WILD_FLOATS, WILD_TEXTS)
@@ -60,7 +103,9 @@ WILD_JSON = st.recursive(
     WILD_SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(st.one_of(WILD_TEXTS, st.sampled_from(["type", "name", "function", "text", "content"])), inner, max_size=3),
+        st.dictionaries(
+            st.one_of(WILD_TEXTS, st.sampled_from(["type", "name", "function", "text", "content"])), inner, max_size=3
+        ),
     ),
     max_leaves=6,
 )
@@ -103,14 +148,34 @@ _KEYWORDS = (
 _TYPES = st.sampled_from(["object", "array", "string", "integer", "number", "boolean", "null"])
 _LEAVES = st.one_of(
     st.sampled_from(
-        ["#", "#/$defs/a", "#/properties/a", "http://x/y", "[a-z]{3}", "(", "date-time", True, False, None, 0, 1, 2, 65537, 10**9, 10**30]
+        [
+            "#",
+            "#/$defs/a",
+            "#/properties/a",
+            "http://x/y",
+            "[a-z]{3}",
+            "(",
+            "date-time",
+            True,
+            False,
+            None,
+            0,
+            1,
+            2,
+            65537,
+            10**9,
+            10**30,
+        ]
     ),
     WILD_SCALARS,
 )
 
 
 _WANTED: dict[str, Any] = {
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "multipleOf", "minProperties"), WILD_INTS),
+    **dict.fromkeys(
+        ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "multipleOf", "minProperties"),
+        WILD_INTS,
+    ),
     "type": st.one_of(_TYPES, _TYPES, st.lists(_TYPES, max_size=3)),
     "$ref": st.sampled_from(["#", "#/$defs/a", "#/$defs/b", "#/properties/a", "http://x/y", "#/nowhere"]),
     "enum": st.lists(_LEAVES, max_size=4),
@@ -124,7 +189,8 @@ _NESTED = ("items", "additionalProperties", "not", "if", "then", "propertyNames"
 
 @st.composite
 def schemas(draw: st.DrawFn, depth: int = 3) -> Any:
-    """JSON schemas that make little sense: keywords with the kind of value that they want, and sometimes with another."""
+    """JSON schemas that make little sense: keywords with the kind of value that they want, and sometimes with
+    another."""
     schema: dict[str, Any] = {}
     for key in draw(st.lists(st.sampled_from(_KEYWORDS), max_size=3 if depth else 1)):
         if not draw(st.integers(0, 7)):
@@ -132,7 +198,13 @@ def schemas(draw: st.DrawFn, depth: int = 3) -> Any:
         elif key in _NAMED + _LISTED + _NESTED:
             inner = [draw(schemas(depth - 1)) for _ in range(draw(st.integers(1, 2)) if depth else 0)]
             schema[key] = (
-                dict(zip("ab", inner, strict=False)) if key in _NAMED else inner if key in _LISTED else inner[0] if inner else True
+                dict(zip("ab", inner, strict=False))
+                if key in _NAMED
+                else inner
+                if key in _LISTED
+                else inner[0]
+                if inner
+                else True
             )
         else:
             schema[key] = draw(_WANTED.get(key, _LEAVES))
@@ -143,7 +215,9 @@ def schemas(draw: st.DrawFn, depth: int = 3) -> Any:
 def edged(draw: st.DrawFn, good: dict[str, Any], numbers: Sequence[tuple[Any, ...]]) -> bytes:
     """``good`` with edges at one or two of the places ``numbers``: paths, of which the last key may be new."""
     value, texts = good, {}
-    for path in draw(st.lists(st.sampled_from(list(numbers)), min_size=1, max_size=draw(st.sampled_from([1, 1, 1, 2])), unique=True)):
+    for path in draw(
+        st.lists(st.sampled_from(list(numbers)), min_size=1, max_size=draw(st.sampled_from([1, 1, 1, 2])), unique=True)
+    ):
         mark = f"{_MARK}{len(texts)}"
         texts[json.dumps(mark)] = draw(st.sampled_from(EDGES))
         value = _with(value, path, mark)
@@ -154,7 +228,8 @@ def edged(draw: st.DrawFn, good: dict[str, Any], numbers: Sequence[tuple[Any, ..
 
 
 def _with(value: Any, path: Sequence[Any], new: Any) -> Any:
-    """A copy of ``value`` with ``new`` at the end of ``path``; what the path lacks is made, a step that is a number makes a list."""
+    """A copy of ``value`` with ``new`` at the end of ``path``; what the path lacks is made, a step that is a number
+    makes a list."""
     if not path:
         return new
     key, *rest = path
@@ -190,18 +265,25 @@ def without(value: Any, path: Sequence[Any]) -> Any:
     """A copy of ``value`` in which the end of ``path`` is missing."""
     *way, last = path
     holder = value_at(value, way)
-    kept = {k: v for k, v in holder.items() if k != last} if isinstance(holder, dict) else [v for i, v in enumerate(holder) if i != last]
+    kept = (
+        {k: v for k, v in holder.items() if k != last}
+        if isinstance(holder, dict)
+        else [v for i, v in enumerate(holder) if i != last]
+    )
     return replaced(value, way, kept)
 
 
 @st.composite
 def mutated(draw: st.DrawFn, good: Any) -> Any:
-    """``good`` with one to three changes: something wild instead of a value, something missing, something moved or repeated."""
+    """``good`` with one to three changes: something wild instead of a value, something missing, something moved or
+    repeated."""
     value = good
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         paths = places(value)
         path = draw(st.sampled_from(paths))
-        how = draw(st.sampled_from(["wild", "wild", "wild", "wrap", "list", "without", "move", "deep", "many", "schema"]))
+        how = draw(
+            st.sampled_from(["wild", "wild", "wild", "wrap", "list", "without", "move", "deep", "many", "schema"])
+        )
         if how == "without" and path:
             value = without(value, path)
         elif how == "wrap":

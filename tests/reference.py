@@ -1,7 +1,8 @@
 """A brute-force backend: slow, obviously right, and made of nothing that the libraries are made of.
 
 Regexes and choices only. A regex is read by Python's own parser and matched by Brzozowski derivatives over bytes: after
-each byte the state is again a regex, for the rest of the text. A token is allowed if, after its bytes, anything is left.
+each byte the state is again a regex, for the rest of the text. A token is allowed if, after its bytes, anything is
+left.
 Source: J. Brzozowski, "Derivatives of Regular Expressions", JACM 1964.
 """
 
@@ -82,17 +83,24 @@ def literal(text: bytes) -> Regex:
 
 
 def _ranges(*ranges: tuple[int, int]) -> Regex:
-    return functools.reduce(lambda rest, pair: cat(("set", bytes(range(pair[0], pair[1] + 1))), rest), reversed(ranges), EMPTY)
+    return functools.reduce(
+        lambda rest, pair: cat(("set", bytes(range(pair[0], pair[1] + 1))), rest), reversed(ranges), EMPTY
+    )
 
 
 TAIL = (0x80, 0xBF)
 NOT_ASCII = alt(
     [
-        _ranges((0xC2, 0xDF), TAIL), _ranges((0xE0, 0xE0), (0xA0, 0xBF), TAIL), _ranges((0xE1, 0xEC), TAIL, TAIL),
-        _ranges((0xED, 0xED), (0x80, 0x9F), TAIL), _ranges((0xEE, 0xEF), TAIL, TAIL), _ranges((0xF0, 0xF0), (0x90, 0xBF), TAIL, TAIL),
-        _ranges((0xF1, 0xF3), TAIL, TAIL, TAIL), _ranges((0xF4, 0xF4), (0x80, 0x8F), TAIL, TAIL),
+        _ranges((0xC2, 0xDF), TAIL),
+        _ranges((0xE0, 0xE0), (0xA0, 0xBF), TAIL),
+        _ranges((0xE1, 0xEC), TAIL, TAIL),
+        _ranges((0xED, 0xED), (0x80, 0x9F), TAIL),
+        _ranges((0xEE, 0xEF), TAIL, TAIL),
+        _ranges((0xF0, 0xF0), (0x90, 0xBF), TAIL, TAIL),
+        _ranges((0xF1, 0xF3), TAIL, TAIL, TAIL),
+        _ranges((0xF4, 0xF4), (0x80, 0x8F), TAIL, TAIL),
     ]
-)  # fmt: skip
+)
 """Well-formed UTF-8 beyond ASCII: table 3-7 of the Unicode standard."""
 
 CLASSES = {
@@ -206,7 +214,9 @@ class ReferenceGrammar:
         self.start = start
         self.stop_token_ids = frozenset(stop_token_ids or vocabulary.stop_token_ids)
         never = {*vocabulary.special_token_ids, *self.stop_token_ids}
-        self.text = {token_id: token for token_id, token in enumerate(vocabulary.tokens) if token and token_id not in never}
+        self.text = {
+            token_id: token for token_id, token in enumerate(vocabulary.tokens) if token and token_id not in never
+        }
         self.report = GrammarReport("reference", "asked for")
 
     def matcher(self) -> ReferenceMatcher:

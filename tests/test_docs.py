@@ -1,4 +1,5 @@
-"""The documents say what is so: their examples run, their tables are compared with the code, their links lead somewhere."""
+"""The documents say what is so: their examples run, their tables are compared with the code, their links lead
+somewhere."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def table_behind(page: str, marker: str) -> list[list[str]]:
 
 
 def hold(page: str, start: str, made: str, end: str) -> None:
-    """Asserts that what stands in ``page`` between ``start`` and ``end`` is ``made``; MASKD_UPDATE_DOCS=1 writes it there."""
+    """Asserts that what stands in ``page`` between ``start`` and ``end`` is ``made``; MASKD_UPDATE_DOCS=1 writes it
+    there."""
     text = (ROOT / page).read_text(encoding="utf-8")
     before, found, rest = text.partition(start)
     shown, _, after = rest.partition("\n" + end)
@@ -94,7 +96,9 @@ def hold(page: str, start: str, made: str, end: str) -> None:
 
 
 @each("python")
-def test_python_block_when_run_against_a_daemon_then_it_works(block: Block, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_block_when_run_against_a_daemon_then_it_works(
+    block: Block, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every Python example runs as printed, from the top of the repository; only the socket is another."""
     monkeypatch.chdir(ROOT)
     source = block.text.replace(SOCKET, daemon.target)
@@ -148,7 +152,10 @@ def test_c_block_when_compiled_then_there_are_no_warnings(block: Block, tmp_path
         pytest.skip("no C compiler")
     source = tmp_path / "example.c"
     source.write_text(block.text)
-    subprocess.run([compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-c", str(source), "-o", "/dev/null"], check=True)
+    subprocess.run(
+        [compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-c", str(source), "-o", "/dev/null"],
+        check=True,
+    )
 
 
 # -- tables are what the code says -----------------------------------------------------------------------------------
@@ -164,13 +171,21 @@ def compiled_structs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list
     body, names = "", []
     for definition, name in re.findall(r"typedef struct \{(.*?)\} (maskd_(?!session)\w+);", header, re.DOTALL):
         definition = re.sub(r"/\*.*?\*/", "", definition, flags=re.DOTALL)
-        fields = [re.sub(r"\[.*", "", part).strip() for line in re.findall(r"\w+ ([^;]+);", definition) for part in line.split(",")]
+        fields = [
+            re.sub(r"\[.*", "", part).strip()
+            for line in re.findall(r"\w+ ([^;]+);", definition)
+            for part in line.split(",")
+        ]
         names += [(name, field) for field in fields]
     for name, field in names:
         body += f'printf("{name} {field} %zu %zu\\n", offsetof({name}, {field}), sizeof((({name} *)0)->{field}));'
     directory = tmp_path_factory.mktemp("structs")
-    (directory / "structs.c").write_text(f'#include "maskd_shm.h"\n#include <stdio.h>\nint main(void) {{ {body} return 0; }}\n')
-    subprocess.run([compiler, f"-I{NATIVE}", str(directory / "structs.c"), "-o", str(directory / "structs")], check=True)
+    (directory / "structs.c").write_text(
+        f'#include "maskd_shm.h"\n#include <stdio.h>\nint main(void) {{ {body} return 0; }}\n'
+    )
+    subprocess.run(
+        [compiler, f"-I{NATIVE}", str(directory / "structs.c"), "-o", str(directory / "structs")], check=True
+    )
     out = subprocess.run([str(directory / "structs")], check=True, capture_output=True, text=True).stdout
     structs: dict[str, list[tuple[int, int, str]]] = {}
     for line in out.splitlines():
@@ -217,7 +232,8 @@ def test_error_table_when_made_from_the_classes_then_it_is_the_one_on_the_page()
     """docs/errors.md has every error class with its code, its reason and what to do next."""
     head = "| exception | code | reason | what the caller does next | when |\n|---|---|---|---|---|\n"
     rows = [
-        f"| `{cls.__name__}` | {cls.code} | {cls.reason} | {cls.recovery} | {(cls.__doc__ or '').splitlines()[0]} |\n".replace("``", "`")
+        f"| `{cls.__name__}` | {cls.code} | {cls.reason} | {cls.recovery} | "
+        f"{(cls.__doc__ or '').splitlines()[0]} |\n".replace("``", "`")
         for cls in error_classes()
     ]
     hold("docs/errors.md", "<!-- errors -->\n", head + "".join(rows), "\n")
@@ -229,14 +245,20 @@ def test_settings_table_when_made_from_config_then_it_is_the_one_on_the_page() -
     rows = ["| setting | default | meaning |\n|---|---|---|\n"]
     for field in msgspec.structs.fields(config.Config):
         default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-        shown = "see above" if field.name == "listen" else json.dumps(default, default=str).strip("[]").replace('"', "") or "none"
+        shown = (
+            "see above"
+            if field.name == "listen"
+            else json.dumps(default, default=str).strip("[]").replace('"', "") or "none"
+        )
         rows.append(f"| `{field.name}` | {shown} | {meanings[field.name]} |\n")
     hold("docs/daemon.md", "<!-- settings -->\n", "".join(rows), "\n")
 
 
 def test_option_table_when_compared_with_grammar_options_then_it_is_complete() -> None:
     """The README has every option of a grammar."""
-    assert [row[0] for row in table_behind("README.md", "<!-- options -->")] == list(GrammarOptions.__dataclass_fields__)
+    assert [row[0] for row in table_behind("README.md", "<!-- options -->")] == list(
+        GrammarOptions.__dataclass_fields__
+    )
 
 
 SAMPLES = {
@@ -246,8 +268,8 @@ SAMPLES = {
     "choice": '["Paris","London"]',
     "ebnf": 'root ::= "a" tail\ntail ::= [0-9]+',
     "lark": 'start: "a" TAIL\nTAIL: /[0-9]+/',
-    "structural_tag": '{"type":"structural_tag","format":{"type":"triggered_tags","triggers":["<f="],"tags":[{"begin":"<f=a>","content":'
-    '{"type":"json_schema","json_schema":{"type":"integer"}},"end":"</f>"}]}}',
+    "structural_tag": '{"type":"structural_tag","format":{"type":"triggered_tags","triggers":["<f="],'
+    '"tags":[{"begin":"<f=a>","content":{"type":"json_schema","json_schema":{"type":"integer"}},"end":"</f>"}]}}',
 }
 
 
@@ -284,23 +306,32 @@ EXAMPLE_TOKENS = [bytes([b]) for b in range(256)] + [b"Paris", b"London", b"<sto
 
 
 class PageClient:
-    """A client written from docs/shared-memory.md: sockets, descriptors and offsets, nothing of maskd but ordered access to words."""
+    """A client written from docs/shared-memory.md: sockets, descriptors and offsets, nothing of maskd but ordered
+    access to words."""
 
     def __init__(self, path: str) -> None:
         with grpc.insecure_channel(f"unix:{path}") as channel:
             stub = mask_service_pb2_grpc.MaskServiceStub(channel)
             header = pb.UploadVocabularyRequest.Header(name="example", vocab_size=259, stop_token_ids=[258])
-            upload = iter([pb.UploadVocabularyRequest(header=header), pb.UploadVocabularyRequest(tokens=EXAMPLE_TOKENS)])
+            upload = iter(
+                [pb.UploadVocabularyRequest(header=header), pb.UploadVocabularyRequest(tokens=EXAMPLE_TOKENS)]
+            )
             fingerprint = stub.UploadVocabulary(upload).vocabulary.fingerprint
             opened = stub.CreateSession(
                 pb.CreateSessionRequest(
-                    vocabulary_fingerprint=fingerprint, vocab_size=259, transport=pb.TRANSPORT_SHARED_MEMORY,
-                    row_capacity=2, item_capacity=16, token_capacity=64,
+                    vocabulary_fingerprint=fingerprint,
+                    vocab_size=259,
+                    transport=pb.TRANSPORT_SHARED_MEMORY,
+                    row_capacity=2,
+                    item_capacity=16,
+                    token_capacity=64,
                 )
-            )  # fmt: skip
+            )
             self._attach(path + ".data", opened.data_token)
             grammar = pb.GrammarSpec(regex="(Paris|London)")
-            self.grammar_id = stub.CreateGrammar(pb.CreateGrammarRequest(session_id=opened.session_id, grammar=grammar)).grammar_id
+            self.grammar_id = stub.CreateGrammar(
+                pb.CreateGrammarRequest(session_id=opened.session_id, grammar=grammar)
+            ).grammar_id
         assert self.rows[0x70:0x90] == fingerprint
 
     def _attach(self, path: str, token: bytes) -> None:
@@ -406,12 +437,15 @@ def example(client: PageClient) -> str:
         dump.part(
             client.rows,
             cell,
-            "8:sequence_id; 2:status; 2:flags; 4:row; 4:row_count; 4:accepted_count; 4:position; 4:forced_offset; 4:forced_count; "
-            "4:detail_index; 8:detail_value",
+            "8:sequence_id; 2:status; 2:flags; 4:row; 4:row_count; 4:accepted_count; 4:position; 4:forced_offset; "
+            "4:forced_count; 4:detail_index; 8:detail_value",
             client.u64(client.rows, 0x38),
         )
-        words = {0: "8:words 0, 1; 8:words 2, 3: tokens 76 (L) and 80 (P); 16:words 4 to 7; 4:word 8: tokens 256 and 257; 12:words 9 to 11",
-                 1: "16:words 0 to 3; 16:words 4 to 7; 4:word 8: token 258, the stop token; 12:words 9 to 11"}[row]  # fmt: skip
+        words = {
+            0: "8:words 0, 1; 8:words 2, 3: tokens 76 (L) and 80 (P); 16:words 4 to 7; 4:word 8: tokens 256 and 257; "
+            "12:words 9 to 11",
+            1: "16:words 0 to 3; 16:words 4 to 7; 4:word 8: token 258, the stop token; 12:words 9 to 11",
+        }[row]
         dump.part(client.rows, cell, words, client.u64(client.rows, 0x48) + row * client.u64(client.rows, 0x50))
     return "\n".join(dump.lines) + "\n"
 

@@ -1,4 +1,5 @@
-"""The way of a request to its slot: its grammar is compiled on a thread beside the loop, then it waits until a slot is free.
+"""The way of a request to its slot: its grammar is compiled on a thread beside the loop, then it waits until a slot is
+free.
 
 One without a grammar has no business with the masker, so that it can run while the daemon is away.
 Owns: the compile threads and the queue of those that wait. Knows nothing about: slots, tokens, text.
@@ -24,7 +25,8 @@ class Admission:
     """Generations on their way. ``add`` is for any thread, the rest for the loop's."""
 
     def __init__(self, masker: Masker, finish: Callable[[Generation, FinishReason, Exception | None], None]) -> None:
-        """``finish`` ends those whose grammar is refused and those that are cancelled before they join; it is called on any thread."""
+        """``finish`` ends those whose grammar is refused and those that are cancelled before they join; it is called on
+        any thread."""
         self._masker = masker
         self._finish = finish
         self._compiling = ThreadPoolExecutor(max_workers=_COMPILE_THREADS, thread_name_prefix="grammar")
@@ -48,9 +50,12 @@ class Admission:
                 self._ready.append(self._compiled.get(timeout=timeout_seconds))
 
     def drop_cancelled(self, *, masked: bool = True) -> None:
-        """Ends those that wait for a slot and were cancelled; without ``masked``, only those that the masker does not know."""
+        """Ends those that wait for a slot and were cancelled; without ``masked``, only those that the masker does not
+        know."""
         self._collect()
-        for waiting in [waiting for waiting in self._ready if waiting[0].is_cancelled and (masked or waiting[1] is None)]:
+        for waiting in [
+            waiting for waiting in self._ready if waiting[0].is_cancelled and (masked or waiting[1] is None)
+        ]:
             self._ready.remove(waiting)
             if waiting[1] is not None:
                 self._masker.close(waiting[1])

@@ -1,9 +1,11 @@
 """The decode loop: continuous batching over static slots, with masks that are made while the model runs.
 
-A turn reads: forward, mask, sample, deliver, schedule. What one turn leaves for the next is one value, ``Pending``: the tokens that were
-just sampled went to the masker at its end, so the daemon makes the rows of the next position while the next forward pass computes its
-logits. Requests join and leave between turns; with or without a grammar they are the same to the loop.
-What fails for one request ends that request; what fails for a whole turn ends the requests that were in it. The loop goes on.
+A turn reads: forward, mask, sample, deliver, schedule. What one turn leaves for the next is one value, ``Pending``: the
+tokens that were just sampled went to the masker at its end, so the daemon makes the rows of the next position while the
+next forward pass computes its logits. Requests join and leave between turns; with or without a grammar they are the
+same to the loop.
+What fails for one request ends that request; what fails for a whole turn ends the requests that were in it. The loop
+goes on.
 Owns: slots, requests and their endings. Knows nothing about: text, networks, how masks are made.
 """
 
@@ -48,7 +50,9 @@ class DecodeLoop:
         failed_turns: since the loop was made.
     """
 
-    def __init__(self, model: SlotModel, masker: Masker, stop_token_ids: Sequence[int], *, chunk_tokens: int = 256) -> None:
+    def __init__(
+        self, model: SlotModel, masker: Masker, stop_token_ids: Sequence[int], *, chunk_tokens: int = 256
+    ) -> None:
         """Takes over ``model`` and ``masker``.
 
         Args:
@@ -84,7 +88,8 @@ class DecodeLoop:
         return len(self._unfinished)
 
     def add(self, request: Request) -> Generation:
-        """Queues ``request`` and returns its output to be. Its grammar is compiled beside the loop; it joins when that is done.
+        """Queues ``request`` and returns its output to be. Its grammar is compiled beside the loop; it joins when that
+        is done.
 
         Raises:
             ValueError: the prompt is empty or too long, a number of tokens is out of range, or a bias is for no token.
@@ -110,7 +115,8 @@ class DecodeLoop:
                 self._admission.wait(_IDLE_SECONDS)
 
     def step(self) -> bool:
-        """Makes one turn. Returns False if no request was there to make it for, or if it failed; then it has ended its requests."""
+        """Makes one turn. Returns False if no request was there to make it for, or if it failed; then it has ended its
+        requests."""
         try:
             pending = self._pending or self._schedule(self._no_tokens, {})
             self._pending = self._turn(pending) if pending else None
@@ -153,7 +159,11 @@ class DecodeLoop:
         accepted = self._deliver(pending, host_ids, failed)
         following = self._schedule(token_ids, accepted)
         ended = time.perf_counter()
-        self.timings.append(TurnTiming(len(pending.sampling), forwarded - started, waited, sampled - forwarded - waited, ended - started))
+        self.timings.append(
+            TurnTiming(
+                len(pending.sampling), forwarded - started, waited, sampled - forwarded - waited, ended - started
+            )
+        )
         return following
 
     def _forward(self, pending: Pending) -> None:
@@ -219,7 +229,8 @@ class DecodeLoop:
         token_ids: Tensor,
         host_ids: list[int],
     ) -> None:
-        """Overwrites the drawn tokens of those whose steering wants another one that the row allows, here and on the device.
+        """Overwrites the drawn tokens of those whose steering wants another one that the row allows, here and on the
+        device.
 
         An output that has no token then, or one that its row forbids, ends here.
         """
@@ -252,7 +263,9 @@ class DecodeLoop:
     def _record(self, pending: Pending, token_ids: Tensor) -> None:
         """Appends the log probabilities of the drawn tokens to the generations that want them."""
         wanting = [
-            (index, slot.generation) for index in pending.sampling if (slot := self._slots[index]) and slot.generation.wants_logprobs
+            (index, slot.generation)
+            for index in pending.sampling
+            if (slot := self._slots[index]) and slot.generation.wants_logprobs
         ]
         if not wanting:
             return
@@ -263,7 +276,9 @@ class DecodeLoop:
             wanting, drawn.tolist(), *token_logprobs(self._model.logits[rows], drawn, top), strict=True
         ):
             likeliest = list(zip(ids, values, strict=True))[: generation.request.logprobs]
-            generation.logprobs.append(TokenLogprobs(token_id, logprob, tuple(pair for pair in likeliest if pair[1] > -torch.inf)))
+            generation.logprobs.append(
+                TokenLogprobs(token_id, logprob, tuple(pair for pair in likeliest if pair[1] > -torch.inf))
+            )
 
     def _deliver(self, pending: Pending, host_ids: Sequence[int], failed: Mapping[int, Exception]) -> dict[int, int]:
         """Gives every sampled token to its generation, and frees the slots of those that end.
@@ -283,7 +298,9 @@ class DecodeLoop:
                 accepted[slot.handle] = host_ids[index]
         return accepted
 
-    def _append(self, slot: Slot, token_id: int, length: int, error: Exception | None) -> tuple[FinishReason, Exception | None] | None:
+    def _append(
+        self, slot: Slot, token_id: int, length: int, error: Exception | None
+    ) -> tuple[FinishReason, Exception | None] | None:
         """Appends ``token_id`` to its generation; returns how that ended it, or None."""
         generation = slot.generation
         ending: tuple[FinishReason, Exception | None] | None = None
@@ -310,7 +327,8 @@ class DecodeLoop:
         return None
 
     def _schedule(self, token_ids: Tensor, accepted: Mapping[int, int]) -> Pending | None:
-        """Lets requests join, sends the tokens to the masker, and says what goes through the model next; None if nothing does."""
+        """Lets requests join, sends the tokens to the masker, and says what goes through the model next; None if
+        nothing does."""
         self._end_outage()
         self._drop_cancelled()
         self._join()
@@ -339,7 +357,8 @@ class DecodeLoop:
         return pending if pending.decoding or pending.reading else None
 
     def _hold_back(self, pending: Pending, accepted: Mapping[int, int]) -> None:
-        """Begins an outage before the forward pass: the masked slots of ``pending`` read again what they would have read now."""
+        """Begins an outage before the forward pass: the masked slots of ``pending`` read again what they would have
+        read now."""
         for index, token_ids in pending.reading:
             if (slot := self._slots[index]) is not None and slot.handle is not None:
                 slot.unread = [*token_ids, *slot.unread]
@@ -365,10 +384,16 @@ class DecodeLoop:
     # -- joining and leaving ---------------------------------------------------------------------------------------
 
     def _drop_cancelled(self) -> None:
-        """Ends those that were cancelled while they wait or while their prompt is read; the others are ended by ``_append``."""
+        """Ends those that were cancelled while they wait or while their prompt is read; the others are ended by
+        ``_append``."""
         self._admission.drop_cancelled(masked=self._outage is None)
         for index, slot in enumerate(self._slots):
-            if slot is not None and slot.unread and slot.generation.is_cancelled and (self._outage is None or slot.handle is None):
+            if (
+                slot is not None
+                and slot.unread
+                and slot.generation.is_cancelled
+                and (self._outage is None or slot.handle is None)
+            ):
                 self._leave(index, slot, "cancelled", None)
 
     def _join(self) -> None:
@@ -378,7 +403,9 @@ class DecodeLoop:
                 options = generation.request.grammar.options if generation.request.grammar else None
                 stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
                 request = generation.request
-                self._slots[index] = Slot(generation, handle, request.prompt, stop | request.stop_token_ids, request.steering)
+                self._slots[index] = Slot(
+                    generation, handle, request.prompt, stop | request.stop_token_ids, request.steering
+                )
                 with self._alone(index):
                     self._sampler.set(index, request.sampling, request.prompt)
 
@@ -412,7 +439,8 @@ class DecodeLoop:
 
     @contextlib.contextmanager
     def _steering(self, slot: Slot) -> Iterator[None]:
-        """What fails within ends the steering, not its request: its output is as good as without it, for the mask has the last word."""
+        """What fails within ends the steering, not its request: its output is as good as without it, for the mask has
+        the last word."""
         try:
             yield
         except Exception as error:
@@ -422,7 +450,8 @@ class DecodeLoop:
     def _abandon(self, error: Exception) -> None:
         """Ends the requests of a turn that failed, for nothing says which of them is at fault. Those that wait stay.
 
-        What the masker was asked is collected beside the loop, as after an outage; sequences that are held back by one stay too.
+        What the masker was asked is collected beside the loop, as after an outage; sequences that are held back by one
+        stay too.
         """
         self._fail(error)
         self._pending = None
@@ -430,7 +459,12 @@ class DecodeLoop:
         for index, slot in enumerate(self._slots):
             if slot is not None and (self._outage is None or slot.handle is None):
                 with contextlib.suppress(Exception):  # it is finished all the same
-                    self._leave(index, slot, "error", EngineFault("the engine failed at a batch with this output; its log says more"))
+                    self._leave(
+                        index,
+                        slot,
+                        "error",
+                        EngineFault("the engine failed at a batch with this output; its log says more"),
+                    )
         if self._outage is None:
             self._outage = Outage(self._settle)
 
@@ -465,4 +499,6 @@ def _fault_of(error: Exception) -> Exception:
     if isinstance(error, MaskdError):
         return error
     logger.error("an output failed: %r", error, exc_info=error)
-    return error if isinstance(error, EngineFault) else EngineFault("the engine failed at this output; its log says more")
+    return (
+        error if isinstance(error, EngineFault) else EngineFault("the engine failed at this output; its log says more")
+    )

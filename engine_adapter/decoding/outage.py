@@ -1,4 +1,5 @@
-"""An outage of the daemon as the decode loop sees it: somebody waits for it on a thread of its own, while outputs without a grammar go on.
+"""An outage of the daemon as the decode loop sees it: somebody waits for it on a thread of its own, while outputs
+without a grammar go on.
 
 Knows nothing about: slots, how a session is had again.
 """

@@ -53,7 +53,8 @@ class Request:
         banned_words: the output has none of these, unless the grammar allows nothing else.
         logprobs: record ``Generation.logprobs`` with so many most likely tokens each; None = do not.
         steering: of this request only.
-        on_token: called after every token of the output was appended, on the loop's thread; must be quick. True ends the output there.
+        on_token: called after every token of the output was appended, on the loop's thread; must be quick. True ends
+            the output there.
         on_finish: called once, after ``finish_reason`` was set, on some thread; must be quick and not raise.
     """
 
@@ -77,7 +78,8 @@ class Generation:
         request: what was asked.
         token_ids: the output so far, without the stop token.
         logprobs: one per token, if the request asks for them.
-        finish_reason: None while it grows; "stop": a stop token was drawn, or ``on_token`` said so; "length": ``max_tokens`` or the
+        finish_reason: None while it grows; "stop": a stop token was drawn, or ``on_token`` said so; "length":
+            ``max_tokens`` or the
             context is full.
         error: why ``finish_reason`` is "error".
         report: what was said when the grammar was compiled.

@@ -1,4 +1,5 @@
-"""What the decode loop holds between turns: its slots, the one value that a turn leaves for the next, and where turns went.
+"""What the decode loop holds between turns: its slots, the one value that a turn leaves for the next, and where turns
+went.
 
 Knows nothing about: how a turn is made.
 """
@@ -18,8 +19,8 @@ __all__ = ["Pending", "Slot", "TurnTiming"]
 
 @dataclass(frozen=True, slots=True)
 class TurnTiming:
-    """Where one turn went, by the host's clock. On CUDA the forward pass is only launched, and ends within ``mask_wait_seconds`` or
-    ``sample_seconds``.
+    """Where one turn went, by the host's clock. On CUDA the forward pass is only launched, and ends within
+    ``mask_wait_seconds`` or ``sample_seconds``.
 
     Attributes:
         batch_size: sequences that got a token.
@@ -38,8 +39,8 @@ class TurnTiming:
 
 @dataclass(slots=True)
 class Slot:
-    """A generation in its slot: its handle at the masker if it has a grammar, the end of the prompt that the cache lacks, its stop tokens,
-    and its steering until that fails."""
+    """A generation in its slot: its handle at the masker if it has a grammar, the end of the prompt that the cache
+    lacks, its stop tokens, and its steering until that fails."""
 
     generation: Generation
     handle: int | None

@@ -1,6 +1,8 @@
-"""The engine: text in, text out, over the decode loop on a thread of its own. What servers and offline interfaces stand on.
+"""The engine: text in, text out, over the decode loop on a thread of its own. What servers and offline interfaces stand
+on.
 
-Owns: the model, the daemon if it started one, the masker, the loop's thread, admission with a limit, and tokens becoming text.
+Owns: the model, the daemon if it started one, the masker, the loop's thread, admission with a limit, and tokens
+    becoming text.
 Knows nothing about: HTTP, dialects, how masks are made, how tokens are drawn.
 """
 
@@ -100,8 +102,8 @@ class Engine:
         prompts: renders conversations, reasoning included.
         context_length: most tokens of a prompt and its output together.
         trained: False if the weights are random numbers.
-        model_sampling: what the model's files say about sampling, as fields of ``SamplingParams``; for callers that have no defaults of
-            their own.
+        model_sampling: what the model's files say about sampling, as fields of ``SamplingParams``; for callers that
+            have no defaults of their own.
     """
 
     def __init__(
@@ -125,16 +127,20 @@ class Engine:
             model: a local Hugging Face directory; None = the bundled model.
             target: a running daemon, "unix:/path" or "host:port"; None = start one, which ends with the engine.
             backend: of every grammar that does not name one.
-            slots: outputs that run at a time; None = 16 on the CPU, as many as memory has room for on CUDA (256 at most). Fewer on
+            slots: outputs that run at a time; None = 16 on the CPU, as many as memory has room for on CUDA (256 at
+                most). Fewer on
                 CUDA if the memory has no room for them.
             queue_limit: outputs that may wait; more are refused.
             device: "cpu", "cuda", "cuda:1"; None = CUDA if there is any.
             bounded: narrow every JSON schema so that its documents are short, see ``bounded.py``. For untrained models.
             context_length: None = what the model was made for, 4096 at most.
-            reasoning_end: text that ends the reasoning of a model that always begins with it; None = what its chat template shows,
+            reasoning_end: text that ends the reasoning of a model that always begins with it; None = what its chat
+                template shows,
                 "" = the model does not reason.
-            when_slow: what becomes of outputs whose masks are late, unless a request says otherwise: see ``GrammarSpec``.
-            restore_seconds: how long outputs with a grammar wait for a daemon that went away, before they fail; those without go on.
+            when_slow: what becomes of outputs whose masks are late, unless a request says otherwise: see
+                ``GrammarSpec``.
+            restore_seconds: how long outputs with a grammar wait for a daemon that went away, before they fail; those
+                without go on.
 
         Raises:
             ValueError: not a model that the loop can run, or its files ask for nonsense. MaskdError: no daemon.
@@ -157,15 +163,24 @@ class Engine:
             self._slot_count = slots_that_fit(loaded, self.context_length, slots)
             # A daemon that is away must not take longer to be missed than outputs wait for it.
             reach_seconds = min(10.0, max(1.0, restore_seconds))
-            connect = sidecar.connect if sidecar else partial(Client.connect, str(target), timeout_seconds=reach_seconds)
-            masker = stack.enter_context(Masker(connect, self._vocabulary, row_capacity=self._slot_count, restore_seconds=restore_seconds))
+            connect = (
+                sidecar.connect if sidecar else partial(Client.connect, str(target), timeout_seconds=reach_seconds)
+            )
+            masker = stack.enter_context(
+                Masker(connect, self._vocabulary, row_capacity=self._slot_count, restore_seconds=restore_seconds)
+            )
             slot_model = SlotModel(loaded.network, self._slot_count, self.context_length)
             self._loop = DecodeLoop(slot_model, masker, self._vocabulary.stop_token_ids)
             self._resources = stack.pop_all()
         self._intake = Intake(
-            self.tokenizer, self.prompts, self._vocabulary,
-            context_length=self.context_length, backend=backend, when_slow=when_slow, bounded=bounded,
-        )  # fmt: skip
+            self.tokenizer,
+            self.prompts,
+            self._vocabulary,
+            context_length=self.context_length,
+            backend=backend,
+            when_slow=when_slow,
+            bounded=bounded,
+        )
         self._queue_limit = queue_limit
         self._lock = threading.Lock()  # guards the admission and the counters below
         self._finished: Counter[str] = Counter()
@@ -178,7 +193,8 @@ class Engine:
 
     @property
     def failure(self) -> Exception | None:
-        """Why the latest turn of the loop failed, with every output in it; None since a turn went well again. The loop goes on trying."""
+        """Why the latest turn of the loop failed, with every output in it; None since a turn went well again. The loop
+        goes on trying."""
         return self._loop.failure
 
     def submit(self, request: TextRequest) -> TextGeneration:
@@ -202,7 +218,9 @@ class Engine:
             for choice in outputs.choices:
                 output = Output(outputs, choice, self._vocabulary, self._count_finished, self.prompts.end_token_ids)
                 asked = self._intake.output_request(prepared, choice.index)
-                generations.append(self._loop.add(dataclasses.replace(asked, on_token=output.on_token, on_finish=output.on_finish)))
+                generations.append(
+                    self._loop.add(dataclasses.replace(asked, on_token=output.on_token, on_finish=output.on_finish))
+                )
             self._prompt_tokens += len(prepared.prompt)
         return outputs
 
@@ -264,6 +282,8 @@ class Engine:
         while not self._stopping.is_set():
             try:
                 self._loop.run(self._stopping)
-            except Exception:  # a turn keeps what fails in it; this is a fault around the turns, and the next run begins with the next turn
+            # a turn keeps what fails in it; this is a fault around the turns, and the next run begins with the next
+            # turn
+            except Exception:
                 logger.exception("the decode loop failed between turns; it is run again")
                 self._stopping.wait(_RERUN_SECONDS)

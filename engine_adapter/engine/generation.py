@@ -1,6 +1,8 @@
-"""A request in terms of text, and its outputs: growing, streamed to any number of readers, on threads and on event loops.
+"""A request in terms of text, and its outputs: growing, streamed to any number of readers, on threads and on event
+loops.
 
-Owns: ``TextRequest``, ``Choice``, ``Delta``, ``TextGeneration`` and how readers wait. Knows nothing about: tokens becoming text, the loop.
+Owns: ``TextRequest``, ``Choice``, ``Delta``, ``TextGeneration`` and how readers wait. Knows nothing about: tokens
+    becoming text, the loop.
 """
 
 from __future__ import annotations
@@ -42,18 +44,20 @@ class TextRequest:
         sampling: how tokens are drawn. Output i uses seed + i.
         max_tokens: of each output; None = as many as the context has room for.
         min_tokens: no output ends by itself before so many, unless its grammar leaves nothing else to say.
-        stop: an output ends before the first of these; they are not part of it. Those within the first ``min_tokens`` are no end.
+        stop: an output ends before the first of these; they are not part of it. Those within the first ``min_tokens``
+            are no end.
         stop_token_ids: end an output, besides the model's own.
         banned_words: no output has any of these, unless its grammar leaves nothing else to say.
         banned_token_ids: the same for tokens.
-        logprobs: report every token's log probability and those of so many most likely ones; None = none. They are of the distribution
-            after the mask: before penalties and temperature, and what the grammar forbids has none.
+        logprobs: report every token's log probability and those of so many most likely ones; None = none. They are of
+            the distribution after the mask: before penalties and temperature, and what the grammar forbids has none.
         n: number of outputs.
         best_of: generate so many, of which ``TextGeneration.best`` gives the ``n`` likeliest; None = ``n``.
         close_before_budget: with a grammar, end the output whole before ``max_tokens`` cuts it: see ``closing.py``.
         when_slow: "wait", "fail" or "switch", see ``GrammarSpec``; None = what the engine was told.
         ignore_special: leave special tokens out of the text.
-        reasoning: the prompt leaves the assistant within its reasoning; the grammar begins behind its end. None = there is none.
+        reasoning: the prompt leaves the assistant within its reasoning; the grammar begins behind its end. None = there
+            is none.
     """
 
     prompt: str | Sequence[int]
@@ -91,7 +95,8 @@ class Choice:
     Attributes:
         index: 0 to n - 1.
         text: without the stop string, and without the reasoning.
-        token_ids: with those of the reasoning and of its end, with all tokens of the stop string, without the stop token.
+        token_ids: with those of the reasoning and of its end, with all tokens of the stop string, without the stop
+            token.
         logprobs: one per token id; None unless asked for.
         finish_reason: "stop": it is complete, or met a stop string; "length": the budget or the context is used up.
         error: why ``finish_reason`` is "error": a ``GrammarError``, or whatever else went wrong.
@@ -135,9 +140,11 @@ class Delta:
 
 
 class TextGeneration:
-    """The outputs of one request. Iterating, also with ``async for``, yields every ``Delta`` from the first one on, for every reader.
+    """The outputs of one request. Iterating, also with ``async for``, yields every ``Delta`` from the first one on, for
+    every reader.
 
-    Iteration ends when all outputs have ended, and never raises what went wrong: ``choices[i].error`` has that, ``result`` raises it.
+    Iteration ends when all outputs have ended, and never raises what went wrong: ``choices[i].error`` has that,
+    ``result`` raises it.
 
     Attributes:
         request: what was asked.
@@ -174,7 +181,8 @@ class TextGeneration:
 
     @property
     def best(self) -> list[Choice]:
-        """The ``n`` outputs whose tokens have the highest mean log probability, likeliest first; all of them if no more were made.
+        """The ``n`` outputs whose tokens have the highest mean log probability, likeliest first; all of them if no more
+        were made.
 
         For finished outputs. They are numbered anew, and have log probabilities only if those were asked for.
         """
@@ -182,7 +190,10 @@ class TextGeneration:
             return self.choices
         best = sorted(self.choices, key=_mean_logprob, reverse=True)[: self.request.n]
         shown = self.request.logprobs is not None
-        return [dataclasses.replace(choice, index=index, logprobs=choice.logprobs if shown else None) for index, choice in enumerate(best)]
+        return [
+            dataclasses.replace(choice, index=index, logprobs=choice.logprobs if shown else None)
+            for index, choice in enumerate(best)
+        ]
 
     @property
     def reasoning_tokens(self) -> int:
@@ -190,7 +201,8 @@ class TextGeneration:
         return sum(choice.reasoning_token_count for choice in self.choices)
 
     def cancel(self) -> None:
-        """Ends what is unfinished within a step of the loop; slots and daemon sequences are free then. Safe to repeat."""
+        """Ends what is unfinished within a step of the loop; slots and daemon sequences are free then. Safe to
+        repeat."""
         self._cancel()
 
     def result(self, timeout_seconds: float | None = None) -> list[Choice]:

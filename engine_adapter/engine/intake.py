@@ -1,6 +1,8 @@
-"""From a request in terms of text to what the loop is asked for: checked numbers, the prompt's tokens, the grammar with its gate, steering.
+"""From a request in terms of text to what the loop is asked for: checked numbers, the prompt's tokens, the grammar with
+its gate, steering.
 
-Owns: what a model and an engine's settings make of a request. Knows nothing about: the loop, queues, outputs becoming text.
+Owns: what a model and an engine's settings make of a request. Knows nothing about: the loop, queues, outputs becoming
+    text.
 """
 
 from __future__ import annotations
@@ -100,7 +102,9 @@ class Intake:
         if request.best_of is not None and request.best_of < request.n:
             raise ValueError(f"best_of is {request.best_of}; give at least n, which is {request.n}")
         if request.reasoning is not None and self._prompts.end is None:
-            raise ValueError("reasoning is asked for, but nothing says how the model ends it; give the engine a reasoning_end")
+            raise ValueError(
+                "reasoning is asked for, but nothing says how the model ends it; give the engine a reasoning_end"
+            )
         if request.reasoning is not None and (request.reasoning.max_tokens or 0) < 0:
             raise ValueError(f"reasoning has max_tokens {request.reasoning.max_tokens}; give 0 or more")
         if request.max_tokens is not None and request.max_tokens < 1:
@@ -132,7 +136,8 @@ class Intake:
         if request.reasoning is None:
             return spec
         limit = None if request.reasoning.max_tokens is None else min(request.reasoning.max_tokens, max_tokens)
-        if request.close_before_budget:  # the shortest output must fit behind the reasoning, and a quarter of the budget is left to it
+        # the shortest output must fit behind the reasoning, and a quarter of the budget is left to it
+        if request.close_before_budget:
             answer = max(max_tokens // 4, steering_for(spec, self._closing_vocabulary).reserve())
             room = max(0, max_tokens - answer - len(self._prompts.end_token_ids))
             limit = room if limit is None else min(limit, room)
@@ -141,7 +146,9 @@ class Intake:
     def _steering(self, asked: TextRequest, grammar: GrammarSpec | None) -> Steering | None:
         reasoning, end = asked.reasoning, self._prompts.end_token_ids
         if grammar is None:
-            return None if reasoning is None or reasoning.max_tokens is None else EndReasoning(end, reasoning.max_tokens)
+            return (
+                None if reasoning is None or reasoning.max_tokens is None else EndReasoning(end, reasoning.max_tokens)
+            )
         if not asked.close_before_budget:
             return None
         closing = steering_for(grammar, self._closing_vocabulary)

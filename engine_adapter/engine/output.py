@@ -16,7 +16,8 @@ from maskd.vocabulary import Vocabulary
 
 __all__ = ["Output"]
 
-_FREE_KINDS = (None, "structural_tag")  # of grammars: what they allow may begin with the blank lines that follow reasoning
+# of grammars: what they allow may begin with the blank lines that follow reasoning
+_FREE_KINDS = (None, "structural_tag")
 
 
 class Output:
@@ -32,7 +33,8 @@ class Output:
     ) -> None:
         """Begins with reasoning, which ``end_token_ids`` end, if the request says so.
 
-        ``when_finished`` is called with the choice and how many seconds it took, waiting included, before readers hear of the end.
+        ``when_finished`` is called with the choice and how many seconds it took, waiting included, before readers hear
+        of the end.
         """
         request = outputs.request
         self._outputs = outputs
@@ -64,7 +66,9 @@ class Output:
         if choice.logprobs is not None:
             logprobs = (generation.logprobs[-1],)
             choice.logprobs += logprobs
-        self._outputs.push(Delta(choice.index, text, (token_id,), logprobs, reasoning=reasoning, is_reasoning=is_reasoning))
+        self._outputs.push(
+            Delta(choice.index, text, (token_id,), logprobs, reasoning=reasoning, is_reasoning=is_reasoning)
+        )
         return self._stream.stop_string is not None
 
     def on_finish(self, generation: Generation) -> None:
@@ -77,7 +81,8 @@ class Output:
             reasoning = "" if self._end is None else self._reason(self._end.finish())
             rest = self._stream.finish()
             choice.text, choice.stop_string = self._stream.text, self._stream.stop_string
-            if choice.stop_string is not None:  # what was held back was one after all, complete only with the last bytes
+            # what was held back was one after all, complete only with the last bytes
+            if choice.stop_string is not None:
                 choice.finish_reason = "stop"
         except Exception as error:  # readers wait for the end, whatever becomes of the text
             choice.finish_reason, choice.error = "error", error

@@ -1,6 +1,7 @@
 """Applies packed bitmask rows to logits, in place, on the device of the logits.
 
-Owns: the contract of ``apply_bitmask_``. The CPU has one native call for it (``maskd.bitmask.mask_logits``), which is the reference; CUDA
+Owns: the contract of ``apply_bitmask_``. The CPU has one native call for it (``maskd.bitmask.mask_logits``), which is
+    the reference; CUDA
 one Triton kernel (``triton_bitmask.py``).
 Knows nothing about: where rows come from, grammars, sampling. Row format: ``maskd/bitmask.py``.
 """
@@ -22,14 +23,18 @@ __all__ = ["apply_bitmask_", "mask_on_host_", "rows_to_tensor"]
 def apply_bitmask_(logits: Tensor, rows: Tensor, *, row_indices: Tensor | None = None) -> None:
     """Sets the logits of every token that its row does not allow to -inf.
 
-    Changes ``logits`` only. Never synchronises with the device. A column without a bit cannot stay open: rows narrower than the
+    Changes ``logits`` only. Never synchronises with the device. A column without a bit cannot stay open: rows narrower
+    than the
     logits are refused, where other appliers leave the tail of a padded vocabulary unmasked.
 
     Args:
         logits: (B, V) floating point, any strides, on the CPU or on CUDA.
-        rows: (R, W) int32 on the same device, 32 * W >= V; bit j of word w is token 32 * w + j, 1 = allowed. R = B without ``row_indices``.
-        row_indices: (B,) int32 or int64 on the same device: ``logits[i]`` gets ``rows[row_indices[i]]``; -1 leaves it as it is.
-            An index outside of the rows raises IndexError on the CPU; on CUDA, where that cannot be known in time, it allows nothing.
+        rows: (R, W) int32 on the same device, 32 * W >= V; bit j of word w is token 32 * w + j, 1 = allowed. R = B
+            without ``row_indices``.
+        row_indices: (B,) int32 or int64 on the same device: ``logits[i]`` gets ``rows[row_indices[i]]``; -1 leaves it
+            as it is.
+            An index outside of the rows raises IndexError on the CPU; on CUDA, where that cannot be known in time, it
+            allows nothing.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -60,7 +65,8 @@ def mask_on_host_(logits: Tensor, rows: NDArray[np.int32], row_indices: list[int
 def rows_to_tensor(rows: NDArray[np.int32]) -> Tensor:
     """Returns a tensor over the memory of ``rows``, without a copy and without torch's warning about read-only arrays.
 
-    The tensor keeps ``rows`` alive and is as valid as they are. It must not be written: the memory may be mapped read-only, and a
+    The tensor keeps ``rows`` alive and is as valid as they are. It must not be written: the memory may be mapped
+    read-only, and a
     write would end the process.
 
     Args:
@@ -86,10 +92,17 @@ def _check(logits: Tensor, rows: Tensor, row_indices: Tensor | None) -> None:
     if rows.ndim != 2 or rows.dtype != torch.int32:
         raise ValueError(f"rows are {tuple(rows.shape)} {rows.dtype}; give (R, W) int32")
     if rows.shape[1] * 32 < logits.shape[1]:
-        raise ValueError(f"rows carry {rows.shape[1] * 32} bits for {logits.shape[1]} logits; vocab_size must be the width of the logits")
+        raise ValueError(
+            f"rows carry {rows.shape[1] * 32} bits for {logits.shape[1]} logits; "
+            "vocab_size must be the width of the logits"
+        )
     if row_indices is None and rows.shape[0] != logits.shape[0]:
         raise ValueError(f"{rows.shape[0]} rows for {logits.shape[0]} logits; give as many, or row_indices")
-    if row_indices is not None and (row_indices.shape != logits.shape[:1] or row_indices.dtype not in (torch.int32, torch.int64)):
-        raise ValueError(f"row_indices are {tuple(row_indices.shape)} {row_indices.dtype}; give ({logits.shape[0]},) int32 or int64")
+    if row_indices is not None and (
+        row_indices.shape != logits.shape[:1] or row_indices.dtype not in (torch.int32, torch.int64)
+    ):
+        raise ValueError(
+            f"row_indices are {tuple(row_indices.shape)} {row_indices.dtype}; give ({logits.shape[0]},) int32 or int64"
+        )
     if any(tensor.device != logits.device for tensor in (rows, row_indices) if tensor is not None):
         raise ValueError(f"logits are on {logits.device}; rows and row_indices must be there too")

@@ -1,6 +1,7 @@
 """Rows on their way to the device of the logits, and onto them.
 
-On CUDA: rows are copied into pinned memory of the engine (also a private snapshot, which nobody can change under the transfer), from
+On CUDA: rows are copied into pinned memory of the engine (also a private snapshot, which nobody can change under the
+transfer), from
 there to the device on a stream of their own, beside whatever the current stream computes, which then waits for them.
 Elsewhere: rows are used where they are. Owns: staging memory, stream, events. Knows nothing about: grammars, sessions.
 """
@@ -31,7 +32,8 @@ class RowStaging:
             self._copied, self._applied = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def apply_(self, logits: Tensor, rows: NDArray[np.int32], row_indices: NDArray[np.int32]) -> None:
-        """Masks position i of ``logits`` by ``rows[row_indices[i]]``; -1 = not at all. On CUDA, returns before it is done.
+        """Masks position i of ``logits`` by ``rows[row_indices[i]]``; -1 = not at all. On CUDA, returns before it is
+        done.
 
         Args:
             logits: (B, V) floating point, on ``device``.

@@ -1,7 +1,7 @@
 """The Triton form of ``kernels.apply_bitmask_``: one launch, reads each word once, writes only what it forbids.
 
-Knows nothing about: checking arguments (``kernels.py`` did). Imported only where there is CUDA, or by its test, which runs it on the CPU
-through Triton's interpreter.
+Knows nothing about: checking arguments (``kernels.py`` did). Imported only where there is CUDA, or by its test, which
+runs it on the CPU through Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ BLOCK_WORDS = 128
 
 
 def apply_bitmask_triton_(logits: Tensor, rows: Tensor, row_indices: Tensor | None) -> None:
-    """Does what ``kernels.apply_bitmask_`` says, for arguments that it has checked. An index past the rows allows nothing."""
+    """Does what ``kernels.apply_bitmask_`` says, for arguments that it has checked. An index past the rows allows
+    nothing."""
     if logits.numel() == 0:
         return
     grid = (logits.shape[0], triton.cdiv(logits.shape[1], 32 * BLOCK_WORDS))

@@ -1,6 +1,8 @@
-"""LMDeploy's ``pipeline`` over the bundled engine: a script for LMDeploy runs with this import and the name of a local model.
+"""LMDeploy's ``pipeline`` over the bundled engine: a script for LMDeploy runs with this import and the name of a local
+model.
 
-Owns: prompts in their several forms, and answers in their order. Source of the interface: LMDeploy 0.16, "Structured output" and
+Owns: prompts in their several forms, and answers in their order. Source of the interface: LMDeploy 0.16, "Structured
+    output" and
 ``lmdeploy.pipeline``. Knows nothing about: how text is made.
 """
 
@@ -35,7 +37,8 @@ def pipeline(
         log_level: of the logger ``engine_adapter``.
         target: a running daemon; None = that of ``MASKD_TARGET``, or one of its own.
         grammar_backend: "auto", "xgrammar" or "llguidance".
-        reasoning_parser: of LMDeploy's server, "deepseek-r1", "qwen-qwq" or "intern-s1": where the model reasons first, the response
+        reasoning_parser: of LMDeploy's server, "deepseek-r1", "qwen-qwq" or "intern-s1": where the model reasons first,
+            the response
             format begins behind that, and answers have ``reasoning_content``; None = reasoning is text like any other.
 
     Raises:
@@ -46,7 +49,8 @@ def pipeline(
 
 
 class Pipeline(Offline):
-    """Answers prompts. A prompt is a text, which becomes a user's turn, or a conversation, a list of mappings with role and content."""
+    """Answers prompts. A prompt is a text, which becomes a user's turn, or a conversation, a list of mappings with role
+    and content."""
 
     def __init__(
         self,
@@ -86,7 +90,8 @@ class Pipeline(Offline):
             enable_thinking: one of them.
 
         Raises:
-            ValueError: a response format or a number is wrong, or a prompt is too long. GrammarError: the grammar was refused.
+            ValueError: a response format or a number is wrong, or a prompt is too long. GrammarError: the grammar was
+                refused.
         """
         batch, is_one = _as_batch(prompts)
         generations = self._submit(batch, gen_config, do_preprocess, _variables(chat_template_kwargs, enable_thinking))
@@ -106,7 +111,8 @@ class Pipeline(Offline):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         enable_thinking: bool | None = None,
     ) -> Iterator[Response]:
-        """Yields a ``Response`` with what is new for every piece of text, one prompt after the other; see ``__call__``."""
+        """Yields a ``Response`` with what is new for every piece of text, one prompt after the other; see
+        ``__call__``."""
         variables = _variables(chat_template_kwargs, enable_thinking)
         for index, generation in enumerate(self._submit(_as_batch(prompts)[0], gen_config, do_preprocess, variables)):
             count = 0
@@ -116,13 +122,20 @@ class Pipeline(Offline):
                 if reason == "error":
                     generation.result()
                 reasoning = delta.reasoning if generation.request.reasoning is not None else None
-                yield Response(delta.text, count, generation.prompt_tokens, reason, list(delta.token_ids), None, index, reasoning)
+                yield Response(
+                    delta.text, count, generation.prompt_tokens, reason, list(delta.token_ids), None, index, reasoning
+                )
 
-    def _submit(self, batch: Sequence[Any], gen_config: Any, do_preprocess: bool, variables: Mapping[str, Any]) -> list[TextGeneration]:
+    def _submit(
+        self, batch: Sequence[Any], gen_config: Any, do_preprocess: bool, variables: Mapping[str, Any]
+    ) -> list[TextGeneration]:
         configs = gen_config if isinstance(gen_config, Sequence) else [gen_config or GenerationConfig()] * len(batch)
         if len(configs) != len(batch):
             raise ValueError(f"{len(batch)} prompts have {len(configs)} gen_configs; give one, or one for each")
-        requests = [config.request(*self._prompt(prompt, do_preprocess, variables)) for prompt, config in zip(batch, configs, strict=True)]
+        requests = [
+            config.request(*self._prompt(prompt, do_preprocess, variables))
+            for prompt, config in zip(batch, configs, strict=True)
+        ]
         return [self.engine.submit(request) for request in requests]
 
     def _prompt(self, prompt: Any, do_preprocess: bool, variables: Mapping[str, Any]) -> tuple[str, bool]:
@@ -140,13 +153,19 @@ def _variables(given: Mapping[str, Any] | None, enable_thinking: bool | None) ->
 
 def _as_batch(prompts: Any) -> tuple[list[Any], bool]:
     """Returns the prompts, and whether it was only one."""
-    is_one = isinstance(prompts, str) or (isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Mapping))
+    is_one = isinstance(prompts, str) or (
+        isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Mapping)
+    )
     return ([prompts] if is_one else list(prompts)), is_one
 
 
 def _response(index: int, generation: TextGeneration) -> Response:
     choice = finished(generation)[0]
-    logprobs = None if choice.logprobs is None else [dict(each.top) | {each.token_id: each.logprob} for each in choice.logprobs]
+    logprobs = (
+        None
+        if choice.logprobs is None
+        else [dict(each.top) | {each.token_id: each.logprob} for each in choice.logprobs]
+    )
     return Response(
         choice.text,
         len(choice.token_ids),

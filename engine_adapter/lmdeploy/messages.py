@@ -1,4 +1,5 @@
-"""LMDeploy's parameter classes, as far as the bundled engine has what they ask for: an unknown parameter is a TypeError, never ignored.
+"""LMDeploy's parameter classes, as far as the bundled engine has what they ask for: an unknown parameter is a
+TypeError, never ignored.
 
 Source of names and defaults: LMDeploy 0.16, ``lmdeploy.messages``. Knows nothing about: the engine.
 """
@@ -50,7 +51,8 @@ class GenerationConfig:
 
     Attributes:
         max_new_tokens: most tokens of an answer.
-        do_sample: False = the likeliest token each time, whatever ``temperature``, ``top_p``, ``top_k`` and ``min_p`` are.
+        do_sample: False = the likeliest token each time, whatever ``temperature``, ``top_p``, ``top_k`` and ``min_p``
+            are.
         temperature, top_p, top_k, min_p, random_seed, repetition_penalty: as in ``SamplingParams``.
         n: must be 1, as in LMDeploy.
         min_new_tokens: an answer has at least so many tokens, unless its response format leaves nothing else to say.
@@ -60,8 +62,9 @@ class GenerationConfig:
         bad_token_ids: the same for tokens.
         skip_special_tokens: leave special tokens out of the text.
         logprobs: report so many most likely tokens each.
-        response_format: what the answer must be: ``dict(type="json_schema", json_schema=dict(name=…, schema=…))``, ``json_object``,
-            ``regex_schema``, or any other that ``response_format.grammar_of`` reads, a Pydantic model too.
+        response_format: what the answer must be: ``dict(type="json_schema", json_schema=dict(name=…, schema=…))``,
+            ``json_object``, ``regex_schema``, or any other that ``response_format.grammar_of`` reads, a Pydantic model
+            too.
         close_before_budget: end a constrained answer whole before ``max_new_tokens`` cuts it.
     """
 

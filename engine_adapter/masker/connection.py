@@ -32,7 +32,8 @@ Transport = Literal["auto", "shm", "inline"]
 SESSION_LOST = (UnavailableError, DrainingError, DeadlineError, ProtocolError, StepOrderError)
 """Errors of a step after which its session is of no use."""
 MAY_COME_BACK = (*SESSION_LOST, NotFoundError, CapacityError)
-"""Errors on the way to a new session that may be over a moment later: the old one may still count, the daemon may be starting."""
+"""Errors on the way to a new session that may be over a moment later: the old one may still count, the daemon may be
+starting."""
 
 _REPLAY_TOKENS = 4096
 _IDLE_GRAMMARS = 64
@@ -47,9 +48,16 @@ class Lease:
     """
 
     def __init__(
-        self, connect: Callable[[], Client], vocabulary: Vocabulary, *, row_capacity: int, transport: Transport, spin_seconds: float,
-        slow_seconds: float, step_seconds: float,
-    ) -> None:  # fmt: skip
+        self,
+        connect: Callable[[], Client],
+        vocabulary: Vocabulary,
+        *,
+        row_capacity: int,
+        transport: Transport,
+        spin_seconds: float,
+        slow_seconds: float,
+        step_seconds: float,
+    ) -> None:
         self.session: Session | None = None
         self.grammars: dict[GrammarSpec, Grammar] = {}
         self._connect = connect
@@ -98,7 +106,9 @@ class Lease:
         failed: dict[int, MaskdError] = {}
         for items in self._replay_steps(histories):
             reply = self.session.step(items, timeout_seconds=self._step_seconds)
-            _, results = await_late(self.session, items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds)
+            _, results = await_late(
+                self.session, items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds
+            )
             for item, result in zip(items, results, strict=True):
                 if error := result.error():
                     failed.setdefault(item.sequence_id, error)

@@ -1,4 +1,5 @@
-"""Late rows: a batch has one forward pass, so an engine asks for the rows of slow grammars until they are there, or time is up.
+"""Late rows: a batch has one forward pass, so an engine asks for the rows of slow grammars until they are there, or
+time is up.
 
 Knows nothing about: handles, histories, what is done about those that stay late.
 """
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd.client import Session
-from maskd.shm.arena import Reply
+from maskd.shm.cells import Reply
 from maskd.step import Item, LateIndex, Result, Status
 
 __all__ = ["await_late"]
@@ -21,7 +22,8 @@ __all__ = ["await_late"]
 def await_late(
     session: Session, items: Sequence[Item], reply: Reply, *, slow_seconds: float, step_seconds: float
 ) -> tuple[NDArray[np.int32], Sequence[Result]]:
-    """Returns the rows and results of ``reply``, those of late items replaced by what they came to within ``slow_seconds``.
+    """Returns the rows and results of ``reply``, those of late items replaced by what they came to within
+    ``slow_seconds``.
 
     Args:
         items: what ``reply`` answers.
@@ -41,7 +43,9 @@ def await_late(
         for index, result in zip(late, again.results, strict=True):
             results[index], item = result, items[index]
             if item.row >= 0:
-                rows[item.row : item.row + 1 + len(item.drafts)] = again.rows[item.row : item.row + 1 + len(item.drafts)]
+                rows[item.row : item.row + 1 + len(item.drafts)] = again.rows[
+                    item.row : item.row + 1 + len(item.drafts)
+                ]
     return reply.rows if rows is None else rows, results
 
 

@@ -1,7 +1,9 @@
-"""The ledger: what every sequence of an engine has accepted, and what is asked of the daemon next. Pure; no session, no clock.
+"""The ledger: what every sequence of an engine has accepted, and what is asked of the daemon next. Pure; no session, no
+clock.
 
-A step is planned in terms that outlive a session (``Step``) and turned into items for the session that happens to be there; results are
-booked when they arrive. So an unanswered step can be sent again to a new session, in which every sequence was opened from its history.
+A step is planned in terms that outlive a session (``Step``) and turned into items for the session that happens to be
+there; results are booked when they arrive. So an unanswered step can be sent again to a new session, in which every
+sequence was opened from its history.
 Knows nothing about: connecting, waiting, rows as memory.
 """
 
@@ -52,9 +54,11 @@ class Step:
         drafts: handle to its draft token ids.
         first_row: handle to the row of its first position, where it has one.
         closes: handles that end.
-        row_indices: (positions,) int32: the row of every position of the batch, -1 for those without. Not to be changed.
+        row_indices: (positions,) int32: the row of every position of the batch, -1 for those without. Not to be
+            changed.
         items: what the present session was asked.
-        unasked: handles that take part and were not asked for: nobody was yet, or they have failed, or were closed since.
+        unasked: handles that take part and were not asked for: nobody was yet, or they have failed, or were closed
+            since.
     """
 
     tokens: Mapping[int, Sequence[int]]
@@ -76,7 +80,11 @@ class Step:
     @property
     def unfilled_rows(self) -> list[int]:
         """The rows of ``unasked``, which nobody fills."""
-        firsts = ((self.first_row[handle], len(self.drafts.get(handle, ()))) for handle in self.unasked if handle in self.first_row)
+        firsts = (
+            (self.first_row[handle], len(self.drafts.get(handle, ())))
+            for handle in self.unasked
+            if handle in self.first_row
+        )
         return [first + position for first, draft_count in firsts for position in range(1 + draft_count)]
 
 
@@ -99,7 +107,8 @@ class Ledger:
         return self._add(LedgerEntry(spec))
 
     def fork(self, handle: int) -> int:
-        """Adds a sequence that stands where ``handle`` stands before the tokens of the next step; if that has failed, so has the fork."""
+        """Adds a sequence that stands where ``handle`` stands before the tokens of the next step; if that has failed,
+        so has the fork."""
         source = self.get(handle)
         fork = self._add(LedgerEntry(source.spec, source=handle, error=source.error))
         self._due.add(fork)
@@ -127,7 +136,9 @@ class Ledger:
         try:
             return self._entries[handle]
         except KeyError:
-            raise NotFoundError(f"no sequence {handle}; it was never opened, or closed", kind="sequence", sequence_id=handle) from None
+            raise NotFoundError(
+                f"no sequence {handle}; it was never opened, or closed", kind="sequence", sequence_id=handle
+            ) from None
 
     @property
     def is_closing(self) -> bool:
@@ -144,14 +155,19 @@ class Ledger:
         return handle
 
     def _settled(self, handle: int) -> list[int]:
-        """Returns the confirmed tokens of ``handle``, those of its source if it was not forked yet. Not to be changed."""
+        """Returns the confirmed tokens of ``handle``, those of its source if it was not forked yet. Not to be
+        changed."""
         entry = self._entries[handle]
         return self._settled(entry.source) if entry.source else entry.history
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def plan(
-        self, tokens: Mapping[int, int | Sequence[int]], rows: Sequence[int | None], drafts: Mapping[int, Sequence[int]], row_capacity: int
+        self,
+        tokens: Mapping[int, int | Sequence[int]],
+        rows: Sequence[int | None],
+        drafts: Mapping[int, Sequence[int]],
+        row_capacity: int,
     ) -> Step:
         """Plans the next step; its rollbacks and closes are taken out of the ledger.
 
@@ -178,7 +194,9 @@ class Ledger:
             accepted[handle] = (taken,) if isinstance(taken := tokens.get(handle, ()), int) else tuple(taken)
             if entry.rollback:
                 if entry.rollback > len(self._settled(handle)):
-                    raise RollbackError(f"sequence {handle} has {len(self._settled(handle))} tokens; {entry.rollback} were to be undone")
+                    raise RollbackError(
+                        f"sequence {handle} has {len(self._settled(handle))} tokens; {entry.rollback} were to be undone"
+                    )
                 rollbacks[handle] = entry.rollback
         if indices != self._indices:  # nearly every step has those of the last one
             self._indices, self._row_indices = indices, np.array(indices, dtype=np.int32)
@@ -202,7 +220,11 @@ class Ledger:
             if entry is None or entry.error is not None:
                 step.unasked.append(handle)
                 continue
-            row, rollback, drafts = step.first_row.get(handle, NO_ROW), step.rollbacks.get(handle, 0), step.drafts.get(handle, ())
+            row, rollback, drafts = (
+                step.first_row.get(handle, NO_ROW),
+                step.rollbacks.get(handle, 0),
+                step.drafts.get(handle, ()),
+            )
             item = Item(handle, Action.ADVANCE, 0, 0, rollback, accept, drafts, row)
             if handle in self._known:
                 going.append(item)
@@ -232,8 +254,13 @@ class Ledger:
         return any(handle in self._entries and self._entries[handle].error is None for handle in step.tokens)
 
     def book(self, step: Step, results: Sequence[Result] | None) -> dict[int, MaskdError]:
-        """Brings every sequence of ``step`` to where ``results`` say that it stands, None = all is well; returns the errors."""
-        errors = {handle: error for handle in step.unasked if handle in self._entries and (error := self._entries[handle].error)}
+        """Brings every sequence of ``step`` to where ``results`` say that it stands, None = all is well; returns the
+        errors."""
+        errors = {
+            handle: error
+            for handle in step.unasked
+            if handle in self._entries and (error := self._entries[handle].error)
+        }
         if results is None:
             for item in step.items:
                 self._book(item)
@@ -298,7 +325,11 @@ class Ledger:
     def refuse(self, refused: Mapping[GrammarSpec, MaskdError]) -> None:
         """Ends every sequence whose grammar is among ``refused``."""
         self.fail(
-            {handle: refused[entry.spec] for handle, entry in self._entries.items() if entry.spec is not None and entry.spec in refused}
+            {
+                handle: refused[entry.spec]
+                for handle, entry in self._entries.items()
+                if entry.spec is not None and entry.spec in refused
+            }
         )
 
     def fail(self, errors: Mapping[int, MaskdError]) -> None:

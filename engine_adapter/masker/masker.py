@@ -1,13 +1,15 @@
-"""The masker: what any decode loop embeds to get grammar masks. Two hooks: tokens after sampling, rows before the next sampling.
+"""The masker: what any decode loop embeds to get grammar masks. Two hooks: tokens after sampling, rows before the next
+sampling.
 
     handle = masker.open(spec)                             # or open(None): a sequence without a grammar
     masker.advance({handle: token_id}, rows=[handle])      # after sampling; returns at once
     ...                                                    # the next forward pass runs while the daemon makes the rows
     masks = masker.apply_(logits)                          # waits for the rows and masks (B, V) logits in place
 
-When the session dies, the masker gets a new one, replays the accepted tokens of every sequence and sends the unanswered step again: the
-caller gets the rows that it would have got, or an error, but never logits without a mask.
-Owns: the threads' order, waiting and restoring. Knows nothing about: models, sampling, text; ``ledger.py`` knows the sequences and
+When the session dies, the masker gets a new one, replays the accepted tokens of every sequence and sends the unanswered
+step again: the caller gets the rows that it would have got, or an error, but never logits without a mask.
+Owns: the threads' order, waiting and restoring. Knows nothing about: models, sampling, text; ``ledger.py`` knows the
+    sequences and
 ``lease.py`` the session. Importing it does not import torch.
 """
 
@@ -29,7 +31,7 @@ from maskd.bitmask import mask_array, row_of
 from maskd.client import Client, Session
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec
-from maskd.shm.arena import Reply
+from maskd.shm.cells import Reply
 from maskd.step import Result
 from maskd.vocabulary import Vocabulary
 
@@ -47,9 +49,11 @@ class Masks:
     """The rows of one step.
 
     Attributes:
-        rows: (rows, row_stride_words) int32, read-only; a view of shared memory, valid until the second next ``advance``.
+        rows: (rows, row_stride_words) int32, read-only; a view of shared memory, valid until the second next
+            ``advance``.
         row_indices: (positions,) int32: position i of the batch is masked by ``rows[row_indices[i]]``; -1 = by none.
-        errors: the sequences that must not be sampled from, and why; their rows allow only stop tokens. Empty in a good step.
+        errors: the sequences that must not be sampled from, and why; their rows allow only stop tokens. Empty in a good
+            step.
         wait_seconds: how long the caller stood still for the rows: what the forward pass did not hide.
     """
 
@@ -69,8 +73,8 @@ class Masks:
 class Masker:
     """Masks for the sequences of one engine.
 
-    All methods belong to the thread of the decode loop, but for ``open``, which any thread may call, and which should be called elsewhere
-    if a compile of some 100 ms would disturb the loop.
+    All methods belong to the thread of the decode loop, but for ``open``, which any thread may call, and which should
+    be called elsewhere if a compile of some 100 ms would disturb the loop.
     """
 
     def __init__(
@@ -89,14 +93,15 @@ class Masker:
         """Opens a session with the daemon, trying for ``start_seconds``.
 
         Args:
-            connect: where the daemon is ("unix:/run/maskd/maskd.sock", "host:port"), or a function that returns a new client.
+            connect: where the daemon is ("unix:/run/maskd/maskd.sock", "host:port"), or a function that returns a new
+                client.
             vocabulary: of the model; its ``vocab_size`` is the width of the logits.
             row_capacity: positions of the largest batch: sequences times (1 + draft tokens).
             restore_seconds: how long a lost daemon may stay away before ``collect`` raises.
             start_seconds: how long the daemon may take to be there at first.
             step_seconds: a step that takes longer counts as lost.
-            slow_seconds: how long the batch waits for a sequence whose grammar is slow, before that sequence fails; 0 = not at all. What
-                the daemon does meanwhile, each sequence's ``GrammarSpec.when_slow`` says.
+            slow_seconds: how long the batch waits for a sequence whose grammar is slow, before that sequence fails; 0 =
+                not at all. What the daemon does meanwhile, each sequence's ``GrammarSpec.when_slow`` says.
             transport: how rows travel.
             spin_seconds: poll for so long before sleeping; costs a core, saves some 5 µs a step.
 
@@ -121,7 +126,8 @@ class Masker:
         self._no_rows = np.empty((0, len(self._stop_row)), dtype=np.int32)
         self._staging: RowStaging | None = None
 
-        self._lock = threading.RLock()  # held for a whole ``advance`` or ``collect``; guards the lease and everything below
+        # held for a whole ``advance`` or ``collect``; guards the lease and everything below
+        self._lock = threading.RLock()
         self._ending = threading.Event()
         self._ledger = Ledger()
         self._step: Step | None = None
@@ -136,7 +142,8 @@ class Masker:
         self.disconnect()
 
     def disconnect(self) -> None:
-        """Ends the session; the daemon frees all that it holds. Whoever waits for a lost one waits no longer. Safe to repeat."""
+        """Ends the session; the daemon frees all that it holds. Whoever waits for a lost one waits no longer. Safe to
+        repeat."""
         self._ending.set()
         with self._lock:
             self._lease.drop()
@@ -149,7 +156,8 @@ class Masker:
         With None the sequence has no grammar: every method takes it, and no row masks it.
 
         Raises:
-            GrammarError: the spec is wrong, unsupported, too large or too slow. UnavailableError: the daemon stays away.
+            GrammarError: the spec is wrong, unsupported, too large or too slow. UnavailableError: the daemon stays
+                away.
         """
         deadline = self._deadline()
         while True:
@@ -174,7 +182,8 @@ class Masker:
         return spec in self._lease.grammars
 
     def fork(self, handle: int) -> int:
-        """Returns the handle of a new sequence that stands where ``handle`` stands before the tokens of the next ``advance``."""
+        """Returns the handle of a new sequence that stands where ``handle`` stands before the tokens of the next
+        ``advance``."""
         with self._lock:
             return self._ledger.fork(handle)
 
@@ -205,23 +214,29 @@ class Masker:
         rows: Sequence[int | None] | None = None,
         drafts: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
-        """Sends the tokens of the whole batch and asks for its next rows. Returns at once; ``collect`` or ``apply_`` must follow.
+        """Sends the tokens of the whole batch and asks for its next rows. Returns at once; ``collect`` or ``apply_``
+        must follow.
 
         Each sequence undoes its ``rollback``, accepts its tokens (all or none), and gets a row for its next position.
 
         Args:
             tokens: handle to the token id(s) it accepts; a sequence without new tokens may be left out.
-            rows: the batch in the order of the logits; None marks a position to leave as it is. Default: ``tokens``, in its order.
-            drafts: handle to draft token ids: it takes 1 + len positions of the batch, one after another, the first for its next token.
+            rows: the batch in the order of the logits; None marks a position to leave as it is. Default: ``tokens``, in
+                its order.
+            drafts: handle to draft token ids: it takes 1 + len positions of the batch, one after another, the first for
+                its next token.
 
         Raises:
-            NotFoundError: an unknown handle. RollbackError: more than was accepted. InvalidRequestError: more positions than
+            NotFoundError: an unknown handle. RollbackError: more than was accepted. InvalidRequestError: more positions
+                than
             ``row_capacity``, or the last step was not collected. Nothing is sent.
         """
         with self._lock:
             if self._step is not None:
                 raise InvalidRequestError("the last step was not collected", field="step")
-            self._step = self._ledger.plan(tokens, list(tokens) if rows is None else rows, drafts or {}, self._row_capacity)
+            self._step = self._ledger.plan(
+                tokens, list(tokens) if rows is None else rows, drafts or {}, self._row_capacity
+            )
             self._masks = self._sent_to = None
             try:
                 self._send(self._step)
@@ -232,7 +247,8 @@ class Masker:
                 raise
 
     def try_advance(self, tokens: Mapping[int, int | Sequence[int]], rows: Sequence[int | None]) -> bool:
-        """Does what ``advance`` does, unless another thread is getting the session back: then nothing is done, and it returns False."""
+        """Does what ``advance`` does, unless another thread is getting the session back: then nothing is done, and it
+        returns False."""
         if not self._lock.acquire(timeout=_CONTENTION_SECONDS):
             return False
         try:
@@ -242,7 +258,8 @@ class Masker:
         return True
 
     def try_apply_(self, logits: Any) -> Masks | None:
-        """Does what ``apply_`` does, unless that has to wait for a new session: then the logits are untouched, and it returns None.
+        """Does what ``apply_`` does, unless that has to wait for a new session: then the logits are untouched, and it
+        returns None.
 
         ``collect``, on whatever thread, waits for the session. After it the rows are those of the same step.
         """
@@ -258,7 +275,8 @@ class Masker:
         """Waits for the rows of the last ``advance`` and returns them. A repeat returns the same ones.
 
         Raises:
-            UnavailableError: the daemon did not come back within ``restore_seconds``; every sequence with a grammar is lost.
+            UnavailableError: the daemon did not come back within ``restore_seconds``; every sequence with a grammar is
+                lost.
             InvalidRequestError: nothing was advanced.
         """
         masks = self._collect(restore=True)
@@ -266,20 +284,24 @@ class Masker:
         return masks
 
     def apply_(self, logits: Any) -> Masks:
-        """Waits for the rows and sets what they forbid to -inf, in place. Whoever stands in ``errors`` must not be sampled from.
+        """Waits for the rows and sets what they forbid to -inf, in place. Whoever stands in ``errors`` must not be
+        sampled from.
 
         Args:
-            logits: (positions, vocab_size), a floating-point numpy array or torch tensor, any device, any strides. On CUDA the rows are
-                copied on a stream of their own, and the current stream waits for them.
+            logits: (positions, vocab_size), a floating-point numpy array or torch tensor, any device, any strides. On
+                CUDA the rows are copied on a stream of their own, and the current stream waits for them.
 
         Raises:
-            ValueError: another shape than the batch has, or not writable. UnavailableError: see ``collect``; the logits are untouched.
+            ValueError: another shape than the batch has, or not writable. UnavailableError: see ``collect``; the logits
+                are untouched.
         """
         return self._mask(logits, self.collect())
 
     def _mask(self, logits: Any, masks: Masks) -> Masks:
         if tuple(logits.shape) != (len(masks.row_indices), self._vocab_size):
-            raise ValueError(f"logits are {tuple(logits.shape)}; the batch is ({len(masks.row_indices)}, {self._vocab_size})")
+            raise ValueError(
+                f"logits are {tuple(logits.shape)}; the batch is ({len(masks.row_indices)}, {self._vocab_size})"
+            )
         if isinstance(logits, np.ndarray):
             mask_array(logits, masks.rows, masks.row_indices.tolist())
             return masks
@@ -291,8 +313,10 @@ class Masker:
         return masks
 
     def flush(self) -> None:
-        """Tells the daemon of closed sequences now, for an engine that has nothing else to say. Does not wait for a lost daemon."""
-        if self._ledger.is_closing and self._lock.acquire(blocking=False):  # else somebody restores the session, without those
+        """Tells the daemon of closed sequences now, for an engine that has nothing else to say. Does not wait for a
+        lost daemon."""
+        # else somebody restores the session, without those
+        if self._ledger.is_closing and self._lock.acquire(blocking=False):
             try:
                 self.advance({})
                 self.collect()
@@ -331,7 +355,8 @@ class Masker:
         self._sent_to = session
 
     def _answer(self, step: Step, *, restore: bool) -> tuple[NDArray[np.int32], Reply | Sequence[Result]] | None:
-        """Waits for the rows and results of ``step``, through as many sessions as that takes. The results of a good step are left in
+        """Waits for the rows and results of ``step``, through as many sessions as that takes. The results of a good
+        step are left in
         their reply until somebody asks for them. Without ``restore``, None if the session is lost."""
         deadline = 0.0
         while True:
@@ -343,7 +368,9 @@ class Masker:
                 reply = self._sent_to.collect(timeout_seconds=self._step_seconds)
                 if reply.ok:
                     return reply.rows, reply
-                return await_late(self._sent_to, step.items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds)
+                return await_late(
+                    self._sent_to, step.items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds
+                )
             except SESSION_LOST as error:
                 if not self._ledger.is_asking(step):  # only closes, and those are done
                     step.withdraw()
@@ -352,10 +379,14 @@ class Masker:
                     return None
                 deadline = deadline or self._deadline()
                 if time.monotonic() > deadline:
-                    raise UnavailableError(f"no session lived through this step for {self._restore_seconds} s: {error}") from error
+                    raise UnavailableError(
+                        f"no session lived through this step for {self._restore_seconds} s: {error}"
+                    ) from error
                 self._restore(deadline)
 
-    def _conclude(self, step: Step, rows: NDArray[np.int32], results: Reply | Sequence[Result], started: float) -> Masks:
+    def _conclude(
+        self, step: Step, rows: NDArray[np.int32], results: Reply | Sequence[Result], started: float
+    ) -> Masks:
         """Books the results, and makes sure that whoever could not be asked for has rows that end the sequence."""
         errors = self._ledger.book(step, None if isinstance(results, Reply) else results)
         if step.unasked:

@@ -1,7 +1,9 @@
 """CUDA graphs of the decode step: what the host would launch kernel by kernel is launched at once.
 
-Owns: warm-up, capture and replay, one graph per shape. Knows nothing about: what is captured, except that it reads and writes only memory
-that stays where it is, and that running it again does no harm. Source: the PyTorch documentation, "CUDA semantics", CUDA Graphs.
+Owns: warm-up, capture and replay, one graph per shape. Knows nothing about: what is captured, except that it reads and
+    writes only memory
+that stays where it is, and that running it again does no harm. Source: the PyTorch documentation, "CUDA semantics",
+CUDA Graphs.
 """
 
 from __future__ import annotations

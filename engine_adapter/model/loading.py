@@ -52,11 +52,14 @@ class LoadedModel:
 def load_model(path: Path | str | None = None, device: torch.device | str | None = None) -> LoadedModel:
     """Loads a model from a local directory; opens no connection.
 
-    A directory with a configuration but without weights gets random ones, the same on every machine: enough to exercise a decode loop.
+    A directory with a configuration but without weights gets random ones, the same on every machine: enough to exercise
+    a decode loop.
 
     Args:
-        path: directory with ``config.json``, ``tokenizer.json`` and, if trained, ``*.safetensors``; None = the bundled model.
-        device: where the weights live; None = the first CUDA device, or else the CPU. bfloat16 on CUDA, float32 on the CPU.
+        path: directory with ``config.json``, ``tokenizer.json`` and, if trained, ``*.safetensors``; None = the bundled
+            model.
+        device: where the weights live; None = the first CUDA device, or else the CPU. bfloat16 on CUDA, float32 on the
+            CPU.
 
     Raises:
         ValueError: the network has attention windows, which the static slots cannot hold.
@@ -65,17 +68,27 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or getattr(config, "sliding_window", None):
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or getattr(
+        config, "sliding_window", None
+    ):
         raise ValueError(f"{directory}: the network has layers other than full attention")
     trained = any(directory.glob("*.safetensors"))
     transformers_logging.disable_progress_bar()  # it writes to stderr, whoever owns that
     if trained:
-        network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
+        network = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(WEIGHT_SEED)
-            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").to(dtype)
-    stop = network.generation_config.eos_token_id if network.generation_config.eos_token_id is not None else config.eos_token_id
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").to(
+                dtype
+            )
+    stop = (
+        network.generation_config.eos_token_id
+        if network.generation_config.eos_token_id is not None
+        else config.eos_token_id
+    )
     return LoadedModel(
         network=network.to(target).eval(),
         tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),

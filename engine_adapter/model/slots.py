@@ -1,7 +1,9 @@
 """The model: a Llama-like network from ``transformers`` over static slots.
 
-Owns: the key-value cache whose rows each stand at a position of their own, prefill of one slot, and the decode step over all slots.
-Every buffer is written in place, and a decode step has one of few shapes: so many slots, so many columns of the cache, both rounded up.
+Owns: the key-value cache whose rows each stand at a position of their own, prefill of one slot, and the decode step
+    over all slots.
+Every buffer is written in place, and a decode step has one of few shapes: so many slots, so many columns of the cache,
+both rounded up.
 On CUDA the step of each shape is captured in a graph (``cuda_graphs``).
 Knows nothing about: requests, sampling, grammars, text.
 """
@@ -26,7 +28,8 @@ _MEMORY_SHARE = 0.8  # of what is free on the device; activations and graphs nee
 
 
 def slots_that_fit(loaded: LoadedModel, context_length: int, wanted: int | None = None) -> int:
-    """Returns how many slots of ``context_length`` tokens to make: ``wanted``, or on CUDA fewer, if its free memory has no room.
+    """Returns how many slots of ``context_length`` tokens to make: ``wanted``, or on CUDA fewer, if its free memory has
+    no room.
 
     Raises:
         ValueError: ``wanted`` is below 1, or there is no room for one.
@@ -37,13 +40,16 @@ def slots_that_fit(loaded: LoadedModel, context_length: int, wanted: int | None 
     if device.type != "cuda":
         return wanted or _CPU_SLOTS
     config: Any = loaded.network.config
-    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_size(config) * loaded.network.dtype.itemsize
+    token_bytes = (
+        2 * config.num_hidden_layers * config.num_key_value_heads * _head_size(config) * loaded.network.dtype.itemsize
+    )
     free: int
     free, _ = torch.cuda.mem_get_info(device)
     fitting: int = int(_MEMORY_SHARE * free) // (token_bytes * context_length)
     if not fitting:
         raise ValueError(
-            f"{free >> 20} MiB are free on {device}; a slot of {context_length} tokens needs {token_bytes * context_length >> 20} MiB"
+            f"{free >> 20} MiB are free on {device}; a slot of {context_length} tokens needs "
+            f"{token_bytes * context_length >> 20} MiB"
         )
     return min(wanted or _CUDA_SLOTS, fitting)
 
@@ -55,12 +61,13 @@ def _head_size(config: Any) -> int:
 class SlotModel:
     """Runs a network over ``slot_count`` slots, each holding the tokens of one sequence.
 
-    A sequence joins by ``prefill`` and leaves by ``free``, between steps; the others do not notice. One caller at a time.
+    A sequence joins by ``prefill`` and leaves by ``free``, between steps; the others do not notice. One caller at a
+    time.
 
     Attributes:
         lengths: tokens in the cache of each slot.
-        logits: (S, V) in the network's dtype, on its device, overwritten in place: row s is valid after a ``prefill`` of slot s or a
-            ``decode`` that named it.
+        logits: (S, V) in the network's dtype, on its device, overwritten in place: row s is valid after a ``prefill``
+            of slot s or a ``decode`` that named it.
     """
 
     def __init__(self, network: Any, slot_count: int, context_length: int) -> None:
@@ -84,7 +91,10 @@ class SlotModel:
         """
         start, end = self.lengths[slot], self.lengths[slot] + len(token_ids)
         if not token_ids or end > self.context_length:
-            raise ValueError(f"slot {slot} holds {start} tokens and has room for {self.context_length - start} more, not {len(token_ids)}")
+            raise ValueError(
+                f"slot {slot} holds {start} tokens and has room for {self.context_length - start} more, not "
+                f"{len(token_ids)}"
+            )
         tokens = torch.tensor([token_ids], device=self.device)  # (1, T)
         positions = torch.arange(start, end, device=self.device)[None]  # (1, T)
         self.logits[slot] = self._forward(tokens, positions, slice(slot, slot + 1), self._rounded_columns(end))[0]
@@ -93,8 +103,8 @@ class SlotModel:
     def decode(self, token_ids: Tensor, slots: Sequence[int]) -> None:
         """Appends one token to each of ``slots`` and sets their ``logits``.
 
-        All slots up to the last of ``slots`` are computed, whoever is in them. An idle one writes at the position after its last token,
-        which nobody reads and the next token overwrites.
+        All slots up to the last of ``slots`` are computed, whoever is in them. An idle one writes at the position after
+        its last token, which nobody reads and the next token overwrites.
 
         Args:
             token_ids: (S,) int64, on the model's device; those of other slots are not looked at.
@@ -122,7 +132,8 @@ class SlotModel:
         self.lengths[slot] = 0
 
     def _decode_slots(self, count: int, width: int) -> None:
-        """The part of a step that a CUDA graph can hold: it reads and writes only memory of this object, and waits for nothing."""
+        """The part of a step that a CUDA graph can hold: it reads and writes only memory of this object, and waits for
+        nothing."""
         self.logits[:count] = self._forward(self._token_ids[:count], self._positions[:count], slice(0, count), width)
 
     def _rounded_slots(self, count: int) -> int:
@@ -137,7 +148,8 @@ class SlotModel:
 
     @torch.inference_mode()
     def _forward(self, token_ids: Tensor, positions: Tensor, slots: slice, width: int) -> Tensor:
-        """Runs (B, T) tokens at (B, T) positions of B neighbouring slots; returns the logits (B, V) after the last of each.
+        """Runs (B, T) tokens at (B, T) positions of B neighbouring slots; returns the logits (B, V) after the last of
+        each.
 
         ``width`` columns of the cache are attended to; it lies above all positions.
         """
@@ -158,13 +170,18 @@ class SlotModel:
 class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of all slots, allocated once; ``aim`` says where the next forward pass writes."""
 
-    def __init__(self, config: Any, slot_count: int, context_length: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: Any, slot_count: int, context_length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (slot_count, config.num_key_value_heads, context_length, _head_size(config))
-        self.slot_layers = [_SlotLayer(torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(config.num_hidden_layers)]
+        self.slot_layers = [
+            _SlotLayer(torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(config.num_hidden_layers)
+        ]
         super().__init__(layers=self.slot_layers)
 
     def aim(self, slots: slice, positions: Tensor, width: int) -> None:
-        """Lets the next pass write (B, T) ``positions`` of the B ``slots``, and attend to the first ``width`` positions of those."""
+        """Lets the next pass write (B, T) ``positions`` of the B ``slots``, and attend to the first ``width`` positions
+        of those."""
         for layer in self.slot_layers:
             layer.slots, layer.positions, layer.width = slots, positions, width
 

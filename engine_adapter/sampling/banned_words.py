@@ -15,11 +15,14 @@ __all__ = ["BannedWords", "TokenPrefixes"]
 
 
 class TokenPrefixes:
-    """The tokens of a model in the order of their bytes, but for special ones, which are no text; made once per model."""
+    """The tokens of a model in the order of their bytes, but for special ones, which are no text; made once per
+    model."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         special = frozenset(vocabulary.special_token_ids)
-        self.texts = {token_id: token for token_id, token in enumerate(vocabulary.tokens) if token and token_id not in special}
+        self.texts = {
+            token_id: token for token_id, token in enumerate(vocabulary.tokens) if token and token_id not in special
+        }
         self._sorted = sorted((token, token_id) for token_id, token in self.texts.items())
 
     def starting(self, prefix: bytes) -> list[int]:
@@ -36,12 +39,15 @@ class BannedWords:
     """The words of one request."""
 
     def __init__(self, words: Sequence[str], prefixes: TokenPrefixes, token_ids: Sequence[int] = ()) -> None:
-        """Takes note of ``words``, of which empty ones mean nothing, and of tokens that are banned whatever they stand for."""
+        """Takes note of ``words``, of which empty ones mean nothing, and of tokens that are banned whatever they stand
+        for."""
         self._words = [word.encode() for word in words if word]
         self._prefixes = prefixes
         self._always = [*token_ids]
         if self._words:
-            self._always += [token_id for token_id, token in prefixes.texts.items() if any(word in token for word in self._words)]
+            self._always += [
+                token_id for token_id, token in prefixes.texts.items() if any(word in token for word in self._words)
+            ]
         self._longest = max(map(len, self._words), default=0)
 
     def forbidden(self, token_ids: Sequence[int]) -> list[int]:

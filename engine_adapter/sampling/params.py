@@ -29,13 +29,14 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 = all.
         top_p: keep the smallest set of most likely tokens whose probability reaches this; 1 = all.
         min_p: drop tokens less likely than this times the most likely one; 0 = none.
-        typical_p: keep the smallest set of tokens whose probability reaches this, those first whose surprise is nearest to the
+        typical_p: keep the smallest set of tokens whose probability reaches this, those first whose surprise is nearest
+            to the
             expected one (Meister et al., "Locally typical sampling", 2022); 1 = all.
         seed: same seed, same tokens; None = drawn from the system.
         presence_penalty: taken off the logit of every token that the output has already; negative = added.
         frequency_penalty: the same, once for each time that the output has it.
-        repetition_penalty: of tokens that prompt or output have, logits above 0 are divided by it and others multiplied; 1 = none. From
-            0.01 to 100.
+        repetition_penalty: of tokens that prompt or output have, logits above 0 are divided by it and others
+            multiplied; 1 = none. From 0.01 to 100.
         logit_bias: token id to what is added to its logit, -100 to 100. No bias allows what a grammar forbids.
 
     Raises:
@@ -61,9 +62,15 @@ class SamplingParams:
             raise ValueError(f"top_k is {shown(self.top_k)}; give 0 (all) or more")
         for token_id, bias in self.logit_bias.items():
             if token_id < 0 or not -100 <= bias <= 100:
-                raise ValueError(f"logit_bias has {shown(token_id)}: {shown(bias)}; give token ids, each with -100 to 100")
+                raise ValueError(
+                    f"logit_bias has {shown(token_id)}: {shown(bias)}; give token ids, each with -100 to 100"
+                )
 
 
 def shown(value: float) -> str:
     """Returns ``value`` for a message; an integer of many digits is not written out."""
-    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 128 else repr(value)
+    return (
+        f"an integer of {value.bit_length()} bits"
+        if isinstance(value, int) and value.bit_length() > 128
+        else repr(value)
+    )

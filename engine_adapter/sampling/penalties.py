@@ -1,6 +1,7 @@
 """What moves the logits of a slot before its draw: bias, and penalties for tokens that its text has already.
 
-Owns: the biases of every slot, and which tokens its prompt and its output have, as tensors on the device. Each is made when the first slot
+Owns: the biases of every slot, and which tokens its prompt and its output have, as tensors on the device. Each is made
+    when the first slot
 needs it, and only the rows of slots that use one are touched.
 Knows nothing about: drawing, grammars. A logit of -inf stays -inf: nothing here can allow what a mask forbids.
 """
@@ -68,9 +69,11 @@ class Penalties:
             self._counts[index, token_ids[index]] += 1
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Returns (S, V) float32 ``logits`` with everything applied, a copy if there is anything: bias first, then what repeats.
+        """Returns (S, V) float32 ``logits`` with everything applied, a copy if there is anything: bias first, then what
+        repeats.
 
-        The repetition penalty divides a logit above 0 by its factor and multiplies one below 0, as Hugging Face and vLLM do (Keskar et
+        The repetition penalty divides a logit above 0 by its factor and multiplies one below 0, as Hugging Face and
+        vLLM do (Keskar et
         al., "CTRL", 2019); presence and frequency penalties are taken off, as OpenAI defines them.
         """
         if not self._rows:
@@ -94,7 +97,8 @@ class Penalties:
 
 
 def forbid(logits: Tensor, forbidden: Mapping[int, Sequence[int]]) -> Tensor:
-    """Returns ``logits`` with tokens set to -inf, but for slots that would have none left: what a mask allows is never a dead end.
+    """Returns ``logits`` with tokens set to -inf, but for slots that would have none left: what a mask allows is never
+    a dead end.
 
     Args:
         logits: (S, V) float32.

@@ -1,8 +1,10 @@
 """Logits to token ids, on the device, one set of parameters per slot.
 
-Owns: the parameters of every slot as tensors, changed in place when a request joins; the draw (``penalties.py`` moves the logits before
-it). It is a pure function of (seed, position, logits, tokens so far): no generator state, so a request gives the same tokens in any slot,
-beside any neighbours, and again after a restart. One 64-bit hash per row (SplitMix64, Steele et al. 2014) is its random number.
+Owns: the parameters of every slot as tensors, changed in place when a request joins; the draw (``penalties.py`` moves
+    the logits before
+it). It is a pure function of (seed, position, logits, tokens so far): no generator state, so a request gives the same
+tokens in any slot, beside any neighbours, and again after a restart. One 64-bit hash per row (SplitMix64, Steele et al.
+2014) is its random number.
 Knows nothing about: grammars (a forbidden token is a logit of -inf and is never drawn), text, stop tokens.
 """
 
@@ -61,7 +63,8 @@ class Sampler:
     def sample(self, logits: Tensor, positions: Tensor, forbidden: Mapping[int, Sequence[int]] | None = None) -> Tensor:
         """Draws one token id per row. Changes neither the sampler nor its arguments; see ``count``.
 
-        A row without one finite logit, or whose draw comes to a token without one, yields -1: nothing may be drawn from it.
+        A row without one finite logit, or whose draw comes to a token without one, yields -1: nothing may be drawn from
+        it.
 
         Args:
             logits: (S, V) floating point, on the sampler's device.
@@ -87,7 +90,8 @@ class Sampler:
         cumulative = probabilities.cumsum(dim=-1)  # (S, V)
         target = _uniform(self._seed, positions)[:, None] * cumulative[:, -1:]  # (S, 1)
         drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[1] - 1)  # (S, 1)
-        # Rounding in a parallel sum may point beside the token that was meant; one of probability 0 must never be drawn.
+        # Rounding in a parallel sum may point beside the token that was meant; one of probability 0 must never be
+        # drawn.
         possible = probabilities.gather(1, drawn) > 0
         taken = torch.where(possible & (self._temperature > 0), drawn, greedy[:, None])  # (S, 1)
         return torch.where(masked.gather(1, taken).isfinite(), taken, -1).squeeze(1)
@@ -107,12 +111,17 @@ class Sampler:
         order = (-logprobs - entropy).abs().argsort(dim=-1, stable=True)  # (S, V)
         before = probabilities.gather(1, order).cumsum(dim=-1).roll(1, dims=-1)
         before[:, 0] = -1
-        dropped = torch.zeros_like(scaled, dtype=torch.bool).scatter_(1, order, (before >= self._typical_p) & (self._typical_p < 1))
+        dropped = torch.zeros_like(scaled, dtype=torch.bool).scatter_(
+            1, order, (before >= self._typical_p) & (self._typical_p < 1)
+        )
         return scaled.masked_fill(dropped, -torch.inf)
 
 
-def token_logprobs(logits: Tensor, token_ids: Tensor, top: int) -> tuple[list[float], list[list[int]], list[list[float]]]:
-    """Returns, for each row, the log probability of its token, and id and log probability of its ``top`` most likely ones.
+def token_logprobs(
+    logits: Tensor, token_ids: Tensor, top: int
+) -> tuple[list[float], list[list[int]], list[list[float]]]:
+    """Returns, for each row, the log probability of its token, and id and log probability of its ``top`` most likely
+    ones.
 
     Args:
         logits: (B, V) floating point, after the mask.
@@ -126,7 +135,8 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, top: int) -> tuple[list[fl
 
 
 def _uniform(seed: Tensor, position: Tensor) -> Tensor:
-    """Returns (S,) float32 in [0, 1), the SplitMix64 output number ``position`` of each seed; int64 wraps as uint64 would."""
+    """Returns (S,) float32 in [0, 1), the SplitMix64 output number ``position`` of each seed; int64 wraps as uint64
+    would."""
     x = seed + (position + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB

@@ -53,7 +53,11 @@ def create_app(
     """
     metrics = Metrics(engine.stats)
     routes = [
-        *(Route(root + path, guarded(handler), methods=[method]) for root in _OPENAI_ROOTS for method, path, handler in _OPENAI),
+        *(
+            Route(root + path, guarded(handler), methods=[method])
+            for root in _OPENAI_ROOTS
+            for method, path, handler in _OPENAI
+        ),
         Route("/", guarded(lorax.generate_list), methods=["POST"]),
         Route("/generate", guarded(lorax.generate), methods=["POST"]),
         Route("/generate_stream", guarded(lorax.generate_stream), methods=["POST"]),
@@ -102,7 +106,9 @@ async def health(request: Request) -> Response:
     if core.engine.failure is not None:
         return JSONResponse({"status": "failing", "reason": str(core.engine.failure)}, 503)
     stats = core.engine.stats()
-    return JSONResponse({"status": "ok", "model": core.engine.model_name, "running": stats.running, "waiting": stats.waiting})
+    return JSONResponse(
+        {"status": "ok", "model": core.engine.model_name, "running": stats.running, "waiting": stats.waiting}
+    )
 
 
 async def show_metrics(request: Request) -> Response:

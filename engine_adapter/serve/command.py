@@ -32,8 +32,12 @@ logger = logging.getLogger("engine_adapter.serve")
 class ServeSettings:
     """What ``engine-adapter serve`` can be told. Metadata of a field: what it means."""
 
-    model: str | None = dataclasses.field(default=None, metadata={"help": "a local Hugging Face directory (default: the bundled model)"})
-    host: str = dataclasses.field(default="127.0.0.1", metadata={"help": "address to listen on; anybody who reaches it may use it"})
+    model: str | None = dataclasses.field(
+        default=None, metadata={"help": "a local Hugging Face directory (default: the bundled model)"}
+    )
+    host: str = dataclasses.field(
+        default="127.0.0.1", metadata={"help": "address to listen on; anybody who reaches it may use it"}
+    )
     port: int = dataclasses.field(default=8000, metadata={"help": "port to listen on"})
     guided_decoding_backend: str = dataclasses.field(
         default="auto", metadata={"help": "xgrammar, llguidance, or auto, which picks one for each grammar"}
@@ -42,41 +46,67 @@ class ServeSettings:
         default=None, metadata={"help": "a running daemon, unix:/path or host:port (default: start one)"}
     )
     slots: int | None = dataclasses.field(
-        default=None, metadata={"help": "outputs that run at a time (default: 16 on a CPU, what memory has room for on CUDA)"}
+        default=None,
+        metadata={"help": "outputs that run at a time (default: 16 on a CPU, what memory has room for on CUDA)"},
     )
-    queue_limit: int = dataclasses.field(default=256, metadata={"help": "outputs that may wait; more are answered with 429"})
+    queue_limit: int = dataclasses.field(
+        default=256, metadata={"help": "outputs that may wait; more are answered with 429"}
+    )
     context_length: int | None = dataclasses.field(
         default=None, metadata={"help": "most tokens of a prompt and its output (default: the model's, 4096 at most)"}
     )
-    device: str | None = dataclasses.field(default=None, metadata={"help": "cpu, cuda, cuda:1 (default: CUDA if there is any)"})
+    device: str | None = dataclasses.field(
+        default=None, metadata={"help": "cpu, cuda, cuda:1 (default: CUDA if there is any)"}
+    )
     bounded: bool = dataclasses.field(
-        default=False, metadata={"help": "narrow every JSON schema so that its documents are short; for models that were not trained"}
+        default=False,
+        metadata={"help": "narrow every JSON schema so that its documents are short; for models that were not trained"},
     )
     close_before_budget: bool = dataclasses.field(
         default=True,
-        metadata={"help": "end JSON, calls and regexes before the token limit would cut them, unless a request says otherwise"},
+        metadata={
+            "help": "end JSON, calls and regexes before the token limit would cut them, unless a request says otherwise"
+        },
     )
     max_whitespace: int | None = dataclasses.field(
         default=32,
-        metadata={"help": "characters of white space between two JSON tokens, or any (null in the file); unless a request says otherwise"},
+        metadata={
+            "help": (
+                "characters of white space between two JSON tokens, or any (null in the file); "
+                "unless a request says otherwise"
+            )
+        },
     )
     when_slow: WhenSlow = dataclasses.field(
         default="wait",
-        metadata={"help": "when a grammar's masks are late: wait, fail, or switch to the other backend; unless a request says otherwise"},
+        metadata={
+            "help": (
+                "when a grammar's masks are late: wait, fail, or switch to the other backend; "
+                "unless a request says otherwise"
+            )
+        },
     )
-    body_bytes: int = dataclasses.field(default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"})
+    body_bytes: int = dataclasses.field(
+        default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"}
+    )
     body_seconds: float = dataclasses.field(
         default=60.0, metadata={"help": "how long the body of a request may take to arrive; more is answered with 408"}
     )
     reasoning_end: str | None = dataclasses.field(
         default=None,
-        metadata={"help": "text that ends the reasoning of a model that always begins with it (default: what its chat template shows)"},
+        metadata={
+            "help": (
+                "text that ends the reasoning of a model that always begins with it (default: "
+                "what its chat template shows)"
+            )
+        },
     )
     restore_seconds: float = dataclasses.field(
         default=5.0, metadata={"help": "how long guided requests wait for a daemon that is away, before their 503"}
     )
     drain_seconds: float = dataclasses.field(
-        default=10.0, metadata={"help": "on SIGTERM, how long answers may take to end, before they are ended with an error"}
+        default=10.0,
+        metadata={"help": "on SIGTERM, how long answers may take to end, before they are ended with an error"},
     )
     log_level: str = dataclasses.field(default="info", metadata={"help": "debug, info, warning or error"})
 
@@ -93,10 +123,16 @@ _TYPES: dict[str, type] = {
     "drain_seconds": float,
 }
 _LIMITS: dict[str, tuple[int, int]] = {
-    "port": (0, 65535), "slots": (1, 4096), "queue_limit": (0, 10**6), "context_length": (2, 10**7), "body_bytes": (1024, 1 << 30),
-    "max_whitespace": (0, 1024), "body_seconds": (1, 86400),
-    "restore_seconds": (0, 3600), "drain_seconds": (0, 86400),
-}  # fmt: skip
+    "port": (0, 65535),
+    "slots": (1, 4096),
+    "queue_limit": (0, 10**6),
+    "context_length": (2, 10**7),
+    "body_bytes": (1024, 1 << 30),
+    "max_whitespace": (0, 1024),
+    "body_seconds": (1, 86400),
+    "restore_seconds": (0, 3600),
+    "drain_seconds": (0, 86400),
+}
 _ANY = "any"
 _MAY_BE_ANY = ("max_whitespace",)
 """Numbers that ``any`` takes the bound away from; in a file null does as well."""
@@ -106,7 +142,9 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for every setting, and ``--config``."""
-    parser.add_argument("--config", metavar="FILE", help="YAML with any of these settings; dashes are underscores there")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML with any of these settings; dashes are underscores there"
+    )
     for field in dataclasses.fields(ServeSettings):
         default = "" if field.default is None or field.default is False else f" (default: {field.default})"
         text = field.metadata["help"] + default
@@ -144,7 +182,8 @@ def load_settings(flags: Mapping[str, Any], path: str | None = None) -> ServeSet
             given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # PyYAML's
+        # PyYAML's
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
         if not isinstance(given, dict):
             raise ConfigError(f"{path}: is not a mapping")
@@ -183,7 +222,8 @@ def run_server(settings: ServeSettings) -> int:
     from engine_adapter.engine import Engine
     from engine_adapter.serve.app import create_app
 
-    # While it serves, uvicorn takes the signal, and raises it again when the last answer has ended; either way the engine is closed.
+    # While it serves, uvicorn takes the signal, and raises it again when the last answer has ended; either way the
+    # engine is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with Engine(
@@ -201,7 +241,9 @@ def run_server(settings: ServeSettings) -> int:
     ) as engine:
         logger.info("Guided decoder initialized with backend: %s", settings.guided_decoding_backend)
         if not engine.trained:
-            logger.warning("the model %s has random weights; its answers match their grammars, and mean nothing", engine.model_name)
+            logger.warning(
+                "the model %s has random weights; its answers match their grammars, and mean nothing", engine.model_name
+            )
         app = create_app(
             engine,
             bounded=settings.bounded,

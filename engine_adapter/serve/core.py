@@ -1,7 +1,9 @@
 """From a request in any dialect to its outputs, and back: what all routes share.
 
-Owns: submitting, waiting, streaming, and what happens when a client goes away (its outputs are cancelled, so its slots and its sequences
-in the daemon are free within a step). The first delta is awaited before anything is sent, so a wrong grammar is a whole answer
+Owns: submitting, waiting, streaming, and what happens when a client goes away (its outputs are cancelled, so its slots
+    and its sequences
+in the daemon are free within a step). The first delta is awaited before anything is sent, so a wrong grammar is a whole
+answer
 with its own status, also to a client that asked for a stream.
 Knows nothing about: the shape of bodies, functions, the loop.
 """
@@ -45,7 +47,8 @@ class Ask:
 
     Attributes:
         request: what to generate.
-        places: beginning of a pointer into the grammar's source to the field of the body, for errors; see ``with_places``.
+        places: beginning of a pointer into the grammar's source to the field of the body, for errors; see
+            ``with_places``.
         names: fields of ``request`` to those of the body, where they differ; see ``with_names``.
     """
 
@@ -99,7 +102,8 @@ class Core:
         """Returns what ``work`` returns.
 
         Raises:
-            RequestError: the server ended first; ``work`` is cancelled. ClientGoneError: the same of the client, if there is ``receive``.
+            RequestError: the server ended first; ``work`` is cancelled. ClientGoneError: the same of the client, if
+                there is ``receive``.
         """
         return await _unless(work, self._ended(), *([] if receive is None else [_gone(receive)]))
 
@@ -140,7 +144,8 @@ class Core:
             media_type: of the stream.
 
         Raises:
-            Exception: whatever ended an output before its first piece; any failed output if there is no stream. ClientGoneError.
+            Exception: whatever ended an output before its first piece; any failed output if there is no stream.
+                ClientGoneError.
         """
         started = time.monotonic()
         generations = await self._submit(asks)
@@ -154,7 +159,9 @@ class Core:
             for generation in generations:
                 generation.cancel()
             raise
-        return _Stream(self, pieces(generations, self._events(generations, asks)), failed, generations, media_type, headers)
+        return _Stream(
+            self, pieces(generations, self._events(generations, asks)), failed, generations, media_type, headers
+        )
 
     async def _submit(self, asks: Sequence[Ask]) -> list[TextGeneration]:
         generations: list[TextGeneration] = []
@@ -226,7 +233,8 @@ class Core:
 
 
 class _Stream(Response):
-    """An answer in pieces. When the client goes away, or the pieces end in whatever way, the generations are cancelled."""
+    """An answer in pieces. When the client goes away, or the pieces end in whatever way, the generations are
+    cancelled."""
 
     def __init__(
         self,
@@ -304,7 +312,9 @@ def _raise_failure(generation: TextGeneration, ask: Ask) -> None:
         if choice.error is not None:
             raise with_places(choice.error, ask.places)
         if choice.finish_reason == "cancelled":
-            raise RequestError("the server is shutting down; ask another one, or later", status=503, code="shutting_down")
+            raise RequestError(
+                "the server is shutting down; ask another one, or later", status=503, code="shutting_down"
+            )
 
 
 def _headers(generations: Sequence[TextGeneration]) -> dict[str, str]:

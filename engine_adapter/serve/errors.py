@@ -1,8 +1,9 @@
 """What went wrong, as each dialect says it.
 
-Owns: ``RequestError``, the status and the words of every error that leaves the server, and the three shapes of an error body.
-A grammar that is wrong is the client's error (4xx), because clients repeat whatever is 5xx; the message of an error that nobody expected
-stays in the log. Knows nothing about: routes, engines.
+Owns: ``RequestError``, the status and the words of every error that leaves the server, and the three shapes of an error
+    body.
+A grammar that is wrong is the client's error (4xx), because clients repeat whatever is 5xx; the message of an error
+that nobody expected stays in the log. Knows nothing about: routes, engines.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ __all__ = ["Failure", "RequestError", "describe", "error_body", "error_response"
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1
-_TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 405: "invalid_request_error", 413: "invalid_request_error"}
+_TYPES = {
+    400: "invalid_request_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+}
 _TYPES |= {408: "timeout", 429: "rate_limit_error", 503: "service_unavailable", 504: "timeout"}
 _ENGINE_FIELDS = ("max_tokens", "min_tokens", "logit_bias", "stop_token_ids", "logprobs", "best_of", "n")
 """Fields that only the engine can check; its messages begin with them."""
@@ -104,7 +110,9 @@ def _of_maskd(error: MaskdError) -> Failure:
     code = error.reason.lower()
     if isinstance(error, GrammarError):
         pointer = error.metadata.get("pointer")
-        param = error.metadata.get("param") or (f"response_format#{pointer}" if pointer is not None else "response_format")
+        param = error.metadata.get("param") or (
+            f"response_format#{pointer}" if pointer is not None else "response_format"
+        )
         shown = f" (at {pointer})" if pointer and pointer not in error.message else ""
         return Failure(400, error.message + shown, param, code)
     if isinstance(error, InvalidRequestError):

@@ -41,7 +41,10 @@ class Metrics:
             registry=self._registry,
         )
         self._grammars = Counter(
-            "maskd_guided_requests", "Requests with a grammar, by what masked them.", ["backend"], registry=self._registry
+            "maskd_guided_requests",
+            "Requests with a grammar, by what masked them.",
+            ["backend"],
+            registry=self._registry,
         )
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -73,7 +76,11 @@ class _EngineCollector(Collector):
             ("running", stats.running, "Outputs that have a slot."),
             ("waiting", stats.waiting, "Outputs that wait for their grammar or a slot."),
             ("queue_limit", stats.queue_limit, "Most outputs that may wait."),
-            ("mask_wait_p50_seconds", stats.mask_wait_p50_seconds, "What a turn waited for masks, median of the latest turns."),
+            (
+                "mask_wait_p50_seconds",
+                stats.mask_wait_p50_seconds,
+                "What a turn waited for masks, median of the latest turns.",
+            ),
             ("mask_wait_p99_seconds", stats.mask_wait_p99_seconds, "What a turn waited for masks, 99th percentile."),
             ("turn_p50_seconds", stats.turn_p50_seconds, "Length of a turn, median of the latest ones."),
             ("turn_p99_seconds", stats.turn_p99_seconds, "Length of a turn, 99th percentile."),
@@ -81,7 +88,9 @@ class _EngineCollector(Collector):
             yield GaugeMetricFamily(f"maskd_engine_{name}", text, value)
         yield CounterMetricFamily("maskd_engine_prompt_tokens", "Tokens of all prompts.", stats.prompt_tokens)
         yield CounterMetricFamily("maskd_engine_generated_tokens", "Tokens of all outputs.", stats.generated_tokens)
-        yield CounterMetricFamily("maskd_engine_failed_turns", "Turns that failed, with all outputs in them.", stats.failed_turns)
+        yield CounterMetricFamily(
+            "maskd_engine_failed_turns", "Turns that failed, with all outputs in them.", stats.failed_turns
+        )
         finished = CounterMetricFamily("maskd_engine_finished", "Outputs, by how they ended.", labels=["reason"])
         for reason, count in stats.finished.items():
             finished.add_metric([reason], count)

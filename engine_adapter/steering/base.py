@@ -20,7 +20,8 @@ class Steering(Protocol):
         """Returns the token to take instead of ``drawn``, which ``row`` must allow; None = take that.
 
         Args:
-            row: (row_words,) int32, read-only: bit j of word w is token 32 * w + j; 1 = allowed. All ones without a grammar.
+            row: (row_words,) int32, read-only: bit j of word w is token 32 * w + j; 1 = allowed. All ones without a
+                grammar.
             drawn: by the sampler.
             remaining: tokens left, this one included; so many and a stop token after them still end by "length".
         """

@@ -1,14 +1,18 @@
-"""Closing before the budget ends: an output that must be a whole document is steered to its end while there is room for one.
+"""Closing before the budget ends: an output that must be a whole document is steered to its end while there is room for
+one.
 
-How: beside the output a reader knows where in the JSON document it stands, and from the schema the shortest text that would end it. The
-model chooses freely as long as that text fits into the tokens that are left. A token after which it would not fit is replaced by the
-longest allowed one that continues the text; where the text turns out to be wrong (a pattern, a keyword it does not know) the model chooses
-again, and the text is worked out anew. Every token is one that the mask allows, so this can make an output plain, but never invalid. If
-even the shortest text does not fit, the output ends by "length", as it would have.
-In a structural tag this holds for the values in its tags (``closing_tags.py``), and the tag is ended with them; likewise for regular
-expressions and choices (``closing_regex.py``). Other grammars take a stop token as soon as they allow one in the last quarter of the
-budget.
-Owns: when to step in, and with which token. Knows nothing about: the loop, models. The tokens of a text are counted as if each were the
+How: beside the output a reader knows where in the JSON document it stands, and from the schema the shortest text that
+    would end it. The
+model chooses freely as long as that text fits into the tokens that are left. A token after which it would not fit is
+replaced by the longest allowed one that continues the text; where the text turns out to be wrong (a pattern, a keyword
+it does not know) the model chooses again, and the text is worked out anew. Every token is one that the mask allows, so
+this can make an output plain, but never invalid. If even the shortest text does not fit, the output ends by "length",
+as it would have.
+In a structural tag this holds for the values in its tags (``closing_tags.py``), and the tag is ended with them;
+likewise for regular expressions and choices (``closing_regex.py``). Other grammars take a stop token as soon as they
+allow one in the last quarter of the budget.
+Owns: when to step in, and with which token. Knows nothing about: the loop, models. The tokens of a text are counted as
+    if each were the
 longest that fits; a quarter more is kept in reserve.
 """
 
@@ -47,14 +51,19 @@ class ClosingVocabulary:
         self.tokens = vocabulary.tokens
         self.stop_token_ids = vocabulary.stop_token_ids
         special = frozenset(vocabulary.special_token_ids)
-        self._ids = {token: token_id for token_id, token in reversed(list(enumerate(self.tokens))) if token and token_id not in special}
+        self._ids = {
+            token: token_id
+            for token_id, token in reversed(list(enumerate(self.tokens)))
+            if token and token_id not in special
+        }
         self._longest = max(map(len, self._ids), default=0)
         self._longest_with: dict[bytes, int] = {}  # bytes of the longest token that begins with these two
         for token in self._ids:
             self._longest_with[token[:2]] = max(len(token), self._longest_with.get(token[:2], 0))
 
     def longest_start(self, text: bytes, row: NDArray[np.int32] | None = None) -> int | None:
-        """Returns the token of the most bytes that ``text`` starts with, and that ``row`` allows; None if there is none."""
+        """Returns the token of the most bytes that ``text`` starts with, and that ``row`` allows; None if there is
+        none."""
         known = text.partition(UNKNOWN)[0]
         for size in range(min(self._longest_with.get(known[:2], 1), len(known)), 0, -1):
             token_id = self._ids.get(known[:size])
@@ -76,13 +85,15 @@ class Closing(Steering, Protocol):
     """A steering that ends an output."""
 
     def reserve(self) -> int:
-        """Returns the tokens to keep for the shortest ending from here, a stop token included; 0 if that is not known."""
+        """Returns the tokens to keep for the shortest ending from here, a stop token included; 0 if that is not
+        known."""
 
 
 def steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary) -> Closing:
     """Returns what ends an output of ``spec`` in time. One per output.
 
-    Nobody has compiled the source yet: one that is malformed, or too large to be looked at, is left to whoever compiles it.
+    Nobody has compiled the source yet: one that is malformed, or too large to be looked at, is left to whoever compiles
+    it.
     """
     stop_token_ids = spec.options.stop_token_ids or vocabulary.stop_token_ids
     try:
@@ -129,7 +140,9 @@ class _StopSoon:
 
 
 class _Closing:
-    def __init__(self, position: Position, largest_part: int, vocabulary: ClosingVocabulary, stop_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, position: Position, largest_part: int, vocabulary: ClosingVocabulary, stop_token_ids: tuple[int, ...]
+    ) -> None:
         self._vocabulary = vocabulary
         self._stop_token_ids = stop_token_ids
         self._position = position

@@ -1,7 +1,9 @@
 """Where in a JSON document an output stands, and the shortest text that would end the document from there.
 
-Owns: a pushdown reader that takes bytes one at a time, and beside each open object and array the shapes that it may still have.
-Trusts its input: what the mask let through is JSON. Knows nothing about: tokens, masks; schemas are ``closing_shapes.py``.
+Owns: a pushdown reader that takes bytes one at a time, and beside each open object and array the shapes that it may
+    still have.
+Trusts its input: what the mask let through is JSON. Knows nothing about: tokens, masks; schemas are
+``closing_shapes.py``.
 """
 
 from __future__ import annotations
@@ -66,7 +68,12 @@ class JsonPosition:
         """Returns another reader at the same place."""
         other = JsonPosition(self._shapes)
         other._open = [dataclasses.replace(holder, keys=set(holder.keys)) for holder in self._open]
-        other._mode, other._expected, other._read, other._is_escaped = self._mode, self._expected, self._read[:], self._is_escaped
+        other._mode, other._expected, other._read, other._is_escaped = (
+            self._mode,
+            self._expected,
+            self._read[:],
+            self._is_escaped,
+        )
         return other
 
     def feed(self, text: bytes) -> None:
@@ -142,7 +149,9 @@ class JsonPosition:
         holder = self._open[-1]
         holder.count += 1
         if text is not None and holder.is_object and len(holder.shapes) > 1:
-            holder.shapes = [shape for shape in holder.shapes if self._allows(self._shapes.property(shape, holder.key), text)]
+            holder.shapes = [
+                shape for shape in holder.shapes if self._allows(self._shapes.property(shape, holder.key), text)
+            ]
 
     def _allows(self, schema: object, text: bytes) -> bool:
         alternatives = self._shapes.alternatives(schema)
@@ -169,7 +178,8 @@ class JsonPosition:
     # -- ending ----------------------------------------------------------------------------------------------------
 
     def completion(self) -> bytes:
-        """Returns the shortest text that ends the document, near enough; empty if it may end here. See ``closing_shapes.UNKNOWN``.
+        """Returns the shortest text that ends the document, near enough; empty if it may end here. See
+        ``closing_shapes.UNKNOWN``.
 
         Raises:
             ValueError: it takes too long to be worked out.
@@ -266,7 +276,9 @@ class JsonPosition:
 
     def _keys(self, holder: _Open) -> Sequence[str]:
         """Returns the keys that ``holder`` may still have, those it must have first."""
-        self._shapes.spend(sum(len(shape.get("properties") or ()) + len(shape.get("required") or ()) for shape in holder.shapes) // 4)
+        self._shapes.spend(
+            sum(len(shape.get("properties") or ()) + len(shape.get("required") or ()) for shape in holder.shapes) // 4
+        )
         required = {key for shape in holder.shapes for key in shape.get("required") or ()}
         names = dict.fromkeys(key for shape in holder.shapes for key in shape.get("properties") or ())
         return sorted((key for key in names if key not in holder.keys), key=lambda key: key not in required)

@@ -35,7 +35,9 @@ class ReasoningEnd:
         self._held.append(token_id)
         end = self.end_token_ids
         self.matched = next(
-            size for size in range(min(len(end), len(self._held)), -1, -1) if self._held[len(self._held) - size :] == end[:size]
+            size
+            for size in range(min(len(end), len(self._held)), -1, -1)
+            if self._held[len(self._held) - size :] == end[:size]
         )
         self.is_over = self.matched == len(end)
         certain = self._held[: len(self._held) - self.matched]
@@ -68,7 +70,8 @@ class AfterReasoning:
 
 
 class EndReasoning:
-    """Ends the reasoning of an output without a grammar after so many tokens; with a grammar the daemon's gate does. See ``Steering``."""
+    """Ends the reasoning of an output without a grammar after so many tokens; with a grammar the daemon's gate does.
+    See ``Steering``."""
 
     def __init__(self, end_token_ids: Sequence[int], max_tokens: int) -> None:
         self._end = ReasoningEnd(end_token_ids)

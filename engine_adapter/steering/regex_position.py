@@ -1,8 +1,10 @@
 """Where in a regular expression an output stands, and the shortest text that ends it from there.
 
-A nondeterministic automaton, built from the tree that Python's own parser makes of the pattern, which takes one character at a time. A set
-of states is an int, with a bit for each. For each state the least number of characters to the end is worked out once, and where it leads.
-Owns: the automaton. Trusts its input: what the mask let through. Where the pattern is of another dialect or too large there is no
+A nondeterministic automaton, built from the tree that Python's own parser makes of the pattern, which takes one
+character at a time. A set of states is an int, with a bit for each. For each state the least number of characters to
+the end is worked out once, and where it leads.
+Owns: the automaton. Trusts its input: what the mask let through. Where the pattern is of another dialect or too large
+    there is no
 automaton, and where the two disagree the ending is taken to be empty: the mask decides what is valid.
 Knows nothing about: tokens, masks.
 """
@@ -55,7 +57,8 @@ class Automaton:
         """
         self._leaves: list[Leaf | None] = [None]  # what a state waits for; None = nothing
         self._next: list[tuple[int, ...]] = [()]  # where it leads, at once if it waits for nothing
-        self._waiting: dict[tuple[str, int], tuple[Leaf, list[int]]] = {}  # the leaves, each once, and the states that wait for it
+        # the leaves, each once, and the states that wait for it
+        self._waiting: dict[tuple[str, int], tuple[Leaf, list[int]]] = {}
         self._size = 0
         try:
             first = self._sequence(_parser.parse(pattern), 0)
@@ -63,7 +66,8 @@ class Automaton:
             raise ValueError(f"no regular expression of Python's: {error}") from error
         closures = self._closures()
         self.start = closures[first]
-        self._after = [closures[following[0]] if following else 0 for following in self._next]  # of those that wait for something
+        # of those that wait for something
+        self._after = [closures[following[0]] if following else 0 for following in self._next]
         self._masks = [(leaf, sum(1 << state for state in states)) for leaf, states in self._waiting.values()]
         self._matching: dict[str, int] = {}
         self.distances = self._distances()
@@ -88,8 +92,11 @@ class Automaton:
         return following
 
     def shortest(self, states: int) -> str:
-        """Returns the shortest text to the end; empty if there is none. A byte 0 stands for a character that is not known."""
-        here = min((state for state in _bits(states) if state in self.distances), key=self.distances.__getitem__, default=0)
+        """Returns the shortest text to the end; empty if there is none. A byte 0 stands for a character that is not
+        known."""
+        here = min(
+            (state for state in _bits(states) if state in self.distances), key=self.distances.__getitem__, default=0
+        )
         path = []
         while here not in self._endings:
             path.append(here)
@@ -161,7 +168,9 @@ class Automaton:
             has_grown = False
             for state, leaf in enumerate(self._leaves):
                 if leaf is None:
-                    closure = functools.reduce(operator.or_, (closures[following] for following in self._next[state]), closures[state])
+                    closure = functools.reduce(
+                        operator.or_, (closures[following] for following in self._next[state]), closures[state]
+                    )
                     has_grown |= closure != closures[state]
                     closures[state] = closure
             if not has_grown:
@@ -253,6 +262,8 @@ def _example(operation: str, argument: Any) -> str:
     if operation == "LITERAL":
         return chr(argument)
     members = argument if operation == "IN" and str(argument[0][0]) != "NEGATE" else ()
-    named = [value if str(kind) == "LITERAL" else value[0] for kind, value in members if str(kind) in ("LITERAL", "RANGE")]
+    named = [
+        value if str(kind) == "LITERAL" else value[0] for kind, value in members if str(kind) in ("LITERAL", "RANGE")
+    ]
     candidates = [*map(chr, named), *_LIKELY]
     return next((char for char in candidates if _matches(operation, argument, char)), UNKNOWN.decode())

@@ -1,7 +1,9 @@
 """The shortest documents of a JSON schema, near enough: what it takes at least to end a value.
 
-Owns: following references, choosing among alternatives, the shortest text of each type. A byte 0 in a text stands for one character that
-only the mask can know (a pattern). The result is an aim and an estimate: the mask decides what is valid, so a keyword that is not looked
+Owns: following references, choosing among alternatives, the shortest text of each type. A byte 0 in a text stands for
+    one character that
+only the mask can know (a pattern). The result is an aim and an estimate: the mask decides what is valid, so a keyword
+that is not looked
 at here (``minProperties``, ``contains``, ``if``, …) makes an aim worse and no output wrong.
 Knows nothing about: tokens, masks, where in a document one stands.
 """
@@ -29,13 +31,15 @@ _regex_parser = importlib.import_module("re._parser" if sys.version_info >= (3, 
 _MOST_ALTERNATIVES = 32
 _MOST_REFERENCES = 32
 _MOST_WORK, _WORK_PER_BYTE = 20_000, 200
-"""What may be spent on an output at once, some 20 ms, and what each byte of it gives back: alternatives within alternatives multiply."""
+"""What may be spent on an output at once, some 20 ms, and what each byte of it gives back: alternatives within
+alternatives multiply."""
 MOST_BYTES = 1 << 13
 """Of a shortest text: hardly any output has room for a longer one, and repeats within repeats multiply."""
 _MOST_PATTERN = 2000
 """Characters of one whose length is worked out."""
 _FORMAT_LENGTHS = {
-    "date": 10, "time": 9, "date-time": 20, "uuid": 36, "ipv4": 7, "ipv6": 2, "email": 3, "hostname": 1, "uri": 3, "duration": 3,
+    "date": 10, "time": 9, "date-time": 20, "uuid": 36, "ipv4": 7, "ipv6": 2, "email": 3, "hostname": 1, "uri": 3,
+    "duration": 3,
 }  # fmt: skip
 _TYPE_HINTS = {
     "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties"),
@@ -59,7 +63,8 @@ class Shapes:
         self._spent = 0
 
     def spend(self, work: int) -> None:
-        """Counts ``work``, about a microsecond each. Raises ValueError: it was too much, so the schema cannot be followed."""
+        """Counts ``work``, about a microsecond each. Raises ValueError: it was too much, so the schema cannot be
+        followed."""
         self._spent += work
         if self._spent > _MOST_WORK:
             raise ValueError("the schema takes too long to be followed")
@@ -83,7 +88,8 @@ class Shapes:
         return self._expanded[id(schema)][1]
 
     def shortest(self, schema: Any) -> bytes | None:
-        """Returns the shortest text of a value; None if there is none, none that does not contain itself, or none of 8 KiB."""
+        """Returns the shortest text of a value; None if there is none, none that does not contain itself, or none of 8
+        KiB."""
         if id(schema) in self._shortest:
             return self._shortest[id(schema)][1]
         if id(schema) in self._measuring:
@@ -111,7 +117,8 @@ class Shapes:
         return shape.get("additionalItems", True) if isinstance(shape.get("items"), list) else shape.get("items", True)
 
     def end_of_object(self, shape: Shape, seen: set[str], *, is_first: bool) -> bytes | None:
-        """Returns the shortest text from after a property (``is_first``: from after the brace) to the end of the object."""
+        """Returns the shortest text from after a property (``is_first``: from after the brace) to the end of the
+        object."""
         properties = shape.get("properties") or {}
         required = [key for key in shape.get("required") or () if isinstance(key, str) and key not in seen]
         self.spend((len(properties) + len(required)) // 8)
@@ -148,7 +155,9 @@ class Shapes:
         if isinstance(reference := schema.get("$ref"), str):
             rest = {key: value for key, value in schema.items() if key != "$ref"}
             target = self._resolve(reference)
-            yield from self._expand(_merged(target, rest) if isinstance(target, Mapping) and rest.keys() & _MERGED else target, depth + 1)
+            yield from self._expand(
+                _merged(target, rest) if isinstance(target, Mapping) and rest.keys() & _MERGED else target, depth + 1
+            )
             return
         for key in ("anyOf", "oneOf"):
             if isinstance(branches := schema.get(key), list):
@@ -205,7 +214,11 @@ _MERGED = {"properties", "required", "type", "enum", "const", "items", "minItems
 def literals(shape: Shape) -> list[bytes]:
     """Returns the texts that ``shape`` names (``const``, ``enum``); empty if it does not name them."""
     values = [shape["const"]] if "const" in shape else shape.get("enum")
-    return [json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() for value in values] if isinstance(values, list) else []
+    return (
+        [json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() for value in values]
+        if isinstance(values, list)
+        else []
+    )
 
 
 def string_length(shape: Shape) -> tuple[int, bool]:

@@ -1,8 +1,10 @@
 """Where in the text of a structural tag an output stands, and the shortest text that ends a tag which is open.
 
-A reader of the bytes beside the output: outside of tags it looks for the beginnings that the structural tag names; inside of one whose
-content is a JSON schema, ``closing_position.JsonPosition`` reads on until the value ends, and the end of the tag is due.
-Owns: beginnings and ends of tags. Trusts its input, as ``closing_position.py`` does. Contents of other kinds (regexes, grammars) are
+A reader of the bytes beside the output: outside of tags it looks for the beginnings that the structural tag names;
+inside of one whose content is a JSON schema, ``closing_position.JsonPosition`` reads on until the value ends, and the
+end of the tag is due.
+Owns: beginnings and ends of tags. Trusts its input, as ``closing_position.py`` does. Contents of other kinds (regexes,
+    grammars) are
 not followed: there the ending is taken to be empty, and the mask decides. Knows nothing about: tokens, masks.
 """
 
@@ -42,13 +44,18 @@ class Tag:
 
 
 def tags_of(source: Any, item_separator: str, key_separator: str) -> list[Tag]:
-    """Returns the tags of a parsed structural tag, in any of its spellings, whose edges are text and whose content is JSON.
+    """Returns the tags of a parsed structural tag, in any of its spellings, whose edges are text and whose content is
+    JSON.
 
     Raises:
         ValueError: there are too many, or their edges are too long; each is looked for at each byte.
     """
     tags = [
-        Tag(begin.encode(), tuple(sorted((end.encode() for end in ends), key=len)), Shapes(schema, item_separator, key_separator))
+        Tag(
+            begin.encode(),
+            tuple(sorted((end.encode() for end in ends), key=len)),
+            Shapes(schema, item_separator, key_separator),
+        )
         for begin, schema, ends in _found(source)
     ]
     if len(tags) > _MOST_TAGS or any(len(edge) > _MOST_EDGE for tag in tags for edge in (tag.begin, *tag.ends)):
@@ -62,10 +69,18 @@ def _found(node: Any) -> Iterator[tuple[str, Any, list[str]]]:
             yield from _found(part)
     if not isinstance(node, Mapping):
         return
-    begin, content = node.get("begin"), node.get("content", {"type": "json_schema", "json_schema": node.get("schema", {})})
+    begin, content = (
+        node.get("begin"),
+        node.get("content", {"type": "json_schema", "json_schema": node.get("schema", {})}),
+    )
     if isinstance(begin, str) and "end" in node:
         ends = node["end"] if isinstance(node["end"], list) else [node["end"]]
-        if begin and isinstance(content, Mapping) and content.get("type") == "json_schema" and all(isinstance(end, str) for end in ends):
+        if (
+            begin
+            and isinstance(content, Mapping)
+            and content.get("type") == "json_schema"
+            and all(isinstance(end, str) for end in ends)
+        ):
             yield begin, content.get("json_schema", {}), ends
         return
     for key, part in node.items():
@@ -77,7 +92,8 @@ class TagPosition:
     """Reads one output."""
 
     def __init__(self, source: Any, tags: list[Tag]) -> None:
-        """Reads ``source``, a parsed structural tag, which says when there must be a tag; ``tags`` are its ``tags_of``."""
+        """Reads ``source``, a parsed structural tag, which says when there must be a tag; ``tags`` are its
+        ``tags_of``."""
         self._format = source.get("format", source) if isinstance(source, Mapping) else {}
         self._tags = tags
         self._longest = max((len(tag.begin) for tag in tags), default=1)
@@ -114,7 +130,9 @@ class TagPosition:
         if self._tag is not None:
             rest = (end[len(self._end) :] for end in self._tag.ends if end.startswith(self._end))
             return (b"" if self._value is None else self._value.completion()) + next(rest, b"")
-        begun = [tag.begin[size:] + tag.shortest for tag in self._tags if (size := self._begun(tag)) or self._is_tag_due]
+        begun = [
+            tag.begin[size:] + tag.shortest for tag in self._tags if (size := self._begun(tag)) or self._is_tag_due
+        ]
         return min(begun, key=len, default=b"")
 
     @property
@@ -135,7 +153,9 @@ class TagPosition:
             if self._tag is not None:
                 self._value, self._end, self._has_tag = JsonPosition(self._tag.shapes), b"", True
             return
-        if self._value is not None and not (self._value.may_end and any(end.startswith(byte) for end in self._tag.ends)):
+        if self._value is not None and not (
+            self._value.may_end and any(end.startswith(byte) for end in self._tag.ends)
+        ):
             self._value.feed(byte)
             if not (self._value.may_end and b"" in self._tag.ends):
                 return

@@ -1,10 +1,12 @@
 """Rewrites a JSON schema to a subset of it whose every document is short.
 
-A model that was not trained picks among the allowed tokens almost evenly, so a string without a limit ends only by luck. The rewritten
-schema limits what the original leaves open: plain strings to a few letters, plain numbers to small integers, arrays to a few items.
-Whatever is valid under the result is valid under the original. Off by default everywhere; the demo uses it.
+A model that was not trained picks among the allowed tokens almost evenly, so a string without a limit ends only by
+luck. The rewritten schema limits what the original leaves open: plain strings to a few letters, plain numbers to small
+integers, arrays to a few items. Whatever is valid under the result is valid under the original. Off by default
+everywhere; the demo uses it.
 
-Where narrowing a part could widen the whole (``not``, ``if``, ``contains``, ``oneOf`` with overlapping branches, and whatever those
+Where narrowing a part could widen the whole (``not``, ``if``, ``contains``, ``oneOf`` with overlapping branches, and
+whatever those
 refer to), the part is left as it is. Enumerations, constants, formats and limits that are there stay.
 Knows nothing about: grammar libraries, models. JSON Schema drafts 4 to 2020-12.
 """
@@ -25,7 +27,15 @@ STRING_LENGTH = 8
 ARRAY_LENGTH = 4
 NUMBER_SPAN = 999
 
-_SCHEMA = ("additionalProperties", "additionalItems", "items", "then", "else", "unevaluatedItems", "unevaluatedProperties")
+_SCHEMA = (
+    "additionalProperties",
+    "additionalItems",
+    "items",
+    "then",
+    "else",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+)
 _SCHEMA_LIST = ("allOf", "anyOf", "prefixItems", "items")
 _SCHEMA_MAP = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 _FROZEN = ("not", "if", "contains")
@@ -33,7 +43,8 @@ _UNBOUNDED_REPEAT = re.compile(r"(?<=[^\\*+?{}|(])([+*])\$$")
 
 
 def bounded_spec(spec: GrammarSpec) -> GrammarSpec:
-    """Returns ``spec`` with its schema bounded, compact spelling and no properties but the named ones; other kinds come back as they are.
+    """Returns ``spec`` with its schema bounded, compact spelling and no properties but the named ones; other kinds come
+    back as they are.
 
     Raises:
         ValueError: the source is no JSON.
@@ -85,7 +96,8 @@ def _with(container: Any, key: str, value: Any) -> Any:
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Path, Any]]:
-    """Yields (keyword, path below the schema, subschema) for every place where a narrower subschema narrows the whole."""
+    """Yields (keyword, path below the schema, subschema) for every place where a narrower subschema narrows the
+    whole."""
     for key in _SCHEMA:
         if isinstance(schema.get(key), Mapping):
             yield key, (key,), schema[key]
@@ -106,12 +118,17 @@ def _types(schema: Mapping[str, Any]) -> list[str]:
 
 
 def _is_disjoint(branches: Any) -> bool:
-    """Says whether no value can match two of the branches, told by ``type`` alone: only then is narrowing one harmless."""
+    """Says whether no value can match two of the branches, told by ``type`` alone: only then is narrowing one
+    harmless."""
     if not isinstance(branches, list):
         return False
     seen: set[str] = set()
     for branch in branches:
-        types = {"number" if name == "integer" else name for name in _types(branch)} if isinstance(branch, Mapping) else set()
+        types = (
+            {"number" if name == "integer" else name for name in _types(branch)}
+            if isinstance(branch, Mapping)
+            else set()
+        )
         if not types or seen & types:
             return False
         seen |= types
@@ -131,7 +148,9 @@ def _bound_string(schema: dict[str, Any]) -> None:
         schema.pop("minLength", None)
         schema.pop("maxLength", None)
     elif "minLength" not in schema and "maxLength" not in schema:
-        schema["pattern"] = _UNBOUNDED_REPEAT.sub(lambda m: f"{{{int(m[1] == '+')},{STRING_LENGTH}}}$", schema["pattern"])
+        schema["pattern"] = _UNBOUNDED_REPEAT.sub(
+            lambda m: f"{{{int(m[1] == '+')},{STRING_LENGTH}}}$", schema["pattern"]
+        )
 
 
 def _bound_number(schema: dict[str, Any]) -> None:
@@ -162,7 +181,8 @@ def _bound_array(schema: dict[str, Any]) -> None:
 
 
 def _frozen_paths(schema: Any) -> set[Path] | None:
-    """Returns the places that must stay as they are because a frozen part refers to them; None if that cannot be told."""
+    """Returns the places that must stay as they are because a frozen part refers to them; None if that cannot be
+    told."""
     frozen: set[Path] = set()
     has_bases = any("$id" in holder or "id" in holder for holder in _walk(schema) if holder is not schema)
     waiting = [part for holder in _walk(schema) for part in _frozen_parts(holder)]

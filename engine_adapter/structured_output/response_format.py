@@ -1,6 +1,7 @@
 """Every way in which clients ask for structured output, as one grammar spec.
 
-Owns: the spellings of OpenAI, LMDeploy, LoRAX, TensorRT-LLM, Together, vLLM, SGLang, TGI and Ollama, and the refusal of what contradicts
+Owns: the spellings of OpenAI, LMDeploy, LoRAX, TensorRT-LLM, Together, vLLM, SGLang, TGI and Ollama, and the refusal of
+    what contradicts
 itself. The server and the offline interfaces share it, so that a format means the same behind every door.
 Knows nothing about: HTTP, engines, whether a schema can be compiled; the daemon says that.
 """
@@ -16,9 +17,27 @@ from maskd.grammar import GrammarOptions, GrammarSpec
 __all__ = ["ResponseFormatError", "grammar_of", "grammar_of_constraints", "grammar_text_spec", "schema_spec"]
 
 _SCHEMA_TYPES = {"object", "array", "string", "integer", "number", "boolean", "null"}
-_SCHEMA_KEYS = {"$ref", "$defs", "$schema", "properties", "anyOf", "oneOf", "allOf", "enum", "const", "items", "additionalProperties"}
+_SCHEMA_KEYS = {
+    "$ref",
+    "$defs",
+    "$schema",
+    "properties",
+    "anyOf",
+    "oneOf",
+    "allOf",
+    "enum",
+    "const",
+    "items",
+    "additionalProperties",
+}
 _CONSTRAINT_KEYS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-_OPTION_KEYS = ("disable_any_whitespace", "disable_additional_properties", "disable_fallback", "backend", "whitespace_pattern")
+_OPTION_KEYS = (
+    "disable_any_whitespace",
+    "disable_additional_properties",
+    "disable_fallback",
+    "backend",
+    "whitespace_pattern",
+)
 
 
 class ResponseFormatError(ValueError):
@@ -37,10 +56,10 @@ def grammar_of(response_format: Any, *, backend: str = "auto") -> GrammarSpec | 
     """Returns the grammar that ``response_format`` asks for; None if it asks for plain text.
 
     Args:
-        response_format: a mapping with a ``type`` (``text``, ``json_object``, ``json``, ``json_schema``, ``regex``, ``regex_schema``,
-            ``ebnf``, ``grammar``, ``lark``, ``choice``, ``structural_tag``) and what belongs to it; or vLLM's ``structured_outputs``
-            mapping, which has no type; or, as in Ollama's ``format``, ``"json"`` or a JSON schema itself; or a Pydantic model; or None.
-            Keys that no dialect gives a meaning are ignored.
+        response_format: a mapping with a ``type`` (``text``, ``json_object``, ``json``, ``json_schema``, ``regex``,
+            ``regex_schema``, ``ebnf``, ``grammar``, ``lark``, ``choice``, ``structural_tag``) and what belongs to it;
+            or vLLM's ``structured_outputs`` mapping, which has no type; or, as in Ollama's ``format``, ``"json"`` or a
+            JSON schema itself; or a Pydantic model; or None. Keys that no dialect gives a meaning are ignored.
         backend: of the grammar.
 
     Raises:
@@ -73,11 +92,15 @@ def grammar_of(response_format: Any, *, backend: str = "auto") -> GrammarSpec | 
     return reader(response_format, backend)
 
 
-def grammar_of_constraints(constraints: Any, *, backend: str = "auto", field: str = "structured_outputs") -> GrammarSpec | None:
-    """Returns the grammar of vLLM's ``structured_outputs`` or of TensorRT-LLM's ``GuidedDecodingParams``, None if it constrains nothing.
+def grammar_of_constraints(
+    constraints: Any, *, backend: str = "auto", field: str = "structured_outputs"
+) -> GrammarSpec | None:
+    """Returns the grammar of vLLM's ``structured_outputs`` or of TensorRT-LLM's ``GuidedDecodingParams``, None if it
+    constrains nothing.
 
     Args:
-        constraints: a mapping with at most one of ``json``, ``regex``, ``choice``, ``grammar``, ``json_object``, ``structural_tag`` that
+        constraints: a mapping with at most one of ``json``, ``regex``, ``choice``, ``grammar``, ``json_object``,
+            ``structural_tag`` that
             is not None.
         backend: of the grammar.
         field: what error messages call the mapping.
@@ -118,7 +141,9 @@ def grammar_of_constraints(constraints: Any, *, backend: str = "auto", field: st
     return _tag(value, path, backend)
 
 
-def schema_spec(schema: Any, field: str, *, backend: str = "auto", options: GrammarOptions | None = None) -> GrammarSpec:
+def schema_spec(
+    schema: Any, field: str, *, backend: str = "auto", options: GrammarOptions | None = None
+) -> GrammarSpec:
     """Returns the grammar of a JSON schema.
 
     Args:
@@ -147,7 +172,8 @@ def schema_spec(schema: Any, field: str, *, backend: str = "auto", options: Gram
 
 
 def grammar_text_spec(source: Any, field: str, *, backend: str = "auto") -> GrammarSpec:
-    """Returns the grammar of a text in GBNF, or in Lark: a GBNF rule has ``::=`` and a Lark rule has not, so nobody needs to say which.
+    """Returns the grammar of a text in GBNF, or in Lark: a GBNF rule has ``::=`` and a Lark rule has not, so nobody
+    needs to say which.
 
     Raises:
         ResponseFormatError: not a text, or empty.
@@ -179,7 +205,8 @@ def _read_json(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
 
 
 def _read_json_schema(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
-    """Nested as OpenAI has it, bare as TensorRT-LLM allows it, or with the schema beside the type (Responses, Together)."""
+    """Nested as OpenAI has it, bare as TensorRT-LLM allows it, or with the schema beside the type (Responses,
+    Together)."""
     key, schema = _one_of(given, "json_schema", "schema", "value")
     holder = given
     if key == "json_schema" and isinstance(schema, Mapping):
@@ -200,7 +227,8 @@ def _read_regex(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
 
 
 def _read_grammar(given: Mapping[str, Any], backend: str) -> GrammarSpec | None:
-    """GBNF and Lark, and OpenAI's custom tools: ``{"syntax": "lark" | "regex", "definition": …}``, flat or under ``grammar``."""
+    """GBNF and Lark, and OpenAI's custom tools: ``{"syntax": "lark" | "regex", "definition": …}``, flat or under
+    ``grammar``."""
     key, source = _one_of(given, "ebnf", "grammar", "lark", "definition", "value")
     syntax = given.get("syntax")
     if isinstance(source, Mapping):
@@ -239,7 +267,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], GrammarSpec | None]] = {
     "choice": _read_choice,
     "structural_tag": _read_structural_tag,
 }
-_SPELLINGS = {"Text": "text", "JsonObject": "json_object", "JsonSchema": "json_schema"}  # LoRAX takes its Rust names as well
+# LoRAX takes its Rust names as well
+_SPELLINGS = {"Text": "text", "JsonObject": "json_object", "JsonSchema": "json_schema"}
 
 
 def _one_of(given: Mapping[str, Any], *keys: str, required: bool = True) -> tuple[Any, Any]:

@@ -1,6 +1,8 @@
-"""TensorRT-LLM's ``LLM`` over the bundled engine: a script for TensorRT-LLM runs with this import and the name of a local model.
+"""TensorRT-LLM's ``LLM`` over the bundled engine: a script for TensorRT-LLM runs with this import and the name of a
+local model.
 
-Owns: inputs in their several forms, and outputs that can be waited for, awaited and iterated. Source of the interface: TensorRT-LLM,
+Owns: inputs in their several forms, and outputs that can be waited for, awaited and iterated. Source of the interface:
+    TensorRT-LLM,
 "Guided decoding" and ``tensorrt_llm.llmapi``. Knows nothing about: how text is made.
 """
 
@@ -21,14 +23,15 @@ __all__ = ["LLM", "GuidedDecodingParams", "RequestOutput", "SamplingParams"]
 
 
 class RequestOutput:
-    """The output of one input, growing until ``finished``. ``await`` and ``result`` wait for the end; ``async for`` yields it as it grows.
+    """The output of one input, growing until ``finished``. ``await`` and ``result`` wait for the end; ``async for``
+    yields it as it grows.
 
     Attributes:
         request_id: counts from 0.
         prompt: the text; None if token ids were given.
         prompt_token_ids: None if a text was given.
-        outputs: one for each of ``n``, with ``index``, ``text``, ``token_ids``, ``logprobs``, ``finish_reason``, ``stop_string``,
-            ``reasoning``.
+        outputs: one for each of ``n``, with ``index``, ``text``, ``token_ids``, ``logprobs``, ``finish_reason``,
+            ``stop_string``, ``reasoning``.
     """
 
     def __init__(self, request_id: int, prompt: str | Sequence[int], generation: TextGeneration) -> None:
@@ -91,8 +94,9 @@ class LLM(Offline):
             guided_decoding_backend: "xgrammar", "llguidance" or "auto"; None = "auto".
             max_batch_size: outputs at a time; None = what fits.
             max_seq_len: tokens of prompt and output together; None = what the model was made for.
-            reasoning_parser: "deepseek-r1" or "qwen3": behind a prompt that leaves the model within its reasoning, ``guided_decoding``
-                begins at its end, and outputs have ``reasoning`` beside ``text``; None = reasoning is text like any other.
+            reasoning_parser: "deepseek-r1" or "qwen3": behind a prompt that leaves the model within its reasoning,
+                ``guided_decoding`` begins at its end, and outputs have ``reasoning`` beside ``text``; None = reasoning
+                is text like any other.
             target: a running daemon; None = that of ``MASKD_TARGET``, or one of its own.
 
         Raises:
@@ -123,7 +127,8 @@ class LLM(Offline):
             use_tqdm: accepted, without effect.
 
         Raises:
-            ValueError: a constraint or a number is wrong, or a prompt is too long. GrammarError: the grammar was refused.
+            ValueError: a constraint or a number is wrong, or a prompt is too long. GrammarError: the grammar was
+                refused.
         """
         is_one = isinstance(inputs, str | Mapping) or (bool(inputs) and isinstance(inputs[0], int))
         batch = [inputs] if is_one else list(inputs)
@@ -139,8 +144,11 @@ class LLM(Offline):
                 output.abort()
         return outputs[0] if is_one else outputs
 
-    def generate_async(self, inputs: Any, sampling_params: SamplingParams | None = None, streaming: bool = False) -> RequestOutput:
-        """Returns the output of one input at once; it grows. ``streaming`` is accepted: every output can be iterated. See ``generate``."""
+    def generate_async(
+        self, inputs: Any, sampling_params: SamplingParams | None = None, streaming: bool = False
+    ) -> RequestOutput:
+        """Returns the output of one input at once; it grows. ``streaming`` is accepted: every output can be iterated.
+        See ``generate``."""
         if isinstance(inputs, Mapping):
             inputs = inputs.get("prompt") or inputs.get("prompt_token_ids") or ""
         request = (sampling_params or SamplingParams()).request(inputs)

@@ -1,4 +1,5 @@
-"""TensorRT-LLM's parameter classes, as far as the bundled engine has what they ask for: an unknown parameter is a TypeError, never ignored.
+"""TensorRT-LLM's parameter classes, as far as the bundled engine has what they ask for: an unknown parameter is a
+TypeError, never ignored.
 
 Source of names and defaults: TensorRT-LLM, ``tensorrt_llm.sampling_params``. Knows nothing about: the engine.
 """
@@ -55,7 +56,8 @@ class SamplingParams:
 
     Attributes:
         max_tokens: most tokens of an output.
-        temperature, top_p, top_k, min_p: as in ``engine_adapter.sampling.params``; if none of them is given, the likeliest token each time.
+        temperature, top_p, top_k, min_p: as in ``engine_adapter.sampling.params``; if none of them is given, the
+            likeliest token each time.
         seed, presence_penalty, frequency_penalty, repetition_penalty: as there.
         n: outputs for each input.
         best_of: generate so many, and return the ``n`` likeliest; None = ``n``.

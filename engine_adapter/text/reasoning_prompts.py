@@ -29,7 +29,8 @@ class ReasoningPrompts:
 
         Args:
             tokenizer: of the model.
-            end: text that ends the reasoning of a model that always begins with it, whatever the template says; None = what the
+            end: text that ends the reasoning of a model that always begins with it, whatever the template says; None =
+                what the
                 template says; "" = none.
 
         Raises:
@@ -42,7 +43,9 @@ class ReasoningPrompts:
         self._start = next((first for first, last in _MARKS if last == self.end), "" if end else start)
         self.end_token_ids = tuple(tokenizer.encode_piece(self.end)) if self.end is not None else ()
         if self.end is not None and not self.end_token_ids:
-            raise ValueError(f"reasoning_end is {self.end!r}, which has no tokens; give the text that ends the model's reasoning")
+            raise ValueError(
+                f"reasoning_end is {self.end!r}, which has no tokens; give the text that ends the model's reasoning"
+            )
         # A template that can only turn reasoning off is that of a model that begins with it by itself.
         self._begins_by_itself = self.end is not None and (
             bool(end) or (self._state_after(_ASK) is None and self._state_after(_ASK, enable_thinking=False) is False)
@@ -69,23 +72,33 @@ class ReasoningPrompts:
         return prompt + (f"{self._start}\n" if self._start else ""), True
 
     def follows(self, prompt: str) -> bool:
-        """Says whether what follows ``prompt``, a text that somebody else rendered, is reasoning: it ends with the mark that begins it,
+        """Says whether what follows ``prompt``, a text that somebody else rendered, is reasoning: it ends with the mark
+        that begins it,
         or the model begins by itself and nothing has ended it."""
         if self.end is None:
             return False
         text = prompt.rstrip()
-        return bool(self._start and text.endswith(self._start)) or (self._begins_by_itself and not text.endswith(self.end))
+        return bool(self._start and text.endswith(self._start)) or (
+            self._begins_by_itself and not text.endswith(self.end)
+        )
 
     def _state(
-        self, prompt: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, variables: Mapping[str, Any]
+        self,
+        prompt: str,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
     ) -> bool | None:
-        """Says whether ``prompt`` leaves the assistant within its reasoning, has ended it (False), or does not speak of it (None).
+        """Says whether ``prompt`` leaves the assistant within its reasoning, has ended it (False), or does not speak of
+        it (None).
 
         Only what the template adds for the assistant is looked at: anybody may write marks into a message.
         """
         assert self.end is not None
         without = self._tokenizer.apply_chat_template(messages, tools, add_generation_prompt=False, **variables)
-        same = next((at for at, pair in enumerate(zip(prompt, without, strict=False)) if pair[0] != pair[1]), len(without))
+        same = next(
+            (at for at, pair in enumerate(zip(prompt, without, strict=False)) if pair[0] != pair[1]), len(without)
+        )
         head = prompt[same:]
         begun, ended = head.rfind(self._start) if self._start else -1, head.rfind(self.end)
         return None if begun == ended == -1 else begun > ended

@@ -32,8 +32,8 @@ class TextStream:
     def feed(self, token: bytes, *, may_stop: bool = True) -> str:
         """Takes the bytes of the next token; returns the text that is certain now, which may be empty.
 
-        Once ``stop_string`` is set the text is complete: it ends before the stop string, and nothing more may be fed. Text that was fed
-        without ``may_stop`` is part of no stop string.
+        Once ``stop_string`` is set the text is complete: it ends before the stop string, and nothing more may be fed.
+        Text that was fed without ``may_stop`` is part of no stop string.
         """
         piece = self._decoder.decode(token)
         if self._skip_space:

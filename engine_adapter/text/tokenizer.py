@@ -1,6 +1,7 @@
 """Text to token ids and back, and the chat template: what a model directory says about text.
 
-Owns: ``TextTokenizer``. Chat templates are run by transformers in jinja's sandbox; where they come from is Hugging Face's convention
+Owns: ``TextTokenizer``. Chat templates are run by transformers in jinja's sandbox; where they come from is Hugging
+    Face's convention
 (``chat_template.jinja``, or ``chat_template`` in ``tokenizer_config.json``).
 Knows nothing about: requests, networks, grammars.
 """
@@ -37,10 +38,13 @@ class TextTokenizer:
         if own_file.exists():
             self._templates["default"] = own_file.read_text(encoding="utf-8")
         self.chat_template = self._templates.get("default")
-        self._bos_id: int | None = tokenizer.token_to_id(self._special["bos_token"]) if "bos_token" in self._special else None
+        self._bos_id: int | None = (
+            tokenizer.token_to_id(self._special["bos_token"]) if "bos_token" in self._special else None
+        )
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of ``text``. A beginning-of-text token stands at most once, whether the text, the tokenizer or both put it."""
+        """Returns the ids of ``text``. A beginning-of-text token stands at most once, whether the text, the tokenizer
+        or both put it."""
         ids: list[int] = self._tokenizer.encode(text).ids
         doubled = self._bos_id is not None and ids[:2] == [self._bos_id] * 2
         return ids[1:] if doubled else ids
@@ -51,7 +55,8 @@ class TextTokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Returns the text of ``token_ids``, without special tokens. Raises ValueError: one of them is no 32-bit number from 0 on."""
+        """Returns the text of ``token_ids``, without special tokens. Raises ValueError: one of them is no 32-bit number
+        from 0 on."""
         try:
             return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
         except (OverflowError, TypeError) as error:

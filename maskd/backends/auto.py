@@ -44,8 +44,10 @@ class AutoBackend:
         """See ``Backend.compile``. ``report.backend`` names the backend that has the grammar.
 
         Raises:
-            GrammarUnsatisfiableError: a backend read the whole grammar and found that nothing matches; no other is asked.
-            GrammarError: no backend can do it; of the class that all of them raised if it is one, with each one's reason.
+            GrammarUnsatisfiableError: a backend read the whole grammar and found that nothing matches; no other is
+                asked.
+            GrammarError: no backend can do it; of the class that all of them raised if it is one, with each one's
+                reason.
         """
         refusals: list[tuple[str, GrammarError]] = []
         for backend in self._backends:
@@ -56,14 +58,20 @@ class AutoBackend:
             except GrammarError as error:
                 refusals.append((backend.name, error))
                 continue
-            return _Chosen(grammar, dataclasses.replace(grammar.report, backend_reason=_reason(grammar.report, refusals)))
+            return _Chosen(
+                grammar, dataclasses.replace(grammar.report, backend_reason=_reason(grammar.report, refusals))
+            )
         raise _combined(refusals)
 
 
 def _reason(report: GrammarReport, refusals: Sequence[tuple[str, GrammarError]]) -> str:
     if refusals:
         return clip("; ".join(f"{name} refused it: {error.message}" for name, error in refusals), 512)
-    return f"{report.backend} is asked first and enforces all of it" if not report.unenforced else f"{report.backend} is asked first"
+    return (
+        f"{report.backend} is asked first and enforces all of it"
+        if not report.unenforced
+        else f"{report.backend} is asked first"
+    )
 
 
 def _combined(refusals: Sequence[tuple[str, GrammarError]]) -> GrammarError:
@@ -74,9 +82,13 @@ def _combined(refusals: Sequence[tuple[str, GrammarError]]) -> GrammarError:
     if len(messages) == 1:  # found before any library saw it, so it is the same for all of them
         return first
     classes = {type(error) for _, error in refusals}
-    # Where one backend cannot do it and another calls it malformed, malformed is the more useful answer, and a limit the least.
+    # Where one backend cannot do it and another calls it malformed, malformed is the more useful answer, and a limit
+    # the least.
     order = (GrammarError, GrammarUnsupportedError, GrammarTooLargeError)
     raised = classes.pop() if len(classes) == 1 else next((kind for kind in order if kind in classes), GrammarError)
     metadata = next(error.metadata for _, error in refusals if type(error) is raised or raised not in order)
     message = "; ".join(f"{name}: {clip(error.message, 900 // len(refusals))}" for name, error in refusals)
-    return raised(f"no backend can do this grammar. {message}", **{key: value for key, value in metadata.items() if key != "backends"})
+    return raised(
+        f"no backend can do this grammar. {message}",
+        **{key: value for key, value in metadata.items() if key != "backends"},
+    )

@@ -1,7 +1,9 @@
 """The backend interface: three nouns, and what each must do.
 
-Words. A **backend** holds one grammar library for one vocabulary. It compiles a grammar spec into a **grammar**, which is
-immutable and shared by many sequences. A **matcher** is the state of one sequence in one grammar: it **fills** a bitmask
+Words. A **backend** holds one grammar library for one vocabulary. It compiles a grammar spec into a **grammar**, which
+is
+immutable and shared by many sequences. A **matcher** is the state of one sequence in one grammar: it **fills** a
+bitmask
 row with the tokens allowed next, **accepts** token ids, **rolls back** and **forks**. A matcher **terminates** when it
 accepts a stop token; a stop token is allowed exactly where the text so far is a complete match.
 
@@ -16,7 +18,8 @@ Life of a matcher, with a grammar for ``(Paris|London)``, one token a word::
 
 A refused token::
 
-    matcher.accept([PARIS, LONDON])       # 1: Paris was taken, London was not; the matcher is good and stands after Paris
+    # 1: Paris was taken, London was not; the matcher is good and stands after Paris
+    matcher.accept([PARIS, LONDON])
 
 A draft, one row per position::
 
@@ -26,8 +29,8 @@ A draft, one row per position::
     matcher.rollback(accepted)            # or walked on matcher.look_ahead(), where the matcher has that
 
 The two libraries differ in all of this (refusals that are fatal, rows after a stop token, stop tokens that do not count
-for rollback, bad grammars that only show at the first step, canonical tokens only); the adapters hide the differences and
-``tests/contract`` is the definition, run on every backend and on a brute-force reference.
+for rollback, bad grammars that only show at the first step, canonical tokens only); the adapters hide the differences
+and ``tests/contract`` is the definition, run on every backend and on a brute-force reference.
 
 Optional powers are protocols of one method. The worker looks for them once per backend, or once per matcher.
 
@@ -45,7 +48,17 @@ from numpy.typing import NDArray
 from maskd.grammar import GrammarReport, GrammarSpec
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Advance", "Backend", "BackendFactory", "BatchFill", "Detach", "Grammar", "LookAhead", "Matcher", "Serializer"]
+__all__ = [
+    "Advance",
+    "Backend",
+    "BackendFactory",
+    "BatchFill",
+    "Detach",
+    "Grammar",
+    "LookAhead",
+    "Matcher",
+    "Serializer",
+]
 
 
 class Matcher(Protocol):
@@ -140,8 +153,10 @@ class Advance(Protocol):
         """Accepts ``token_id`` if that is simple, and fills the row at ``row_address`` if that is best done at once.
 
         Returns:
-            0: nothing changed, because the token is refused, terminates, or anything else is out of the ordinary. The caller
-            goes on with ``accept``, which has the answer. 1: accepted, ``fill_bitmask`` is still to be called. 2: accepted, and
+            0: nothing changed, because the token is refused, terminates, or anything else is out of the ordinary. The
+            caller
+            goes on with ``accept``, which has the answer. 1: accepted, ``fill_bitmask`` is still to be called. 2:
+            accepted, and
             the row is as ``fill_bitmask`` writes it.
         Raises:
             BackendError: the library gave up; the matcher must be dropped.
@@ -153,7 +168,8 @@ class LookAhead(Protocol):
     """Optional, of a matcher: drafts are walked on a copy, because that is cheaper here than ``rollback``, or safer."""
 
     def look_ahead(self) -> Matcher:
-        """Returns a copy in the same state. The caller accepts and fills on it, and drops it; it is never rolled back."""
+        """Returns a copy in the same state. The caller accepts and fills on it, and drops it; it is never rolled
+        back."""
 
 
 @runtime_checkable
@@ -161,7 +177,8 @@ class Detach(Protocol):
     """Optional, of a matcher whose calls may wait for those of another matcher of its grammar."""
 
     def detach(self) -> None:
-        """Leaves what is shared, where that is quickly done; the state stays. For matchers that are slow: it may take a while.
+        """Leaves what is shared, where that is quickly done; the state stays. For matchers that are slow: it may take a
+        while.
 
         Raises:
             BackendError: the library gave up; the matcher must be dropped.

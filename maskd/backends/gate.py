@@ -1,4 +1,5 @@
-"""The reasoning gate: a sequence that may say anything until its end-of-reasoning tokens, and follows its grammar from then on.
+"""The reasoning gate: a sequence that may say anything until its end-of-reasoning tokens, and follows its grammar from
+then on.
 
 A gate is a matcher around a matcher, so everything that a sequence can do (roll back, fork, drafts, late rows, forced
 tokens) works across it. The tokens are looked for with the automaton of Knuth, Morris and Pratt ("Fast pattern matching
@@ -33,7 +34,9 @@ class GatedGrammar:
         forbidden: stop tokens: an output must not end before its grammar has begun.
     """
 
-    def __init__(self, grammar: Grammar, gate: ReasoningGate, token_count: int, vocab_size: int, forbidden: frozenset[int]) -> None:
+    def __init__(
+        self, grammar: Grammar, gate: ReasoningGate, token_count: int, vocab_size: int, forbidden: frozenset[int]
+    ) -> None:
         self.report = grammar.report
         self.stop_token_ids = grammar.stop_token_ids
         self.end_token_ids = gate.end_token_ids
@@ -53,7 +56,8 @@ class GatedGrammar:
         return GatedMatcher(self, self._grammar.matcher(), [], 0)
 
     def move(self, state: int, token_id: int) -> int:
-        """Returns the number of end tokens that stand at the end of the text once ``token_id`` followed ``state`` of them."""
+        """Returns the number of end tokens that stand at the end of the text once ``token_id`` followed ``state`` of
+        them."""
         end, failures = self.end_token_ids, self._failures
         while state and end[state] != token_id:
             state = failures[state - 1]
@@ -155,7 +159,11 @@ class GatedMatcher:
     def _reason(self, token_id: int) -> bool:
         """Takes a token before the gate, if it is allowed there."""
         grammar, state = self._grammar, self._state
-        if grammar.end_token_ids[state] != token_id if self._must_end else token_id in grammar.forbidden or token_id >= grammar.token_count:
+        if (
+            grammar.end_token_ids[state] != token_id
+            if self._must_end
+            else token_id in grammar.forbidden or token_id >= grammar.token_count
+        ):
             return False
         state = grammar.move(state, token_id)
         self._states.append(state)
@@ -178,11 +186,14 @@ class GatedFill:
             else:
                 matcher.fill_bitmask(rows[index])
         if constrained:
-            self._inner.fill_bitmasks([matcher for matcher, _ in constrained], rows, [index for _, index in constrained])
+            self._inner.fill_bitmasks(
+                [matcher for matcher, _ in constrained], rows, [index for _, index in constrained]
+            )
 
 
 def _failures(pattern: Seq[int]) -> list[int]:
-    """Returns, for every prefix of ``pattern``, the length of the longest proper prefix of it that is also its suffix."""
+    """Returns, for every prefix of ``pattern``, the length of the longest proper prefix of it that is also its
+    suffix."""
     failures = [0] * len(pattern)
     state = 0
     for at in range(1, len(pattern)):

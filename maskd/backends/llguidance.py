@@ -1,7 +1,8 @@
 """llguidance behind the backend interface.
 
 Owns: the tokenizer of one vocabulary, the translation of every kind to llguidance's grammar list, and what hides its
-habits: forced tokenization, matchers that die of a refused or a failed token, stop tokens that do not always count, masks that
+habits: forced tokenization, matchers that die of a refused or a failed token, stop tokens that do not always count,
+    masks that
 are wrong after a rollback, and a lexer that all matchers of a grammar share and one of them can spoil.
 Knows nothing about: other backends, sequences, rows beyond the one it is given.
 Written against llguidance 1.9.1.
@@ -53,7 +54,8 @@ _MEMORY_BYTES, _MEMORY_FACTOR = 128 << 10, 4
 _PIECE_TOKENS = 16
 """Tokens of one native call in a replay: the library holds the interpreter meanwhile."""
 _QUICK_SECONDS = 0.5
-"""A grammar that compiles faster is compiled again where a matcher needs a lexer of its own. The data path waits for it."""
+"""A grammar that compiles faster is compiled again where a matcher needs a lexer of its own. The data path waits for
+it."""
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 
 _TOKEN_BYTES, _TRIE_NODES = 1 << 10, (1 << 22) - 1
@@ -63,13 +65,15 @@ _TOKEN_BYTES, _TRIE_NODES = 1 << 10, (1 << 22) - 1
 def create(vocabulary: Vocabulary, *, threads: int) -> LlguidanceBackend:
     """Returns the backend for ``vocabulary``. ``threads`` is not used: its thread pool loses against one thread.
 
-    Masks are cached per lexer state, so most rows cost 1–2 µs; ``LLExecutor`` adds 80 µs a batch (2 noisy cores, Tekken).
+    Masks are cached per lexer state, so most rows cost 1–2 µs; ``LLExecutor`` adds 80 µs a batch (2 noisy cores,
+    Tekken).
     """
     return LlguidanceBackend(vocabulary)
 
 
 class _Tokenizer:
-    """What LLTokenizer asks for. Padded to whole rows; llguidance marks special tokens so that they never match text."""
+    """What LLTokenizer asks for. Padded to whole rows; llguidance marks special tokens so that they never match
+    text."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -92,22 +96,42 @@ class LlguidanceMatcher:
     The native matcher is never rolled back either: its masks are wrong afterwards (docs/llguidance-rollback.md). It is
     replaced by a copy of an earlier one, which takes the tokens that are left; drafts are walked on a copy.
 
-    All copies of one native matcher share a lexer. If its states pass the library's limit, it refuses whatever it is asked from
-    then on, to every copy, without an error. So a refusal is believed only after a look at the lexer, and a matcher whose lexer is
-    spoiled replays on a sound one. The lexer also has a lock, so a matcher that is slow gets one of its own: ``detach``.
+    All copies of one native matcher share a lexer. If its states pass the library's limit, it refuses whatever it is
+    asked from
+    then on, to every copy, without an error. So a refusal is believed only after a look at the lexer, and a matcher
+    whose lexer is
+    spoiled replays on a sound one. The lexer also has a lock, so a matcher that is slow gets one of its own:
+    ``detach``.
     """
 
-    __slots__ = ("_careful", "_checkpoint", "_grammar", "_history", "_native", "_not_text", "_overrides_stop", "_root", "is_terminated")
+    __slots__ = (
+        "_careful",
+        "_checkpoint",
+        "_grammar",
+        "_history",
+        "_native",
+        "_not_text",
+        "_overrides_stop",
+        "_root",
+        "is_terminated",
+    )
 
     def __init__(
-        self, grammar: LlguidanceGrammar, root: Any, native: Any, history: list[int], checkpoint: tuple[Any, int], is_terminated: bool
+        self,
+        grammar: LlguidanceGrammar,
+        root: Any,
+        native: Any,
+        history: list[int],
+        checkpoint: tuple[Any, int],
+        is_terminated: bool,
     ) -> None:
         self._grammar = grammar
         self._root = root  # at the start, with the lexer that ``native`` has; only copied
         self._native = native
         self._not_text = grammar.not_text
         self._history = history
-        self._checkpoint = checkpoint  # a native matcher that took so many tokens of the history; only copied, so forks share it
+        # a native matcher that took so many tokens of the history; only copied, so forks share it
+        self._checkpoint = checkpoint
         self._overrides_stop = grammar.overrides_stop
         self._careful = False
         self.is_terminated = is_terminated
@@ -215,13 +239,16 @@ class LlguidanceMatcher:
         if token_count:
             del self._history[-token_count:]
             self._stand_again()
-            # An engine that rolls back does so again, near here: the next time starts from here, not from the first token.
+            # An engine that rolls back does so again, near here: the next time starts from here, not from the first
+            # token.
             self._checkpoint = (self._native.deep_copy(), len(self._history))
 
     def fork(self) -> LlguidanceMatcher:
         """See ``Matcher.fork``."""
         native = self._native.deep_copy()
-        return LlguidanceMatcher(self._grammar, self._root, native, self._history.copy(), self._checkpoint, self.is_terminated)
+        return LlguidanceMatcher(
+            self._grammar, self._root, native, self._history.copy(), self._checkpoint, self.is_terminated
+        )
 
     look_ahead = fork
     """See ``LookAhead.look_ahead``."""
@@ -238,13 +265,22 @@ class LlguidanceGrammar:
         is_quick: another root is made in less than ``_QUICK_SECONDS``.
 
     Attributes:
-        canary: a token that the grammar allows at its start, and refuses only if its lexer is spoiled; None if there is none.
+        canary: a token that the grammar allows at its start, and refuses only if its lexer is spoiled; None if there is
+            none.
     """
 
     def __init__(
-        self, root: Any, make_root: Callable[[], Any], report: GrammarReport, vocabulary: Vocabulary, stop_token_ids: Sequence[int],
-        never_text: frozenset[int], *, names_ids: bool, is_quick: bool,
-    ) -> None:  # fmt: skip
+        self,
+        root: Any,
+        make_root: Callable[[], Any],
+        report: GrammarReport,
+        vocabulary: Vocabulary,
+        stop_token_ids: Sequence[int],
+        never_text: frozenset[int],
+        *,
+        names_ids: bool,
+        is_quick: bool,
+    ) -> None:
         self._make_root = make_root
         self._root = root
         self.is_quick = is_quick
@@ -254,7 +290,9 @@ class LlguidanceGrammar:
         self.stop_token_ids = frozenset(stop_token_ids or vocabulary.stop_token_ids)
         self.not_text = never_text if self.stop_token_ids <= never_text else never_text | self.stop_token_ids
         self.overrides_stop = names_ids or self.stop_token_ids != frozenset(vocabulary.stop_token_ids)
-        self._default_stop = tuple((token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in vocabulary.stop_token_ids)
+        self._default_stop = tuple(
+            (token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in vocabulary.stop_token_ids
+        )
         self._new_stop = tuple((token_id >> 5, np.uint32(1 << (token_id & 31))) for token_id in self.stop_token_ids)
 
     def matcher(self) -> LlguidanceMatcher:
@@ -269,18 +307,22 @@ class LlguidanceGrammar:
     def new_root(self) -> Any:
         """Returns one more native matcher at the start. Raises BackendError if that would hold up the data path."""
         if not self.is_quick:
-            raise BackendError("llguidance passed its limit of lexer states, and the grammar takes too long to be compiled again")
+            raise BackendError(
+                "llguidance passed its limit of lexer states, and the grammar takes too long to be compiled again"
+            )
         return self._make_root()
 
     def sound_root(self, spoiled: Any) -> Any:
-        """Returns the root that new matchers are copies of, which is not ``spoiled``. Raises BackendError as ``new_root`` does."""
+        """Returns the root that new matchers are copies of, which is not ``spoiled``. Raises BackendError as
+        ``new_root`` does."""
         with self._lock:
             if self._root is spoiled or self.is_spoiled(self._root):
                 self._root = self.new_root()
             return self._root
 
     def override_stop_bits(self, row: NDArray[np.int32], *, may_stop: bool) -> None:
-        """Lets ``row`` allow this grammar's stop tokens if the text ``may_stop`` here, and the vocabulary's others never: stop tokens
+        """Lets ``row`` allow this grammar's stop tokens if the text ``may_stop`` here, and the vocabulary's others
+        never: stop tokens
         match no text, also where a grammar names every id."""
         words = row.view(np.uint32)
         for word, bit in self._default_stop + self._new_stop:
@@ -301,7 +343,9 @@ class LlguidanceBackend:
         # A Lark grammar can name any id, as ``<[*]>`` does, and llguidance would take padding for it.
         self._never_text = frozenset((*vocabulary.stop_token_ids, *range(len(vocabulary.tokens), self._width)))
         try:
-            self._tokenizer = llguidance.LLTokenizer(_Tokenizer(vocabulary, self._width), eos_token=list(vocabulary.stop_token_ids))
+            self._tokenizer = llguidance.LLTokenizer(
+                _Tokenizer(vocabulary, self._width), eos_token=list(vocabulary.stop_token_ids)
+            )
         except BaseException as error:  # a panic of Rust is no Exception
             if type(error).__name__ != "PanicException":
                 raise
@@ -319,23 +363,34 @@ class LlguidanceBackend:
         if root.is_error():
             raise _refusal(spec, root.get_error())
         warnings.extend(map(_short, root.get_grammar_warnings()))
-        report = GrammarReport(self.name, "asked for", (), tuple(dict.fromkeys(warnings)), _MEMORY_BYTES + _MEMORY_FACTOR * len(text))
+        report = GrammarReport(
+            self.name, "asked for", (), tuple(dict.fromkeys(warnings)), _MEMORY_BYTES + _MEMORY_FACTOR * len(text)
+        )
         grammar = LlguidanceGrammar(
-            root, make_root, report, self._vocabulary, spec.options.stop_token_ids, self._never_text,
-            names_ids="<[" in text, is_quick=seconds < _QUICK_SECONDS,
-        )  # fmt: skip
+            root,
+            make_root,
+            report,
+            self._vocabulary,
+            spec.options.stop_token_ids,
+            self._never_text,
+            names_ids="<[" in text,
+            is_quick=seconds < _QUICK_SECONDS,
+        )
         row: NDArray[np.int32] = np.zeros(self._width // 32, dtype=np.int32)
         try:
             grammar.matcher().fill_bitmask(row)
         except BackendError as error:
             if "NoExtension" in error.message:
                 raise GrammarUnsatisfiableError(
-                    f"nothing can match this {spec.kind}: llguidance allows no first token; check for rules that need themselves"
+                    f"nothing can match this {spec.kind}: llguidance allows no first token; "
+                    "check for rules that need themselves"
                 ) from None
             raise GrammarTooLargeError(
                 f"the {spec.kind} is too large for llguidance at its first token: {error.message}; simplify it"
             ) from None
-        grammar.canary = next((int(token_id) for token_id in allowed_token_ids(row) if int(token_id) not in grammar.not_text), None)
+        grammar.canary = next(
+            (int(token_id) for token_id in allowed_token_ids(row) if int(token_id) not in grammar.not_text), None
+        )
         return grammar
 
     def _grammars(self, spec: GrammarSpec, warnings: list[str]) -> list[dict[str, object]]:
@@ -358,12 +413,18 @@ class LlguidanceBackend:
         tag = structural_tag.parse(spec.source, self._vocabulary)
 
         def schema_of(value: object, pointer: str, max_whitespace: int | None) -> object:
-            options = spec.options if max_whitespace is None else dataclasses.replace(spec.options, max_whitespace=max_whitespace)
+            options = (
+                spec.options
+                if max_whitespace is None
+                else dataclasses.replace(spec.options, max_whitespace=max_whitespace)
+            )
             return for_library(parse_schema(value, spec.options, pointer=pointer), options)
 
         return tag.for_llguidance(schema_of, regex_body, lark_of_gbnf)
 
-    def fill_bitmasks(self, matchers: Sequence[LlguidanceMatcher], rows: NDArray[np.int32], indices: Sequence[int]) -> None:
+    def fill_bitmasks(
+        self, matchers: Sequence[LlguidanceMatcher], rows: NDArray[np.int32], indices: Sequence[int]
+    ) -> None:
         """See ``BatchFill.fill_bitmasks``. One thread; saves looking up the address of each row."""
         address, stride = _address(rows), rows.strides[0]
         for matcher, index in zip(matchers, indices, strict=True):
@@ -376,15 +437,21 @@ def _too_large(vocabulary: Vocabulary) -> VocabularyError:
     size = len(vocabulary.tokens[token_id])
     if size > _TOKEN_BYTES:
         return VocabularyError(
-            f"llguidance cannot hold the vocabulary: token {token_id} has {size} bytes, and no token may have more than {_TOKEN_BYTES} "
-            "beyond what it shares with another one; leave it out, or leave llguidance out of backends",
-            limit="token_bytes", value=_TOKEN_BYTES, token_id=token_id, backend="llguidance",
-        )  # fmt: skip
+            f"llguidance cannot hold the vocabulary: token {token_id} has {size} bytes, and no token may have more "
+            f"than {_TOKEN_BYTES} beyond what it shares with another one; "
+            "leave it out, or leave llguidance out of backends",
+            limit="token_bytes",
+            value=_TOKEN_BYTES,
+            token_id=token_id,
+            backend="llguidance",
+        )
     return VocabularyError(
-        f"llguidance cannot hold the vocabulary: its tokens have more than {_TRIE_NODES} prefixes together; use fewer or shorter tokens, "
-        "or leave llguidance out of backends",
-        limit="trie_nodes", value=_TRIE_NODES, backend="llguidance",
-    )  # fmt: skip
+        f"llguidance cannot hold the vocabulary: its tokens have more than {_TRIE_NODES} prefixes together; "
+        "use fewer or shorter tokens, or leave llguidance out of backends",
+        limit="trie_nodes",
+        value=_TRIE_NODES,
+        backend="llguidance",
+    )
 
 
 def _address(array: NDArray[np.int32]) -> int:
@@ -405,7 +472,8 @@ def with_options(schema: Any, options: GrammarOptions) -> Any:
 
 
 def regex_body(pattern: str) -> str:
-    """Returns ``pattern`` as it stands between two slashes in Lark; classes such as ``\\d`` mean ASCII, as in xgrammar."""
+    """Returns ``pattern`` as it stands between two slashes in Lark; classes such as ``\\d`` mean ASCII, as in
+    xgrammar."""
     return str(llguidance.regex_to_lark(pattern, "dws"))
 
 
@@ -414,7 +482,9 @@ def lark_of_gbnf(source: str) -> str:
     try:
         return str(gbnf_to_lark(source))
     except RecursionError:
-        raise GrammarTooLargeError("the ebnf is nested too deeply for llguidance; make it flatter", limit="depth") from None
+        raise GrammarTooLargeError(
+            "the ebnf is nested too deeply for llguidance; make it flatter", limit="depth"
+        ) from None
     except Exception as error:  # the translator has no base class of its own
         raise GrammarError(f"llguidance cannot read the ebnf: {_short(str(error))}") from None
 
@@ -450,4 +520,8 @@ def _refusal(spec: GrammarSpec, message: str) -> GrammarError:
     if any(sign in message for sign in _LIMITS_HIT):
         return GrammarTooLargeError(refusal, **metadata)
     # The schema passed our own checks, so what is left is what llguidance cannot do.
-    return GrammarUnsupportedError(refusal, backends="xgrammar") if spec.kind == "json_schema" else GrammarError(refusal, **metadata)
+    return (
+        GrammarUnsupportedError(refusal, backends="xgrammar")
+        if spec.kind == "json_schema"
+        else GrammarError(refusal, **metadata)
+    )

@@ -26,16 +26,21 @@ def check_text(spec: GrammarSpec) -> None:
         raise GrammarError(f"the {spec.kind} source is empty; give the text of the grammar")
     bad = re.search("[\0\ud800-\udfff]", spec.source)
     if bad:
-        raise GrammarError(f"the {spec.kind} source has {bad[0]!a} at character {bad.start()}; remove it", offset=bad.start())
+        raise GrammarError(
+            f"the {spec.kind} source has {bad[0]!a} at character {bad.start()}; remove it", offset=bad.start()
+        )
 
 
 def read_choices(source: str) -> Sequence[str]:
-    """Returns the strings of a ``choice`` spec, each once, in their order. Raises GrammarError if it is no list of strings."""
+    """Returns the strings of a ``choice`` spec, each once, in their order. Raises GrammarError if it is no list of
+    strings."""
     choices = strict_json.loads(source, "the choice list")
     if not isinstance(choices, list):
         raise GrammarError(f"a choice is a JSON list of strings, not {type(choices).__name__}", pointer="")
     if not choices:
-        raise GrammarUnsatisfiableError("the choice list is empty, so nothing can match it; give at least one string", pointer="")
+        raise GrammarUnsatisfiableError(
+            "the choice list is empty, so nothing can match it; give at least one string", pointer=""
+        )
     for index, choice in enumerate(choices):
         if not isinstance(choice, str):
             raise GrammarError(f"choice {index} is {type(choice).__name__}, not a string", pointer=f"/{index}")
@@ -51,10 +56,14 @@ def read_schema(spec: GrammarSpec) -> JsonSchema:
 
 def json_options(options: GrammarOptions) -> tuple[str, str]:
     """Returns the item and the key separator. Raises GrammarError if one is not "," or ":" within white space."""
-    for name, literal, needed in (("item_separator", options.item_separator, ","), ("key_separator", options.key_separator, ":")):
+    for name, literal, needed in (
+        ("item_separator", options.item_separator, ","),
+        ("key_separator", options.key_separator, ":"),
+    ):
         if literal is not None and literal.strip(WHITESPACE) != needed:
             raise GrammarError(
-                f"{name} is {literal!r}, which is not JSON; give {needed!r}, with white space around it if wanted", field=name
+                f"{name} is {literal!r}, which is not JSON; give {needed!r}, with white space around it if wanted",
+                field=name,
             )
     return options.item_separator or ",", options.key_separator or ":"
 
@@ -78,7 +87,8 @@ _REGEX_CLASSES = {
 def regex_for_xgrammar(pattern: str) -> str:
     """Returns ``pattern`` so that xgrammar gives it the meaning that it has elsewhere.
 
-    In xgrammar "." matches a newline, ``\\s`` a no-break space, and every negated class UTF-8 encoded surrogates; an anchor
+    In xgrammar "." matches a newline, ``\\s`` a no-break space, and every negated class UTF-8 encoded surrogates; an
+    anchor
     in mid-pattern, and escapes such as ``\\A``, are read as something else with no more than a line on stderr.
 
     Raises:
@@ -94,7 +104,8 @@ def regex_for_xgrammar(pattern: str) -> str:
         strange = _REGEX_STRANGE.search(unit)
         if strange or inner_anchor:
             raise GrammarUnsupportedError(
-                f"xgrammar does not read {strange[0] if strange else unit} in a regex as others do; use llguidance, or rewrite it",
+                f"xgrammar does not read {strange[0] if strange else unit} in a regex as others do; "
+                "use llguidance, or rewrite it",
                 backends="llguidance",
             )
         if unit == ".":

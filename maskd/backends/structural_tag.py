@@ -70,7 +70,9 @@ class StructuralTag:
                 return [convert(item, (*path, index)) for index, item in enumerate(value)]
             if not isinstance(value, dict):
                 return value
-            converted = {key: item if key == "json_schema" else convert(item, (*path, key)) for key, item in value.items()}
+            converted = {
+                key: item if key == "json_schema" else convert(item, (*path, key)) for key, item in value.items()
+            }
             if value.get("type") in ("json_schema", "qwen_xml_parameter"):
                 where = (*path, "json_schema")
                 limit = value.get("max_whitespace_cnt")
@@ -83,7 +85,9 @@ class StructuralTag:
 
         return {"type": "structural_tag", "format": convert(self.format, self.root)}
 
-    def for_llguidance(self, schema: SchemaReader, regex: Callable[[str], str], gbnf: Callable[[str], str]) -> list[dict[str, object]]:
+    def for_llguidance(
+        self, schema: SchemaReader, regex: Callable[[str], str], gbnf: Callable[[str], str]
+    ) -> list[dict[str, object]]:
         """Returns a list of llguidance grammars, the main one first.
 
         Raises:
@@ -114,7 +118,8 @@ def parse(source: str, vocabulary: Vocabulary) -> StructuralTag:
         kind = item.get("type", "tag" if is_tag else None) if isinstance(item, dict) else None
         if not isinstance(kind, str) or kind not in _FIELDS or (is_tag and kind != "tag"):
             raise GrammarError(
-                f"not a structural tag format: {json.dumps(item)[:80]}; its type is one of {', '.join(_FIELDS)}", pointer=pointer(path)
+                f"not a structural tag format: {json.dumps(item)[:80]}; its type is one of {', '.join(_FIELDS)}",
+                pointer=pointer(path),
             )
         item["type"] = kind
         needed, formats = _FIELDS[kind]
@@ -143,7 +148,9 @@ def parse(source: str, vocabulary: Vocabulary) -> StructuralTag:
 
 def _from_structures(value: Json) -> Json:
     structures, triggers = value["structures"], value.get("triggers", [])
-    if not isinstance(structures, list) or not all(isinstance(item, dict) and {"begin", "end"} <= item.keys() for item in structures):
+    if not isinstance(structures, list) or not all(
+        isinstance(item, dict) and {"begin", "end"} <= item.keys() for item in structures
+    ):
         raise GrammarError("structures is a list of objects with begin, schema and end", pointer="/structures")
     tags = [
         {
@@ -173,7 +180,9 @@ def _check_fields(item: Json, path: Path) -> None:
     for field, value in item.items():
         if field in _STRINGS and not isinstance(value, str):
             refuse(field, "a string")
-        if field in _STRING_LISTS and not (isinstance(value, list) and all(isinstance(text, str) and text for text in value)):
+        if field in _STRING_LISTS and not (
+            isinstance(value, list) and all(isinstance(text, str) and text for text in value)
+        ):
             refuse(field, "a list of non-empty strings")
         if field in _LISTS and not (isinstance(value, list) and value):
             refuse(field, "a list with at least one element")
@@ -192,7 +201,9 @@ def _check_fields(item: Json, path: Path) -> None:
             begin = tag.get("begin") if isinstance(tag, dict) else None
             if not isinstance(begin, str) or sum(begin.startswith(trigger) for trigger in item["triggers"]) != 1:
                 where = pointer((*path, "tags", index))
-                raise GrammarError("a triggered tag begins with exactly one of the triggers; change begin or triggers", pointer=where)
+                raise GrammarError(
+                    "a triggered tag begins with exactly one of the triggers; change begin or triggers", pointer=where
+                )
 
 
 def _name_tokens(item: Json, path: Path, vocabulary: Vocabulary) -> None:

@@ -19,7 +19,8 @@ from maskd.json_schema.strict_json import Json, Path, pointer
 __all__ = ["LarkTranslation", "SchemaReader", "lark_string"]
 
 SchemaReader = Callable[[Json, str, "int | None"], Json]
-"""Takes a JSON schema, its pointer and a limit on white space (None = as the options say); returns it for the library."""
+"""Takes a JSON schema, its pointer and a limit on white space (None = as the options say); returns it for the
+library."""
 
 _UNDERSTOOD = {
     "any_text": {"type", "excludes"},
@@ -81,7 +82,9 @@ class LarkTranslation:
         if translate is None or any(value[field] for field in unknown):
             what = value["type"] if translate is None else f"{value['type']} with {min(unknown)}"
             raise GrammarUnsupportedError(
-                f"llguidance cannot express the structural tag format {what}; use xgrammar", pointer=pointer(path), backends="xgrammar"
+                f"llguidance cannot express the structural tag format {what}; use xgrammar",
+                pointer=pointer(path),
+                backends="xgrammar",
             )
         part: _Part = translate(value, path, ends)
         return part
@@ -109,7 +112,8 @@ class LarkTranslation:
             else:
                 if joined and joined[-1].is_free:
                     raise GrammarUnsupportedError(
-                        "llguidance cannot tell where free text ends and structure starts; use triggered_tags, or xgrammar",
+                        "llguidance cannot tell where free text ends and structure starts; "
+                        "use triggered_tags, or xgrammar",
                         pointer=pointer(path),
                         backends="xgrammar",
                     )
@@ -125,7 +129,9 @@ class LarkTranslation:
 
     def _times(self, part: _Part, operator: str) -> _Part:
         if part.is_free and not part.is_terminal:
-            raise GrammarUnsupportedError("llguidance cannot repeat free text that holds structure; use xgrammar", backends="xgrammar")
+            raise GrammarUnsupportedError(
+                "llguidance cannot repeat free text that holds structure; use xgrammar", backends="xgrammar"
+            )
         return _Part(f"({part.text}){operator}", part.is_terminal, part.is_free)
 
     def _of_const_string(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
@@ -140,7 +146,9 @@ class LarkTranslation:
     def _of_json_schema(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         if value.get("style", "json") != "json":
             raise GrammarUnsupportedError(
-                f"llguidance has no JSON schema style {value['style']!r}; use xgrammar", pointer=pointer(path), backends="xgrammar"
+                f"llguidance has no JSON schema style {value['style']!r}; use xgrammar",
+                pointer=pointer(path),
+                backends="xgrammar",
             )
         schema = self._schema(value["json_schema"], pointer((*path, "json_schema")), value.get("max_whitespace_cnt"))
         return _Part(self._name("j", "%json " + json.dumps(schema)), False)
@@ -162,7 +170,9 @@ class LarkTranslation:
         return self._join(parts, path)
 
     def _of_or(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
-        return self._either([self._format(element, (*path, "elements", index), ends) for index, element in enumerate(value["elements"])])
+        return self._either(
+            [self._format(element, (*path, "elements", index), ends) for index, element in enumerate(value["elements"])]
+        )
 
     def _of_optional(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return self._times(self._format(value["content"], (*path, "content"), ends), "?")
@@ -186,7 +196,9 @@ class LarkTranslation:
     def _of_tag(self, value: Json, path: Path, ends: Sequence[str], after: int = 0) -> _Part:
         """``after``: length of what was already read of the begin string."""
         begin = value["begin"][after:] if after else value["begin"]
-        strings = [] if isinstance(value["end"], dict) else [value["end"]] if isinstance(value["end"], str) else value["end"]
+        strings = (
+            [] if isinstance(value["end"], dict) else [value["end"]] if isinstance(value["end"], str) else value["end"]
+        )
         content = self._format(value["content"], (*path, "content"), [text for text in strings if text])
         if content.is_free and content.is_terminal and isinstance(value["end"], dict):
             content = _Part(self._name("T", content.text), False)  # a special token is in no text, so it ends any
@@ -198,7 +210,9 @@ class LarkTranslation:
     def _of_tags_with_separator(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         tag = self._either(self._tags(value, path))
         if not value.get("stop_after_first"):
-            tag = self._join([tag, self._times(self._join([_Part(lark_string(value["separator"])), tag], path), "*")], path)
+            tag = self._join(
+                [tag, self._times(self._join([_Part(lark_string(value["separator"])), tag], path), "*")], path
+            )
         return tag if value.get("at_least_one") else self._times(tag, "?")
 
     def _of_triggered_tags(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
@@ -214,7 +228,8 @@ class LarkTranslation:
                 if tag["begin"].startswith(trigger)
             ]
             if tags:
-                opening = self._name("t", f"T{len(self._lines)}x")  # a lazy rule holds one terminal and ends with the trigger
+                # a lazy rule holds one terminal and ends with the trigger
+                opening = self._name("t", f"T{len(self._lines)}x")
                 self._lines[-1] = f"{opening}[lazy]: {free} {lark_string(trigger)}"
                 calls.append(f"{opening} {self._rule(self._either(tags))}")
         call = "(" + " | ".join(calls) + ")"

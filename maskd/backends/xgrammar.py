@@ -1,7 +1,8 @@
 """xgrammar behind the backend interface.
 
 Owns: the tokenizer info and the compilers of one vocabulary, and what hides xgrammar's habits: empty rows for grammars
-that nothing matches, lines on stderr for special tokens, length-limited strings that are no JSON (``xgrammar_schema.py``).
+that nothing matches, lines on stderr for special tokens, length-limited strings that are no JSON
+(``xgrammar_schema.py``).
 Knows nothing about: other backends, sequences, rows beyond the one it is given.
 Written against xgrammar 0.2.8. The native handles are called directly: one Python frame less per sequence and step.
 """
@@ -23,7 +24,13 @@ from maskd.backends.base import Grammar
 from maskd.backends.sources import check_text, json_options, read_choices, read_schema, regex_for_xgrammar
 from maskd.backends.xgrammar_schema import NOT_UTF8, SURROGATES, rewrite
 from maskd.bitmask import row_stride_words
-from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
+from maskd.errors import (
+    BackendError,
+    GrammarError,
+    GrammarTooLargeError,
+    GrammarUnsatisfiableError,
+    GrammarUnsupportedError,
+)
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, Unenforced
 from maskd.json_schema.enforcement import NAMES_AGAIN, may_name_again, unenforced
 from maskd.json_schema.schema import JsonSchema, parse_schema, subschemas
@@ -109,19 +116,27 @@ class XgrammarGrammar:
         compiled: the library's object.
         never: ids that are never accepted.
         not_simple: these, and the stop tokens.
-        replaced_stop: stop tokens of the vocabulary that this grammar replaces. xgrammar leaves them allowed in free text.
+        replaced_stop: stop tokens of the vocabulary that this grammar replaces. xgrammar leaves them allowed in free
+            text.
     """
 
     __slots__ = ("_stop", "compiled", "never", "not_simple", "replaced_stop", "report", "stop_token_ids")
 
     def __init__(
-        self, compiled: Any, report: GrammarReport, options: GrammarOptions, vocabulary: Vocabulary, never: frozenset[int]
+        self,
+        compiled: Any,
+        report: GrammarReport,
+        options: GrammarOptions,
+        vocabulary: Vocabulary,
+        never: frozenset[int],
     ) -> None:
         self.compiled = compiled
         self._stop = list(options.stop_token_ids or vocabulary.stop_token_ids)
         self.report = report
         self.stop_token_ids = frozenset(self._stop)
-        self.replaced_stop = tuple(token_id for token_id in vocabulary.stop_token_ids if token_id not in self.stop_token_ids)
+        self.replaced_stop = tuple(
+            token_id for token_id in vocabulary.stop_token_ids if token_id not in self.stop_token_ids
+        )
         self.never = never.union(self.replaced_stop) - self.stop_token_ids
         self.not_simple = self.never | self.stop_token_ids
 
@@ -160,7 +175,9 @@ class XgrammarBackend:
         self._text_info = self._new_info(lambda name: b"")
         self._text_compiler = self._new_compiler(self._text_info)
         self._fill_one_thread = xgrammar.BatchGrammarMatcher(max_threads=1)._handle.batch_fill_next_token_bitmask
-        self._fill_threads = xgrammar.BatchGrammarMatcher(max_threads=self._threads)._handle.batch_fill_next_token_bitmask
+        self._fill_threads = xgrammar.BatchGrammarMatcher(
+            max_threads=self._threads
+        )._handle.batch_fill_next_token_bitmask
 
     @cached_property
     def _token_compiler(self) -> Any:
@@ -176,7 +193,10 @@ class XgrammarBackend:
         for token_id in self._vocabulary.special_token_ids:
             tokens[token_id] = special(tokens[token_id])
         return xgrammar.TokenizerInfo(
-            tokens, vocab_type=xgrammar.VocabType.RAW, vocab_size=self._width, stop_token_ids=list(self._vocabulary.stop_token_ids)
+            tokens,
+            vocab_type=xgrammar.VocabType.RAW,
+            vocab_size=self._width,
+            stop_token_ids=list(self._vocabulary.stop_token_ids),
         )
 
     def _new_compiler(self, info: Any) -> Any:
@@ -194,7 +214,9 @@ class XgrammarBackend:
             elif spec.kind == "regex":
                 compiled = self._text_compiler.compile_regex(regex_for_xgrammar(spec.source))
             elif spec.kind == "choice":
-                compiled = self._text_compiler.compile_grammar("root ::= " + " | ".join(map(_literal, read_choices(spec.source))))
+                compiled = self._text_compiler.compile_grammar(
+                    "root ::= " + " | ".join(map(_literal, read_choices(spec.source)))
+                )
             elif spec.kind == "ebnf":
                 compiled = self._text_compiler.compile_grammar(spec.source)
             elif spec.kind == "lark":
@@ -203,20 +225,29 @@ class XgrammarBackend:
                 notes.warnings.append(NOT_UTF8)
                 compiled, never = self._structural_tag(spec, never, notes)
         except RecursionError:
-            raise GrammarTooLargeError(f"the {spec.kind} is nested too deeply for xgrammar; make it flatter", limit="depth") from None
+            raise GrammarTooLargeError(
+                f"the {spec.kind} is nested too deeply for xgrammar; make it flatter", limit="depth"
+            ) from None
         except MemoryError:
-            raise GrammarTooLargeError(f"xgrammar ran out of memory on the {spec.kind}; simplify it", limit="memory") from None
+            raise GrammarTooLargeError(
+                f"xgrammar ran out of memory on the {spec.kind}; simplify it", limit="memory"
+            ) from None
         except (RuntimeError, ValueError, TypeError) as error:
             raise _refusal(spec, error) from None
         report = GrammarReport(
-            self.name, "asked for", tuple(notes.relaxed), tuple(dict.fromkeys(notes.warnings)), compiled.memory_size_bytes
+            self.name,
+            "asked for",
+            tuple(notes.relaxed),
+            tuple(dict.fromkeys(notes.warnings)),
+            compiled.memory_size_bytes,
         )
         grammar = XgrammarGrammar(compiled, report, spec.options, self._vocabulary, never)
         row = np.zeros(self._width // 32, dtype=np.int32)
         grammar.matcher().fill_bitmask(row)
         if not row.any():
             raise GrammarUnsatisfiableError(
-                f"nothing can match this {spec.kind}: xgrammar allows no first token; check for rules that need themselves"
+                f"nothing can match this {spec.kind}: xgrammar allows no first token; "
+                "check for rules that need themselves"
             )
         return grammar
 
@@ -243,7 +274,8 @@ class XgrammarBackend:
         """Returns the compiled tag, and ``never`` less the special tokens if the tag speaks of tokens."""
         if spec.options.max_whitespace == 0 or spec.options.item_separator or spec.options.key_separator:
             raise GrammarUnsupportedError(
-                "xgrammar has neither separators nor compact JSON within a structural tag; use llguidance, or leave the options out",
+                "xgrammar has neither separators nor compact JSON within a structural tag; "
+                "use llguidance, or leave the options out",
                 backends="llguidance",
             )
         tag = structural_tag.parse(spec.source, self._vocabulary)
@@ -289,7 +321,9 @@ class XgrammarBackend:
         if may_name_again(schema):
             notes.warnings.append(NAMES_AGAIN)
 
-    def fill_bitmasks(self, matchers: Sequence[XgrammarMatcher], rows: NDArray[np.int32], indices: Sequence[int]) -> None:
+    def fill_bitmasks(
+        self, matchers: Sequence[XgrammarMatcher], rows: NDArray[np.int32], indices: Sequence[int]
+    ) -> None:
         """See ``BatchFill.fill_bitmasks``."""
         fill = self._fill_threads if len(matchers) >= _ROWS_WORTH_THREADS else self._fill_one_thread
         try:
@@ -310,7 +344,8 @@ _PREFIX = re.compile(r"^\s*(\[\d\d:\d\d:\d\d\] \S+: )?(Check failed: \(.*?\) is 
 
 
 def _short(error: Exception) -> str:
-    """Returns the first line of what the library says, without its clock and source file; the rest repeats the grammar."""
+    """Returns the first line of what the library says, without its clock and source file; the rest repeats the
+    grammar."""
     lines = _PREFIX.sub("", str(error), count=1).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 

@@ -23,12 +23,15 @@ SURROGATES = (
 )
 NOT_UTF8 = "xgrammar lets through bytes that are not UTF-8 in the free text of a structural tag"
 
-# One character of a JSON string, escapes included, as raw bytes of the output. Characters beyond ASCII in a pattern make
-# xgrammar expand it over the bytes of the output, not over the characters that a JSON string stands for, so that the
-# escapes can be spelled; and it then compiles to well-formed UTF-8 only.
+# One character of a JSON string, escapes included, as raw bytes of the output. Characters beyond ASCII in a pattern
+# make xgrammar expand it over the bytes of the output, not over the characters that a JSON string stands for, so that
+# the escapes can be spelled; and it then compiles to well-formed UTF-8 only.
 _HEX = "[0-9a-fA-F]"
 _PLAIN = " !#-\\[\\]-\ud7ff\ue000-\U0010ffff"
-_ESCAPE = f'\\\\(["\\\\/bfnrt]|u([0-9a-cefA-CEF]{_HEX}{{3}}|[dD]([0-7]{_HEX}{{2}}|[89abAB]{_HEX}{{2}}\\\\u[dD][c-fC-F]{_HEX}{{2}})))'
+_ESCAPE = (
+    f'\\\\(["\\\\/bfnrt]|u([0-9a-cefA-CEF]{_HEX}{{3}}|'
+    f"[dD]([0-7]{_HEX}{{2}}|[89abAB]{_HEX}{{2}}\\\\u[dD][c-fC-F]{_HEX}{{2}})))"
+)
 _CHARACTER = f"([{_PLAIN}]|{_ESCAPE})"
 # The library's own patterns for these two formats let quotes and control characters through.
 _POINTER = "(/([ !#-.0-\\[\\]-}\x7f-\ud7ff\ue000-\U0010ffff]|~[01])*)*"
@@ -53,7 +56,11 @@ def rewrite(schema: JsonSchema, *, compact: bool, strict_mode: bool = False) -> 
         root = {}
     any_value = {"$ref": f"#/$defs/{_ANY_NAME}"}
     rewritten = dataclasses.replace(schema, value=root)
-    key_schemas = {id(node["propertyNames"]) for _, node in rewritten.schemas() if isinstance(node, dict) and "propertyNames" in node}
+    key_schemas = {
+        id(node["propertyNames"])
+        for _, node in rewritten.schemas()
+        if isinstance(node, dict) and "propertyNames" in node
+    }
     for path, node in list(rewritten.schemas()):
         if not isinstance(node, dict):
             continue

@@ -1,7 +1,9 @@
 """Who may call, and how often.
 
-A unix socket in a directory of mode 0700 needs nothing more. TCP needs mutual TLS or a bearer token, unless the operator
-says ``--insecure``. Every peer has a budget of requests per second, so that one cannot starve the others' control calls.
+A unix socket in a directory of mode 0700 needs nothing more. TCP needs mutual TLS or a bearer token, unless the
+operator
+says ``--insecure``. Every peer has a budget of requests per second, so that one cannot starve the others' control
+calls.
 Owns: credentials, the token check, the budgets. Knows nothing about: what the calls do.
 """
 
@@ -57,7 +59,9 @@ def interceptors(config: Config) -> list[grpc.aio.ServerInterceptor]:
     if config.token_file:
         token = _read(config.token_file, "token_file").strip()
         if len(token) < 16:
-            raise ConfigError(f"the token in {config.token_file} has {len(token)} bytes; give at least 16", field="token_file")
+            raise ConfigError(
+                f"the token in {config.token_file} has {len(token)} bytes; give at least 16", field="token_file"
+            )
         if os.stat(config.token_file).st_mode & 0o077:  # noqa: PTH116
             raise ConfigError(f"{config.token_file} can be read by other users; chmod 600 it", field="token_file")
         chain.append(_TokenCheck(token))
@@ -93,7 +97,8 @@ class _TokenCheck(grpc.aio.ServerInterceptor):
 
 
 class _Budget(grpc.aio.ServerInterceptor):
-    """A token bucket a peer: ``rate`` requests a second, one second's worth at once. Steps on a stream are one request."""
+    """A token bucket a peer: ``rate`` requests a second, one second's worth at once. Steps on a stream are one
+    request."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -148,7 +153,9 @@ def _guarded(
             async for answer in inner_stream(request, context):
                 yield answer
 
-        make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        make = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
         return make(stream, handler.request_deserializer, handler.response_serializer)
     inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
 

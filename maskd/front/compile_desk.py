@@ -2,7 +2,8 @@
 
 One compile at a time for the same content, whoever asks; verdicts remembered by content, but only good ones and the
 grammar's own errors: a timeout, or a lack of memory, may be the machine's fault. A compile that crashes its library is
-tried once more; if it crashes again, or if the grammar was on the worker's hands twice when that died, it is quarantined.
+tried once more; if it crashes again, or if the grammar was on the worker's hands twice when that died, it is
+quarantined.
 Owns: single flight, verdicts. Knows nothing about: sessions, protobuf, whom to believe (``quarantine``).
 """
 
@@ -32,10 +33,13 @@ class CompileDesk:
 
     Args:
         config: limits; ``jail`` off admits everything unseen, for trusted sources.
-        compile_in_child: compiles for the vocabulary of a fingerprint, in a child that is killed when the call is cancelled.
+        compile_in_child: compiles for the vocabulary of a fingerprint, in a child that is killed when the call is
+            cancelled.
     """
 
-    def __init__(self, config: Config, compile_in_child: Callable[[bytes, GrammarSpec], Awaitable[messages.Compiled]]) -> None:
+    def __init__(
+        self, config: Config, compile_in_child: Callable[[bytes, GrammarSpec], Awaitable[messages.Compiled]]
+    ) -> None:
         self._config = config
         self._compile_in_child = compile_in_child
         self._flights: Flights[Key, messages.Compiled] = Flights()
@@ -67,12 +71,14 @@ class CompileDesk:
         """Raises GrammarPoisonedError if the grammar is quarantined."""
         if self._quarantine.holds(key):
             raise GrammarPoisonedError(
-                "this grammar crashed or hung its process twice and is quarantined; change it, or restart the daemon after an update",
+                "this grammar crashed or hung its process twice and is quarantined; "
+                "change it, or restart the daemon after an update",
                 digest=key[1].hex()[:16],
             )
 
     def blame(self, keys: Iterable[Key | None], why: str) -> None:
-        """Holds grammars responsible for a worker that died or hung: the only candidate gets a strike, of several each is
+        """Holds grammars responsible for a worker that died or hung: the only candidate gets a strike, of several each
+        is
         a suspect. None stands for a grammar that nobody knows any more."""
         candidates = set(keys)
         known = {key for key in candidates if key is not None}

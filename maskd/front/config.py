@@ -1,6 +1,7 @@
 """The daemon's configuration: one frozen object from defaults, a YAML file, the environment and flags, in this order.
 
-Every knob is a field of ``Config`` with its unit in its name and its reason in its docstring; the flag and the environment
+Every knob is a field of ``Config`` with its unit in its name and its reason in its docstring; the flag and the
+environment
 variable are derived from the field (``drain_seconds``: ``--drain-seconds``, ``MASKD_DRAIN_SECONDS``).
 Owns: the knobs and how they are read. Knows nothing about: what they do.
 """
@@ -60,29 +61,33 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         vocabularies: loaded before listening; others may be uploaded.
         backends: what "auto" tries, in this order.
         workers: worker processes for each vocabulary; a session lives on one of them.
-        native_threads: threads that a library may use in one worker for a batch; 0 = half the cores / workers, at most 8.
+        native_threads: threads that a library may use in one worker for a batch; 0 = half the cores / workers, at most
+            8.
         compile_threads: compiles at a time in one worker.
         jail: compile grammars in killable children first. Off only where every grammar's source is trusted.
         compile_seconds: a compile that takes longer is killed and answered GRAMMAR_TIMEOUT.
         compile_bytes: memory that a compile may use beyond the libraries' own.
         compile_nice: added to the niceness of compile children, so that sequences in progress come first.
         compile_cpus: cores that compile children may use; empty = any.
-        mask_seconds: a grammar that needs longer than this for one token, in a short walk after the compile, is refused.
+        mask_seconds: a grammar that needs longer than this for one token, in a short walk after the compile, is
+            refused.
         row_seconds: a step waits so long for rows that are slow; the items that need longer are answered STEP_DEADLINE.
         hang_seconds: a worker that works longer than this at one native call is killed; its sessions restore by replay.
         verdicts: outcomes of compiles that are remembered, by content; as many grammars that crashed, apart from them.
         cache_bytes: compiled grammars kept by one worker, approximate.
         grammar_bytes: longest grammar source.
-        grammars_per_session: grammars that one session may hold, with those that are being compiled for it; one with an alternate
-            (when_slow "switch") counts twice.
+        grammars_per_session: grammars that one session may hold, with those that are being compiled for it; one with an
+            alternate (when_slow "switch") counts twice.
         sequences_per_session: sequences open at a time in one session.
         rows_per_session: rows of one step; the segments hold twice as many.
         sessions: sessions open at a time.
-        vocabularies_limit: vocabularies loaded at a time; the backends of one take about 100 MB, which its processes share.
+        vocabularies_limit: vocabularies loaded at a time; the backends of one take about 100 MB, which its processes
+            share.
         build_seconds: a vocabulary whose backends are not built after this is refused.
         build_bytes: memory that building them may use beyond the libraries' own.
         message_bytes: longest gRPC message.
-        requests_per_second: gRPC calls of one peer; steps through shared memory or on a stream do not count. 0 = no limit.
+        requests_per_second: gRPC calls of one peer; steps through shared memory or on a stream do not count. 0 = no
+            limit.
         concurrent_calls: gRPC calls under way at a time.
         claim_seconds: how long a new session waits for its engine on the data socket.
         lease_seconds: an inline session that is not used for so long ends.
@@ -135,9 +140,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
-        for name in ("workers", "compile_threads", "sessions", "vocabularies_limit", "sequences_per_session", "rows_per_session",
-                     "grammars_per_session", "message_bytes", "grammar_bytes", "cache_bytes", "compile_bytes",
-                     "build_bytes", "verdicts"):  # fmt: skip
+        for name in (
+            "workers",
+            "compile_threads",
+            "sessions",
+            "vocabularies_limit",
+            "sequences_per_session",
+            "rows_per_session",
+            "grammars_per_session",
+            "message_bytes",
+            "grammar_bytes",
+            "cache_bytes",
+            "compile_bytes",
+            "build_bytes",
+            "verdicts",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1", field=name)
         for name in ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds"):
@@ -157,7 +174,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
         if self.spin_seconds > 0.002:
             raise ConfigError(
-                f"spin_seconds is {self.spin_seconds}; spinning longer than 0.002 starves the neighbours", field="spin_seconds"
+                f"spin_seconds is {self.spin_seconds}; spinning longer than 0.002 starves the neighbours",
+                field="spin_seconds",
             )
         if not self.backends:
             raise ConfigError("backends is empty; name at least one", field="backends")
@@ -183,7 +201,11 @@ def load(arguments: Mapping[str, Any], environment: Mapping[str, str], path: str
         return msgspec.convert(merged, Config)
     except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:
         cause = error.__cause__
-        raise (cause if isinstance(cause, ConfigError) else ConfigError(f"bad configuration: {' '.join(str(error).split())}")) from None
+        raise (
+            cause
+            if isinstance(cause, ConfigError)
+            else ConfigError(f"bad configuration: {' '.join(str(error).split())}")
+        ) from None
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -214,16 +236,23 @@ def _from_text(text: str, kind: Any, source: str) -> Any:
             if text.lstrip().startswith("["):
                 return json.loads(text)
             parts = [part.strip() for part in text.split(",") if part.strip()]
-            return [{"path": part} for part in parts] if kind == list[VocabularySource] else msgspec.convert(parts, kind, strict=False)
+            return (
+                [{"path": part} for part in parts]
+                if kind == list[VocabularySource]
+                else msgspec.convert(parts, kind, strict=False)
+            )
         return msgspec.convert(text, kind, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError(f"{source} is {text!r}: {error}", field=source) from None
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--config`` and one flag for every field of ``Config`` to ``parser``; only given flags end up in the result."""
+    """Adds ``--config`` and one flag for every field of ``Config`` to ``parser``; only given flags end up in the
+    result."""
     help_of = dict(_field_help())
-    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with any of the settings below")
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with any of the settings below"
+    )
     for field in msgspec.structs.fields(Config):
         flag = "--" + field.name.replace("_", "-")
         text = help_of[field.name].replace("%", "%%")

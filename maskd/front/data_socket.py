@@ -1,6 +1,7 @@
 """The data socket: where an engine claims its session and gets descriptors, which gRPC cannot carry.
 
-One SOCK_SEQPACKET connection a session: hello in, then the connection goes to the worker, which sends the grant and keeps
+One SOCK_SEQPACKET connection a session: hello in, then the connection goes to the worker, which sends the grant and
+keeps
 it as the lease. Everything is non-blocking; a client that says nothing is hung up on.
 Owns: the listener. Knows nothing about: what a session is (``SessionBook.claim`` does).
 """
@@ -68,7 +69,9 @@ class DataSocket:
         connection.setblocking(False)
         with connection:
             try:
-                hello = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, lay.HELLO.size + 1), _HELLO_SECONDS)
+                hello = await asyncio.wait_for(
+                    asyncio.get_running_loop().sock_recv(connection, lay.HELLO.size + 1), _HELLO_SECONDS
+                )
             except (OSError, TimeoutError, asyncio.TimeoutError):
                 return
             refusal = self._check(connection, hello)

@@ -1,4 +1,5 @@
-"""Bytes that are no message are the caller's error: gRPC would answer INTERNAL, with the parser's words, and write a traceback.
+"""Bytes that are no message are the caller's error: gRPC would answer INTERNAL, with the parser's words, and write a
+traceback.
 
 Owns: the check that stands before every handler. Knows nothing about: what the messages mean.
 """
@@ -23,7 +24,8 @@ class _Undecodable:
 
 
 class Decoding(grpc.aio.ServerInterceptor):
-    """Answers INVALID_ARGUMENT / INVALID_REQUEST to a request, or to a message of a stream, that is no message of its type."""
+    """Answers INVALID_ARGUMENT / INVALID_REQUEST to a request, or to a message of a stream, that is no message of its
+    type."""
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -47,14 +49,20 @@ class Decoding(grpc.aio.ServerInterceptor):
                 async for answer in inner_stream(await _checked(request, context), context):
                     yield answer
 
-            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
             return make(stream, decode, handler.response_serializer)
         inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def unary(request: Any, context: _Context) -> Any:
             return await inner(await _checked(request, context), context)
 
-        make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
         return make(unary, decode, handler.response_serializer)
 
 
@@ -72,4 +80,7 @@ async def _messages(requests: AsyncIterator[Any], context: _Context) -> AsyncIte
 
 
 async def _refuse(context: _Context) -> None:
-    await abort(context, InvalidRequestError("the bytes are no message of this call; are both sides of one version?", field="message"))
+    await abort(
+        context,
+        InvalidRequestError("the bytes are no message of this call; are both sides of one version?", field="message"),
+    )

@@ -35,7 +35,8 @@ class Flights(Generic[_Key, _Result]):
         return key in self._flights
 
     async def join(self, key: _Key, start: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
-        """Returns what the work for ``key`` returns, or raises what it raises; ``start`` begins it unless it is under way.
+        """Returns what the work for ``key`` returns, or raises what it raises; ``start`` begins it unless it is under
+        way.
 
         When the last caller is cancelled the work is, and a caller who comes then begins another.
         """

@@ -1,8 +1,9 @@
 """How long a native call has been stuck: not the time that passed, but the time that it had.
 
-A call may be long because it works, because it sleeps for ever, because another thread holds the interpreter, because it waits for a core
-on a busy machine, or because an operator stopped the process. Only the first three are its doing, so wall time alone condemns the innocent,
-and processor time alone never finds a sleeper. What the kernel says about the threads tells them apart.
+A call may be long because it works, because it sleeps for ever, because another thread holds the interpreter, because
+it waits for a core on a busy machine, or because an operator stopped the process. Only the first three are its doing,
+so wall time alone condemns the innocent, and processor time alone never finds a sleeper. What the kernel says about the
+threads tells them apart.
 Owns: the judgement, and how the threads are looked at. Knows nothing about: workers, grammars, what follows.
 """
 
@@ -23,7 +24,8 @@ class Thread(NamedTuple):
     """A thread at one moment.
 
     Attributes:
-        state: as /proc/PID/stat has it: R = runs or waits for a core, D = waits for the kernel, S = sleeps, T and t = stopped.
+        state: as /proc/PID/stat has it: R = runs or waits for a core, D = waits for the kernel, S = sleeps, T and t =
+            stopped.
         seconds: processor time that it had so far.
     """
 
@@ -41,11 +43,14 @@ def stuck_seconds(passed: float, before: Threads, now: Threads, thread: int) -> 
     The cases, in the order in which they are asked:
 
     1. The thread is stopped (SIGSTOP, a debugger): nothing counts: the call did not do that.
-    2. It runs, or waits for a core or for the kernel: the processor time that it had counts. A thread that shares its core with ten
+    2. It runs, or waits for a core or for the kernel: the processor time that it had counts. A thread that shares its
+      core with ten
        others gets a tenth of what passes, and is no more stuck than that.
-    3. It sleeps, and another thread of its process runs, or waits for a core or for the kernel: the thread may wait for the interpreter,
+    3. It sleeps, and another thread of its process runs, or waits for a core or for the kernel: the thread may wait for
+      the interpreter,
        which the other one holds, so what the process had counts, whichever thread had it.
-    4. All threads sleep: what passed counts. Nothing is in the way of a process that asks for no core, so it will sleep for ever.
+    4. All threads sleep: what passed counts. Nothing is in the way of a process that asks for no core, so it will sleep
+      for ever.
 
     No more than ``passed`` counts in any case: the caller may have been frozen for longer than it admits.
 

@@ -17,7 +17,7 @@ from maskd.errors import DeadlineError, NotFoundError, ProtocolError, StepOrderE
 from maskd.front.worker_process import Worker
 from maskd.ipc import messages
 from maskd.shm import layout as lay
-from maskd.shm.arena import Reply, pack_items
+from maskd.shm.cells import Reply, pack_items
 from maskd.step import Item
 
 __all__ = ["InlineSteps"]
@@ -56,24 +56,32 @@ class InlineSteps:
                 return self._answered
             if step != self._next:
                 raise StepOrderError(
-                    f"step {step} was sent, step {self._next} comes next", step=step, expected=self._next, session_id=self._session_id
+                    f"step {step} was sent, step {self._next} comes next",
+                    step=step,
+                    expected=self._next,
+                    session_id=self._session_id,
                 )
             if self._ended:
                 raise UnavailableError(f"{self._ended}, step {step} is unanswered", step=step)
             if self._under_way is None:
                 self._under_way = asyncio.create_task(self._run(step, *self._pack(step, items)))
-                self._under_way.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may come back for it
+                # nobody may come back for it
+                self._under_way.add_done_callback(lambda task: task.cancelled() or task.exception())
             done, _ = await asyncio.wait({self._under_way}, timeout=self._seconds)
             if not done:
                 raise DeadlineError(
                     f"step {step} was not answered within step_seconds = {self._seconds}",
-                    step=step, limit="step_seconds", value=self._seconds,
-                )  # fmt: skip
+                    step=step,
+                    limit="step_seconds",
+                    value=self._seconds,
+                )
             under_way, self._under_way = self._under_way, None
             try:
                 self._answered = under_way.result()
             except (NotFoundError, asyncio.CancelledError):  # it ended between the front and its worker
-                raise UnavailableError(f"{self._ended or 'the session ended'}, step {step} is unanswered", step=step) from None
+                raise UnavailableError(
+                    f"{self._ended or 'the session ended'}, step {step} is unanswered", step=step
+                ) from None
             self._next = step + 1
             return self._answered
 
@@ -95,17 +103,28 @@ class InlineSteps:
         return layout, row_count, bytes(cell)
 
     async def _run(self, step: int, layout: lay.Layout, row_count: int, cell: bytes) -> Reply:
-        stepped = await self._worker.request(lambda number: messages.InlineStep(number, self._session_id, row_count, cell), None)
+        stepped = await self._worker.request(
+            lambda number: messages.InlineStep(number, self._session_id, row_count, cell), None
+        )
         assert isinstance(stepped, messages.Stepped)
         head = np.frombuffer(stepped.head, dtype=np.uint8)
         copied = _shm.read_reply(
-            head.ctypes.data, layout.results_offset, layout.forced_offset, layout.item_capacity, layout.forced_capacity, step
+            head.ctypes.data,
+            layout.results_offset,
+            layout.forced_offset,
+            layout.item_capacity,
+            layout.forced_capacity,
+            step,
         )
         rows = np.frombuffer(stepped.rows, dtype=np.int32)
         if copied is None or len(rows) != row_count * layout.row_stride_words:
             raise ProtocolError(f"the worker answered step {step} with something else")
         results, forced, duration_ns, failed = copied
         return Reply(
-            step, results, rows.reshape(row_count, layout.row_stride_words),
-            np.frombuffer(forced, dtype=np.int32), duration_ns / 1e9, not failed,
-        )  # fmt: skip
+            step,
+            results,
+            rows.reshape(row_count, layout.row_stride_words),
+            np.frombuffer(forced, dtype=np.int32),
+            duration_ns / 1e9,
+            not failed,
+        )

@@ -1,6 +1,8 @@
-"""A nursery as the front sees it: the process that has one vocabulary built, forks its workers and compiles in killable children.
+"""A nursery as the front sees it: the process that has one vocabulary built, forks its workers and compiles in killable
+children.
 
-Owns: the process, its restart, and what to say where it does not survive its vocabulary. A dead nursery takes no worker with it; compiles
+Owns: the process, its restart, and what to say where it does not survive its vocabulary. A dead nursery takes no worker
+    with it; compiles
 under way fail and may be tried again.
 Knows nothing about: sessions, caches, gRPC, other vocabularies.
 """
@@ -12,7 +14,6 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
 
 from maskd.errors import CapacityError, DeadlineError, MaskdError, UnavailableError, VocabularyError
 from maskd.front.config import Config
@@ -29,7 +30,8 @@ _GRACE_SECONDS = 5.0
 
 
 class Nursery(Supervised):
-    """One supervised nursery. ``start`` raises VocabularyError if its vocabulary cannot be used, and which limit or backend is why.
+    """One supervised nursery. ``start`` raises VocabularyError if its vocabulary cannot be used, and which limit or
+    backend is why.
 
     Args:
         number: for logs.
@@ -65,11 +67,17 @@ class Nursery(Supervised):
         config = self._config
         return await self._have_forked(
             lambda request: messages.SpawnWorker(
-                request, number, config.log_level, config.compile_threads, config.cache_bytes, config.grammars_per_session,
-                config.spin_seconds, config.row_seconds,
+                request,
+                number,
+                config.log_level,
+                config.compile_threads,
+                config.cache_bytes,
+                config.grammars_per_session,
+                config.spin_seconds,
+                config.row_seconds,
             ),
             (channel_fd, marker_fd),
-        )  # fmt: skip
+        )
 
     async def compile(self, spec: GrammarSpec) -> messages.Compiled:
         """Compiles in a child. Cancelling the call kills the child.
@@ -80,11 +88,17 @@ class Nursery(Supervised):
         await self.wait_until_ready(SPAWN_SECONDS)
         config = self._config
         limits = messages.CompileLimits(
-            config.compile_seconds, config.compile_bytes, config.mask_seconds, config.compile_nice, tuple(config.compile_cpus)
+            config.compile_seconds,
+            config.compile_bytes,
+            config.mask_seconds,
+            config.compile_nice,
+            tuple(config.compile_cpus),
         )
         assert self._peer is not None
         verdict = await self._peer.request(
-            lambda request: messages.Compile(request, spec, limits), config.compile_seconds + _GRACE_SECONDS, cancel=messages.CancelCompile
+            lambda request: messages.Compile(request, spec, limits),
+            config.compile_seconds + _GRACE_SECONDS,
+            cancel=messages.CancelCompile,
         )
         assert isinstance(verdict, messages.Compiled)
         return verdict
@@ -113,7 +127,10 @@ class Nursery(Supervised):
 
     async def _build(self, peer: Peer, pid: int) -> None:
         seconds, size = self._config.build_seconds, self._config.build_bytes
-        load: Callable[[int], messages.LoadVocabulary] = lambda request: messages.LoadVocabulary(request, self._name, seconds, size)  # noqa: E731
+
+        def load(request: int) -> messages.LoadVocabulary:
+            return messages.LoadVocabulary(request, self._name, seconds, size)
+
         try:
             loaded = await peer.request(load, seconds + _GRACE_SECONDS, (os.dup(self._data_fd),))
         except DeadlineError:  # it is stopped
@@ -132,26 +149,35 @@ class Nursery(Supervised):
             return self._late()
         if exited.signal == signal.SIGKILL:
             return CapacityError(
-                "the nursery was killed while it read the vocabulary, most likely by the kernel for lack of memory; try again later",
+                "the nursery was killed while it read the vocabulary, most likely by the kernel for lack of memory; "
+                "try again later",
                 limit="memory",
             )
-        if exited.peak_bytes - self._building.resident_bytes > size / 2:  # libraries abort in many ways when an allocation fails
+        # libraries abort in many ways when an allocation fails
+        if exited.peak_bytes - self._building.resident_bytes > size / 2:
             return VocabularyError(
-                f"{backend} needed more than build_bytes = {size} for the vocabulary; raise the limit, or use fewer tokens",
-                limit="build_bytes", value=size, backend=backend,
-            )  # fmt: skip
+                f"{backend} needed more than build_bytes = {size} for the vocabulary; "
+                "raise the limit, or use fewer tokens",
+                limit="build_bytes",
+                value=size,
+                backend=backend,
+            )
         how = f"signal {exited.signal}" if exited.signal else "an exit of its own"
         return VocabularyError(
-            f"{backend} cannot use the vocabulary: its process died of {how} on it; leave out odd tokens, or the backend",
+            f"{backend} cannot use the vocabulary: its process died of {how} on it; "
+            "leave out odd tokens, or the backend",
             backend=backend,
         )
 
     def _late(self) -> VocabularyError:
         seconds, backend = self._config.build_seconds, self._building.backend
         return VocabularyError(
-            f"{backend} was not built for the vocabulary within build_seconds = {seconds}; raise the limit, or use fewer tokens",
-            limit="build_seconds", value=seconds, backend=backend,
-        )  # fmt: skip
+            f"{backend} was not built for the vocabulary within build_seconds = {seconds}; "
+            "raise the limit, or use fewer tokens",
+            limit="build_seconds",
+            value=seconds,
+            backend=backend,
+        )
 
     def _on_message(self, message: object) -> None:
         match message:

@@ -7,13 +7,16 @@ next death has one candidate.
 The record is bounded, and what is in it leaves for newer entries of the same kind only, the longest unused first. Three
 kinds, so that nothing cheap pushes out what was dear to learn:
 
-- Grammars that took a worker with them. To push one out takes as many worker deaths as the record holds, each followed by
+- Grammars that took a worker with them. To push one out takes as many worker deaths as the record holds, each followed
+  by
   the pause of the restart.
-- Grammars that crashed compile children only. A child costs a few milliseconds, so these can be pushed out in minutes. What
+- Grammars that crashed compile children only. A child costs a few milliseconds, so these can be pushed out in minutes.
+  What
   is won by it is two more dead children, which any grammar that was never seen has too.
 - Suspects. To forget one costs its neighbours a death, and makes it a suspect again.
 
-There is no expiry: a grammar that crashes once a day would never be caught, and crashes do not wear off. A new daemon begins
+There is no expiry: a grammar that crashes once a day would never be caught, and crashes do not wear off. A new daemon
+begins
 with an empty record, for it may have other libraries.
 Owns: strikes and suspicions. Pure. Knows nothing about: processes, sessions, compiles.
 """

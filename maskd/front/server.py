@@ -56,7 +56,9 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
         if scheme == "unix":
             stack.enter_context(_runtime_directory(address))
         zygote = Zygote(config)
-        shelf = VocabularyShelf(config, zygote, lambda number, nursery: Worker(number, config, nursery, book.on_closed, book.blame))
+        shelf = VocabularyShelf(
+            config, zygote, lambda number, nursery: Worker(number, config, nursery, book.on_closed, book.blame)
+        )
         book = SessionBook(config, shelf.workers, CompileDesk(config, shelf.compile))
         vocabularies = _read_vocabularies(config)
         stack.push_async_callback(zygote.stop)
@@ -77,15 +79,24 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
             stack.callback(data_socket.close)
             _background(stack, data_socket.serve())
         _background(stack, book.expire())
-        server, health_of = _grpc_server(config, MaskService(
-            book, shelf, backends=config.backends, worker_count=config.workers, shared_memory=scheme == "unix"
-        ))  # fmt: skip
+        server, health_of = _grpc_server(
+            config,
+            MaskService(
+                book, shelf, backends=config.backends, worker_count=config.workers, shared_memory=scheme == "unix"
+            ),
+        )
         await health_of.set("", health_pb2.HealthCheckResponse.SERVING)
         await health_of.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
         _listen(server, config, scheme)
         await server.start()
         _background(stack, _watch_health(zygote, shelf.workers, health_of))
-        _log.info("ready", listen=config.listen, workers=config.workers, backends=config.backends, vocabularies=[v.name for v in shelf])
+        _log.info(
+            "ready",
+            listen=config.listen,
+            workers=config.workers,
+            backends=config.backends,
+            vocabularies=[v.name for v in shelf],
+        )
         await stopping
         _log.info("draining", sessions=len(book), seconds=config.drain_seconds)
         await health_of.enter_graceful_shutdown()
@@ -106,7 +117,8 @@ def _background(stack: contextlib.AsyncExitStack, coroutine: Awaitable[None]) ->
 
 @contextlib.contextmanager
 def _runtime_directory(path: str) -> Iterator[None]:
-    """Makes the directory of the socket (0700), and holds a lock: one daemon a path, a stale socket is replaced. Where the daemon does
+    """Makes the directory of the socket (0700), and holds a lock: one daemon a path, a stale socket is replaced. Where
+    the daemon does
     not start, nothing of it stays.
 
     Raises:
@@ -120,7 +132,9 @@ def _runtime_directory(path: str) -> Iterator[None]:
                     part.mkdir(mode=0o700, exist_ok=True)
                     refused.callback(_remove_if_empty, part)
             if directory.stat().st_uid not in (os.getuid(), 0):
-                raise ConfigError(f"{directory} belongs to another user; choose a directory of your own", field="listen")
+                raise ConfigError(
+                    f"{directory} belongs to another user; choose a directory of your own", field="listen"
+                )
             for there in sockets:  # before the lock is made: a refusal leaves nothing
                 if os.path.lexists(there) and not there.is_socket():
                     raise ConfigError(f"{there} is there already and is no socket; choose another path", field="listen")
@@ -138,7 +152,8 @@ def _runtime_directory(path: str) -> Iterator[None]:
 
 
 def _lock(path: str, held: contextlib.ExitStack) -> None:
-    """Holds the lock of ``path`` until ``held`` ends, which removes it. Raises ConfigError, OSError: there is no new file then."""
+    """Holds the lock of ``path`` until ``held`` ends, which removes it. Raises ConfigError, OSError: there is no new
+    file then."""
     lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     held.callback(os.close, lock)
     if os.fstat(lock).st_size:
@@ -154,7 +169,8 @@ def _lock(path: str, held: contextlib.ExitStack) -> None:
 
 
 def _is_served(path: Path) -> bool:
-    """Whether a process listens on the unix socket at ``path``; one that is left from a kill has none. Raises OSError."""
+    """Whether a process listens on the unix socket at ``path``; one that is left from a kill has none. Raises
+    OSError."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -162,7 +178,8 @@ def _is_served(path: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):  # its backlog is full; it is no stream, as a data socket
+            # its backlog is full; it is no stream, as a data socket
+            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 raise
         return True
 
@@ -176,7 +193,9 @@ def _read_vocabularies(config: Config) -> list[tuple[str, Vocabulary]]:
     read = []
     for source in config.vocabularies:
         with _naming(source.path):
-            vocabulary = load_vocabulary(source.path, vocab_size=source.vocab_size, stop_token_ids=source.stop_token_ids, name=source.name)
+            vocabulary = load_vocabulary(
+                source.path, vocab_size=source.vocab_size, stop_token_ids=source.stop_token_ids, name=source.name
+            )
             read.append((source.path, vocabulary))
     return read
 

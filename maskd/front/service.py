@@ -20,7 +20,7 @@ from maskd.grammar import WHEN_SLOW, GrammarKind, GrammarOptions, GrammarSpec, R
 from maskd.ipc import messages
 from maskd.rpc.status import abort, to_refusal
 from maskd.shm import layout as lay
-from maskd.shm.arena import Reply
+from maskd.shm.cells import Reply
 from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
@@ -46,7 +46,10 @@ def _typed(method: Callable[..., Awaitable[_Answer]]) -> Callable[..., Awaitable
             raise
         except Exception as error:
             _log.exception("call failed", call=method.__name__)
-            await abort(context, MaskdError(f"the daemon failed in {method.__name__}: {type(error).__name__}; its log says more"))
+            await abort(
+                context,
+                MaskdError(f"the daemon failed in {method.__name__}: {type(error).__name__}; its log says more"),
+            )
         raise AssertionError
 
     return call
@@ -55,7 +58,9 @@ def _typed(method: Callable[..., Awaitable[_Answer]]) -> Callable[..., Awaitable
 class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
     """``maskd.v1.MaskService`` over a session book and a vocabulary shelf."""
 
-    def __init__(self, book: SessionBook, shelf: VocabularyShelf, *, backends: list[str], worker_count: int, shared_memory: bool) -> None:
+    def __init__(
+        self, book: SessionBook, shelf: VocabularyShelf, *, backends: list[str], worker_count: int, shared_memory: bool
+    ) -> None:
         self._book = book
         self._shelf = shelf
         self._backends = backends
@@ -92,12 +97,18 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             size += part.ByteSize()
             if len(tokens) > MAX_VOCAB_SIZE or size > self._shelf.limit_bytes:
                 raise VocabularyError(
-                    f"the upload passes {MAX_VOCAB_SIZE} tokens or {self._shelf.limit_bytes} bytes", limit="vocabulary_bytes"
+                    f"the upload passes {MAX_VOCAB_SIZE} tokens or {self._shelf.limit_bytes} bytes",
+                    limit="vocabulary_bytes",
                 )
         if header is None:
             raise InvalidRequestError("the upload is empty; send a header and tokens", field="header")
         vocabulary = await asyncio.to_thread(
-            Vocabulary, tokens, header.vocab_size, tuple(header.stop_token_ids), tuple(header.special_token_ids), header.name[:256]
+            Vocabulary,
+            tokens,
+            header.vocab_size,
+            tuple(header.stop_token_ids),
+            tuple(header.special_token_ids),
+            header.name[:256],
         )
         kept, warnings = await self._shelf.add(vocabulary)
         return pb.UploadVocabularyResponse(vocabulary=_vocabulary_info(kept), warnings=warnings)
@@ -147,7 +158,9 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
     @_typed
     async def CreateGrammar(self, request: pb.CreateGrammarRequest, context: _Context) -> pb.CreateGrammarResponse:  # noqa: N802, D102
         spec = _grammar_spec(request.grammar)
-        grammar_id, compiled = await self._book.create_grammar(request.session_id, spec, validate_only=request.validate_only)
+        grammar_id, compiled = await self._book.create_grammar(
+            request.session_id, spec, validate_only=request.validate_only
+        )
         return _grammar_answer(grammar_id, compiled)
 
     @_typed
@@ -174,7 +187,9 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             raise
         except Exception as error:
             _log.exception("call failed", call="StreamSteps")
-            await abort(context, MaskdError(f"the daemon failed in StreamSteps: {type(error).__name__}; its log says more"))
+            await abort(
+                context, MaskdError(f"the daemon failed in StreamSteps: {type(error).__name__}; its log says more")
+            )
 
     async def _step(self, request: pb.StepSequencesRequest) -> pb.StepSequencesResponse:
         items = _items(request)
@@ -195,23 +210,34 @@ def _grammar_spec(message: pb.GrammarSpec) -> GrammarSpec:
     which = message.WhichOneof("grammar")
     if which is None:
         raise InvalidRequestError(
-            "the grammar is missing; set one of json_schema, json_object, regex, choice, ebnf, lark, structural_tag", field="grammar"
+            "the grammar is missing; set one of json_schema, json_object, regex, choice, ebnf, lark, structural_tag",
+            field="grammar",
         )
     if which == "json_object" and not message.json_object:
         raise InvalidRequestError("json_object is false; leave it out instead", field="json_object")
     value = getattr(message, which)
-    source = "" if which == "json_object" else json.dumps(list(value.options), ensure_ascii=False) if which == "choice" else value
+    source = (
+        ""
+        if which == "json_object"
+        else json.dumps(list(value.options), ensure_ascii=False)
+        if which == "choice"
+        else value
+    )
     given = message.options
     options = GrammarOptions(
         max_whitespace=given.max_whitespace if given.HasField("max_whitespace") else None,
         item_separator=given.item_separator if given.HasField("item_separator") else None,
         key_separator=given.key_separator if given.HasField("key_separator") else None,
-        additional_properties="forbid" if given.additional_properties == pb.GrammarOptions.ADDITIONAL_PROPERTIES_FORBID else "allow",
+        additional_properties="forbid"
+        if given.additional_properties == pb.GrammarOptions.ADDITIONAL_PROPERTIES_FORBID
+        else "allow",
         strict=given.strict,
         stop_token_ids=tuple(given.stop_token_ids),
     )
     kind: GrammarKind = which
-    return GrammarSpec(kind, source, message.backend or "auto", options, _reasoning(message), _when_slow(message.when_slow))
+    return GrammarSpec(
+        kind, source, message.backend or "auto", options, _reasoning(message), _when_slow(message.when_slow)
+    )
 
 
 def _reasoning(message: pb.GrammarSpec) -> ReasoningGate | None:
@@ -234,7 +260,10 @@ def _grammar_answer(grammar_id: int, compiled: messages.GrammarCompiled) -> pb.C
         backend=report.backend,
         backend_reason=report.backend_reason,
         warnings=report.warnings,
-        unenforced=[pb.CreateGrammarResponse.Unenforced(pointer=u.pointer, keyword=u.keyword, effect=u.effect) for u in report.unenforced],
+        unenforced=[
+            pb.CreateGrammarResponse.Unenforced(pointer=u.pointer, keyword=u.keyword, effect=u.effect)
+            for u in report.unenforced
+        ],
         compile_milliseconds=compiled.compile_seconds * 1e3,
         memory_bytes=report.memory_bytes,
         cached=compiled.cached,
@@ -246,7 +275,9 @@ def _action(number: int) -> Action:
     try:
         return Action(max(0, number - 1))  # unspecified is ADVANCE
     except ValueError:
-        raise InvalidRequestError(f"unknown action {number}; give ADVANCE, OPEN, FORK or CLOSE", field="action") from None
+        raise InvalidRequestError(
+            f"unknown action {number}; give ADVANCE, OPEN, FORK or CLOSE", field="action"
+        ) from None
 
 
 def _items(request: pb.StepSequencesRequest) -> list[Item]:
@@ -292,4 +323,6 @@ def _step_answer(reply: Reply) -> pb.StepSequencesResponse:
                 detail_value=result.detail_value,
             )
         )
-    return pb.StepSequencesResponse(step=reply.step, results=results, rows=b"".join(parts), worker_milliseconds=reply.worker_seconds * 1e3)
+    return pb.StepSequencesResponse(
+        step=reply.step, results=results, rows=b"".join(parts), worker_milliseconds=reply.worker_seconds * 1e3
+    )

@@ -1,4 +1,5 @@
-"""The grammars of a session, as the front knows them: checked against its vocabulary, admitted by the desk, made on its worker.
+"""The grammars of a session, as the front knows them: checked against its vocabulary, admitted by the desk, made on its
+worker.
 
 Owns: grammar ids, and which content stands behind each, for the case that a worker dies in one.
 Knows nothing about: other sessions, protobuf, how a grammar is compiled.
@@ -43,7 +44,9 @@ class SessionGrammars:
         config: the limits.
     """
 
-    def __init__(self, session_id: int, vocabulary: Vocabulary, worker: Worker, desk: CompileDesk, config: Config) -> None:
+    def __init__(
+        self, session_id: int, vocabulary: Vocabulary, worker: Worker, desk: CompileDesk, config: Config
+    ) -> None:
         self._session_id = session_id
         self._vocabulary = vocabulary
         self._worker = worker
@@ -59,7 +62,8 @@ class SessionGrammars:
         Where its sequences are to switch when they are slow, another backend compiles it too.
 
         Raises:
-            GrammarError: or a child. InvalidRequestError, CapacityError, UnavailableError, NotFoundError: the session ended.
+            GrammarError: or a child. InvalidRequestError, CapacityError, UnavailableError, NotFoundError: the session
+                ended.
         """
         self._check(spec)
         grammar_id, compiled = await self._make(spec, validate_only=validate_only)
@@ -79,7 +83,8 @@ class SessionGrammars:
         self._worker.send(messages.DropGrammar(self._session_id, grammar_id))
 
     def suspects(self, grammar_id: int) -> set[Key | None]:
-        """Returns what the worker may have been busy with when it was in ``grammar_id``; None stands for one that was let go of.
+        """Returns what the worker may have been busy with when it was in ``grammar_id``; None stands for one that was
+        let go of.
 
         0 = several: one of all, or one that was let go of and that a sequence still uses.
         """
@@ -91,12 +96,15 @@ class SessionGrammars:
         if size > self._config.grammar_bytes:
             raise GrammarTooLargeError(
                 f"the grammar has {size} bytes; the limit grammar_bytes is {self._config.grammar_bytes}",
-                limit="grammar_bytes", value=self._config.grammar_bytes,
-            )  # fmt: skip
+                limit="grammar_bytes",
+                value=self._config.grammar_bytes,
+            )
         token_count = len(self._vocabulary.tokens)
         for token_id in spec.options.stop_token_ids:
             if not 0 <= token_id < token_count:
-                raise InvalidRequestError(f"stop token {token_id} is not in the vocabulary", field="stop_token_ids", token_id=token_id)
+                raise InvalidRequestError(
+                    f"stop token {token_id} is not in the vocabulary", field="stop_token_ids", token_id=token_id
+                )
         if spec.reasoning is not None:
             self._check_gate(spec.reasoning, {*self._vocabulary.stop_token_ids, *spec.options.stop_token_ids})
 
@@ -108,11 +116,13 @@ class SessionGrammars:
                 wrong = "is a stop token: an output would end there"
             else:
                 continue
-            raise InvalidRequestError(f"end-of-reasoning token {token_id} {wrong}", field="reasoning.end_token_ids", token_id=token_id)
+            raise InvalidRequestError(
+                f"end-of-reasoning token {token_id} {wrong}", field="reasoning.end_token_ids", token_id=token_id
+            )
 
     async def _make_alternate(self, spec: GrammarSpec, grammar_id: int, backend: str) -> str:
-        """Has the first backend but ``backend`` that can do ``spec`` compile it, for slow sequences of ``grammar_id``, and returns its
-        name. Raises GrammarUnsupportedError if none can."""
+        """Has the first backend but ``backend`` that can do ``spec`` compile it, for slow sequences of ``grammar_id``,
+        and returns its name. Raises GrammarUnsupportedError if none can."""
         refusals = []
         for other in self._config.backends:
             if other == backend:
@@ -133,7 +143,9 @@ class SessionGrammars:
             backends=backend,
         )
 
-    async def _make(self, spec: GrammarSpec, *, validate_only: bool, alternate_of: int = 0) -> tuple[int, messages.GrammarCompiled]:
+    async def _make(
+        self, spec: GrammarSpec, *, validate_only: bool, alternate_of: int = 0
+    ) -> tuple[int, messages.GrammarCompiled]:
         fingerprint = self._vocabulary.fingerprint
         verdict = await self._desk.admit(fingerprint, spec)
         if validate_only and verdict is not None:
@@ -156,8 +168,9 @@ class SessionGrammars:
                 raise
             raise GrammarTimeoutError(
                 f"the compile did not end within compile_seconds = {self._config.compile_seconds}",
-                limit="compile_seconds", value=self._config.compile_seconds,
-            ) from None  # fmt: skip
+                limit="compile_seconds",
+                value=self._config.compile_seconds,
+            ) from None
         assert isinstance(compiled, messages.GrammarCompiled)
         if verdict is not None:  # what the jail saw is the whole story: the worker only loaded it
             seconds = 0.0 if compiled.cached else verdict.seconds

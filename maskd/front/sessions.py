@@ -1,8 +1,10 @@
 """The front's book of sessions: who holds which, which worker serves it, and how it ends.
 
 A shared-memory session is claimed on the data socket with its one-time token; the connection goes to the worker and is
-the lease. An inline session has no segments: its steps go through the front (``inline_steps``), and it ends when nobody uses it.
-Owns: sessions, their tokens and leases. Knows nothing about: protobuf, listening sockets, how grammars are made (``grammars``).
+the lease. An inline session has no segments: its steps go through the front (``inline_steps``), and it ends when nobody
+uses it.
+Owns: sessions, their tokens and leases. Knows nothing about: protobuf, listening sockets, how grammars are made
+    (``grammars``).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from maskd.front.worker_process import Worker
 from maskd.grammar import GrammarSpec
 from maskd.ipc import messages
 from maskd.shm import layout as lay
-from maskd.shm.arena import Reply
+from maskd.shm.cells import Reply
 from maskd.step import Item
 from maskd.vocabulary import Vocabulary
 
@@ -55,7 +57,8 @@ class Session:
     """One engine's lease.
 
     Attributes:
-        session_id: random, 1 to 2**53 - 1, for JSON and JavaScript read numbers as doubles: whoever knows it may use the session.
+        session_id: random, 1 to 2**53 - 1, for JSON and JavaScript read numbers as doubles: whoever knows it may use
+            the session.
         number: stands for it in logs and marks.
     """
 
@@ -102,14 +105,24 @@ class SessionBook:
         """Returns a session and renews its lease. Raises NotFoundError."""
         session = self._sessions.get(session_id)
         if session is None:
-            raise NotFoundError(f"no session {session_id}; it ended, open a new one", kind="session", session_id=session_id)
+            raise NotFoundError(
+                f"no session {session_id}; it ended, open a new one", kind="session", session_id=session_id
+            )
         session.used = time.monotonic()
         return session
 
     async def create(
-        self, vocabulary: Vocabulary, *, vocab_size: int, row_capacity: int, item_capacity: int, token_capacity: int,
-        sequence_capacity: int, inline: bool, engine: str,
-    ) -> Session:  # fmt: skip
+        self,
+        vocabulary: Vocabulary,
+        *,
+        vocab_size: int,
+        row_capacity: int,
+        item_capacity: int,
+        token_capacity: int,
+        sequence_capacity: int,
+        inline: bool,
+        engine: str,
+    ) -> Session:
         """Opens a session on the least loaded worker of its vocabulary.
 
         Raises:
@@ -119,12 +132,16 @@ class SessionBook:
         if self.draining:
             raise DrainingError("the daemon is shutting down and takes no new session")
         if len(self._sessions) + len(self._opening) >= config.sessions:
-            raise CapacityError(f"the daemon holds its {config.sessions} sessions", limit="sessions", value=config.sessions)
+            raise CapacityError(
+                f"the daemon holds its {config.sessions} sessions", limit="sessions", value=config.sessions
+            )
         if vocab_size != vocabulary.vocab_size:
             raise VocabularyMismatchError(
-                f"the engine's logits are {vocab_size} wide, the vocabulary {vocabulary.name!r} is {vocabulary.vocab_size}",
-                engine=vocab_size, vocabulary=vocabulary.vocab_size,
-            )  # fmt: skip
+                f"the engine's logits are {vocab_size} wide, the vocabulary {vocabulary.name!r} is "
+                f"{vocabulary.vocab_size}",
+                engine=vocab_size,
+                vocabulary=vocabulary.vocab_size,
+            )
         if not 1 <= row_capacity <= config.rows_per_session:
             raise CapacityError(
                 f"row_capacity is {row_capacity}; give 1 to {config.rows_per_session}",
@@ -136,20 +153,31 @@ class SessionBook:
         if sequence_capacity > config.sequences_per_session:
             raise CapacityError(
                 f"sequence_capacity is {sequence_capacity}; at most {config.sequences_per_session}",
-                limit="sequences_per_session", value=config.sequences_per_session,
-            )  # fmt: skip
+                limit="sequences_per_session",
+                value=config.sequences_per_session,
+            )
         items = item_capacity or max(row_capacity, 16)
-        layout = lay.Layout(vocab_size, items, row_capacity, token_capacity or max(_MIN_TOKENS, items * _DEFAULT_TOKENS_PER_ITEM))
+        layout = lay.Layout(
+            vocab_size, items, row_capacity, token_capacity or max(_MIN_TOKENS, items * _DEFAULT_TOKENS_PER_ITEM)
+        )
         worker = self._choose_worker(vocabulary.fingerprint)
         session_id, session_number = self._new_id(), self._next_number
         self._next_number = self._next_number % _LAST_NUMBER + 1
         self._opening.add(session_id)
         try:
-            opened = await worker.request(lambda number: messages.OpenSession(
-                number, session_id, session_number,
-                layout.item_capacity, layout.row_capacity, layout.token_capacity,
-                sequence_capacity or config.sequences_per_session, inline,
-            ), _REQUEST_SECONDS)  # fmt: skip
+            opened = await worker.request(
+                lambda number: messages.OpenSession(
+                    number,
+                    session_id,
+                    session_number,
+                    layout.item_capacity,
+                    layout.row_capacity,
+                    layout.token_capacity,
+                    sequence_capacity or config.sequences_per_session,
+                    inline,
+                ),
+                _REQUEST_SECONDS,
+            )
         except BaseException:  # the caller may have left while the worker was at it
             worker.send(messages.CloseSession(session_id))
             raise
@@ -164,11 +192,19 @@ class SessionBook:
             session.inline = InlineSteps(session_id, worker, layout, config.step_seconds)
         else:
             session.token = secrets.token_bytes(lay.TOKEN_BYTES)
-        _log.info("session opened", session=session_number, worker=worker.number, engine=engine, inline=inline, rows=row_capacity)
+        _log.info(
+            "session opened",
+            session=session_number,
+            worker=worker.number,
+            engine=engine,
+            inline=inline,
+            rows=row_capacity,
+        )
         return session
 
     def _new_id(self) -> int:
-        """Returns an id that no session has. With 256 sessions, who tries 5,000 ids a second meets one in a hundred years or so."""
+        """Returns an id that no session has. With 256 sessions, who tries 5,000 ids a second meets one in a hundred
+        years or so."""
         while True:
             session_id = 1 + secrets.randbelow(_LAST_SESSION_ID)
             if session_id not in self._sessions and session_id not in self._opening:
@@ -221,7 +257,13 @@ class SessionBook:
             await asyncio.sleep(min(0.5, self._config.claim_seconds / 2, self._config.lease_seconds / 2))
             now = time.monotonic()
             for session in tuple(self._sessions.values()):
-                limit = self._config.claim_seconds if session.token else self._config.lease_seconds if session.inline else None
+                limit = (
+                    self._config.claim_seconds
+                    if session.token
+                    else self._config.lease_seconds
+                    if session.inline
+                    else None
+                )
                 if limit is not None and now - session.used > limit:
                     _log.warning("session expired", session=session.number, unclaimed=bool(session.token))
                     self.delete(session.session_id)
@@ -239,7 +281,9 @@ class SessionBook:
 
     # -- grammars --------------------------------------------------------------------------------------------------
 
-    async def create_grammar(self, session_id: int, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, messages.GrammarCompiled]:
+    async def create_grammar(
+        self, session_id: int, spec: GrammarSpec, *, validate_only: bool
+    ) -> tuple[int, messages.GrammarCompiled]:
         """See ``SessionGrammars.create``. Raises NotFoundError as well."""
         return await self.get(session_id).grammars.create(spec, validate_only=validate_only)
 
@@ -248,7 +292,8 @@ class SessionBook:
         self.get(session_id).grammars.delete(grammar_id)
 
     def blame(self, calls: Iterable[tuple[int, int]], why: str) -> None:
-        """Passes on in which calls (number of the session, grammar id) a worker died or hung; grammar 0 = several of the session's."""
+        """Passes on in which calls (number of the session, grammar id) a worker died or hung; grammar 0 = several of
+        the session's."""
         keys: set[Key | None] = set()
         for number, grammar_id in calls:
             session = self._numbered.get(number)
@@ -272,7 +317,9 @@ class SessionBook:
         """
         session = self.get(session_id)
         if session.inline is None:
-            raise InvalidRequestError(f"session {session_id} steps through shared memory, not through messages", field="session_id")
+            raise InvalidRequestError(
+                f"session {session_id} steps through shared memory, not through messages", field="session_id"
+            )
         try:
             return await session.inline.step(step, items)
         finally:

@@ -113,7 +113,8 @@ class Supervised:
             raise UnavailableError(f"the {self._kind} is restarting; try again") from None
 
     async def _have_forked(self, make: Callable[[int], Message], fds: Sequence[int]) -> int:
-        """Has the process, when it is up, fork another one, which gets ``fds``, and returns its pid. The descriptors are closed here."""
+        """Has the process, when it is up, fork another one, which gets ``fds``, and returns its pid. The descriptors
+        are closed here."""
         try:
             await self.wait_until_ready(SPAWN_SECONDS)
         except BaseException:

@@ -1,6 +1,7 @@
 """The front's shelf of vocabularies: what is loaded, each with a nursery and workers of its own.
 
-Owns: the vocabularies, also as bytes, so that a nursery that is started again gets them back; their nurseries and workers.
+Owns: the vocabularies, also as bytes, so that a nursery that is started again gets them back; their nurseries and
+    workers.
 Knows nothing about: files (``maskd.tokenizer_files`` reads them), protobuf.
 """
 
@@ -77,18 +78,22 @@ class VocabularyShelf:
     async def add(self, vocabulary: Vocabulary) -> tuple[Vocabulary, tuple[str, ...]]:
         """Loads a vocabulary, once, and starts its workers: (the one that is kept, what looks unusual).
 
-        It is built in a process of its own: nothing of the others stands still, whatever comes of it. When the last caller is cancelled
+        It is built in a process of its own: nothing of the others stands still, whatever comes of it. When the last
+        caller is cancelled
         it is left.
 
         Raises:
-            CapacityError: too many vocabularies. VocabularyError: a backend cannot use it, or it takes too long or too much memory.
+            CapacityError: too many vocabularies. VocabularyError: a backend cannot use it, or it takes too long or too
+                much memory.
         """
         fingerprint = await asyncio.to_thread(lambda: vocabulary.fingerprint)
         loaded = self._kept.get(fingerprint)
         if loaded is None:
             limit = self._config.vocabularies_limit
             if fingerprint not in self._loading and len(self._kept) + len(self._loading) >= limit:
-                raise CapacityError(f"the daemon holds its {limit} vocabularies", limit="vocabularies_limit", value=limit)
+                raise CapacityError(
+                    f"the daemon holds its {limit} vocabularies", limit="vocabularies_limit", value=limit
+                )
             loaded = await self._loading.join(fingerprint, lambda: self._load(vocabulary))
         return loaded.vocabulary, loaded.nursery.warnings
 
@@ -101,7 +106,9 @@ class VocabularyShelf:
         loaded = self._kept.get(fingerprint)
         if loaded is None:
             raise NotFoundError(
-                f"no vocabulary {fingerprint.hex()[:16] or '(empty)'}; upload it first", kind="vocabulary", fingerprint=fingerprint.hex()
+                f"no vocabulary {fingerprint.hex()[:16] or '(empty)'}; upload it first",
+                kind="vocabulary",
+                fingerprint=fingerprint.hex(),
             )
         return loaded
 
@@ -118,7 +125,10 @@ class VocabularyShelf:
                 await loaded.stop()
                 raise
             _log.info(
-                "vocabulary loaded", tokens=len(vocabulary.tokens), nursery=nursery.number, workers=[worker.number for worker in workers]
+                "vocabulary loaded",
+                tokens=len(vocabulary.tokens),
+                nursery=nursery.number,
+                workers=[worker.number for worker in workers],
             )
             self._kept[vocabulary.fingerprint] = loaded
             self.workers += workers
@@ -126,7 +136,8 @@ class VocabularyShelf:
 
 
 async def _as_file(vocabulary: Vocabulary) -> int:
-    """Returns the descriptor of a file in memory with ``vocabulary`` as bytes: what a nursery reads, as often as it is started.
+    """Returns the descriptor of a file in memory with ``vocabulary`` as bytes: what a nursery reads, as often as it is
+    started.
 
     Raises:
         CapacityError: no memory, or no descriptor.

@@ -1,7 +1,8 @@
 """Worker processes as the front sees them: start, talk, watch, notice death, start again.
 
 A worker may die at any time. Its sessions die with it: their engines see the end of their leases at once, open new
-sessions, and restore their sequences by replay. The front has its nursery fork a new worker, in milliseconds, with a pause
+sessions, and restore their sequences by replay. The front has its nursery fork a new worker, in milliseconds, with a
+pause
 that grows while it keeps dying; nothing else needs repair.
 Owns: the control channels, the markers, and the judgement which grammar a dead or hung worker was busy with.
 Knows nothing about: gRPC, the data socket, what a session is for.
@@ -43,7 +44,8 @@ class Worker(Supervised):
         number: for logs.
         nursery: forks it, and has its vocabulary.
         on_session_closed: called with (session_id, why) when a session ends on its own, or with its worker.
-        on_blame: called with ([(number of the session, grammar_id)], why) when the worker crashed or hung: the calls that were under
+        on_blame: called with ([(number of the session, grammar_id)], why) when the worker crashed or hung: the calls
+            that were under
             way, one of which did it; grammar 0 = a batch of that session's grammars.
 
     Attributes:
@@ -52,9 +54,13 @@ class Worker(Supervised):
     """
 
     def __init__(
-        self, number: int, config: Config, nursery: Nursery, on_session_closed: Callable[[int, str], None],
+        self,
+        number: int,
+        config: Config,
+        nursery: Nursery,
+        on_session_closed: Callable[[int, str], None],
         on_blame: Callable[[list[tuple[int, int]], str], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__("worker", config.restart_seconds, worker=number)
         self.number = number
         self.fingerprint = nursery.fingerprint
@@ -66,7 +72,8 @@ class Worker(Supervised):
         self._hung: list[tuple[int, int]] = []
 
     async def request(self, make: Callable[[int], messages.ToWorker], seconds: float | None) -> object:
-        """Sends ``make(request number)`` and returns the result of its reply, within ``seconds``, or None = however late.
+        """Sends ``make(request number)`` and returns the result of its reply, within ``seconds``, or None = however
+        late.
 
         Raises:
             MaskdError: what the worker answered. UnavailableError: it is gone. DeadlineError: no answer in time.
@@ -114,17 +121,20 @@ class Worker(Supervised):
 
     async def _find_guilty(self, marker: Marker, pid: int) -> None:
         """Names the calls in which the worker crashed, or hung; a kill from outside proves nothing."""
-        calls, why = (self._hung, "it hung") if self._hung else ([call[2:] for call in marker.busy()], "its worker crashed")
+        calls, why = (
+            (self._hung, "it hung") if self._hung else ([call[2:] for call in marker.busy()], "its worker crashed")
+        )
         exited = await self._nursery.exits.of(pid)
         if calls and (self._hung or (exited is not None and exited.signal in _CRASHES)):
             self._on_blame(calls, why)
         self._hung = []
 
     async def _watch(self, marker: Marker) -> None:
-        """Kills a worker that is too long in one native call. The slow lane has more time, for no batch waits for it, and so has a call
-        that fills the rows of a whole batch.
+        """Kills a worker that is too long in one native call. The slow lane has more time, for no batch waits for it,
+        and so has a call that fills the rows of a whole batch.
 
-        Time counts only as far as this process saw it pass, and as ``hanging`` judges it: when a core is what a call waits for, or
+        Time counts only as far as this process saw it pass, and as ``hanging`` judges it: when a core is what a call
+        waits for, or
         when both are frozen and thawed together, no call hangs.
         """
         assert self.pid is not None
@@ -139,7 +149,9 @@ class Worker(Supervised):
             same = [slot for slot, call in calls.items() if slot in watched and watched[slot][0] == call]
             now = look(self.pid) if same else {}
             stuck = {slot: stuck_seconds(passed, before, now, marker.slot(slot)[2]) if before else 0.0 for slot in same}
-            watched = {slot: (call, watched[slot][1] + stuck[slot] if slot in stuck else 0.0) for slot, call in calls.items()}
+            watched = {
+                slot: (call, watched[slot][1] + stuck[slot] if slot in stuck else 0.0) for slot, call in calls.items()
+            }
             before = now
             stopped_for = stopped_for + passed if is_stopped(now) else 0.0
             for slot, (call, seconds) in watched.items():
@@ -153,8 +165,11 @@ class Worker(Supervised):
                         seconds=round(seconds, 1),
                         stopped=stopped_for > 0,
                     )
-                    # Stuck together, one may hold the interpreter, and which is not known. No grammar is to blame for SIGSTOP.
-                    self._hung = [] if stopped_for else [other[2:] for other, since in watched.values() if since > limit / 2]
+                    # Stuck together, one may hold the interpreter, and which is not known. No grammar is to blame for
+                    # SIGSTOP.
+                    self._hung = (
+                        [] if stopped_for else [other[2:] for other, since in watched.values() if since > limit / 2]
+                    )
                     self.kill()
                     return
 

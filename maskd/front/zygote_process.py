@@ -54,9 +54,11 @@ class Zygote(Supervised):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         options = {
-            "front_pid": os.getpid(), "log_level": self._config.log_level, "backend_names": self._config.backends,
+            "front_pid": os.getpid(),
+            "log_level": self._config.log_level,
+            "backend_names": self._config.backends,
             "native_threads": resolve_threads(self._config),
-        }  # fmt: skip
+        }
         with theirs:
             command = [sys.executable, "-m", "maskd.nursery", str(theirs.fileno()), json.dumps(options)]
             try:

@@ -1,4 +1,5 @@
-"""The marker: one shared page in which a worker says what it is computing, read by the front when the worker hangs or dies.
+"""The marker: one shared page in which a worker says what it is computing, read by the front when the worker hangs or
+dies.
 
 Slot 0 is the data path, the others are the threads of the slow lane. A slot is three words:
 

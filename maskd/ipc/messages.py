@@ -20,10 +20,11 @@ from maskd.errors import MaskdError, UnavailableError, make_error
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
-    "AttachSession", "Building", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits", "Compiled",
-    "Drain", "DropGrammar", "Exited", "Failure", "ForkNursery", "FrameReader", "GrammarCompiled", "InlineStep",
-    "LoadVocabulary", "Loaded", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed", "SessionOpened", "SessionState",
-    "SpawnWorker", "Spawned", "Stepped", "ToFront", "ToNursery", "ToWorker", "encode", "error_of", "failure_of", "write_frame",
+    "AttachSession", "Building", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits",
+    "Compiled", "Drain", "DropGrammar", "Exited", "Failure", "ForkNursery", "FrameReader", "GrammarCompiled",
+    "InlineStep", "LoadVocabulary", "Loaded", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed",
+    "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "Stepped", "ToFront", "ToNursery", "ToWorker", "encode",
+    "error_of", "failure_of", "write_frame",
 ]  # fmt: skip
 
 _HEAD = struct.Struct("<II")
@@ -38,8 +39,8 @@ class _Message(msgspec.Struct, tag=True):
 
 
 class OpenSession(_Message):
-    """Makes a session, with its segments unless it is ``inline``; answered by Reply(SessionOpened). ``number`` stands for it in marks
-    and logs: whoever knows the id may use the session.
+    """Makes a session, with its segments unless it is ``inline``; answered by Reply(SessionOpened). ``number`` stands
+    for it in marks and logs: whoever knows the id may use the session.
     """
 
     request: int
@@ -115,8 +116,10 @@ class Compiled(_Message):
 class CompileGrammar(_Message):
     """Makes a grammar for a session, from its verdict if it has one; answered by Reply(GrammarCompiled).
 
-    Grammar id 0 = report only. Without a verdict the source is trusted and compiled in the worker. ``solo``: never fill it
-    together with others, nor beside others in the slow lane, so that a crash has one suspect. ``alternate_of``: the grammar
+    Grammar id 0 = report only. Without a verdict the source is trusted and compiled in the worker. ``solo``: never fill
+    it
+    together with others, nor beside others in the slow lane, so that a crash has one suspect. ``alternate_of``: the
+    grammar
     whose slow sequences move to this one.
     """
 
@@ -158,8 +161,8 @@ class ForkNursery(_Message):
 
 
 class LoadVocabulary(_Message):
-    """The first message to a nursery (one descriptor: the vocabulary, as ``Vocabulary.to_bytes`` writes it, from its start). Builds the
-    backends; answered by Reply(Loaded). If it is a failure the nursery is gone.
+    """The first message to a nursery (one descriptor: the vocabulary, as ``Vocabulary.to_bytes`` writes it, from its
+    start). Builds the backends; answered by Reply(Loaded). If it is a failure the nursery is gone.
 
     Attributes:
         seconds: wall time until it is killed.
@@ -263,7 +266,9 @@ class Reply(_Message):
     """The answer to a request."""
 
     request: int
-    result: Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Loaded | Compiled | None = None
+    result: Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Loaded | Compiled | None = (
+        None
+    )
 
 
 class Building(_Message):

@@ -56,11 +56,14 @@ class Peer:
                     os.close(fd)
 
     async def request(
-        self, make: Callable[[int], Message], seconds: float | None, fds: Sequence[int] = (),
+        self,
+        make: Callable[[int], Message],
+        seconds: float | None,
+        fds: Sequence[int] = (),
         cancel: Callable[[int], messages.ToNursery] | None = None,
-    ) -> object:  # fmt: skip
-        """Sends ``make(number)`` and returns the result of its answer, within ``seconds``, or None = however late. ``cancel(number)`` is
-        sent if the caller gives up.
+    ) -> object:
+        """Sends ``make(number)`` and returns the result of its answer, within ``seconds``, or None = however late.
+        ``cancel(number)`` is sent if the caller gives up.
 
         Raises:
             MaskdError: what the other end answered. UnavailableError: it is gone. DeadlineError: no answer in time.
@@ -87,8 +90,8 @@ class Peer:
         return result
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Sends a message, at once if nothing is before it. The descriptors are closed here once they are sent, or when the other end is
-        gone."""
+        """Sends a message, at once if nothing is before it. The descriptors are closed here once they are sent, or when
+        the other end is gone."""
         if self._gone:
             for fd in fds:
                 os.close(fd)

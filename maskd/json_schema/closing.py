@@ -3,9 +3,11 @@
 Owns: ``close_objects``.
 Knows nothing about: backends.
 
-A value at one place may be described by several schemas: by a schema, by what its ``$ref`` leads to, by the members of its
+A value at one place may be described by several schemas: by a schema, by what its ``$ref`` leads to, by the members of
+its
 ``allOf``. To close each of them would forbid what the others name. So a place is closed once: by the one schema that
-describes it, or, where several do, by the outermost, which then names the properties of all of them. A definition can be
+describes it, or, where several do, by the outermost, which then names the properties of all of them. A definition can
+be
 both alone at one place and a member at another, so each use gets the copy it needs.
 """
 

@@ -23,7 +23,18 @@ __all__ = ["KNOWN_FORMATS", "NAMES_AGAIN", "may_name_again", "unenforced"]
 
 
 KNOWN_FORMATS = frozenset(
-    {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "json-pointer", "relative-json-pointer", "time"}
+    {
+        "date",
+        "date-time",
+        "duration",
+        "email",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "json-pointer",
+        "relative-json-pointer",
+        "time",
+    }
     | {"uri", "uri-reference", "uri-template", "uuid"}
 )
 
@@ -36,8 +47,8 @@ _OF_TYPE = {
         "unevaluatedItems", "uniqueItems",
     ),
     "object": (
-        "additionalProperties", "dependencies", "dependentRequired", "dependentSchemas", "maxProperties", "minProperties",
-        "patternProperties", "properties", "propertyNames", "required", "unevaluatedProperties",
+        "additionalProperties", "dependencies", "dependentRequired", "dependentSchemas", "maxProperties",
+        "minProperties", "patternProperties", "properties", "propertyNames", "required", "unevaluatedProperties",
     ),
 }  # fmt: skip
 _TYPE_OF = {keyword: name for name, keywords in _OF_TYPE.items() for keyword in keywords}
@@ -86,12 +97,17 @@ def unenforced(schema: JsonSchema, backend: str) -> tuple[Unenforced, ...]:
         reader = _Reader(schema, node, default_type, types)
         for keyword in reader.ignored():
             where = schema.pointer_to((*path, keyword))
-            found.setdefault(where, Unenforced(where, keyword, _EFFECTS.get(keyword, "values that it forbids may appear")))
+            found.setdefault(
+                where, Unenforced(where, keyword, _EFFECTS.get(keyword, "values that it forbids may appear"))
+            )
         if "$ref" in node:
             stack.append((*schema.lookup(node["$ref"]), None))
         else:
             read = [(step, child) for step, child in subschemas(node) if step[0] in reader.read]
-            stack.extend(((*path, *step), child, "string" if step == ("propertyNames",) else None) for step, child in reversed(read))
+            stack.extend(
+                ((*path, *step), child, "string" if step == ("propertyNames",) else None)
+                for step, child in reversed(read)
+            )
     return tuple(found.values())
 
 
@@ -105,7 +121,8 @@ NAMES_AGAIN = (
 def may_name_again(schema: JsonSchema) -> bool:
     """Whether ``NAMES_AGAIN`` matters: some object has named properties and allows others."""
     return any(
-        isinstance(node, dict) and node.get("properties") and node.get("additionalProperties") is not False for _, node in schema.schemas()
+        isinstance(node, dict) and node.get("properties") and node.get("additionalProperties") is not False
+        for _, node in schema.schemas()
     )
 
 
@@ -275,5 +292,7 @@ _COMPARISONS: dict[str, Callable[[Json, Json], bool]] = {
     "maximum": lambda value, argument: bool(value <= argument),
     "minLength": lambda value, argument: len(value) >= argument,
     "minimum": lambda value, argument: bool(value >= argument),
-    "type": lambda value, argument: any(has_type(value, name) for name in ([argument] if isinstance(argument, str) else argument)),
+    "type": lambda value, argument: any(
+        has_type(value, name) for name in ([argument] if isinstance(argument, str) else argument)
+    ),
 }

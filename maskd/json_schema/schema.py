@@ -25,12 +25,21 @@ MAX_REF_CHAIN = 256
 """Longest chain of references from one to the next. Both libraries recurse along it, and die of a few thousand."""
 
 _ONE = (
-    "additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
-    "unevaluatedItems", "unevaluatedProperties",
+    "additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not",
+    "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _MAPS = ("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties")
-_COUNTS = ("maxContains", "maxItems", "maxLength", "maxProperties", "minContains", "minItems", "minLength", "minProperties")
+_COUNTS = (
+    "maxContains",
+    "maxItems",
+    "maxLength",
+    "maxProperties",
+    "minContains",
+    "minItems",
+    "minLength",
+    "minProperties",
+)
 _NUMBERS = ("maximum", "minimum")
 _STRINGS = ("$ref", "pattern", "format", "$id", "$anchor", "$schema")
 
@@ -40,7 +49,8 @@ class JsonSchema:
     """A schema, read and checked.
 
     Attributes:
-        value: the schema; a dict, or True. Every ``$ref`` is "#" or "#/…" and leads somewhere. Shared: do not change it.
+        value: the schema; a dict, or True. Every ``$ref`` is "#" or "#/…" and leads somewhere. Shared: do not change
+            it.
         pointer: JSON pointer of the schema within what the caller sent; pointers in messages start with it.
         origins: where rewritten parts came from: path in ``value`` → path in the source.
     """
@@ -86,7 +96,11 @@ def subschemas(schema: Json) -> Iterator[tuple[Path, Json]]:
         return
     for key, value in schema.items():
         if key in _MAPS and isinstance(value, dict):
-            yield from (((key, name), child) for name, child in value.items() if not (key == "dependencies" and isinstance(child, list)))
+            yield from (
+                ((key, name), child)
+                for name, child in value.items()
+                if not (key == "dependencies" and isinstance(child, list))
+            )
         elif key in _LISTS and isinstance(value, list):
             yield from (((key, index), child) for index, child in enumerate(value))
         elif key in _ONE:
@@ -101,8 +115,10 @@ def parse_schema(source: Json, options: GrammarOptions, *, pointer: str = "") ->
         options: ``additional_properties`` is applied here, the same for every backend.
         pointer: where the schema stands within the caller's document.
     Raises:
-        GrammarUnsatisfiableError: the schema is ``false``, or a ``$ref`` leads back to itself without asking for anything.
-        GrammarError: malformed; ``metadata["pointer"]`` says where. So is a ``$ref`` that leaves the document or leads nowhere.
+        GrammarUnsatisfiableError: the schema is ``false``, or a ``$ref`` leads back to itself without asking for
+            anything.
+        GrammarError: malformed; ``metadata["pointer"]`` says where. So is a ``$ref`` that leaves the document or leads
+            nowhere.
     """
     value = strict_json.loads(source, "the schema") if isinstance(source, str) else source
     if value is False:
@@ -191,7 +207,9 @@ class _Refs:
         where = (*path, "$ref")
         document, fragment = urldefrag(urljoin(base, ref) if base else ref)
         if document and f"{document}#" not in self._by_uri:
-            self._refuse(f"$ref {ref!r} leads out of the schema, and nothing is fetched; put the target under $defs", where)
+            self._refuse(
+                f"$ref {ref!r} leads out of the schema, and nothing is fetched; put the target under $defs", where
+            )
         root = self._by_uri.get(f"{document}#", ()) if document else ()
         if not fragment:
             return root
@@ -208,7 +226,9 @@ class _Refs:
                 key = int(segment)
             elif not (isinstance(value, dict) and key in value):
                 self._refuse(
-                    f"$ref {ref!r} leads nowhere: there is no {key!r} in {self._base_pointer + pointer(target) or 'the schema'}", where
+                    f"$ref {ref!r} leads nowhere: there is no {key!r} in "
+                    f"{self._base_pointer + pointer(target) or 'the schema'}",
+                    where,
                 )
             value = value[key]
             target = (*target, key)
@@ -239,25 +259,34 @@ class _Refs:
             while at is not None and at not in settled:
                 if at in on_chain:
                     where = self._base_pointer + pointer((*path, "$ref"))
-                    raise GrammarUnsatisfiableError(f"$ref {schema['$ref']!r} leads back to itself, so nothing can match it", pointer=where)
+                    raise GrammarUnsatisfiableError(
+                        f"$ref {schema['$ref']!r} leads back to itself, so nothing can match it", pointer=where
+                    )
                 chain.append(at)
                 on_chain.add(at)
                 at = targets.get(at)
             if len(chain) > MAX_REF_CHAIN:
-                raise GrammarTooLargeError(f"a chain of more than {MAX_REF_CHAIN} $ref; shorten it", limit="ref_chain", value=MAX_REF_CHAIN)
+                raise GrammarTooLargeError(
+                    f"a chain of more than {MAX_REF_CHAIN} $ref; shorten it", limit="ref_chain", value=MAX_REF_CHAIN
+                )
             settled |= on_chain
 
     def _check_keywords(self, schema: Json, path: Path) -> None:
         """Refuses values that the standard does not allow; several of them end xgrammar's parser in the middle."""
 
         def refuse(key: str, wanted: str) -> None:
-            self._refuse(f"{key} is {wanted}, not {_kind(schema[key])}" if wanted[0] in "a1" else f"{key} {wanted}", (*path, key))
+            self._refuse(
+                f"{key} is {wanted}, not {_kind(schema[key])}" if wanted[0] in "a1" else f"{key} {wanted}", (*path, key)
+            )
 
         for key, value in schema.items():
             if key == "type":
                 names = value if isinstance(value, list) else [value]
                 if not names or not all(isinstance(name, str) and name in TYPES for name in names):
-                    self._refuse(f"type {str(value)[:80]!r} is not known; give one of {', '.join(TYPES)}, or a list of them", (*path, key))
+                    self._refuse(
+                        f"type {str(value)[:80]!r} is not known; give one of {', '.join(TYPES)}, or a list of them",
+                        (*path, key),
+                    )
             elif key in _MAPS and not isinstance(value, dict):
                 refuse(key, "an object")
             elif key in ("allOf", "anyOf", "oneOf", "prefixItems", "enum", "required"):
@@ -272,7 +301,9 @@ class _Refs:
                     schema[key] = value = int(value)  # 2.0 is a whole number by the standard, and to neither library
                 if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                     self._refuse(f"{key} is {str(value)[:40]}; give a whole number from 0", (*path, key))
-            elif (key in _NUMBERS or key == "multipleOf") and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            elif (key in _NUMBERS or key == "multipleOf") and (
+                isinstance(value, bool) or not isinstance(value, (int, float))
+            ):
                 refuse(key, "a number")
             elif key == "multipleOf" and value <= 0:
                 self._refuse("multipleOf is a number above 0", (*path, key))
@@ -288,7 +319,18 @@ class _Refs:
                 refuse(bound, "a number")
 
 
-_IN_PLACE = ("$dynamicRef", "$recursiveRef", "$ref", "allOf", "anyOf", "contains", "dependentSchemas", "if", "not", "oneOf")
+_IN_PLACE = (
+    "$dynamicRef",
+    "$recursiveRef",
+    "$ref",
+    "allOf",
+    "anyOf",
+    "contains",
+    "dependentSchemas",
+    "if",
+    "not",
+    "oneOf",
+)
 
 
 def _name_unevaluated(schema: Json) -> None:

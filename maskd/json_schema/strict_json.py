@@ -81,21 +81,30 @@ def loads(text: str, what: str) -> Json:
         value = json.loads(text, object_pairs_hook=build, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise GrammarError(
-            f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", line=error.lineno, column=error.colno
+            f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+            line=error.lineno,
+            column=error.colno,
         ) from None
     except ValueError as error:  # an integer of more digits than Python converts
         raise GrammarError(f"{what} holds a number that cannot be read: {error}") from None
     for path, item in walk(value):
         if isinstance(item, dict):
             if id(item) in repeated:
-                raise GrammarError(f"{what} has the key {repeated[id(item)]!r} twice in one object; give it once", pointer=pointer(path))
+                raise GrammarError(
+                    f"{what} has the key {repeated[id(item)]!r} twice in one object; give it once",
+                    pointer=pointer(path),
+                )
             strings = list(item)
         else:
             strings = [item] if isinstance(item, str) else []
             if isinstance(item, float) and not math.isfinite(item):
-                raise GrammarError(f"{what} holds a number beyond the range of float; give a smaller one", pointer=pointer(path))
+                raise GrammarError(
+                    f"{what} holds a number beyond the range of float; give a smaller one", pointer=pointer(path)
+                )
         if any(map(_UNSAFE.search, strings)):
-            raise GrammarError(f"{what} has a string with NUL or a lone surrogate; remove it", pointer=ascii(pointer(path))[1:-1])
+            raise GrammarError(
+                f"{what} has a string with NUL or a lone surrogate; remove it", pointer=ascii(pointer(path))[1:-1]
+            )
     return value
 
 

@@ -1,4 +1,5 @@
-"""Which values the schemas of xgrammar let through at all: types, constants, and whether alternatives exclude each other.
+"""Which values the schemas of xgrammar let through at all: types, constants, and whether alternatives exclude each
+other.
 
 Owns: the keyword that decides (``DECIDING``), ``Types``, ``are_disjoint``.
 Knows nothing about: which keywords are enforced (``schema_enforcement.py``), grammars.
@@ -50,7 +51,8 @@ class Types:
         self._known: dict[int, frozenset[str]] = {}
 
     def resolved(self, node: Json) -> Json:
-        """Returns what ``node`` leads to if it is a ``$ref``; chains are checked to be finite when a schema is parsed."""
+        """Returns what ``node`` leads to if it is a ``$ref``; chains are checked to be finite when a schema is
+        parsed."""
         while isinstance(node, dict) and "$ref" in node:
             node = self._schema.lookup(node["$ref"])[1]
         return node
@@ -94,9 +96,12 @@ _PAIRWISE_LIMIT = 64
 
 
 def are_disjoint(types: Types, branches: list[Json]) -> bool:
-    """Whether no value can match two of ``branches``, going by types, constants and constants in required properties."""
+    """Whether no value can match two of ``branches``, going by types, constants and constants in required
+    properties."""
     facts = [_facts(types, types.resolved(branch)) for branch in branches]
-    if _all_differ([fact[1] for fact in facts]) or any(_all_differ([fact[2].get(name) for fact in facts]) for name in facts[0][2]):
+    if _all_differ([fact[1] for fact in facts]) or any(
+        _all_differ([fact[2].get(name) for fact in facts]) for name in facts[0][2]
+    ):
         return True
     if len(facts) > _PAIRWISE_LIMIT:
         return False

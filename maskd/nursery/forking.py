@@ -1,4 +1,5 @@
-"""What the zygote and a nursery share: one thread, one channel to the front, children that are forked here and buried when they end.
+"""What the zygote and a nursery share: one thread, one channel to the front, children that are forked here and buried
+when they end.
 
 Owns: the poll, the end of children. Knows nothing about: what the children do.
 """
@@ -21,7 +22,8 @@ from maskd.ipc import messages
 __all__ = ["FAILED", "ForkingLoop"]
 
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-"""xgrammar's runtime catches SIGSEGV to print a stack, which takes seconds in which everybody waits: a crash is to end at once."""
+"""xgrammar's runtime catches SIGSEGV to print a stack, which takes seconds in which everybody waits: a crash is to end
+at once."""
 FAILED = 70
 """Exit code of a child in which our own code failed."""
 _log = structlog.get_logger()
@@ -93,7 +95,8 @@ class ForkingLoop:
                 self._send(messages.Exited(found.si_pid, number, usage.ru_maxrss * 1024))
 
     def _fork_with(self, request: int, fds: list[int], body: Callable[[], None]) -> None:
-        """Forks a child that runs ``body`` with the descriptors ``fds``, which are closed here, and answers ``request``."""
+        """Forks a child that runs ``body`` with the descriptors ``fds``, which are closed here, and answers
+        ``request``."""
         try:
             if -1 in fds:
                 failure = CapacityError("no descriptor for another process", limit="descriptors")
@@ -129,7 +132,9 @@ class ForkingLoop:
         finally:
             os._exit(status)
 
-    def _reply(self, request: int, result: messages.Compiled | messages.Failure | messages.Loaded | messages.Spawned) -> None:
+    def _reply(
+        self, request: int, result: messages.Compiled | messages.Failure | messages.Loaded | messages.Spawned
+    ) -> None:
         self._send(messages.Reply(request, result))
 
     def _send(self, message: messages.ToFront) -> None:

@@ -1,7 +1,9 @@
 """The inside of a compile child: limits first, then the grammar, then a short walk, then the verdict.
 
-A grammar is somebody else's program. It may hang, eat memory or crash its library, and it may compile well and then need
-a second for one mask. So it is compiled here, in a forked child with hard limits that its parent kills at a deadline, and
+A grammar is somebody else's program. It may hang, eat memory or crash its library, and it may compile well and then
+need
+a second for one mask. So it is compiled here, in a forked child with hard limits that its parent kills at a deadline,
+and
 walked for some tokens with the clock running. Where the library can serialise, the result is sent along, so that the
 worker need not compile again.
 What it says to its parent: on the one pipe, 8 bytes with the memory that it began with, and the verdict; on the other,
@@ -42,15 +44,22 @@ _CPU_GRACE_SECONDS = 5
 """From SIGXCPU, which ends a process, to the SIGKILL of the kernel, which would look like a lack of memory."""
 _ARTEFACT_BYTES = 64 << 20
 _WORTH_SERIALIZING_SECONDS = 0.3
-"""xgrammar writes and loads a grammar in about 0.2 s (131,072 tokens, 2 cores); what compiles faster is compiled again."""
+"""xgrammar writes and loads a grammar in about 0.2 s (131,072 tokens, 2 cores); what compiles faster is compiled
+again."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 
 
 def run_child(
-    out: int, words: int, backend: Backend, named: Mapping[str, Backend], vocabulary: Vocabulary, spec: GrammarSpec, limits: CompileLimits
+    out: int,
+    words: int,
+    backend: Backend,
+    named: Mapping[str, Backend],
+    vocabulary: Vocabulary,
+    spec: GrammarSpec,
+    limits: CompileLimits,
 ) -> None:
-    """Compiles ``spec`` and writes the verdict to the descriptor ``out``, with ``words`` as stderr. Called in a fresh fork; the caller
-    exits after it."""
+    """Compiles ``spec`` and writes the verdict to the descriptor ``out``, with ``words`` as stderr. Called in a fresh
+    fork; the caller exits after it."""
     os.dup2(words, 2)
     _confine(out, limits)
     verdicts: list[Compiled | Failure] = []
@@ -64,7 +73,8 @@ def run_child(
 
 
 def _confine(out: int, limits: CompileLimits) -> None:
-    """Drops every descriptor but ``out`` and stderr, and sets the limits. From here on nothing can be opened for writing."""
+    """Drops every descriptor but ``out`` and stderr, and sets the limits. From here on nothing can be opened for
+    writing."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     prctl = ctypes.CDLL(None).prctl
@@ -78,7 +88,8 @@ def _confine(out: int, limits: CompileLimits) -> None:
     os.nice(limits.nice)
     if limits.cpus:
         os.sched_setaffinity(0, limits.cpus)
-    # The parent kills at the deadline, and is first even if every processor works for this child. If it does not, SIGXCPU says why.
+    # The parent kills at the deadline, and is first even if every processor works for this child. If it does not,
+    # SIGXCPU says why.
     busy = len(os.sched_getaffinity(0)) * (math.ceil(limits.seconds) + 1)
     for kind, soft, hard in (
         (resource.RLIMIT_AS, mapped + STACK_BYTES + limits.bytes, mapped + STACK_BYTES + limits.bytes),
@@ -108,7 +119,11 @@ def _judge(
         except BackendError as error:  # the library passes its own limits within a few tokens
             raise GrammarTooLargeError(error.message, limit="library") from None
         holder = named[grammar.report.backend]
-        artefact = holder.serialize(grammar) if isinstance(holder, Serializer) and seconds > _WORTH_SERIALIZING_SECONDS else b""
+        artefact = (
+            holder.serialize(grammar)
+            if isinstance(holder, Serializer) and seconds > _WORTH_SERIALIZING_SECONDS
+            else b""
+        )
         return Compiled(grammar.report, seconds, slowest, artefact if len(artefact) <= _ARTEFACT_BYTES else b"")
     except MaskdError as error:
         return failure_of(error)
@@ -124,13 +139,14 @@ def out_of_memory(limit_bytes: int) -> GrammarTooLargeError:
     """Returns the error of a compile that passed its memory limit."""
     return GrammarTooLargeError(
         f"the compile needed more than compile_bytes = {limit_bytes}; simplify the grammar, or raise the limit",
-        limit="compile_bytes", value=limit_bytes,
-    )  # fmt: skip
+        limit="compile_bytes",
+        value=limit_bytes,
+    )
 
 
 def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> float:
-    """Opens a sequence, walks some tokens, seeded, forks it, and returns the longest processor time of the opening, of one mask and its
-    token, or of the fork, in seconds.
+    """Opens a sequence, walks some tokens, seeded, forks it, and returns the longest processor time of the opening, of
+    one mask and its token, or of the fork, in seconds.
 
     Raises:
         GrammarTooLargeError: one of these took longer than ``mask_seconds``. GrammarUnsatisfiableError: a dead end.
@@ -143,8 +159,10 @@ def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> fl
         if taken > limits.mask_seconds:
             raise GrammarTooLargeError(
                 f"{what} took {taken:.3f} s at position {position}; the limit mask_seconds is {limits.mask_seconds}",
-                limit="mask_seconds", value=limits.mask_seconds, position=position,
-            )  # fmt: skip
+                limit="mask_seconds",
+                value=limits.mask_seconds,
+                position=position,
+            )
 
     opening = time.thread_time()  # a child is nice, and waits for a core: that is not the grammar's doing
     matcher = grammar.matcher()

@@ -1,7 +1,9 @@
 """A nursery: builds one vocabulary, then forks workers and compile children for it, and buries them in time.
 
-The process stays single-threaded and never computes a mask, so forking it is safe, and a fork is worth having: libraries
-and tokenizers are there, shared copy-on-write. What may go wrong with a vocabulary goes wrong here, where it hurts no other one.
+The process stays single-threaded and never computes a mask, so forking it is safe, and a fork is worth having:
+libraries
+and tokenizers are there, shared copy-on-write. What may go wrong with a vocabulary goes wrong here, where it hurts no
+other one.
 Owns: the children. Knows nothing about: gRPC, sessions, why a worker died, other vocabularies.
 """
 
@@ -26,7 +28,14 @@ import structlog
 
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Backend, BackendFactory
-from maskd.errors import BackendError, CapacityError, GrammarTimeoutError, GrammarUnsupportedError, MaskdError, VocabularyError
+from maskd.errors import (
+    BackendError,
+    CapacityError,
+    GrammarTimeoutError,
+    GrammarUnsupportedError,
+    MaskdError,
+    VocabularyError,
+)
 from maskd.ipc import messages
 from maskd.nursery.forking import FAILED, ForkingLoop
 from maskd.nursery.jail import BASELINE_BYTES, memory_bytes, out_of_memory, run_child
@@ -44,11 +53,16 @@ _OUT_OF_MEMORY = re.compile(
 """What Rust, C++, glibc and Python say before they abort for lack of memory."""
 _PR_SET_NAME = 15
 _log = structlog.get_logger()
-_Verdict: msgspec.msgpack.Decoder[messages.Compiled | messages.Failure] = msgspec.msgpack.Decoder(messages.Compiled | messages.Failure)
+_Verdict: msgspec.msgpack.Decoder[messages.Compiled | messages.Failure] = msgspec.msgpack.Decoder(
+    messages.Compiled | messages.Failure
+)
 
 
-def run_nursery(channel_fd: int, number: int, factories: Mapping[str, BackendFactory], native_threads: int, log_level: str) -> None:
-    """Serves the front until it closes the channel, or until the vocabulary turns out to be unusable. Called in a fresh fork of the
+def run_nursery(
+    channel_fd: int, number: int, factories: Mapping[str, BackendFactory], native_threads: int, log_level: str
+) -> None:
+    """Serves the front until it closes the channel, or until the vocabulary turns out to be unusable. Called in a fresh
+    fork of the
     zygote; outlives it."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"maskd-nursery")
     configure_logging(log_level, process=f"nursery-{number}")
@@ -119,7 +133,9 @@ class _Nursery(ForkingLoop):
                 if isinstance(result, messages.Failure):
                     os._exit(FAILED)
             case messages.SpawnWorker():
-                self._fork_with(message.request, fds, lambda: run_worker(fds[0], fds[1], message, self._vocabulary, self._named))
+                self._fork_with(
+                    message.request, fds, lambda: run_worker(fds[0], fds[1], message, self._vocabulary, self._named)
+                )
             case messages.Compile():
                 try:
                     self._compile(message)
@@ -146,12 +162,19 @@ class _Nursery(ForkingLoop):
             return messages.failure_of(error)
         except BaseException as error:  # a panic of Rust is no Exception
             if isinstance(error, MemoryError) or "bad_alloc" in str(error):
-                return messages.failure_of(VocabularyError(
-                    f"{step} needed more than build_bytes = {message.bytes} for the vocabulary; raise the limit, or use fewer tokens",
-                    limit="build_bytes", value=message.bytes, backend=step,
-                ))  # fmt: skip
+                return messages.failure_of(
+                    VocabularyError(
+                        f"{step} needed more than build_bytes = {message.bytes} for the vocabulary; "
+                        "raise the limit, or use fewer tokens",
+                        limit="build_bytes",
+                        value=message.bytes,
+                        backend=step,
+                    )
+                )
             _log.error("a backend cannot use the vocabulary", backend=step, error=type(error).__name__)
-            return messages.failure_of(VocabularyError(f"{step} cannot use the vocabulary: {type(error).__name__}", backend=step))
+            return messages.failure_of(
+                VocabularyError(f"{step} cannot use the vocabulary: {type(error).__name__}", backend=step)
+            )
         self._named["auto"] = AutoBackend(list(self._named.values()))
         gc.freeze()  # what is loaded stays, and stays shared
         return messages.Loaded(warnings)
@@ -163,7 +186,9 @@ class _Nursery(ForkingLoop):
             self._reply(
                 message.request,
                 messages.failure_of(
-                    GrammarUnsupportedError(f"no backend {message.spec.backend!r} here; give one of {names}", backends=names)
+                    GrammarUnsupportedError(
+                        f"no backend {message.spec.backend!r} here; give one of {names}", backends=names
+                    )
                 ),
             )
             return
@@ -174,7 +199,9 @@ class _Nursery(ForkingLoop):
             if pid == 0:
                 ours.close()
                 self._run_forked(
-                    lambda: run_child(out_write, words_write, backend, self._named, self._vocabulary, message.spec, message.limits)
+                    lambda: run_child(
+                        out_write, words_write, backend, self._named, self._vocabulary, message.spec, message.limits
+                    )
                 )
             ours.pop_all()
         job = _Job(message.request, pid, time.monotonic() + message.limits.seconds, message.limits, out, words)
@@ -220,34 +247,53 @@ class _Nursery(ForkingLoop):
     def _verdict(job: _Job, status: int, usage: resource.struct_rusage) -> messages.Compiled | messages.Failure:
         """Says how a child ended. A crash is the grammar's fault, a lack of memory may be the limit's.
 
-        An allocation that fails ends a library in many ways: an exception, which the child reports itself; abort, or exit code
-        127 from the C library, after a line on stderr; or a crash without a word. So a crash counts as a lack of memory if the
-        last words say so, or if the child had grown by more than half of ``compile_bytes``. That can be wrong both ways: a
-        grammar that crashes after it took so much memory is not quarantined and costs a child each time; one that crashes
+        An allocation that fails ends a library in many ways: an exception, which the child reports itself; abort, or
+        exit code
+        127 from the C library, after a line on stderr; or a crash without a word. So a crash counts as a lack of memory
+        if the
+        last words say so, or if the child had grown by more than half of ``compile_bytes``. That can be wrong both
+        ways: a
+        grammar that crashes after it took so much memory is not quarantined and costs a child each time; one that
+        crashes
         in its first large allocation, silently, is taken for broken.
         """
         if job.killed or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
             seconds = job.limits.seconds
             return messages.failure_of(
-                GrammarTimeoutError(f"the compile did not end within compile_seconds = {seconds}", limit="compile_seconds", value=seconds)
+                GrammarTimeoutError(
+                    f"the compile did not end within compile_seconds = {seconds}",
+                    limit="compile_seconds",
+                    value=seconds,
+                )
             )
         if status == 0:
             with contextlib.suppress(msgspec.DecodeError):
                 return _Verdict.decode(job.verdict[BASELINE_BYTES:])
         grown = usage.ru_maxrss * 1024 - int.from_bytes(job.verdict[:BASELINE_BYTES], "little")
-        if _OUT_OF_MEMORY.search(job.last_words) or (len(job.verdict) >= BASELINE_BYTES and grown > job.limits.bytes / 2):
+        if _OUT_OF_MEMORY.search(job.last_words) or (
+            len(job.verdict) >= BASELINE_BYTES and grown > job.limits.bytes / 2
+        ):
             return messages.failure_of(out_of_memory(job.limits.bytes))
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            return messages.failure_of(CapacityError(
-                "the compile was killed from outside, most likely by the kernel for lack of memory; try again later", limit="memory"
-            ))  # fmt: skip
-        how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.waitstatus_to_exitcode(status)}"
+            return messages.failure_of(
+                CapacityError(
+                    "the compile was killed from outside, most likely by the kernel for lack "
+                    "of memory; try again later",
+                    limit="memory",
+                )
+            )
+        how = (
+            f"signal {os.WTERMSIG(status)}"
+            if os.WIFSIGNALED(status)
+            else f"exit code {os.waitstatus_to_exitcode(status)}"
+        )
         return messages.failure_of(BackendError(f"the compiler died of {how}", crashed=True))
 
 
 @contextlib.contextmanager
 def _limits(message: messages.LoadVocabulary) -> Iterator[None]:
-    """Bounds this process while it builds. The kernel enforces it, also while a library holds the interpreter: SIGALRM ends the process
+    """Bounds this process while it builds. The kernel enforces it, also while a library holds the interpreter: SIGALRM
+    ends the process
     at the deadline, and the front says why. Both are lifted afterwards, for workers inherit what stands then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     bound = memory_bytes()[0] + message.bytes

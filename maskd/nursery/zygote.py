@@ -30,7 +30,9 @@ class Zygote(ForkingLoop):
         GrammarUnsupportedError: no such backend.
     """
 
-    def __init__(self, channel: socket.socket, *, backend_names: Sequence[str], native_threads: int, log_level: str) -> None:
+    def __init__(
+        self, channel: socket.socket, *, backend_names: Sequence[str], native_threads: int, log_level: str
+    ) -> None:
         self._factories = {name: backends.load(name) for name in backend_names}
         super().__init__(channel, messages.ForkNursery)
         self._native_threads = native_threads
@@ -44,5 +46,7 @@ class Zygote(ForkingLoop):
     def _handle(self, message: object, fds: list[int]) -> None:
         assert isinstance(message, messages.ForkNursery)
         self._fork_with(
-            message.request, fds, lambda: run_nursery(fds[0], message.number, self._factories, self._native_threads, self._log_level)
+            message.request,
+            fds,
+            lambda: run_nursery(fds[0], message.number, self._factories, self._native_threads, self._log_level),
         )

@@ -23,9 +23,13 @@ def parse_listen(listen: str) -> tuple[Literal["unix"], str] | tuple[Literal["tc
             raise ConfigError(f"listen is {listen!r}; a unix socket needs an absolute path", field="listen")
         for character, why in (("\0", "ends a path"), (",", "ends an address for gRPC")):
             if character in path:
-                raise ConfigError(f"listen is {listen!r}; a socket path has no {character!r}, which {why}", field="listen")
+                raise ConfigError(
+                    f"listen is {listen!r}; a socket path has no {character!r}, which {why}", field="listen"
+                )
         if len(_path_bytes(path)) + len(".data") > 107:
-            raise ConfigError(f"listen is {listen!r}; a socket path has at most 102 bytes (and .data is appended)", field="listen")
+            raise ConfigError(
+                f"listen is {listen!r}; a socket path has at most 102 bytes (and .data is appended)", field="listen"
+            )
         return "unix", path
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
@@ -42,7 +46,8 @@ def _path_bytes(path: str) -> bytes:
 
 
 def grpc_address(listen: str) -> str:
-    """Returns ``listen`` as gRPC takes it, for listening and for connecting: it decodes ``%41`` in the path of a unix socket, and cuts
+    """Returns ``listen`` as gRPC takes it, for listening and for connecting: it decodes ``%41`` in the path of a unix
+    socket, and cuts
     it at ``?`` and ``#``. Raises ConfigError."""
     scheme, address = parse_listen(listen)
     return "unix:" + quote_from_bytes(_path_bytes(address)) if scheme == "unix" else address

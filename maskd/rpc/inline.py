@@ -1,6 +1,7 @@
 """The inline transport: the steps of a session inside gRPC messages, for engines elsewhere.
 
-The same picture as in shared memory: rows stand where the items wanted them, and failed items have the row that allows the
+The same picture as in shared memory: rows stand where the items wanted them, and failed items have the row that allows
+the
 stop tokens only. It is also the oracle that the shared-memory path is tested against.
 Owns: one stream, and the thread that reads it. Knows nothing about: how sessions and grammars are made.
 """
@@ -16,10 +17,18 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, NotFoundError, StepOrderError, UnavailableError
+from maskd.errors import (
+    CapacityError,
+    DeadlineError,
+    InvalidRequestError,
+    MaskdError,
+    NotFoundError,
+    StepOrderError,
+    UnavailableError,
+)
 from maskd.rpc.status import from_refusal, from_rpc_error
 from maskd.shm import layout as lay
-from maskd.shm.arena import Reply
+from maskd.shm.cells import Reply
 from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
@@ -44,9 +53,14 @@ class InlineTransport:
     name: Literal["shm", "inline"] = "inline"
 
     def __init__(
-        self, stub: mask_service_pb2_grpc.MaskServiceStub, metadata: Metadata, opened: pb.CreateSessionResponse, row_capacity: int,
-        stop_row: NDArray[np.int32], close: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self,
+        stub: mask_service_pb2_grpc.MaskServiceStub,
+        metadata: Metadata,
+        opened: pb.CreateSessionResponse,
+        row_capacity: int,
+        stop_row: NDArray[np.int32],
+        close: Callable[[], None],
+    ) -> None:
         self._close = close
         self._session_id = opened.session_id
         self._item_capacity, self._token_capacity = opened.item_capacity, opened.token_capacity
@@ -90,20 +104,31 @@ class InlineTransport:
         return self._submitted
 
     def _check(self, items: Sequence[Item]) -> None:
-        """Refuses what shared memory refuses before it publishes, and rows that the daemon never sees: it hands out its own."""
+        """Refuses what shared memory refuses before it publishes, and rows that the daemon never sees: it hands out its
+        own."""
         token_count = sum(len(item.accept) + len(item.drafts) for item in items)
-        for what, count, capacity in (("item", len(items), self._item_capacity), ("token", token_count, self._token_capacity)):
+        for what, count, capacity in (
+            ("item", len(items), self._item_capacity),
+            ("token", token_count, self._token_capacity),
+        ):
             if count > capacity:
-                raise CapacityError(f"{count} {what}s in a step; the session takes {capacity}", limit=f"{what}_capacity", value=capacity)
+                raise CapacityError(
+                    f"{count} {what}s in a step; the session takes {capacity}", limit=f"{what}_capacity", value=capacity
+                )
         taken: set[int] = set()
         for item in items:
             rows = range(item.row, item.row + 1 + len(item.drafts)) if item.row >= 0 or len(item.drafts) else range(0)
-            if item.row < NO_ROW or (rows and not 0 <= rows[0] <= rows[-1] < self._row_capacity) or not taken.isdisjoint(rows):
+            if (
+                item.row < NO_ROW
+                or (rows and not 0 <= rows[0] <= rows[-1] < self._row_capacity)
+                or not taken.isdisjoint(rows)
+            ):
                 raise InvalidRequestError(
-                    f"sequence {item.sequence_id}: row {item.row} with {len(item.drafts)} drafts lies outside of the {self._row_capacity} "
-                    "rows of the session, or is another item's",
-                    field="row", sequence_id=item.sequence_id,
-                )  # fmt: skip
+                    f"sequence {item.sequence_id}: row {item.row} with {len(item.drafts)} drafts lies outside of the "
+                    f"{self._row_capacity} rows of the session, or is another item's",
+                    field="row",
+                    sequence_id=item.sequence_id,
+                )
             taken.update(rows)
 
     def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
@@ -111,7 +136,17 @@ class InlineTransport:
         flat = tokens.tolist()
         return self.submit(
             [
-                Item(s, Action(action), grammar, source, rollback, flat[at : at + n], flat[at + n : at + n + d], row, bool(flags))
+                Item(
+                    s,
+                    Action(action),
+                    grammar,
+                    source,
+                    rollback,
+                    flat[at : at + n],
+                    flat[at + n : at + n + d],
+                    row,
+                    bool(flags),
+                )
                 for s, grammar, source, action, flags, rollback, row, at, n, d, _ in items.tolist()
             ]
         )
@@ -148,16 +183,28 @@ class InlineTransport:
             if item.row >= 0:
                 rows[item.row : item.row + 1 + len(item.drafts)] = self._stop_row
             table[i] = (
-                result.sequence_id, result.status, flags, row, result.row_count, result.accepted_count, result.position,
-                len(forced), len(result.forced_token_ids), result.detail_index, result.detail_value, b"",
-            )  # fmt: skip
+                result.sequence_id,
+                result.status,
+                flags,
+                row,
+                result.row_count,
+                result.accepted_count,
+                result.position,
+                len(forced),
+                len(result.forced_token_ids),
+                result.detail_index,
+                result.detail_value,
+                b"",
+            )
             forced += result.forced_token_ids
             if result.row_count:
                 rows[row : row + result.row_count] = packed[at : at + result.row_count]
                 at += result.row_count
         rows.flags.writeable = False
         ok = not table["status"].any()
-        return Reply(answer.step, table.tobytes(), rows, np.array(forced, dtype=np.int32), answer.worker_milliseconds / 1e3, ok)
+        return Reply(
+            answer.step, table.tobytes(), rows, np.array(forced, dtype=np.int32), answer.worker_milliseconds / 1e3, ok
+        )
 
     def is_alive(self) -> bool:
         """Whether the stream has not ended. Does not wait."""

@@ -39,7 +39,9 @@ _BARE: dict[grpc.StatusCode, type[MaskdError]] = {  # what gRPC itself says, wit
 
 def to_status(error: MaskdError) -> status_pb2.Status:
     """Returns ``error`` as a status with one ErrorInfo, and RetryInfo where a retry is the answer."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={**error.metadata, "recovery": error.recovery})
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason, domain=DOMAIN, metadata={**error.metadata, "recovery": error.recovery}
+    )
     details = [info]
     if error.retryable:
         details.append(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_SECONDS)))
@@ -51,7 +53,8 @@ def to_status(error: MaskdError) -> status_pb2.Status:
 
 
 def _clip_encoded(message: str) -> str:
-    """Cuts ``message`` so that it has at most 4 KiB as gRPC sends it: bytes that are not printable ASCII count three times.
+    """Cuts ``message`` so that it has at most 4 KiB as gRPC sends it: bytes that are not printable ASCII count three
+    times.
 
     gRPC drops calls with more than 8 KiB of metadata at random, up to 16 KiB, where it drops all; the message travels
     twice, once of them encoded so.

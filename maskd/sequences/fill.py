@@ -48,7 +48,8 @@ class RowMaker:
             rows.block[row : row + count] = self.stop_row
 
     def fill(self, sequence: Sequence, matcher: Matcher, rows: Rows, row: int) -> int:
-        """Fills one row of ``sequence`` from ``matcher`` and returns its flags. An empty row is a failed item: there is nothing to
+        """Fills one row of ``sequence`` from ``matcher`` and returns its flags. An empty row is a failed item: there is
+        nothing to
         sample from."""
         try:
             matcher.fill_bitmask(rows.row[row])
@@ -59,10 +60,14 @@ class RowMaker:
             raise ItemFailed(Status.NO_TOKEN_ALLOWED)
         return flags
 
-    def fill_drafts(self, sequence: Sequence, row: int, drafts: tuple[int, ...], rows: Rows, next_call: NextCall) -> tuple[int, int]:
-        """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first). The history is not touched.
+    def fill_drafts(
+        self, sequence: Sequence, row: int, drafts: tuple[int, ...], rows: Rows, next_call: NextCall
+    ) -> tuple[int, int]:
+        """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first). The history is
+        not touched.
 
-        A draft into a dead end counts as refused. Rows behind a refused draft allow the stop tokens only; the engine drops
+        A draft into a dead end counts as refused. Rows behind a refused draft allow the stop tokens only; the engine
+        drops
         these positions anyway.
         """
         row_count = 1
@@ -111,7 +116,8 @@ class RowMaker:
 
 
 class _Walk:
-    """A look ahead from where ``sequence`` stands: on a copy of its matcher, or on the matcher itself, which is rolled back after it.
+    """A look ahead from where ``sequence`` stands: on a copy of its matcher, or on the matcher itself, which is rolled
+    back after it.
 
     Attributes:
         matcher: what is walked on.

@@ -1,4 +1,5 @@
-"""One item in full: roll back, accept, fill; all or nothing. Touches its own sequence only, so the slow lane may run it.
+"""One item in full: roll back, accept, fill; all or nothing. Touches its own sequence only, so the slow lane may run
+it.
 
 Knows nothing about: the table, opening and closing, the lane.
 """
@@ -38,14 +39,23 @@ class Effect:
 
 
 def run_item(
-    item: _shm.ItemTuple, sequence: Sequence, created: bool, row: int, rows: Rows, maker: RowMaker, next_call: NextCall, *, may_defer: bool
+    item: _shm.ItemTuple,
+    sequence: Sequence,
+    created: bool,
+    row: int,
+    rows: Rows,
+    maker: RowMaker,
+    next_call: NextCall,
+    *,
+    may_defer: bool,
 ) -> tuple[_shm.ResultTuple, Effect | None]:
     """Runs ``item``, its first row into ``rows[row]``.
 
     Args:
         created: the item opened or forked the sequence; if it fails nothing needs to be taken back.
         next_call: called between its native calls.
-        may_defer: one plain row may be left to be filled with those of others, and forced tokens may be looked for. For the
+        may_defer: one plain row may be left to be filled with those of others, and forced tokens may be looked for. For
+            the
             data path only.
 
     Returns:
@@ -76,5 +86,16 @@ def run_item(
         Effect(sequence, accepted, undone, created).take_back(next_call)
         raise
     row_count += deferred
-    result = (sequence_id, 0, flags_out, row if row_count else NO_ROW, row_count, accepted, len(sequence.history), forced, -1, 0)
+    result = (
+        sequence_id,
+        0,
+        flags_out,
+        row if row_count else NO_ROW,
+        row_count,
+        accepted,
+        len(sequence.history),
+        forced,
+        -1,
+        0,
+    )
     return result, Effect(sequence, accepted, undone, created) if deferred else None

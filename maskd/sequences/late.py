@@ -1,8 +1,10 @@
 """Items that take too long: they run in a lane of their own, and are answered when they are done.
 
-A sequence is slow when its grammar is, or when a mask of its grammar took longer than ``row_seconds`` just now. Its items run in the
+A sequence is slow when its grammar is, or when a mask of its grammar took longer than ``row_seconds`` just now. Its
+items run in the
 lane; the step waits for them until its deadline and then goes on. What a late sequence does next is said by its grammar
-(``GrammarSpec.when_slow``): wait until it is asked again, end, or go on with another backend, which must agree with every
+(``GrammarSpec.when_slow``): wait until it is asked again, end, or go on with another backend, which must agree with
+every
 token so far.
 Owns: the clock of a step, and which grammars are slow.
 Knows nothing about: threads (``worker/slow_lane.py``), other sequences.
@@ -30,7 +32,8 @@ _STEPS_TIMED = 16
 _TOKEN_SECONDS = 1e-5
 """A token is given so long: an ordinary one takes 1 to 2 µs, and long items make no grammar slow."""
 _MANY_TOKENS = 256
-"""An item with more tokens, as a restore has, runs in the lane, whatever its grammar: its neighbours do not wait for all of them."""
+"""An item with more tokens, as a restore has, runs in the lane, whatever its grammar: its neighbours do not wait for
+all of them."""
 
 
 class Lane(Protocol):
@@ -51,7 +54,9 @@ class SlowItems:
         mark_base: session part of the marks.
     """
 
-    def __init__(self, lane: Lane | None, row_seconds: float, maker: RowMaker, marker: memoryview, mark_base: int) -> None:
+    def __init__(
+        self, lane: Lane | None, row_seconds: float, maker: RowMaker, marker: memoryview, mark_base: int
+    ) -> None:
         self._lane = lane
         self._row_seconds = row_seconds
         self._maker = maker
@@ -76,9 +81,11 @@ class SlowItems:
             self._steps_to_time = _STEPS_TIMED
 
     def judge(self, sequence: Sequence, started: float, item: _shm.ItemTuple | None = None) -> None:
-        """Sends a sequence, and all others of its grammar, to the lane if it was too slow since ``started``, for one row or for ``item``.
+        """Sends a sequence, and all others of its grammar, to the lane if it was too slow since ``started``, for one
+        row or for ``item``.
 
-        By the processor's time (``time.thread_time``): on a busy machine, a thread that had to wait for a core says nothing about
+        By the processor's time (``time.thread_time``): on a busy machine, a thread that had to wait for a core says
+        nothing about
         the grammar.
         """
         allowed = self._row_seconds * (1 + len(item[9])) + _TOKEN_SECONDS * len(item[8]) if item else self._row_seconds
@@ -87,7 +94,8 @@ class SlowItems:
             self._slow_marks.add(sequence.mark)
 
     def watch(self, sequence: Sequence, item: _shm.ItemTuple | None = None) -> None:
-        """Sends ``sequence`` to the lane if its grammar is known to be slow; for the time of ``item`` also if that has many tokens."""
+        """Sends ``sequence`` to the lane if its grammar is known to be slow; for the time of ``item`` also if that has
+        many tokens."""
         if self._is_slow(sequence) or (item is not None and self._lane is not None and len(item[8]) > _MANY_TOKENS):
             sequence.set_slow()
 
@@ -100,7 +108,8 @@ class SlowItems:
         An item without tokens, after a late one, asks for what the late one came to.
 
         Raises:
-            ItemFailed: STEP_DEADLINE: the late one is still under way, or a copy; ``item``, unless it only asks, is not begun.
+            ItemFailed: STEP_DEADLINE: the late one is still under way, or a copy; ``item``, unless it only asks, is not
+                begun.
         """
         late = sequence.late
         if late is not None:
@@ -112,7 +121,8 @@ class SlowItems:
         return self._enter(at, item, sequence, late)
 
     def create(self, at: int, item: _shm.ItemTuple, sequence: Sequence, source: Sequence | None) -> _shm.ResultTuple:
-        """Has ``item`` run in the lane, as ``start`` does; ``sequence`` is new, and begins there, as a copy of ``source`` if that is given.
+        """Has ``item`` run in the lane, as ``start`` does; ``sequence`` is new, and begins there, as a copy of
+        ``source`` if that is given.
 
         ``source`` is the lane's until it is copied; from then on its items run there, too.
         """
@@ -135,7 +145,8 @@ class SlowItems:
         """Returns ``source``, or what took its place, once the lane has let go of its matcher.
 
         Raises:
-            ItemFailed: STEP_DEADLINE: it has not, and the item that reads it is not begun. SEQUENCE_NOT_FOUND: a late item was its end.
+            ItemFailed: STEP_DEADLINE: it has not, and the item that reads it is not begun. SEQUENCE_NOT_FOUND: a late
+                item was its end.
         """
         if (late := source.late) is not None:
             self._settle(late.work)
@@ -165,7 +176,11 @@ class SlowItems:
             raise self._give_up_waiting(sequence, late)
         worked_on = late.sequence
         sequence.late = worked_on.late = None
-        if not self._is_slow(worked_on) and not late.closes and (worked_on.copied_by is None or worked_on.copied_by.wait(0)):
+        if (
+            not self._is_slow(worked_on)
+            and not late.closes
+            and (worked_on.copied_by is None or worked_on.copied_by.wait(0))
+        ):
             worked_on.set_quick()
         if late.work.error is not None:
             raise late.work.error
@@ -183,10 +198,17 @@ class SlowItems:
         return (item[1], 0, 0, NO_ROW, 0, 0, late.position, NOTHING, -1, 0)
 
     def _run(
-        self, item: _shm.ItemTuple, sequence: Sequence, position: int, history: Seq[int], begin: Callable[[], None] | None = None
+        self,
+        item: _shm.ItemTuple,
+        sequence: Sequence,
+        position: int,
+        history: Seq[int],
+        begin: Callable[[], None] | None = None,
     ) -> Late:
         """Starts ``item``. ``history``: what stands before it. ``begin``: makes the matcher of a new sequence."""
-        may_move = sequence.held.when_slow == "switch" and sequence.held.alternate is not None and self._is_slow(sequence)
+        may_move = (
+            sequence.held.when_slow == "switch" and sequence.held.alternate is not None and self._is_slow(sequence)
+        )
         return self._late(item, sequence, position, tuple(history) if may_move else None, begin, NOTHING)
 
     def _move(self, late: Late) -> Late:
@@ -199,9 +221,14 @@ class SlowItems:
         return self._late(late.item, twin, late.position, None, twin.begin, late.before)
 
     def _late(
-        self, item: _shm.ItemTuple, sequence: Sequence, position: int, before: tuple[int, ...] | None,
-        begin: Callable[[], None] | None, replay: tuple[int, ...],
-    ) -> Late:  # fmt: skip
+        self,
+        item: _shm.ItemTuple,
+        sequence: Sequence,
+        position: int,
+        before: tuple[int, ...] | None,
+        begin: Callable[[], None] | None,
+        replay: tuple[int, ...],
+    ) -> Late:
         assert self._lane is not None
         rows, row = self._maker.new_rows(1 + len(item[9])), 0 if item[7] >= 0 else NO_ROW
         created, is_slow = item[2] != Action.ADVANCE, self._is_slow(sequence)
@@ -236,7 +263,8 @@ class SlowItems:
         return ItemFailed(Status.STEP_DEADLINE, index, int(self._row_seconds * 1e6), closes=index == LateIndex.CLOSED)
 
     def _wait_for(self, work: LateWork | Copying) -> bool:
-        """Waits for ``work`` until the deadline. The data path is not busy meanwhile: a hang in the lane is the lane's."""
+        """Waits for ``work`` until the deadline. The data path is not busy meanwhile: a hang in the lane is the
+        lane's."""
         self._marker[0] += 1
         try:
             return work.wait(self._deadline - time.perf_counter())

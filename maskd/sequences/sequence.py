@@ -1,6 +1,7 @@
 """One sequence: its matcher, and every token that the matcher accepted.
 
-Owns: the token history (``rollback`` is checked against it, undone tokens come from it), and the two ways in which an item
+Owns: the token history (``rollback`` is checked against it, undone tokens come from it), and the two ways in which an
+    item
 ends early. Knows nothing about: other sequences, rows, steps.
 """
 
@@ -25,11 +26,13 @@ __all__ = ["NOTHING", "Broken", "Copying", "HeldGrammar", "ItemFailed", "Late", 
 
 NOTHING: tuple[int, ...] = ()
 _PIECE_TOKENS = 16
-"""Tokens of one native call. llguidance holds the interpreter for as long as it takes tokens, so a history of thousands must not be one
-call: not for the data path, which waits for the interpreter, and not for the front, which looks for hangs."""
+"""Tokens of one native call. llguidance holds the interpreter for as long as it takes tokens, so a history of thousands
+must not be one call: not for the data path, which waits for the interpreter, and not for the front, which looks for
+hangs."""
 
 NextCall = Callable[[], None]
-"""Called before a native call of an item that makes several, so that the front, which looks for hangs, times each for itself."""
+"""Called before a native call of an item that makes several, so that the front, which looks for hangs, times each for
+itself."""
 
 
 def _no_next_call() -> None:
@@ -39,7 +42,9 @@ def _no_next_call() -> None:
 class ItemFailed(Exception):
     """Ends an item: status and details of its result; ``closes``: its sequence is gone."""
 
-    def __init__(self, status: Status, index: int = -1, value: int = 0, accepted: int = 0, *, closes: bool = False) -> None:
+    def __init__(
+        self, status: Status, index: int = -1, value: int = 0, accepted: int = 0, *, closes: bool = False
+    ) -> None:
         super().__init__(status)
         self.status, self.index, self.value, self.accepted, self.closes = status, index, value, accepted, closes
 
@@ -74,7 +79,13 @@ class HeldGrammar:
 
     @classmethod
     def of(
-        cls, grammar_id: int, grammar: Grammar, batch: BatchFill | None, *, slow: bool = False, when_slow: WhenSlow = "wait"
+        cls,
+        grammar_id: int,
+        grammar: Grammar,
+        batch: BatchFill | None,
+        *,
+        slow: bool = False,
+        when_slow: WhenSlow = "wait",
     ) -> HeldGrammar:
         """Returns ``grammar`` as a session holds it."""
         stop = grammar.stop_token_ids
@@ -135,7 +146,8 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """A lane job that begins with a copy of another sequence: over once ``copied`` is set, or once ``work`` was left out."""
+    """A lane job that begins with a copy of another sequence: over once ``copied`` is set, or once ``work`` was left
+    out."""
 
     copied: threading.Event
     work: LateWork
@@ -155,7 +167,8 @@ class Sequence:
         history: every accepted token, stop token included.
         terminated: a stop token was accepted.
         slow: its items run in the slow lane.
-        late: its item in the slow lane. The lane has the matcher until ``late.work`` is done; ask ``late.sequence`` then.
+        late: its item in the slow lane. The lane has the matcher until ``late.work`` is done; ask ``late.sequence``
+            then.
         copied_by: the lane job that copies the matcher, and has it until then.
         seen_in: the last step that had a full item for it.
         advance: ``Advance.advance`` of the matcher, if it has that.
@@ -163,8 +176,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "_detached", "advance", "batch", "copied_by", "held", "history", "late", "look_ahead", "mark", "matcher", "seen_in", "slow",
-        "stop_bytes", "stop_token_ids", "terminated",
+        "_detached", "advance", "batch", "copied_by", "held", "history", "late", "look_ahead", "mark", "matcher",
+        "seen_in", "slow", "stop_bytes", "stop_token_ids", "terminated",
     )  # fmt: skip
     matcher: Matcher
 
@@ -207,7 +220,8 @@ class Sequence:
         return self.late.position if self.late else len(self.history)
 
     def detach(self) -> None:
-        """Leaves what the matcher shares with others, once: for a sequence in the lane. Raises what the backend raises."""
+        """Leaves what the matcher shares with others, once: for a sequence in the lane. Raises what the backend
+        raises."""
         if not self._detached:
             self._detached = True
             if isinstance(self.matcher, Detach):

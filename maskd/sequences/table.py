@@ -1,6 +1,7 @@
 """The table: every sequence of a session, and the step that runs the items of a batch on them.
 
-Owns: which sequences are open, and the rows that are filled together. Knows nothing about: how one item runs (``item``), how slow
+Owns: which sequences are open, and the rows that are filled together. Knows nothing about: how one item runs
+    (``item``), how slow
 items are waited for (``late``).
 """
 
@@ -92,7 +93,8 @@ class SequenceTable:
             self.grammars.pop(held.alternate.grammar_id, None)
 
     def step(self, number: int, batch: _shm.Batch, rows: Rows) -> list[int | _shm.ResultTuple]:
-        """Does what the items of ``batch`` say, fills ``rows``, and returns one result an item, in order: its position if it is
+        """Does what the items of ``batch`` say, fills ``rows``, and returns one result an item, in order: its position
+        if it is
         plain and went well without flags, else a tuple.
 
         Items with one row and no drafts are filled together at the end, in one native call where the backend has one.
@@ -148,7 +150,9 @@ class SequenceTable:
 
     # -- one item, in full -----------------------------------------------------------------------------------------
 
-    def _item(self, number: int, at: int, item: _shm.ItemTuple, rows: Rows, *, timed: bool) -> tuple[_shm.ResultTuple, Effect | None]:
+    def _item(
+        self, number: int, at: int, item: _shm.ItemTuple, rows: Rows, *, timed: bool
+    ) -> tuple[_shm.ResultTuple, Effect | None]:
         """Runs one item. Returns its result and, if its one row is still to be filled, what it did."""
         status, sequence_id, action, *_, row, _, drafts, index, value = item
         if status:
@@ -185,7 +189,8 @@ class SequenceTable:
         return sequence
 
     def _create(self, at: int, item: _shm.ItemTuple, number: int, rows: Rows) -> tuple[_shm.ResultTuple, Effect | None]:
-        """Runs an item that opens or forks; see ``_item``. Always timed: a matcher or its copy may cost more than its rows."""
+        """Runs an item that opens or forks; see ``_item``. Always timed: a matcher or its copy may cost more than its
+        rows."""
         _, sequence_id, action, _, grammar_id, source_id, _, row, *_ = item
         if sequence_id in self._sequences:
             raise ItemFailed(Status.SEQUENCE_EXISTS, value=sequence_id)
@@ -250,7 +255,8 @@ class SequenceTable:
         self._slow.entries.clear()
 
     def _ended(self, item: _shm.ItemTuple, error: BaseException, rows: Rows) -> _shm.ResultTuple:
-        """Returns the result of an item that raised. What a library raises of its own, a panic of Rust among it, is no exception that
+        """Returns the result of an item that raised. What a library raises of its own, a panic of Rust among it, is no
+        exception that
         a step could know: the state of the matcher is unknown, so its sequence is closed, and no other is concerned."""
         if isinstance(error, ItemFailed):
             return self._failed(item, error, rows)
@@ -268,7 +274,18 @@ class SequenceTable:
         flags = TERMINATED if sequence and not sequence.late and sequence.terminated else 0
         if failure.closes:
             self._sequences.pop(sequence_id, None)
-        return (sequence_id, int(failure.status), flags, NO_ROW, 0, failure.accepted, position, NOTHING, failure.index, failure.value)
+        return (
+            sequence_id,
+            int(failure.status),
+            flags,
+            NO_ROW,
+            0,
+            failure.accepted,
+            position,
+            NOTHING,
+            failure.index,
+            failure.value,
+        )
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -282,7 +299,8 @@ class SequenceTable:
         *,
         timed: bool,
     ) -> None:
-        """Fills the rows that are left, in one native call a backend where there is one, and completes the results of all."""
+        """Fills the rows that are left, in one native call a backend where there is one, and completes the results of
+        all."""
         failed: list[tuple[int, Sequence, Effect | None, BaseException]] = []
         singles = pending
         if len(pending) > 1 and not timed:
@@ -296,7 +314,9 @@ class SequenceTable:
                 self._next_call()
                 self._marker[1] = self._mark_base  # grammar 0: several
                 try:
-                    by.fill_bitmasks([entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries])
+                    by.fill_bitmasks(
+                        [entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries]
+                    )
                 except BaseException:  # one of them failed: find out which, and serve the others
                     singles += entries
         row_of_number = rows.row
@@ -309,7 +329,14 @@ class SequenceTable:
                 if timed:
                     self._slow.judge(sequence, started)
             except BaseException as error:
-                failed.append((at, sequence, effect, ItemFailed(Status.BACKEND_FAILED) if isinstance(error, BackendError) else error))
+                failed.append(
+                    (
+                        at,
+                        sequence,
+                        effect,
+                        ItemFailed(Status.BACKEND_FAILED) if isinstance(error, BackendError) else error,
+                    )
+                )
                 row_of_number[row][:] = self._maker.stop_row
         filled += pending
         indices, stops = [entry[1] for entry in filled], [entry[2].stop_bytes for entry in filled]
@@ -338,7 +365,8 @@ class SequenceTable:
 
 
 def _read_by(item: _shm.ItemTuple) -> tuple[int, ...]:
-    """Returns the sequences whose other items ``item`` may not overtake: none for a question for a row, a fork's source as well."""
+    """Returns the sequences whose other items ``item`` may not overtake: none for a question for a row, a fork's source
+    as well."""
     _, sequence_id, action, _, _, source_id, rollback, _, accept, _, _, _ = item
     if action == Action.FORK:
         return sequence_id, source_id

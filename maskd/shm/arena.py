@@ -1,6 +1,7 @@
 """The arena: an engine's side of a shared-memory session. Attach, submit a step, wait, read the reply.
 
-Owns: the two mappings, the descriptors that wake either side, and the data socket, which is the session's lease: while it
+Owns: the two mappings, the descriptors that wake either side, and the data socket, which is the session's lease: while
+    it
 is open the session lives, and its end tells either side at once that the other is gone.
 Knows nothing about: gRPC (``client.py`` gets the token), grammars, what the engine does with the rows.
 
@@ -14,11 +15,8 @@ import contextlib
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +25,17 @@ from maskd import _shm
 from maskd.errors import (
     CapacityError,
     DeadlineError,
-    InvalidRequestError,
     PermissionDeniedError,
     ProtocolError,
     StepOrderError,
     UnavailableError,
 )
 from maskd.shm import layout as lay
+from maskd.shm.cells import Reply, pack_items
 from maskd.shm.segments import Mapping
-from maskd.step import Item, Result, Status
+from maskd.step import Item
 
-__all__ = ["Arena", "Reply", "pack_items", "result_of"]
+__all__ = ["Arena"]
 
 _RECHECK_SECONDS = 0.05
 """A wake-up that got lost costs this long, and never a hang."""
@@ -50,85 +48,16 @@ _REFUSALS = {
     5: "the session's worker is gone",
 }
 
-
-_STATUSES = tuple(Status)
 _INT32 = np.dtype(np.int32)
 _NO_TOKENS = np.zeros(0, dtype=_INT32)
-
-
-def result_of(row: Sequence[Any], forced: NDArray[np.int32]) -> Result:
-    """Returns the ``Result`` of one record of ``layout.RESULT``, given as a tuple."""
-    flags = row[2]
-    return Result(
-        row[0], _STATUSES[row[1]], row[3], row[4], row[5], row[6], bool(flags & 1), bool(flags & 2), bool(flags & 4),
-        tuple(forced[row[7] : row[7] + row[8]].tolist()) if row[8] else (), row[9], row[10],
-    )  # fmt: skip
-
-
-def pack_items(view: memoryview | bytearray, at: int, items: Sequence[Item]) -> bytes:
-    """Writes ``items`` to ``view`` from ``at`` on, as a cell has them, and returns their tokens, int32.
-
-    Raises:
-        InvalidRequestError: a number does not fit its field.
-    """
-    flat: list[int] = []
-    try:
-        for item in items:
-            lay.ITEM.pack_into(
-                view, at, item.sequence_id, item.grammar_id, item.source_sequence_id, item.action, item.want_forced,
-                item.rollback, item.row, len(flat), len(item.accept), len(item.drafts),
-            )  # fmt: skip
-            at += lay.ITEM.size
-            flat += item.accept
-            flat += item.drafts
-        return array.array("i", flat).tobytes()
-    except (struct.error, OverflowError) as error:
-        raise InvalidRequestError(f"a number of the step does not fit its field: {error}", field="items") from None
-
-
-@dataclass(slots=True)
-class Reply:
-    """The answer to one step.
-
-    Attributes:
-        step: its number.
-        packed: the results as bytes of ``layout.RESULT``, in the order of the items.
-        rows: (row_capacity, row_stride_words) int32, read-only; with shared memory a view of it, valid until the second
-            next submit. Row r belongs to the item that asked for row r.
-        forced: (n,) int32, the forced tokens of all items.
-        worker_seconds: time the worker spent on this step.
-        ok: whether every item is OK.
-    """
-
-    step: int
-    packed: bytes
-    rows: NDArray[np.int32]
-    forced: NDArray[np.int32]
-    worker_seconds: float
-    ok: bool
-    _results: list[Result] | None = field(default=None, repr=False)
-
-    @property
-    def table(self) -> NDArray[np.void]:
-        """The results as records, (item_count,) of ``layout.RESULT_DTYPE``, in the order of the items; read-only."""
-        return np.frombuffer(self.packed, dtype=lay.RESULT_DTYPE)
-
-    @property
-    def results(self) -> list[Result]:
-        """One ``Result`` an item, in the order of the items. Raises ProtocolError if one has a status that nobody knows."""
-        if self._results is None:
-            try:
-                self._results = [result_of(row, self.forced) for row in lay.RESULT.iter_unpack(self.packed)]
-            except IndexError:
-                raise ProtocolError(f"step {self.step} has a result with a status above {len(_STATUSES) - 1}") from None
-        return self._results
 
 
 class Arena:
     """One attached session. Not thread-safe: one thread submits and waits."""
 
     def __init__(self, lease: socket.socket, *, timeout_seconds: float = 10.0) -> None:
-        """Receives the grant over ``lease``, a connected SOCK_SEQPACKET socket whose hello was sent, and maps the segments.
+        """Receives the grant over ``lease``, a connected SOCK_SEQPACKET socket whose hello was sent, and maps the
+        segments.
 
         Raises:
             PermissionDeniedError: the daemon refused. UnavailableError: it hung up. ProtocolError: it sent nonsense.
@@ -146,7 +75,9 @@ class Arena:
             if _shm.load_u64(rows.base) != lay.MAGIC_ROWS:
                 raise ProtocolError("the rows segment is not ready")
             header = bytes(rows.bytes[: lay.ROWS_HEADER.size])
-            self.layout, self.session_id, self.worker_epoch, self.fingerprint = lay.Layout.unpack_rows_header(header, rows_bytes)
+            self.layout, self.session_id, self.worker_epoch, self.fingerprint = lay.Layout.unpack_rows_header(
+                header, rows_bytes
+            )
             if self.layout.steps_bytes != steps_bytes:
                 raise ProtocolError(f"steps segment has {steps_bytes} bytes, its layout says {self.layout.steps_bytes}")
             os.close(self._fds.pop(0))
@@ -161,7 +92,9 @@ class Arena:
         rows_at = [lay.PAGE_BYTES + c * layout.rows_cell_stride for c in cells]
         steps_at = [lay.PAGE_BYTES + c * layout.steps_cell_stride for c in cells]
         self._rows_cell_at = [rows.base + at for at in rows_at]
-        self._row_blocks = [rows.int32(at + layout.rows_offset, (layout.row_capacity, layout.row_stride_words)) for at in rows_at]
+        self._row_blocks = [
+            rows.int32(at + layout.rows_offset, (layout.row_capacity, layout.row_stride_words)) for at in rows_at
+        ]
         self._reply_shape = (layout.results_offset, layout.forced_offset, layout.item_capacity, layout.forced_capacity)
         self._steps_cell_at = steps_at
         self._items_at = [at + layout.items_offset for at in steps_at]
@@ -211,7 +144,9 @@ class Arena:
         self._lease.settimeout(timeout_seconds)
         fds = array.array("i")
         try:
-            data, ancillary, flags, _ = self._lease.recvmsg(lay.GRANT.size, socket.CMSG_SPACE(4 * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self._lease.recvmsg(
+                lay.GRANT.size, socket.CMSG_SPACE(4 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+            )
         except TimeoutError:
             raise UnavailableError(f"the daemon did not answer the hello within {timeout_seconds:.3g} s") from None
         except OSError as error:
@@ -230,7 +165,9 @@ class Arena:
         if refusal:
             raise PermissionDeniedError(f"the session was refused: {_REFUSALS.get(refusal, refusal)}", refusal=refusal)
         if len(self._fds) != 4 or flags & socket.MSG_CTRUNC:
-            raise ProtocolError(f"the grant brought {len(self._fds)} descriptors, not 4; is the descriptor limit reached?")
+            raise ProtocolError(
+                f"the grant brought {len(self._fds)} descriptors, not 4; is the descriptor limit reached?"
+            )
         return rows_bytes, steps_bytes
 
     # -- a step ----------------------------------------------------------------------------------------------------
@@ -245,12 +182,16 @@ class Arena:
         """
         cell, capacity = self._next_cell(), self.layout.item_capacity
         if len(items) > capacity:
-            raise CapacityError(f"{len(items)} items in a step; the session takes {capacity}", limit="item_capacity", value=capacity)
+            raise CapacityError(
+                f"{len(items)} items in a step; the session takes {capacity}", limit="item_capacity", value=capacity
+            )
         view = self._steps.view
         tokens = pack_items(view, self._items_at[cell], items)
         capacity, count = self.layout.token_capacity, len(tokens) // 4
         if count > capacity:
-            raise CapacityError(f"{count} tokens in a step; the session takes {capacity}", limit="token_capacity", value=capacity)
+            raise CapacityError(
+                f"{count} tokens in a step; the session takes {capacity}", limit="token_capacity", value=capacity
+            )
         at = self._tokens_at[cell]
         view[at : at + len(tokens)] = tokens
         return self._publish(cell, len(items), count)
@@ -261,8 +202,8 @@ class Arena:
         cell = self._next_cell()
         if len(items) > self.layout.item_capacity or len(tokens) > self.layout.token_capacity:
             raise CapacityError(
-                f"{len(items)} items and {len(tokens)} tokens in a step; the session takes {self.layout.item_capacity} and "
-                f"{self.layout.token_capacity}",
+                f"{len(items)} items and {len(tokens)} tokens in a step; "
+                f"the session takes {self.layout.item_capacity} and {self.layout.token_capacity}",
                 limit="item_capacity",
             )
         # Through bytes, for numpy takes a microsecond to assign a slice of records.
@@ -277,7 +218,9 @@ class Arena:
     def _next_cell(self) -> int:
         self._check_open()
         if self.submitted - self.collected >= lay.CELL_COUNT:
-            raise StepOrderError(f"steps {self.collected + 1} to {self.submitted} are unanswered; collect one before the next submit")
+            raise StepOrderError(
+                f"steps {self.collected + 1} to {self.submitted} are unanswered; collect one before the next submit"
+            )
         return (self.submitted + 1) % lay.CELL_COUNT
 
     def _publish(self, cell: int, item_count: int, token_count: int) -> int:
@@ -298,7 +241,8 @@ class Arena:
         return _shm.load_u64(self._completed) >= step
 
     def collect(self, *, timeout_seconds: float = 5.0, spin_seconds: float = 0.0) -> Reply:
-        """Waits for the oldest unanswered step and returns its reply. Spins first, for ``spin_seconds``, without the GIL.
+        """Waits for the oldest unanswered step and returns its reply. Spins first, for ``spin_seconds``, without the
+        GIL.
 
         Raises:
             StepOrderError: no step is unanswered.
@@ -327,9 +271,13 @@ class Arena:
         results, forced, duration_ns, failed = copied
         self.collected = step
         return Reply(
-            step, results, self._row_blocks[cell],
-            np.frombuffer(forced, dtype=_INT32) if forced else _NO_TOKENS, duration_ns / 1e9, not failed,
-        )  # fmt: skip
+            step,
+            results,
+            self._row_blocks[cell],
+            np.frombuffer(forced, dtype=_INT32) if forced else _NO_TOKENS,
+            duration_ns / 1e9,
+            not failed,
+        )
 
     def _park(self, step: int, timeout_seconds: float) -> None:
         deadline = time.monotonic() + timeout_seconds

@@ -1,8 +1,9 @@
 """How much memory may still be taken before the kernel kills somebody for it.
 
-Within a control group, and on most machines, memory is promised first and refused by killing a process later. So whoever is about to
-take much looks here before. Sources: the kernel's documentation of ``memory.max`` and ``memory.current`` (cgroup v2), of
-``memory.limit_in_bytes`` and ``memory.usage_in_bytes`` (v1), and of ``MemAvailable`` in /proc/meminfo.
+Within a control group, and on most machines, memory is promised first and refused by killing a process later. So
+whoever is about to
+take much looks here before. Sources: the kernel's documentation of ``memory.max`` and ``memory.current`` (cgroup v2),
+of ``memory.limit_in_bytes`` and ``memory.usage_in_bytes`` (v1), and of ``MemAvailable`` in /proc/meminfo.
 Knows nothing about: what the memory is for.
 """
 
@@ -14,15 +15,18 @@ from pathlib import Path
 
 __all__ = ["headroom_bytes"]
 
-_FILES = {"memory.max": ("memory.current", "inactive_file"), "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_inactive_file")}
+_FILES = {
+    "memory.max": ("memory.current", "inactive_file"),
+    "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_inactive_file"),
+}
 """Limit: what is used, and which of ``memory.stat`` the kernel takes back when it needs to."""
 
 
 def headroom_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Returns the bytes that this process may still take; None if the system does not say.
 
-    The least of what the machine has available and of what each control group that it is in has left. A file that cannot be read or
-    understood says nothing.
+    The least of what the machine has available and of what each control group that it is in has left. A file that
+    cannot be read or understood says nothing.
     """
     return min([*_available(proc), *_left_in_groups(proc, cgroups)], default=None)
 
@@ -41,7 +45,8 @@ def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
             if number == "0" or "memory" in controllers.split(","):
                 root = cgroups if number == "0" else cgroups / "memory"
                 group = root / path.strip("/")
-                for directory in [group, *group.parents]:  # a limit may stand on any of them; not all are visible in a container
+                # a limit may stand on any of them; not all are visible in a container
+                for directory in [group, *group.parents]:
                     yield from _left(directory)
                     if directory == root:
                         break

@@ -31,10 +31,11 @@ from maskd.bitmask import row_stride_words
 from maskd.errors import CapacityError, ProtocolError
 
 __all__ = [
-    "CELL_COUNT", "CELL_HEADER_BYTES", "GRANT", "HELLO", "ITEM", "ITEM_DTYPE", "MAGIC_GRANT", "MAGIC_HELLO", "MAGIC_ROWS", "MAGIC_STEPS",
-    "MAJOR", "MINOR", "PAGE_BYTES", "RESULT", "RESULT_DTYPE", "ROWS_CELL", "ROWS_HEADER", "STEPS_CELL", "STEPS_HEADER", "Layout",
-    "COMPLETED_STEP_OFFSET", "ENGINE_NEED_WAKEUP_OFFSET", "ENGINE_PROCESSOR_OFFSET", "HEARTBEAT_OFFSET", "PUBLISHED_STEP_OFFSET",
-    "STATE_OFFSET", "TOKEN_BYTES", "WORKER_NEED_WAKEUP_OFFSET",
+    "CELL_COUNT", "CELL_HEADER_BYTES", "GRANT", "HELLO", "ITEM", "ITEM_DTYPE", "MAGIC_GRANT", "MAGIC_HELLO",
+    "MAGIC_ROWS", "MAGIC_STEPS", "MAJOR", "MINOR", "PAGE_BYTES", "RESULT", "RESULT_DTYPE", "ROWS_CELL", "ROWS_HEADER",
+    "STEPS_CELL", "STEPS_HEADER", "Layout", "COMPLETED_STEP_OFFSET", "ENGINE_NEED_WAKEUP_OFFSET",
+    "ENGINE_PROCESSOR_OFFSET", "HEARTBEAT_OFFSET", "PUBLISHED_STEP_OFFSET", "STATE_OFFSET", "TOKEN_BYTES",
+    "WORKER_NEED_WAKEUP_OFFSET",
 ]  # fmt: skip
 
 MAJOR, MINOR = 1, 2
@@ -53,17 +54,19 @@ STEPS_HEADER = struct.Struct("<Q2HIQ4I4Qq")
 """magic, major, minor, header_bytes, total_bytes, cell_count, item_capacity, token_capacity, 0, cells_offset,
 cell_stride_bytes, items_offset, tokens_offset, session_id"""
 ROWS_HEADER = struct.Struct("<Q2HIQ4I2Q3QQ2IqQ32s")
-"""magic, major, minor, header_bytes, total_bytes, cell_count, item_capacity, row_capacity, forced_capacity, cells_offset,
-cell_stride_bytes, results_offset, forced_offset, rows_offset, row_stride_bytes, vocab_size, token_capacity, session_id,
-worker_epoch, fingerprint"""
+"""magic, major, minor, header_bytes, total_bytes, cell_count, item_capacity, row_capacity, forced_capacity,
+cells_offset, cell_stride_bytes, results_offset, forced_offset, rows_offset, row_stride_bytes, vocab_size,
+token_capacity, session_id, worker_epoch, fingerprint"""
 STEPS_CELL = struct.Struct("<QII")
 """step, item_count, token_count"""
 ROWS_CELL = struct.Struct("<QQIIQ")
 """lock, step, item_count, forced_count, duration_ns"""
 ITEM = struct.Struct("<qqqHHii3I16x")
-"""sequence_id, grammar_id, source_sequence_id, action, flags, rollback, row, accept_offset, accept_count, draft_count"""
+"""sequence_id, grammar_id, source_sequence_id, action, flags, rollback, row, accept_offset, accept_count,
+draft_count"""
 RESULT = struct.Struct("<qHHi5Iiq16x")
-"""sequence_id, status, flags, row, row_count, accepted_count, position, forced_offset, forced_count, detail_index, detail_value"""
+"""sequence_id, status, flags, row, row_count, accepted_count, position, forced_offset, forced_count, detail_index,
+detail_value"""
 HELLO = struct.Struct("<Q2HI16s16x")
 """magic, major, minor, 0, token"""
 GRANT = struct.Struct("<QI2Hq2Q24x")
@@ -71,14 +74,15 @@ GRANT = struct.Struct("<QI2Hq2Q24x")
 
 ITEM_DTYPE = np.dtype(
     [
-        ("sequence_id", "<i8"), ("grammar_id", "<i8"), ("source_sequence_id", "<i8"), ("action", "<u2"), ("flags", "<u2"),
-        ("rollback", "<i4"), ("row", "<i4"), ("accept_offset", "<u4"), ("accept_count", "<u4"), ("draft_count", "<u4"), ("zero", "V16"),
+        ("sequence_id", "<i8"), ("grammar_id", "<i8"), ("source_sequence_id", "<i8"), ("action", "<u2"),
+        ("flags", "<u2"), ("rollback", "<i4"), ("row", "<i4"), ("accept_offset", "<u4"), ("accept_count", "<u4"),
+        ("draft_count", "<u4"), ("zero", "V16"),
     ]
 )  # fmt: skip
 RESULT_DTYPE = np.dtype(
     [
-        ("sequence_id", "<i8"), ("status", "<u2"), ("flags", "<u2"), ("row", "<i4"), ("row_count", "<u4"), ("accepted_count", "<u4"),
-        ("position", "<u4"), ("forced_offset", "<u4"), ("forced_count", "<u4"),
+        ("sequence_id", "<i8"), ("status", "<u2"), ("flags", "<u2"), ("row", "<i4"), ("row_count", "<u4"),
+        ("accepted_count", "<u4"), ("position", "<u4"), ("forced_offset", "<u4"), ("forced_count", "<u4"),
         ("detail_index", "<i4"), ("detail_value", "<i8"), ("zero", "V16"),
     ]
 )  # fmt: skip
@@ -147,7 +151,9 @@ class Layout:
             ("row_capacity", row_count, self.row_capacity),
         ):
             if value > limit:
-                raise CapacityError(f"{value} {name.partition('_')[0]}s in a step; the session takes {limit}", limit=name, value=limit)
+                raise CapacityError(
+                    f"{value} {name.partition('_')[0]}s in a step; the session takes {limit}", limit=name, value=limit
+                )
         return Layout(self.vocab_size, max(1, item_count), max(1, row_count), max(1, token_count), self.forced_capacity)
 
     # Steps segment.
@@ -200,16 +206,18 @@ class Layout:
     def pack_steps_header(self, session_id: int) -> bytes:
         """Returns the header of the steps segment, magic included."""
         return STEPS_HEADER.pack(
-            MAGIC_STEPS, MAJOR, MINOR, PAGE_BYTES, self.steps_bytes, CELL_COUNT, self.item_capacity, self.token_capacity, 0,
-            PAGE_BYTES, self.steps_cell_stride, self.items_offset, self.tokens_offset, session_id,
+            MAGIC_STEPS, MAJOR, MINOR, PAGE_BYTES, self.steps_bytes, CELL_COUNT, self.item_capacity,
+            self.token_capacity, 0, PAGE_BYTES, self.steps_cell_stride, self.items_offset, self.tokens_offset,
+            session_id,
         )  # fmt: skip
 
     def pack_rows_header(self, session_id: int, worker_epoch: int, fingerprint: bytes) -> bytes:
         """Returns the header of the rows segment with magic 0; the magic is stored last, with release."""
         return ROWS_HEADER.pack(
-            0, MAJOR, MINOR, PAGE_BYTES, self.rows_bytes, CELL_COUNT, self.item_capacity, self.row_capacity, self.forced_capacity,
-            PAGE_BYTES, self.rows_cell_stride, self.results_offset, self.forced_offset, self.rows_offset, self.row_stride_bytes,
-            self.vocab_size, self.token_capacity, session_id, worker_epoch, fingerprint,
+            0, MAJOR, MINOR, PAGE_BYTES, self.rows_bytes, CELL_COUNT, self.item_capacity, self.row_capacity,
+            self.forced_capacity, PAGE_BYTES, self.rows_cell_stride, self.results_offset, self.forced_offset,
+            self.rows_offset, self.row_stride_bytes, self.vocab_size, self.token_capacity, session_id, worker_epoch,
+            fingerprint,
         )  # fmt: skip
 
     @classmethod
@@ -223,9 +231,14 @@ class Layout:
             raise ProtocolError(f"rows segment of {segment_bytes} bytes is shorter than its header")
         f = ROWS_HEADER.unpack_from(header)
         if f[0] != MAGIC_ROWS or f[1] != MAJOR:
-            raise ProtocolError(f"rows segment has magic {f[0]:#x}, layout {f[1]}.{f[2]}; this client reads layout {MAJOR}.{MINOR}")
-        layout = cls(vocab_size=f[15], item_capacity=f[6], row_capacity=f[7], token_capacity=f[16], forced_capacity=f[8])
+            raise ProtocolError(
+                f"rows segment has magic {f[0]:#x}, layout {f[1]}.{f[2]}; this client reads layout {MAJOR}.{MINOR}"
+            )
+        layout = cls(
+            vocab_size=f[15], item_capacity=f[6], row_capacity=f[7], token_capacity=f[16], forced_capacity=f[8]
+        )
         expected = layout.pack_rows_header(f[17], f[18], f[19])
-        if expected[12:] != header[12 : ROWS_HEADER.size] or f[4] != segment_bytes:  # behind the minor version, which may differ
+        # behind the minor version, which may differ
+        if expected[12:] != header[12 : ROWS_HEADER.size] or f[4] != segment_bytes:
             raise ProtocolError(f"rows segment of {segment_bytes} bytes has a header that does not add up")
         return layout, f[17], f[18], f[19]

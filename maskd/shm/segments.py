@@ -1,6 +1,7 @@
 """Segments: anonymous memory with one writer, made here and passed by descriptor.
 
-A segment is a memfd: it has no name, so nothing can be guessed, left behind or registered by a client; it is allocated at
+A segment is a memfd: it has no name, so nothing can be guessed, left behind or registered by a client; it is allocated
+at
 once (``posix_fallocate``), so that a full machine is an error here and never a SIGBUS later; and it is sealed, so that
 nobody can shrink it and, for rows, nobody but the worker that mapped it first can write it.
 Owns: creation, sealing, mapping, and the lifetime of a mapping.
@@ -45,7 +46,9 @@ def create_segment(name: str, size_bytes: int) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
         raise CapacityError(
-            f"no descriptor for a segment of {size_bytes} bytes: {error.strerror}", limit="descriptors", bytes=size_bytes
+            f"no descriptor for a segment of {size_bytes} bytes: {error.strerror}",
+            limit="descriptors",
+            bytes=size_bytes,
         ) from None
     try:
         os.fchmod(fd, 0o600)
@@ -58,9 +61,11 @@ def create_segment(name: str, size_bytes: int) -> int:
 
 def _no_memory(size_bytes: int, why: str) -> CapacityError:
     return CapacityError(
-        f"a segment of {size_bytes} bytes was needed and is not to be had: {why}; ask for fewer rows, or use the inline transport",
-        limit="memory", bytes=size_bytes,
-    )  # fmt: skip
+        f"a segment of {size_bytes} bytes was needed and is not to be had: {why}; "
+        "ask for fewer rows, or use the inline transport",
+        limit="memory",
+        bytes=size_bytes,
+    )
 
 
 def seal(fd: int, *, foreign_writes: bool) -> None:
@@ -80,7 +85,8 @@ class Mapping:
         size_bytes: what the peer said; checked against the real size, and against shrinking.
         writable: whether to map for writing.
     Raises:
-        ProtocolError: another size, empty, not sealed, or no segment at all. CapacityError: no address space or no descriptor left.
+        ProtocolError: another size, empty, not sealed, or no segment at all. CapacityError: no address space or no
+            descriptor left.
     """
 
     __slots__ = ("_mmap", "base", "bytes", "size", "view")
@@ -99,7 +105,9 @@ class Mapping:
             self._mmap = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, access)  # duplicates the descriptor
         except OSError as error:
             limit = "descriptors" if error.errno in (errno.EMFILE, errno.ENFILE) else "memory"
-            raise CapacityError(f"cannot map a segment of {size_bytes} bytes: {error.strerror}", limit=limit, bytes=size_bytes) from None
+            raise CapacityError(
+                f"cannot map a segment of {size_bytes} bytes: {error.strerror}", limit=limit, bytes=size_bytes
+            ) from None
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._mmap, dtype=np.uint8)
         self.view = memoryview(self._mmap)
         self.base: int = self.bytes.ctypes.data

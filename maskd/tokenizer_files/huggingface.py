@@ -1,10 +1,13 @@
 """Hugging Face tokenizer.json: token bytes as the file's own decoder would write them.
 
-Owns: byte-level BPE (GPT-2's byte alphabet) and SentencePiece style (``▁`` for space, ``<0xHH>`` for bytes); refuses the rest.
+Owns: byte-level BPE (GPT-2's byte alphabet) and SentencePiece style (``▁`` for space, ``<0xHH>`` for bytes); refuses
+    the rest.
 Knows nothing about: the files beside tokenizer.json, encoding, merges.
-Source: huggingface/tokenizers, ``decoders/*.rs`` and ``pre_tokenizers/byte_level.rs``; openai/gpt-2, ``bytes_to_unicode``.
+Source: huggingface/tokenizers, ``decoders/*.rs`` and ``pre_tokenizers/byte_level.rs``; openai/gpt-2,
+    ``bytes_to_unicode``.
 
-A SentencePiece-style tokenizer may drop one space at the start of the whole text. Masks are made for text in the middle of
+A SentencePiece-style tokenizer may drop one space at the start of the whole text. Masks are made for text in the middle
+of
 a sequence, so that a token is always taken with its space.
 """
 
@@ -25,7 +28,8 @@ _NEIGHBOURS = "its tokens read differently depending on their neighbours, so tha
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Returns GPT-2's character for each byte, inverted: printable Latin-1 is itself, the other 68 bytes follow from U+0100."""
+    """Returns GPT-2's character for each byte, inverted: printable Latin-1 is itself, the other 68 bytes follow from
+    U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -38,7 +42,8 @@ def read_huggingface(path: Path, data: Mapping[str, Any]) -> Draft:
     """Returns the draft of a tokenizer.json.
 
     Raises:
-        VocabularyError: malformed, or of a kind whose tokens have no bytes of their own (WordPiece, WordLevel, suffix BPE).
+        VocabularyError: malformed, or of a kind whose tokens have no bytes of their own (WordPiece, WordLevel, suffix
+            BPE).
     """
     model = expect(path, "model", data.get("model"), dict)
     kind = _model_kind(path, model)
@@ -67,11 +72,14 @@ def read_huggingface(path: Path, data: Mapping[str, Any]) -> Draft:
 
 
 def _unsupported(path: Path, problem: str) -> VocabularyError:
-    return invalid(path, f"unsupported tokenizer: {problem}; use a model with byte-level BPE or SentencePiece-style tokens")
+    return invalid(
+        path, f"unsupported tokenizer: {problem}; use a model with byte-level BPE or SentencePiece-style tokens"
+    )
 
 
 def _model_kind(path: Path, model: Mapping[str, Any]) -> str:
-    """Returns the model's type; files from before 2021, GPT-2's among them, have none and are told apart by their fields."""
+    """Returns the model's type; files from before 2021, GPT-2's among them, have none and are told apart by their
+    fields."""
     if model.get("type") is not None:
         return expect(path, "model.type", model["type"], str)
     if "merges" in model:
@@ -172,5 +180,7 @@ def _inferred_decoder(path: Path, data: Mapping[str, Any], model: Mapping[str, A
         elif part.get("type") == "Replace" and part.get("pattern") == {"String": " "} and part.get("content"):
             found.append({"type": "Replace", "pattern": {"String": part["content"]}, "content": " "})
     if not found:
-        raise _unsupported(path, "there is no decoder, and neither normalizer nor pre_tokenizer say how tokens spell spaces")
+        raise _unsupported(
+            path, "there is no decoder, and neither normalizer nor pre_tokenizer say how tokens spell spaces"
+        )
     return [{"type": "ByteFallback"}, *found] if model.get("byte_fallback") is True else found

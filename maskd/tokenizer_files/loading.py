@@ -1,8 +1,10 @@
 """From a path to a Vocabulary: which format it is, and what the files beside it and the caller add.
 
-Owns: ``load_vocabulary``, format detection by content, and the precedence of the sources of stop tokens and of the width.
+Owns: ``load_vocabulary``, format detection by content, and the precedence of the sources of stop tokens and of the
+    width.
 Knows nothing about: how any one format writes its tokens.
-Source: transformers (tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json) and vLLM, which
+Source: transformers (tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json) and vLLM,
+    which
 takes the end-of-sequence ids of the generation config together with the tokenizer's own.
 """
 
@@ -36,13 +38,15 @@ def load_vocabulary(
 ) -> Vocabulary:
     """Reads a vocabulary from local files; nothing is downloaded, and no model library is imported.
 
-    Formats, told apart by content: a Hugging Face tokenizer.json (byte-level BPE; SentencePiece-style BPE or Unigram), a
+    Formats, told apart by content: a Hugging Face tokenizer.json (byte-level BPE; SentencePiece-style BPE or Unigram),
+    a
     tekken JSON, a tiktoken rank file; or a directory with one of these, whose config.json, generation_config.json,
     tokenizer_config.json and special_tokens_map.json are then read as well. A path to a file reads that file only.
 
     Args:
         path: the file or the directory.
-        vocab_size: width of the logits. Default: that of config.json (``text_config`` first), else the format's own, else
+        vocab_size: width of the logits. Default: that of config.json (``text_config`` first), else the format's own,
+            else
             the number of tokens. Added tokens from this width on are dropped: no logit stands for them.
         stop_token_ids: ids that end a sequence, instead of those in the files. Required for tiktoken files, where an id
             beyond the ranks becomes a special token with a made-up name. Default: ``eos_token_id`` of
@@ -97,7 +101,10 @@ def _locate(path: Path) -> tuple[Path | None, Path]:
     except (OSError, ValueError) as error:
         raise invalid(path, f"cannot be read: {error}") from None
     if file is None:
-        raise invalid(path, f"there is no {', '.join(_FILES_IN_DIRECTORY)} or *.tiktoken in it; give a tokenizer directory or file")
+        raise invalid(
+            path,
+            f"there is no {', '.join(_FILES_IN_DIRECTORY)} or *.tiktoken in it; give a tokenizer directory or file",
+        )
     return path, file
 
 
@@ -109,7 +116,9 @@ def _read_draft(file: Path) -> Draft:
             return read_tekken(file, data)
         if "model" in data:
             return read_huggingface(file, data)
-        raise invalid(file, f"neither a tokenizer.json ('model') nor a tekken file ('config', 'vocab'): it has {list(data)[:8]}")
+        raise invalid(
+            file, f"neither a tokenizer.json ('model') nor a tekken file ('config', 'vocab'): it has {list(data)[:8]}"
+        )
     if raw.startswith(b"version https://git-lfs"):
         raise invalid(file, "a Git LFS pointer, not the file itself; run 'git lfs pull'")
     if _TIKTOKEN_LINE.match(raw):
@@ -122,7 +131,8 @@ def _read_draft(file: Path) -> Draft:
 
 
 def _apply_siblings(directory: Path, draft: Draft) -> None:
-    """Adds to ``draft`` what the files beside the tokenizer say: added and special tokens, stop tokens, the width of the logits."""
+    """Adds to ``draft`` what the files beside the tokenizer say: added and special tokens, stop tokens, the width of
+    the logits."""
     added_file, special_file = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
     tokenizer_config, special_map = _optional_json(added_file), _optional_json(special_file)
     added = tokenizer_config.get("added_tokens_decoder") or {}
@@ -140,7 +150,9 @@ def _apply_siblings(directory: Path, draft: Draft) -> None:
     config = _optional_json(config_file)
     text_config = expect(config_file, "text_config", config.get("text_config") or {}, dict)
     model_stops = (
-        _eos_ids(generation_file, _optional_json(generation_file)) or _eos_ids(config_file, config) or _eos_ids(config_file, text_config)
+        _eos_ids(generation_file, _optional_json(generation_file))
+        or _eos_ids(config_file, config)
+        or _eos_ids(config_file, text_config)
     )
     eos = _token_text(tokenizer_config.get("eos_token")) or _token_text(special_map.get("eos_token"))
     draft.stop_ids = (*model_stops, *((draft.names[eos],) if eos in draft.names else draft.stop_ids))
@@ -155,7 +167,8 @@ def _optional_json(file: Path) -> dict[str, Any]:
 
 
 def _token_text(value: object) -> str:
-    """Returns the text of a token that a configuration names, plainly or as ``{"content": ...}``; empty if it names none."""
+    """Returns the text of a token that a configuration names, plainly or as ``{"content": ...}``; empty if it names
+    none."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else ""
 
@@ -191,7 +204,9 @@ def _drop_beyond(file: Path, draft: Draft, width: int) -> None:
     beyond = {token_id for token_id in draft.tokens if token_id >= width}
     if lost := beyond - draft.added_ids:
         raise invalid(
-            file, f"the logits are {width} wide, but {len(lost)} trained tokens lie beyond; tokenizer and model do not belong together"
+            file,
+            f"the logits are {width} wide, but {len(lost)} trained tokens lie beyond; "
+            "tokenizer and model do not belong together",
         )
     for token_id in beyond:
         del draft.tokens[token_id]

@@ -20,7 +20,17 @@ __all__ = ["read_tekken", "read_tiktoken"]
 _TEKKEN_EOS = "</s>"
 # The special tokens of tekken files up to v7, which do not list them: mistral-common's DEPRECATED_SPECIAL_TOKENS.
 _TEKKEN_SPECIAL_NAMES = (
-    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    *(
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+    ),
     *("[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"),
     *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
 )
@@ -28,7 +38,8 @@ _LAST_VERSION_WITHOUT_LIST = 7
 
 
 def read_tekken(path: Path, data: Mapping[str, Any]) -> Draft:
-    """Returns the draft of a tekken file: first the special tokens, then the ranks, cut to ``config.default_vocab_size``.
+    """Returns the draft of a tekken file: first the special tokens, then the ranks, cut to
+    ``config.default_vocab_size``.
 
     Raises:
         VocabularyError: malformed, or too few ranks for the vocabulary size.
@@ -39,7 +50,9 @@ def read_tekken(path: Path, data: Mapping[str, Any]) -> Draft:
     special_count = expect_id(path, "config.default_num_special_tokens", config.get("default_num_special_tokens"))
     rank_count = vocab_size - special_count
     if not 0 < rank_count <= len(vocab):
-        raise invalid(path, f"{vocab_size} tokens less {special_count} special ones need that many ranks; vocab has {len(vocab)}")
+        raise invalid(
+            path, f"{vocab_size} tokens less {special_count} special ones need that many ranks; vocab has {len(vocab)}"
+        )
 
     draft = Draft(vocab_size=vocab_size)
     names = _tekken_special_names(path, data, config, special_count)
@@ -56,18 +69,25 @@ def read_tekken(path: Path, data: Mapping[str, Any]) -> Draft:
     return draft
 
 
-def _tekken_special_names(path: Path, data: Mapping[str, Any], config: Mapping[str, Any], special_count: int) -> dict[int, str]:
+def _tekken_special_names(
+    path: Path, data: Mapping[str, Any], config: Mapping[str, Any], special_count: int
+) -> dict[int, str]:
     if data.get("special_tokens") is None:
         version = re.match(r"v(\d{1,4})", str(config.get("version")))
         if version is None or int(version[1]) > _LAST_VERSION_WITHOUT_LIST:
-            raise invalid(path, f"version {str(config.get('version'))[:40]!r} needs a special_tokens list; fetch the file again")
+            raise invalid(
+                path, f"version {str(config.get('version'))[:40]!r} needs a special_tokens list; fetch the file again"
+            )
         return dict(enumerate(_TEKKEN_SPECIAL_NAMES[:special_count]))
     names: dict[int, str] = {}
     for place, item in enumerate(expect(path, "special_tokens", data["special_tokens"], list)):
         entry = expect(path, f"special_tokens[{place}]", item, dict)
         rank = expect_id(path, f"special_tokens[{place}].rank", entry.get("rank"))
         if rank >= special_count or rank in names:
-            raise invalid(path, f"special_tokens[{place}].rank is {rank}, twice or not below {special_count}; fetch the file again")
+            raise invalid(
+                path,
+                f"special_tokens[{place}].rank is {rank}, twice or not below {special_count}; fetch the file again",
+            )
         names[rank] = expect(path, f"special_tokens[{place}].token_str", entry.get("token_str"), str)
     return names
 

@@ -62,7 +62,8 @@ class Draft:
         (self.special_ids.add if special else self.special_ids.discard)(token_id)
 
     def mark_special(self, path: Path, text: str) -> None:
-        """Makes the token named ``text`` special. Unknown names are ignored: configurations name tokens that were never added."""
+        """Makes the token named ``text`` special. Unknown names are ignored: configurations name tokens that were never
+        added."""
         if text in self.names:
             self.tokens[self.names[text]] = utf8(path, text)
             self.special_ids.add(self.names[text])
@@ -77,7 +78,10 @@ def expect(path: Path, where: str, value: object, kind: type[T]) -> T:
     """Returns ``value`` if it is a ``kind`` (a bool is no int), else raises VocabularyError."""
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         wanted = {dict: "an object", list: "a list", str: "a string", int: "an integer"}.get(kind, kind.__name__)
-        raise invalid(path, f"{where} is {'missing' if value is None else type(value).__name__}, not {wanted}; fetch the file again")
+        raise invalid(
+            path,
+            f"{where} is {'missing' if value is None else type(value).__name__}, not {wanted}; fetch the file again",
+        )
     return value
 
 
@@ -90,15 +94,19 @@ def expect_id(path: Path, where: str, value: object) -> int:
 
 
 def utf8(path: Path, text: str) -> bytes:
-    """Returns the UTF-8 of ``text``; raises VocabularyError on lone surrogates, which JSON can write and no text holds."""
+    """Returns the UTF-8 of ``text``; raises VocabularyError on lone surrogates, which JSON can write and no text
+    holds."""
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise invalid(path, f"token {text[:40]!a} holds half of a surrogate pair; write the tokenizer file again") from None
+        raise invalid(
+            path, f"token {text[:40]!a} holds half of a surrogate pair; write the tokenizer file again"
+        ) from None
 
 
 def read_bounded(path: Path) -> bytes:
-    """Returns the content of the regular file ``path``. Raises VocabularyError if it is none, unreadable or over MAX_FILE_BYTES."""
+    """Returns the content of the regular file ``path``. Raises VocabularyError if it is none, unreadable or over
+    MAX_FILE_BYTES."""
     try:
         if not path.is_file():  # before opening: to open a pipe would wait for its writer
             raise invalid(path, "no such file" if not path.exists() else "not a regular file")

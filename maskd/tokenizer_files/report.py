@@ -22,7 +22,9 @@ def validate_vocabulary(vocabulary: Vocabulary) -> tuple[str, ...]:
     special = set(vocabulary.special_token_ids)
     text = {token_id: token for token_id, token in enumerate(vocabulary.tokens) if token_id not in special}
     first_ids: dict[bytes, int] = {}
-    duplicates = [token_id for token_id, token in text.items() if token and first_ids.setdefault(token, token_id) != token_id]
+    duplicates = [
+        token_id for token_id, token in text.items() if token and first_ids.setdefault(token, token_id) != token_id
+    ]
     empty = [token_id for token_id, token in text.items() if not token]
     long = [token_id for token_id, token in enumerate(vocabulary.tokens) if len(token) > LONG_TOKEN_BYTES]
     missing = [byte for byte in range(256) if bytes([byte]) not in first_ids]
@@ -36,10 +38,15 @@ def validate_vocabulary(vocabulary: Vocabulary) -> tuple[str, ...]:
     if long:
         warnings.append(f"{_ids(long)} have more than {LONG_TOKEN_BYTES} bytes")
     if len(vocabulary.stop_token_ids) > 1:
-        warnings.append(f"{len(vocabulary.stop_token_ids)} stop tokens end a sequence: {_ids(vocabulary.stop_token_ids)}")
+        warnings.append(
+            f"{len(vocabulary.stop_token_ids)} stop tokens end a sequence: {_ids(vocabulary.stop_token_ids)}"
+        )
     if missing:
         sample = ", ".join(f"0x{byte:02x}" for byte in missing[:_EXAMPLES])
-        warnings.append(f"{len(missing)} of 256 bytes are no token of their own ({sample}{_more(missing)}); some texts may be out of reach")
+        warnings.append(
+            f"{len(missing)} of 256 bytes are no token of their own ({sample}{_more(missing)}); "
+            "some texts may be out of reach"
+        )
     if padding:
         warnings.append(f"{padding} of {vocabulary.vocab_size} logits stand for no token; this tail is never allowed")
     return tuple(warnings)

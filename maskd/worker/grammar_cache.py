@@ -1,6 +1,8 @@
-"""The grammar cache of a worker: compiled once per content, many waiters, least recently used out first, limited by bytes.
+"""The grammar cache of a worker: compiled once per content, many waiters, least recently used out first, limited by
+bytes.
 
-Owns: the cache and the single flight. Used by one thread, the worker's data path; only ``compile`` runs elsewhere, and its
+Owns: the cache and the single flight. Used by one thread, the worker's data path; only ``compile`` runs elsewhere, and
+    its
 outcome comes back through ``finish``.
 Knows nothing about: threads, sessions, sockets.
 """

@@ -50,9 +50,11 @@ class Compiles:
         self.done_fd = self._pool.done_fd
         self.finish = self._pool.finish
 
-    def compile(self, message: messages.CompileGrammar, session: WorkerSession, held: Callable[[], bool], answer: Answer) -> None:
-        """Makes the grammar of ``message`` for ``session``, which has it when ``answer`` is called. ``held`` tells, then, whether the
-        session is still there.
+    def compile(
+        self, message: messages.CompileGrammar, session: WorkerSession, held: Callable[[], bool], answer: Answer
+    ) -> None:
+        """Makes the grammar of ``message`` for ``session``, which has it when ``answer`` is called. ``held`` tells,
+        then, whether the session is still there.
 
         Raises:
             CapacityError, GrammarUnsupportedError: nothing was begun, and ``answer`` is not called.
@@ -61,14 +63,17 @@ class Compiles:
         if message.grammar_id and len(grammars) + len(session.awaited_grammars) >= self._grammars_per_session:
             raise CapacityError(
                 f"the session holds its {self._grammars_per_session} grammars, or has them compiled; delete one first",
-                limit="grammars_per_session", value=self._grammars_per_session,
-            )  # fmt: skip
+                limit="grammars_per_session",
+                value=self._grammars_per_session,
+            )
         spec, verdict = message.spec, message.verdict
         named = self._named
         name = verdict.report.backend if verdict is not None else spec.backend
         backend = named.get(name)
         if backend is None:
-            raise GrammarUnsupportedError(f"no backend {name!r} here; give one of {', '.join(named)}", backends=", ".join(named))
+            raise GrammarUnsupportedError(
+                f"no backend {name!r} here; give one of {', '.join(named)}", backends=", ".join(named)
+            )
         key = (session.vocabulary.fingerprint, spec.digest())
 
         def compiled(result: Compiled) -> None:
@@ -80,7 +85,9 @@ class Compiles:
                 answer(messages.failure_of(NotFoundError("the session ended during the compile", kind="session")))
             else:
                 if wanted:  # else it was dropped while it compiled, or is to be reported only
-                    grammar = self._held(message, outcome, named.get(outcome.report.backend, backend), session.vocabulary)
+                    grammar = self._held(
+                        message, outcome, named.get(outcome.report.backend, backend), session.vocabulary
+                    )
                     grammars[message.grammar_id] = grammar
                     if message.alternate_of in grammars:
                         grammars[message.alternate_of] = grammars[message.alternate_of].with_alternate(grammar)
@@ -91,7 +98,9 @@ class Compiles:
         if self._cache.request(key, compiled):
             self._pool.submit(functools.partial(_make, backend, spec, verdict), functools.partial(self._finish, key))
 
-    def _held(self, message: messages.CompileGrammar, grammar: Grammar, backend: Backend, vocabulary: Vocabulary) -> HeldGrammar:
+    def _held(
+        self, message: messages.CompileGrammar, grammar: Grammar, backend: Backend, vocabulary: Vocabulary
+    ) -> HeldGrammar:
         """Returns ``grammar``, compiled by ``backend``, as a session holds it: behind its gate, if it has one."""
         spec, verdict = message.spec, message.verdict
         batch: BatchFill | None = backend if isinstance(backend, BatchFill) and not message.solo else None

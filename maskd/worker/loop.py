@@ -1,9 +1,11 @@
 """The worker's loop: one thread that serves every session's steps and, between steps, the front's messages.
 
-It sleeps in epoll on the doorbells of its sessions, their leases, the control channel and the compile threads. Before it
+It sleeps in epoll on the doorbells of its sessions, their leases, the control channel and the compile threads. Before
+it
 sleeps it raises the need-wakeup word of every session, fences, and looks once more (io_uring's protocol), so an engine
-rings only a sleeping worker; no sleep is longer than 50 ms, so even a lost ring is no hang. Whatever may take long is done on other
-threads: compiles, and making and freeing the segments of sessions, for which the kernel may have to clear gigabytes.
+rings only a sleeping worker; no sleep is longer than 50 ms, so even a lost ring is no hang. Whatever may take long is
+done on other threads: compiles, and making and freeing the segments of sessions, for which the kernel may have to clear
+gigabytes.
 Owns: the sessions of this worker.
 Knows nothing about: gRPC, tokens that open data sockets, other workers.
 """
@@ -62,7 +64,12 @@ class WorkerLoop:
     """
 
     def __init__(
-        self, channel: socket.socket, marker_fd: int, options: messages.SpawnWorker, vocabulary: Vocabulary, named: Mapping[str, Backend]
+        self,
+        channel: socket.socket,
+        marker_fd: int,
+        options: messages.SpawnWorker,
+        vocabulary: Vocabulary,
+        named: Mapping[str, Backend],
     ) -> None:
         channel.setblocking(False)
         self._channel = channel
@@ -117,7 +124,8 @@ class WorkerLoop:
         return served
 
     def _end_broken(self, session: WorkerSession, error: Exception) -> str:
-        """Ends a session whose step failed as a whole, and returns why: its engine broke the contract, or our own code did. What a
+        """Ends a session whose step failed as a whole, and returns why: its engine broke the contract, or our own code
+        did. What a
         backend raises ends a sequence, in the table."""
         if isinstance(error, ProtocolError):
             why = error.message
@@ -183,7 +191,9 @@ class WorkerLoop:
                         session.table.drop_grammar(message.grammar_id)
                 case messages.ReadSession():
                     session = self._session(message.session_id)
-                    state = messages.SessionState(session.attached, len(session.table), len(session.table.grammars), session.completed)
+                    state = messages.SessionState(
+                        session.attached, len(session.table), len(session.table.grammars), session.completed
+                    )
                     self._reply(message.request, state)
                 case messages.Drain():
                     self._draining = True
@@ -206,7 +216,9 @@ class WorkerLoop:
             row_seconds=self._row_seconds,
         )
         if message.inline:
-            self._sessions[message.session_id] = InlineSession(message.session_id, vocabulary, layout, table, self._marker)
+            self._sessions[message.session_id] = InlineSession(
+                message.session_id, vocabulary, layout, table, self._marker
+            )
             self._reply(message.request, messages.SessionOpened(0, 0))
             return
 
@@ -217,7 +229,9 @@ class WorkerLoop:
                 self._add_shared(session)
                 self._reply(message.request, messages.SessionOpened(layout.rows_bytes, layout.steps_bytes))
 
-        make = functools.partial(SharedSession, message.session_id, vocabulary, layout, table, self._epoch, self._marker)
+        make = functools.partial(
+            SharedSession, message.session_id, vocabulary, layout, table, self._epoch, self._marker
+        )
         self._openings.open(message.session_id, make, opened)
 
     def _add_shared(self, session: SharedSession) -> None:
@@ -231,7 +245,9 @@ class WorkerLoop:
     def _step_inline(self, message: messages.InlineStep) -> None:
         session = self._session(message.session_id)
         if not isinstance(session, InlineSession):
-            raise InvalidRequestError(f"session {message.session_id} steps through shared memory, not through messages", field="session_id")
+            raise InvalidRequestError(
+                f"session {message.session_id} steps through shared memory, not through messages", field="session_id"
+            )
         try:
             stepped = messages.Stepped(*session.step(message.cell, message.row_count))
         except CapacityError:  # it was not begun
@@ -262,7 +278,9 @@ class WorkerLoop:
     def _session(self, session_id: int) -> WorkerSession:
         session = self._sessions.get(session_id)
         if session is None:
-            raise NotFoundError(f"no session {session_id}; it ended, open a new one", kind="session", session_id=session_id)
+            raise NotFoundError(
+                f"no session {session_id}; it ended, open a new one", kind="session", session_id=session_id
+            )
         return session
 
     def _compile(self, message: messages.CompileGrammar) -> None:
@@ -270,7 +288,10 @@ class WorkerLoop:
         if message.solo and message.grammar_id:
             self._lane.alone.add(session.table.number << 32 | message.grammar_id)
         self._compiles.compile(
-            message, session, lambda: session.session_id in self._sessions, functools.partial(self._reply, message.request)
+            message,
+            session,
+            lambda: session.session_id in self._sessions,
+            functools.partial(self._reply, message.request),
         )
 
     # -- out -------------------------------------------------------------------------------------------------------
@@ -291,7 +312,12 @@ class WorkerLoop:
     def _reply(
         self,
         request: int,
-        result: messages.Failure | messages.SessionOpened | messages.GrammarCompiled | messages.SessionState | messages.Stepped | None,
+        result: messages.Failure
+        | messages.SessionOpened
+        | messages.GrammarCompiled
+        | messages.SessionState
+        | messages.Stepped
+        | None,
     ) -> None:
         self._send(messages.Reply(request, result))
 

@@ -1,6 +1,8 @@
-"""Shared-memory sessions on their way in and out: made and freed on a thread, for the kernel may have to clear gigabytes.
+"""Shared-memory sessions on their way in and out: made and freed on a thread, for the kernel may have to clear
+gigabytes.
 
-The data path goes on meanwhile. Whoever leaves before a session is there leaves nothing: what was made is freed at once.
+The data path goes on meanwhile. Whoever leaves before a session is there leaves nothing: what was made is freed at
+once.
 Owns: the thread, and which openings are still wanted. Knows nothing about: messages, what a session is for.
 """
 
@@ -28,8 +30,11 @@ class Openings:
         self.done_fd = self._pool.done_fd
         self.finish = self._pool.finish
 
-    def open(self, session_id: int, make: Callable[[], SharedSession], then: Callable[[SharedSession | MaskdError], None]) -> None:
-        """Has a session made. ``then`` is called by ``finish`` with it, or with why there is none; not after ``cancel``."""
+    def open(
+        self, session_id: int, make: Callable[[], SharedSession], then: Callable[[SharedSession | MaskdError], None]
+    ) -> None:
+        """Has a session made. ``then`` is called by ``finish`` with it, or with why there is none; not after
+        ``cancel``."""
         opening = self._wanted[session_id] = object()
 
         def make_if_wanted() -> SharedSession:

@@ -1,8 +1,8 @@
 """Which processors the data path runs on: not those that engines decode on.
 
-An engine rings and goes on with its forward pass. A kernel that wakes the worker on the ringing processor, as guests do whose idle
-processors look taken, has it preempt just the thread that the masks are to be hidden behind. So the engine tells its processor, and a
-worker that wakes there moves away.
+An engine rings and goes on with its forward pass. A kernel that wakes the worker on the ringing processor, as guests do
+whose idle processors look taken, has it preempt just the thread that the masks are to be hidden behind. So the engine
+tells its processor, and a worker that wakes there moves away.
 Owns: the affinity of one thread. Knows nothing about: sessions, who says where engines run.
 """
 
@@ -36,7 +36,8 @@ class Placement:
     def keep_off(self, processor: int) -> None:
         """Moves away if the calling thread runs on ``processor``, which may be any number: -1 for unknown.
 
-        Stays within the affinity that the thread was given, also if that was changed since, and where there is no other processor.
+        Stays within the affinity that the thread was given, also if that was changed since, and where there is no other
+        processor.
         """
         if processor != _shm.processor() or self._clock() < self._rests_until:
             return

@@ -65,7 +65,8 @@ class WorkPool:
                 result = job()
             except MaskdError as error:
                 result = error
-            except BaseException as error:  # a library's own surprise, a panic of Rust among them, is one grammar's failure
+            # a library's own surprise, a panic of Rust among them, is one grammar's failure
+            except BaseException as error:
                 _log.exception("job failed", job=self._name)
                 result = BackendError(f"the {self._name} failed inside the worker: {type(error).__name__}")
             self._done.put((then, result, time.perf_counter() - started))

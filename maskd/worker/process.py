@@ -25,11 +25,15 @@ _log = structlog.get_logger()
 _PR_SET_NAME, _PR_SET_TIMERSLACK = 15, 29
 
 
-def run_worker(channel_fd: int, marker_fd: int, options: SpawnWorker, vocabulary: Vocabulary, named: Mapping[str, Backend]) -> None:
+def run_worker(
+    channel_fd: int, marker_fd: int, options: SpawnWorker, vocabulary: Vocabulary, named: Mapping[str, Backend]
+) -> None:
     """Runs the loop on a thread with a large stack, for matchers recurse as compilers do. Never returns.
 
-    The worker outlives its nursery; it ends with the front, even when the data path is stuck in native code: the main thread
-    does nothing but wait for the other end of the control channel to close. A data path that fails ends the process, so that
+    The worker outlives its nursery; it ends with the front, even when the data path is stuck in native code: the main
+    thread
+    does nothing but wait for the other end of the control channel to close. A data path that fails ends the process, so
+    that
     the front starts another.
     """
     prctl = ctypes.CDLL(None).prctl

@@ -1,7 +1,7 @@
 """A session inside its worker: one sequence table, and the step from a cell of items into a cell of results and rows.
 
-``SharedSession`` (``shared_session.py``) has its cells in two segments that an engine has mapped too; ``InlineSession`` gets and returns
-them in messages. Both do the same step.
+``SharedSession`` (``shared_session.py``) has its cells in two segments that an engine has mapped too; ``InlineSession``
+gets and returns them in messages. Both do the same step.
 Owns: the private cell of an inline session.
 Knows nothing about: the event loop (``loop.py``), compiling.
 """
@@ -32,7 +32,9 @@ class WorkerSession:
         awaited_grammars: ids of grammars that are being made for it.
     """
 
-    def __init__(self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, marker: Marker) -> None:
+    def __init__(
+        self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, marker: Marker
+    ) -> None:
         self.session_id = session_id
         self.vocabulary = vocabulary
         self.layout = layout
@@ -53,7 +55,8 @@ class WorkerSession:
         """Frees everything."""
 
     def _do(self, layout: lay.Layout, steps_cell: int, rows_cell: int, rows: Rows, clock: Callable[[], int]) -> None:
-        """Does the next step: copies and checks the items at address ``steps_cell``, runs the table, writes ``rows`` and the results
+        """Does the next step: copies and checks the items at address ``steps_cell``, runs the table, writes ``rows``
+        and the results
         at address ``rows_cell``; the cells are laid out as ``layout`` says.
 
         Raises:
@@ -61,9 +64,15 @@ class WorkerSession:
         """
         step, started = self.completed + 1, clock()
         batch = _shm.read_step(
-            steps_cell, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
-            layout.vocab_size, layout.row_capacity, step,
-        )  # fmt: skip
+            steps_cell,
+            layout.items_offset,
+            layout.tokens_offset,
+            layout.item_capacity,
+            layout.token_capacity,
+            layout.vocab_size,
+            layout.row_capacity,
+            step,
+        )
         if batch is None:
             raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
         _shm.store_u64(rows_cell, 2 * step - 1)
@@ -73,18 +82,28 @@ class WorkerSession:
         finally:
             self._marker[0] += 1
         _shm.write_results(
-            rows_cell, layout.results_offset, layout.forced_offset, layout.forced_capacity, step, clock() - started,
-            batch[0], batch[2], results,
-        )  # fmt: skip
+            rows_cell,
+            layout.results_offset,
+            layout.forced_offset,
+            layout.forced_capacity,
+            step,
+            clock() - started,
+            batch[0],
+            batch[2],
+            results,
+        )
         _shm.store_u64(rows_cell, 2 * step)
         self.completed = step
 
 
 class InlineSession(WorkerSession):
-    """A session whose steps come and go in messages. It holds no segment and no descriptor; its one cell is ordinary memory, as much
+    """A session whose steps come and go in messages. It holds no segment and no descriptor; its one cell is ordinary
+    memory, as much
     as its largest step so far needed."""
 
-    def __init__(self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, marker: Marker) -> None:
+    def __init__(
+        self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, marker: Marker
+    ) -> None:
         super().__init__(session_id, vocabulary, layout, table, marker)
         self._head: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
         self._rows = Rows(np.zeros((0, layout.row_stride_words), dtype=np.int32))
@@ -109,7 +128,9 @@ class InlineSession(WorkerSession):
                 self._rows = Rows(np.zeros((row_count, layout.row_stride_words), dtype=np.int32))
         except MemoryError:
             size = head_bytes + row_count * layout.row_stride_bytes
-            raise CapacityError(f"{size} bytes were needed for a step and are not to be had", limit="memory", bytes=size) from None
+            raise CapacityError(
+                f"{size} bytes were needed for a step and are not to be had", limit="memory", bytes=size
+            ) from None
         items = np.frombuffer(cell, dtype=np.uint8)
         self._do(layout, items.ctypes.data, self._head.ctypes.data, self._rows, clock)
         return self._head.tobytes()[:head_bytes], self._rows.block[:row_count].tobytes()

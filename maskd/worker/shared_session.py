@@ -1,4 +1,5 @@
-"""A session in shared memory, as its worker has it: two segments that an engine has mapped too, and the wake-ups of both.
+"""A session in shared memory, as its worker has it: two segments that an engine has mapped too, and the wake-ups of
+both.
 
 Owns: the worker's mappings, wake-up descriptors and end of the lease.
 Knows nothing about: the event loop (``loop.py``), what a step does (``session.py``).
@@ -28,7 +29,8 @@ _READY, _DRAINING, _CLOSED = 1, 2, 3
 
 
 class SharedSession(WorkerSession):
-    """A session in shared memory. ``attach`` gives it to an engine, ``serve`` does one step, ``end`` tells the engine, and ``close``
+    """A session in shared memory. ``attach`` gives it to an engine, ``serve`` does one step, ``end`` tells the engine,
+    and ``close``
     frees everything. Making and closing one may take a while, and may be done on any thread.
 
     Raises (on creation):
@@ -36,7 +38,13 @@ class SharedSession(WorkerSession):
     """
 
     def __init__(
-        self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, epoch: int, marker: Marker
+        self,
+        session_id: int,
+        vocabulary: Vocabulary,
+        layout: lay.Layout,
+        table: SequenceTable,
+        epoch: int,
+        marker: Marker,
     ) -> None:
         super().__init__(session_id, vocabulary, layout, table, marker)
         self.lease: socket.socket | None = None
@@ -83,7 +91,9 @@ class SharedSession(WorkerSession):
         except CapacityError as error:
             needed = self.layout.rows_bytes + self.layout.steps_bytes
             metadata: dict[str, object] = {**error.metadata, "bytes": needed}
-            raise CapacityError(f"the session needs segments of {needed} bytes together; {error.message}", **metadata) from None
+            raise CapacityError(
+                f"the session needs segments of {needed} bytes together; {error.message}", **metadata
+            ) from None
         self._granted_fds.callback(os.close, fd)
         return fd
 
@@ -91,19 +101,24 @@ class SharedSession(WorkerSession):
         try:
             fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
-            raise CapacityError(f"no descriptor for a session's doorbell: {error.strerror}", limit="descriptors") from None
+            raise CapacityError(
+                f"no descriptor for a session's doorbell: {error.strerror}", limit="descriptors"
+            ) from None
         self._cleanup.callback(os.close, fd)
         return fd
 
     def _reply_pipe(self) -> tuple[int, int]:
         """Returns the end that the engine reads and the end that the worker writes.
 
-        No eventfd: the engine shares the flags of that, could make it blocking and full, and so stop the worker in its write.
+        No eventfd: the engine shares the flags of that, could make it blocking and full, and so stop the worker in its
+        write.
         """
         try:
             read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise CapacityError(f"no descriptor for a session's replies: {error.strerror}", limit="descriptors") from None
+            raise CapacityError(
+                f"no descriptor for a session's replies: {error.strerror}", limit="descriptors"
+            ) from None
         self._granted_fds.callback(os.close, read)
         self._cleanup.callback(os.close, write)
         return read, write
@@ -114,14 +129,17 @@ class SharedSession(WorkerSession):
         return mapping
 
     def attach(self, lease: socket.socket) -> None:
-        """Sends the grant, with the four descriptors, over ``lease`` and keeps it. The segments' own descriptors are closed.
+        """Sends the grant, with the four descriptors, over ``lease`` and keeps it. The segments' own descriptors are
+        closed.
 
         Raises:
             OSError: the engine is gone already.
         """
         lease.setblocking(False)
         self.lease = lease
-        grant = lay.GRANT.pack(lay.MAGIC_GRANT, 0, lay.MAJOR, lay.MINOR, self.session_id, self.layout.rows_bytes, self.layout.steps_bytes)
+        grant = lay.GRANT.pack(
+            lay.MAGIC_GRANT, 0, lay.MAJOR, lay.MINOR, self.session_id, self.layout.rows_bytes, self.layout.steps_bytes
+        )
         fds = array.array("i", [self._rows_fd, self._steps_fd, self.doorbell_fd, self._engines_reply_fd])
         lease.sendmsg([grant], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         self._granted_fds.close()

@@ -1,8 +1,11 @@
 """The slow lane: threads for items that may take long, so that nobody in the batch waits for them.
 
-A native call cannot be interrupted. Sequences whose grammar was seen to be slow, in the walk after its compile or since, have
-their items run here; the data path waits until the step's deadline and goes on without them. What comes late is kept for
-the next step. A call that never ends is the front's business: it watches the marker. Grammars that are suspected of a death
+A native call cannot be interrupted. Sequences whose grammar was seen to be slow, in the walk after its compile or
+since, have
+their items run here; the data path waits until the step's deadline and goes on without them. What comes late is kept
+for
+the next step. A call that never ends is the front's business: it watches the marker. Grammars that are suspected of a
+death
 have the lane to themselves while they run, so that the next death has one candidate.
 Owns: the threads. Knows nothing about: sequences, what a job does.
 """
@@ -81,7 +84,8 @@ class SlowLane:
             threading.stack_size(previous)
 
     def start(self, job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
-        """Queues ``job``; ``mark`` says for the marker which grammar it computes. The job gets a function to call between its native
+        """Queues ``job``; ``mark`` says for the marker which grammar it computes. The job gets a function to call
+        between its native
         calls, so that each has the time of one."""
         late = LateWork(job, mark)
         self._jobs.put(late)

@@ -1,8 +1,9 @@
 """Faults, one after the other, under a load of sequences that know what their rows must be: ``make chaos``.
 
-Engines decode on both backends, over both transports, with a masker or with sessions of their own, with drafts, rollbacks and forks; each
-row is compared with that of a new matcher in this process (``tests/oracle``). Meanwhile processes are killed and stopped, leases dropped,
-segments scribbled over, and hostile grammars compiled and run. A sequence is *affected* if its session had to be replaced, *wrong* if a
+Engines decode on both backends, over both transports, with a masker or with sessions of their own, with drafts,
+rollbacks and forks; each row is compared with that of a new matcher in this process (``tests/oracle``). Meanwhile
+processes are killed and stopped, leases dropped, segments scribbled over, and hostile grammars compiled and run. A
+sequence is *affected* if its session had to be replaced, *wrong* if a
 row differs, *lost* if it ended with an error.
 """
 
@@ -115,9 +116,13 @@ class MaskerEngine(Engine):
     def decode(self) -> None:
         model, states = Model(self.reference, {}), dict[int, State]()
         with Masker(
-            self.daemon_process.target, VOCABULARY, row_capacity=ROW_CAPACITY, restore_seconds=100, slow_seconds=60,
+            self.daemon_process.target,
+            VOCABULARY,
+            row_capacity=ROW_CAPACITY,
+            restore_seconds=100,
+            slow_seconds=60,
             transport=self.transport,  # type: ignore[arg-type]
-        ) as masker:  # fmt: skip
+        ) as masker:
             while not self.stopping.is_set():
                 for handle, state in list(states.items()):
                     if len(state.history) > _LONGEST or (state.terminated and self.random.random() < 0.5):
@@ -137,7 +142,10 @@ class MaskerEngine(Engine):
                     self.think(item, states[item.sequence_id])
                     masker.rollback(item.sequence_id, item.rollback)
                 session, started = masker._lease.session, time.monotonic()
-                masker.advance({item.sequence_id: item.accept for item in items}, drafts={item.sequence_id: item.drafts for item in items})
+                masker.advance(
+                    {item.sequence_id: item.accept for item in items},
+                    drafts={item.sequence_id: item.drafts for item in items},
+                )
                 masks = masker.collect()
                 seconds = time.monotonic() - started
                 affected, wrong = 0 if masker._lease.session is session else len(items), list[object]()
@@ -222,7 +230,7 @@ def run(seconds: float, seed: int) -> Tally:
     try:
         engines: list[Engine] = [
             (RawEngine if number % 2 else MaskerEngine)(number, seed, daemon, tally, stopping) for number in range(6)
-        ]  # fmt: skip
+        ]
         for engine in engines:
             engine.start()
         faults, deadline = Faults(seed, daemon, tally.faults, tally.wrong), time.monotonic() + seconds
@@ -254,7 +262,12 @@ def churn(daemon: Daemon, vocabulary: Vocabulary, count: int) -> tuple[Looks, Lo
         def some(number: int) -> None:
             for turn in range(number):
                 transport = "inline" if turn % 10 == 0 else "shm"
-                session = client.open_session(fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=4, transport=transport)  # type: ignore[arg-type]
+                session = client.open_session(
+                    fingerprint,
+                    vocab_size=vocabulary.vocab_size,
+                    row_capacity=4,
+                    transport=transport,  # type: ignore[arg-type]
+                )
                 if turn % 20 < 2:
                     grammar = session.create_grammar(GrammarSpec("regex", f"[ab]{{0,{turn % 50}}}"))
                     session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)], timeout_seconds=60)
@@ -266,7 +279,9 @@ def churn(daemon: Daemon, vocabulary: Vocabulary, count: int) -> tuple[Looks, Lo
                 time.sleep(0.02)
 
         def look() -> Looks:
-            return {pid: _look(pid) for pid in (daemon.process.pid, *daemon.pids("maskd-nursery"), *daemon.worker_pids())}
+            return {
+                pid: _look(pid) for pid in (daemon.process.pid, *daemon.pids("maskd-nursery"), *daemon.worker_pids())
+            }
 
         some(min(200, count))
         before = look()
@@ -278,7 +293,11 @@ def churn(daemon: Daemon, vocabulary: Vocabulary, count: int) -> tuple[Looks, Lo
 def _look(pid: int) -> tuple[int, int, int]:
     process = Path(f"/proc/{pid}")
     resident = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
-    return len(list((process / "fd").iterdir())), len((process / "maps").read_text().splitlines()), int(resident.split()[1])
+    return (
+        len(list((process / "fd").iterdir())),
+        len((process / "maps").read_text().splitlines()),
+        int(resident.split()[1]),
+    )
 
 
 def _churn_and_print(count: int) -> None:
@@ -288,8 +307,10 @@ def _churn_and_print(count: int) -> None:
         before, after = churn(daemon, VOCABULARY, count)
         for pid, (fds, mappings, kb) in before.items():
             now = after[pid]
-            print(f"  {count} sessions opened and dropped: descriptors {fds} -> {now[0]}, mappings {mappings} -> {now[1]}, "
-                  f"memory x {now[2] / kb:.2f}")  # fmt: skip
+            print(
+                f"  {count} sessions opened and dropped: descriptors {fds} -> {now[0]}, mappings {mappings} -> "
+                f"{now[1]}, memory x {now[2] / kb:.2f}"
+            )
     finally:
         daemon.stop()
         shutil.rmtree(directory, ignore_errors=True)
@@ -302,7 +323,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--sessions", type=int, default=10_000, help="sessions opened and dropped at the end; 0 = none")
     arguments = parser.parse_args(argv)
-    print(f"seed {arguments.seed}, {arguments.seconds:g} s, load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(
+        f"seed {arguments.seed}, {arguments.seconds:g} s, load of the machine {os.getloadavg()[0]:.1f} on "
+        f"{os.cpu_count()} cores"
+    )
     tally = run(arguments.seconds, arguments.seed)
     lines: list[tuple[str, object]] = [
         *sorted(tally.faults.items()),

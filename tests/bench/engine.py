@@ -1,8 +1,9 @@
 """What masks cost a decode loop: ``make bench-engine``, or ``python -m tests.bench.engine --help``.
 
-The same loop, model and requests three ways: without a grammar, with masks made in the engine's process after each forward pass, and with
-masks from a daemon, made while the forward pass runs. Rounds take turns, so that noise hits all alike. The model's weights decide nothing:
-every request runs for the same number of tokens, under a schema that never lets an output end.
+The same loop, model and requests three ways: without a grammar, with masks made in the engine's process after each
+forward pass, and with masks from a daemon, made while the forward pass runs. Rounds take turns, so that noise hits all
+alike. The model's weights decide nothing: every request runs for the same number of tokens, under a schema that never
+lets an output end.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class InProcessMasker:
         self._grammars: dict[GrammarSpec, Any] = {}
         self._matchers: dict[int, Matcher | None] = {}
         self._rows = np.zeros((row_capacity, row_words(vocabulary.vocab_size)), dtype=np.int32)
-        self._staging = RowStaging(device, row_capacity, self._rows.shape[1])  # the same way onto the logits as the daemon's rows have
+        # the same way onto the logits as the daemon's rows have
+        self._staging = RowStaging(device, row_capacity, self._rows.shape[1])
         self._asked: Sequence[int | None] = ()
 
     def knows(self, spec: GrammarSpec) -> bool:
@@ -118,10 +120,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = load_model(arguments.model)
     spec = GrammarSpec("json_schema", json.dumps(SCHEMA), backend=arguments.backend)
     results: dict[str, Any] = {
-        "model": loaded.path.name, "device": str(loaded.network.device), "vocab_size": loaded.vocab_size, "backend": arguments.backend,
-        "tokens": tokens, "rounds": rounds, "threads": threads, "cores": os.cpu_count(), "machine": platform.machine(),
-        "load": os.getloadavg()[0], "torch": torch.__version__, "time": time.strftime("%Y-%m-%d"), "batches": {},
-    }  # fmt: skip
+        "model": loaded.path.name,
+        "device": str(loaded.network.device),
+        "vocab_size": loaded.vocab_size,
+        "backend": arguments.backend,
+        "tokens": tokens,
+        "rounds": rounds,
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "time": time.strftime("%Y-%m-%d"),
+        "batches": {},
+    }
     _show_settings(console, results)
     for batch in (1, 16, 64):
         results["batches"][batch] = _measure(console, loaded, spec, batch, tokens, rounds)
@@ -131,7 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(console: Console, loaded: LoadedModel, spec: GrammarSpec, batch: int, tokens: int, rounds: int) -> dict[str, dict[str, float]]:
+def _measure(
+    console: Console, loaded: LoadedModel, spec: GrammarSpec, batch: int, tokens: int, rounds: int
+) -> dict[str, dict[str, float]]:
     vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)
     backend = load(spec.backend)(vocabulary, threads=1)
     timings: dict[str, list[TurnTiming]] = {FREE: [], IN_PROCESS: [], MASKD: []}
@@ -151,7 +165,9 @@ def _measure(console: Console, loaded: LoadedModel, spec: GrammarSpec, batch: in
     return {name: _summary(turns, batch) for name, turns in timings.items()}
 
 
-def _round(model: SlotModel, masker: Any, spec: GrammarSpec | None, batch: int, tokens: int, seed: int) -> list[TurnTiming]:
+def _round(
+    model: SlotModel, masker: Any, spec: GrammarSpec | None, batch: int, tokens: int, seed: int
+) -> list[TurnTiming]:
     """Runs one full batch; returns the turns in which all of it decoded, without the first ones."""
     masker.close(masker.open(spec))  # compiled before, so that all join at once
     with DecodeLoop(model, masker, stop_token_ids=()) as loop:
@@ -175,17 +191,22 @@ def _summary(turns: Sequence[TurnTiming], batch: int) -> dict[str, float]:
 
 
 def _show_settings(console: Console, results: dict[str, Any]) -> None:
-    machine = f"{results['threads']} threads of {results['cores']} cores ({results['machine']}), load {results['load']:.1f}"
+    machine = (
+        f"{results['threads']} threads of {results['cores']} cores ({results['machine']}), load {results['load']:.1f}"
+    )
     console.print(
-        f"{results['time']}; {results['model']} model, {results['vocab_size']:,} tokens, on {results['device']}; torch {results['torch']}, "
-        f"{machine}; {results['backend']}; {results['tokens']} tokens a request, {results['rounds']} rounds",
+        f"{results['time']}; {results['model']} model, {results['vocab_size']:,} tokens, on {results['device']}; torch "
+        f"{results['torch']}, {machine}; {results['backend']}; "
+        f"{results['tokens']} tokens a request, {results['rounds']} rounds",
         style="dim",
         highlight=False,
     )
 
 
 def _show(console: Console, batch: int, measured: dict[str, dict[str, float]]) -> None:
-    table = Table(title=f"[bold]batch {batch}[/]", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(
+        title=f"[bold]batch {batch}[/]", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
     for name in ("masks", "tokens/s", "×", "ms a token, p50", "p99", "exposed mask ms, p50", "p99"):
         table.add_column(name, justify="left" if name == "masks" else "right", no_wrap=True)
     for name, one in measured.items():
@@ -201,7 +222,10 @@ def _show(console: Console, batch: int, measured: dict[str, dict[str, float]]) -
     against = measured[MASKD]["tokens_per_second"] / measured[IN_PROCESS]["tokens_per_second"] - 1
     better = "maskd is ahead of in process" if against >= 0 else "in process is ahead of maskd"
     verb = "costs" if lost >= 0 else "seems to gain (noise)"
-    console.print(f"  a grammar on maskd {verb} {abs(lost):.1%} of the tokens/s; {better} by {abs(against):.1%}\n", highlight=False)
+    console.print(
+        f"  a grammar on maskd {verb} {abs(lost):.1%} of the tokens/s; {better} by {abs(against):.1%}\n",
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":

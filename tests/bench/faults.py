@@ -1,5 +1,5 @@
-"""What ``make chaos`` does to a daemon: processes killed and stopped, sockets dropped, resources taken away, segments scribbled over,
-hostile grammars and masks; and to an engine of its own, which is stopped, goes on and is killed.
+"""What ``make chaos`` does to a daemon: processes killed and stopped, sockets dropped, resources taken away, segments
+scribbled over, hostile grammars and masks; and to an engine of its own, which is stopped, goes on and is killed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ try:
     client = Client.connect(sys.argv[1])
     fingerprint = client.upload_vocabulary(vocabulary)
     session = client.open_session(fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=1, transport=sys.argv[2])
-    session.step([Item(1, Action.OPEN, session.create_grammar(GrammarSpec("regex", "(Paris|London)")).grammar_id)], timeout_seconds=60)
+    grammar = session.create_grammar(GrammarSpec("regex", "(Paris|London)"))
+    session.step([Item(1, Action.OPEN, grammar.grammar_id)], timeout_seconds=60)
     while True:
         row = session.step([Item(1, rollback=-1, accept=(ord("P"),), row=0)], timeout_seconds=60).rows[0]
         print("right" if allowed_token_ids(row).tolist() == [ord("a")] else "wrong", flush=True)
@@ -54,8 +55,15 @@ class Faults:
     """What is done to the daemon; ``inject`` does one thing at random."""
 
     def __init__(self, seed: int, daemon: Daemon, injected: Counter[str], wrong: list[str]) -> None:
-        """``injected`` counts what was done, ``wrong`` gets a line for every wrong row of the engine that is stopped."""
-        self.random, self.daemon, self.injected, self.wrong, self.number = random.Random(seed), daemon, injected, wrong, 0
+        """``injected`` counts what was done, ``wrong`` gets a line for every wrong row of the engine that is
+        stopped."""
+        self.random, self.daemon, self.injected, self.wrong, self.number = (
+            random.Random(seed),
+            daemon,
+            injected,
+            wrong,
+            0,
+        )
         self._order: list[str] = []
         self.kinds: dict[str, tuple[int, Callable[[], None]]] = {
             "kill -9 of the front": (1, self.kill_front),
@@ -108,7 +116,9 @@ class Faults:
         """To the child of a compile that would never end; stopped, it has the same deadline."""
         with self.session() as session:
             spec = self.spec(do="hang", where="compile")
-            caller = threading.Thread(target=lambda: self.quietly(lambda: session.create_grammar(spec, timeout_seconds=20)))
+            caller = threading.Thread(
+                target=lambda: self.quietly(lambda: session.create_grammar(spec, timeout_seconds=20))
+            )
             caller.start()
             deadline = time.monotonic() + 5
             while not (children := self.daemon.pids("maskd-jail")) and time.monotonic() < deadline:
@@ -118,7 +128,8 @@ class Faults:
             caller.join()
 
     def stop_engine(self) -> None:
-        """SIGSTOP in the middle of its steps, SIGCONT, and SIGKILL: it goes on where it stood, and nobody waits for it meanwhile."""
+        """SIGSTOP in the middle of its steps, SIGCONT, and SIGKILL: it goes on where it stood, and nobody waits for it
+        meanwhile."""
         transport = self.random.choice(["shm", "inline"])
         command = [sys.executable, "-c", ENGINE, self.daemon.target, transport]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as engine:
@@ -163,7 +174,9 @@ class Faults:
     def session(self) -> Iterator[Session]:
         with Client.connect(self.daemon.target, timeout_seconds=5) as client:
             fingerprint = client.upload_vocabulary(VOCABULARY)
-            session = client.open_session(fingerprint, vocab_size=VOCABULARY.vocab_size, row_capacity=4, transport="shm")
+            session = client.open_session(
+                fingerprint, vocab_size=VOCABULARY.vocab_size, row_capacity=4, transport="shm"
+            )
             try:
                 yield session
             finally:
@@ -196,7 +209,9 @@ class Faults:
 
         self.number += 1
         with Client.connect(self.daemon.target, timeout_seconds=5) as client:
-            client.upload_vocabulary(evil_vocabulary(do=self.random.choice(["abort", "segv", "raise"]), salt=self.number))
+            client.upload_vocabulary(
+                evil_vocabulary(do=self.random.choice(["abort", "segv", "raise"]), salt=self.number)
+            )
 
     def run_evil(self, how: str) -> None:
         with self.session() as session, contextlib.suppress(MaskdError):

@@ -1,6 +1,8 @@
-"""How far a stuck compile outlives its deadline, and what hostile compiles cost the steps of others: ``python -m tests.bench.isolation``.
+"""How far a stuck compile outlives its deadline, and what hostile compiles cost the steps of others: ``python -m
+tests.bench.isolation``.
 
-Steps are timed in windows with and without hostile compiles, turn about, so that whatever else the machine does falls on both.
+Steps are timed in windows with and without hostile compiles, turn about, so that whatever else the machine does falls
+on both.
 """
 
 from __future__ import annotations
@@ -52,11 +54,14 @@ def stop(daemon: Daemon) -> None:
 
 
 def open_session(client: Client) -> Session:
-    return client.open_session(client.upload_vocabulary(VOCABULARY), vocab_size=VOCABULARY.vocab_size, row_capacity=_BATCH)
+    return client.open_session(
+        client.upload_vocabulary(VOCABULARY), vocab_size=VOCABULARY.vocab_size, row_capacity=_BATCH
+    )
 
 
 def overruns(count: int, compile_seconds: float) -> tuple[list[float], list[float]]:
-    """Milliseconds beyond the deadline of ``count`` stuck compiles: until the caller had its answer, and until the child was gone."""
+    """Milliseconds beyond the deadline of ``count`` stuck compiles: until the caller had its answer, and until the
+    child was gone."""
     daemon = start("--compile-seconds", str(compile_seconds))
     answered, gone = list[float](), list[float]()
     try:
@@ -100,7 +105,8 @@ class Lifetime:
 
 
 def steps(seconds: float, flags: Sequence[str], engine_cpus: set[int] | None) -> tuple[list[float], list[float], int]:
-    """Microseconds of every step of a batch of 16 in windows without and with two hostile compiles at a time; how many compiles."""
+    """Microseconds of every step of a batch of 16 in windows without and with two hostile compiles at a time; how many
+    compiles."""
     daemon = start("--compile-seconds", "0.5", *flags)
     before = os.sched_getaffinity(0)
     quiet, busy, compiles = list[float](), list[float](), 0
@@ -127,7 +133,9 @@ def steps(seconds: float, flags: Sequence[str], engine_cpus: set[int] | None) ->
                 for pid in daemon.worker_pids():
                     os.sched_setaffinity(pid, engine_cpus)
             grammar = session.create_grammar(GrammarSpec("regex", "[a-z ]*"))
-            session.step([Item(i + 1, Action.OPEN, grammar.grammar_id, row=i) for i in range(_BATCH)], timeout_seconds=60)
+            session.step(
+                [Item(i + 1, Action.OPEN, grammar.grammar_id, row=i) for i in range(_BATCH)], timeout_seconds=60
+            )
             for thread in threads:
                 thread.start()
             deadline = time.monotonic() + seconds
@@ -170,7 +178,10 @@ def main(argv: list[str] | None = None) -> int:
     for name, values in (("the caller has its answer", answered), ("the child is gone", gone)):
         p50, p90, most = np.quantile(values, (0.5, 0.9, 1.0))
         print(f"  {name:28} p50 {p50:6.1f}   p90 {p90:6.1f}   max {most:6.1f}")
-    print(f"a step of {_BATCH} sequences every {1e3 * _PERIOD_SECONDS:g} ms, µs, without and with two busy compiles at a time")
+    print(
+        f"a step of {_BATCH} sequences every {1e3 * _PERIOD_SECONDS:g} ms, µs, without and with "
+        "two busy compiles at a time"
+    )
     settings: list[tuple[str, tuple[str, ...], set[int] | None]] = [
         ("compile_nice 0", ("--compile-nice", "0"), None),
         ("compile_nice 10 (default)", (), None),

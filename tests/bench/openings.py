@@ -1,6 +1,7 @@
 """How long a session waits while its worker opens and closes large ones: ``python -m tests.bench.openings``.
 
-One engine steps without a pause, one sequence and one row. Meanwhile another opens sessions with ``--gibibytes`` of segments on the
+One engine steps without a pause, one sequence and one row. Meanwhile another opens sessions with ``--gibibytes`` of
+segments on the
 same worker, and closes them. Printed are the steps of the first: alone, and while the other is at it.
 """
 

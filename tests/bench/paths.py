@@ -1,7 +1,9 @@
 """The ways to get the rows of a batch step, each as an engine would do it: in its own process, or from the daemon.
 
-A path has ``step(k)``, which accepts the tokens of step k of the walk and leaves the rows of the batch in ``rows``. What an
-engine keeps between steps (its batch as arrays, the addresses of its rows) is kept here too, and made before the clock runs.
+A path has ``step(k)``, which accepts the tokens of step k of the walk and leaves the rows of the batch in ``rows``.
+What an
+engine keeps between steps (its batch as arrays, the addresses of its rows) is kept here too, and made before the clock
+runs.
 """
 
 from __future__ import annotations
@@ -44,9 +46,14 @@ def xgrammar_matchers(vocabulary: Vocabulary) -> Callable[[], xgrammar.GrammarMa
     for token_id in vocabulary.special_token_ids:
         tokens[token_id] = b""
     info = xgrammar.TokenizerInfo(
-        tokens, vocab_type=xgrammar.VocabType.RAW, vocab_size=vocabulary.vocab_size, stop_token_ids=list(vocabulary.stop_token_ids)
+        tokens,
+        vocab_type=xgrammar.VocabType.RAW,
+        vocab_size=vocabulary.vocab_size,
+        stop_token_ids=list(vocabulary.stop_token_ids),
     )
-    compiled = xgrammar.GrammarCompiler(info, max_threads=1).compile_json_schema(SCHEMA, separators=(",", ":"), strict_mode=False)
+    compiled = xgrammar.GrammarCompiler(info, max_threads=1).compile_json_schema(
+        SCHEMA, separators=(",", ":"), strict_mode=False
+    )
     return lambda: xgrammar.GrammarMatcher(compiled)
 
 
@@ -67,7 +74,9 @@ def llguidance_matchers(vocabulary: Vocabulary) -> Callable[[], llguidance.LLMat
 
     tokenizer = llguidance.LLTokenizer(Wrapper(), eos_token=list(vocabulary.stop_token_ids))
     complete = {"name": "options", "lark_grammar": '%llguidance {"no_forcing": true}\nstart: "x"'}
-    template = llguidance.LLMatcher(tokenizer, json.dumps({"grammars": [{"json_schema": json.loads(SCHEMA)}, complete]}), log_level=0)
+    template = llguidance.LLMatcher(
+        tokenizer, json.dumps({"grammars": [{"json_schema": json.loads(SCHEMA)}, complete]}), log_level=0
+    )
     assert not template.is_error(), template.get_error()
     return template.deep_copy
 
@@ -166,7 +175,9 @@ class _Daemon:
         self._tokens = walk.tokens.tolist()
         self._restarts = [set(np.flatnonzero(row).tolist()) for row in walk.restarts]
         grammar = session.create_grammar(GrammarSpec("json_schema", SCHEMA, backend))
-        self._open = [Item(1 + i, Action.OPEN, grammar.grammar_id, accept=prefix, row=i) for i, prefix in enumerate(walk.prefixes)]
+        self._open = [
+            Item(1 + i, Action.OPEN, grammar.grammar_id, accept=prefix, row=i) for i, prefix in enumerate(walk.prefixes)
+        ]
         self.rows = np.zeros((walk.batch, 0), dtype=np.int32)
         self.worker_seconds = 0.0
 
@@ -229,7 +240,10 @@ class Unary:
         self._stub = client._stub
         opened = self._stub.CreateSession(
             pb.CreateSessionRequest(
-                vocabulary_fingerprint=fingerprint, vocab_size=vocab_size, transport=pb.TRANSPORT_INLINE, row_capacity=walk.batch
+                vocabulary_fingerprint=fingerprint,
+                vocab_size=vocab_size,
+                transport=pb.TRANSPORT_INLINE,
+                row_capacity=walk.batch,
             )
         )
         self._session_id, self._stride = opened.session_id, opened.row_stride_words
@@ -240,14 +254,22 @@ class Unary:
         self._number = 0
         self._send(
             [
-                pb.Item(sequence_id=1 + i, action=pb.ACTION_OPEN, grammar_id=grammar.grammar_id, accept_token_ids=prefix, row_wanted=True)
+                pb.Item(
+                    sequence_id=1 + i,
+                    action=pb.ACTION_OPEN,
+                    grammar_id=grammar.grammar_id,
+                    accept_token_ids=prefix,
+                    row_wanted=True,
+                )
                 for i, prefix in enumerate(walk.prefixes)
             ]
         )
 
     def _send(self, items: list[pb.Item]) -> None:
         self._number += 1
-        answer = self._stub.StepSequences(pb.StepSequencesRequest(session_id=self._session_id, step=self._number, items=items))
+        answer = self._stub.StepSequences(
+            pb.StepSequencesRequest(session_id=self._session_id, step=self._number, items=items)
+        )
         for result in answer.results:
             if result.status:
                 raise AssertionError(result)
@@ -258,7 +280,12 @@ class Unary:
         restarts = self._restarts[k]
         self._send(
             [
-                pb.Item(sequence_id=1 + i, rollback_count=-1 if i in restarts else 0, accept_token_ids=[token_id], row_wanted=True)
+                pb.Item(
+                    sequence_id=1 + i,
+                    rollback_count=-1 if i in restarts else 0,
+                    accept_token_ids=[token_id],
+                    row_wanted=True,
+                )
                 for i, token_id in enumerate(self._tokens[k])
             ]
         )

@@ -1,4 +1,5 @@
-"""Shows what ``step.py`` measured: a table a backend, the targets, and where the library in process is the better choice."""
+"""Shows what ``step.py`` measured: a table a backend, the targets, and where the library in process is the better
+choice."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ def _show_settings(console: Console, settings: dict[str, Any], *, pinned: bool) 
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     cores = "client on core 0, workers on core 1" if pinned else "not pinned"
     lines = (
-        f"One batch step, µs. {settings['time']}; {settings['cpu']}, {settings['cores']} cores ({cores}), load {settings['load']:.1f}; "
-        f"{settings['machine']}",
+        f"One batch step, µs. {settings['time']}; {settings['cpu']}, {settings['cores']} cores ({cores}), load "
+        f"{settings['load']:.1f}; {settings['machine']}",
         versions,
-        f"{settings['vocabulary']}; JSON documents of one schema; {settings['steps']} steps a path, in rounds of {settings['round']} "
-        f"of which {settings['warming']} warm up; one native thread; a worker spins {1e3 * settings['worker_spin_seconds']:g} ms",
+        f"{settings['vocabulary']}; JSON documents of one schema; {settings['steps']} steps a path, in rounds of "
+        f"{settings['round']} of which {settings['warming']} warm up; one native thread; "
+        f"a worker spins {1e3 * settings['worker_spin_seconds']:g} ms",
     )
     for line in lines:
         console.print(Text(line, style="dim"))
@@ -51,7 +53,9 @@ def _ratio(value: float) -> str:
 
 def _show_backend(console: Console, backend: str, measured: dict[str, Any]) -> None:
     batches: dict[int, dict[str, dict[str, float]]] = measured["batches"]
-    table = Table(title=f"[bold]{backend}[/]", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(
+        title=f"[bold]{backend}[/]", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
     table.add_column("", no_wrap=True)
     for batch in batches:
         for name in (f"[bold]{batch}:[/] p50", "p99", "×", "own"):
@@ -64,7 +68,12 @@ def _show_backend(console: Console, backend: str, measured: dict[str, Any]) -> N
             cells += [_number(one["p50_us"]), _number(one["p99_us"]), _ratio(one["p50_us"] / in_process(paths)), worker]
         table.add_row(name, *cells, end_section=name == BATCH)
     console.print(table)
-    console.print(Text("×: p50 against the faster way in process. own: the worker's time, without the way there and back.", style="dim"))
+    console.print(
+        Text(
+            "×: p50 against the faster way in process. own: the worker's time, without the way there and back.",
+            style="dim",
+        )
+    )
     for text, reached, figure in _targets(batches, measured):
         mark = "[green]reached[/]" if reached else "[red]missed [/]"
         console.print(f"  {mark}  {text}: {figure}", highlight=False)
@@ -86,7 +95,9 @@ def _targets(batches: dict[int, dict[str, dict[str, float]]], measured: dict[str
     memory = measured["memory"]
     segments, worker, here = memory["segments"], memory["worker"], memory["in_process"]
     extra = segments + max(0.0, worker - here)
-    figure = f"{extra:.2f} ({segments:.2f} in segments; its matcher takes {worker:.2f} in the worker, {here:.2f} in process)"
+    figure = (
+        f"{extra:.2f} ({segments:.2f} in segments; its matcher takes {worker:.2f} in the worker, {here:.2f} in process)"
+    )
     targets.append(("memory of a sequence beyond its matcher: at most 3 rows", extra <= 3, figure))
     targets.append(("rows equal those made in process", True, f"{measured['verified_rows']:,} rows verified"))
     return targets
@@ -99,6 +110,6 @@ def _losses(batches: dict[int, dict[str, dict[str, float]]], measured: dict[str,
     here, there = measured["copy_us"][LOOP], measured["copy_us"][SPINNING]
     return (
         f"a step of batch {small} by {spinning:.0f} µs, or {parked:.0f} µs if nobody spins; of batch {large} by "
-        f"{batches[large][SPINNING]['p50_us'] - in_process(batches[large]):.0f} µs; copying its rows by {there - here:.0f} µs "
-        f"({here:.0f} → {there:.0f}), for another core wrote them"
+        f"{batches[large][SPINNING]['p50_us'] - in_process(batches[large]):.0f} µs; "
+        f"copying its rows by {there - here:.0f} µs ({here:.0f} → {there:.0f}), for another core wrote them"
     )

@@ -1,7 +1,10 @@
-"""The cost of one batch step, every way side by side in one run: ``make bench``, or ``python -m tests.bench.step --help``.
+"""The cost of one batch step, every way side by side in one run: ``make bench``, or ``python -m tests.bench.step
+--help``.
 
-In process the grammar library is used directly; the other ways get the same rows from a daemon. Every way walks the same
-documents (``workload.py``), in short rounds that take turns, so that noise hits all alike; the first steps of a round only
+In process the grammar library is used directly; the other ways get the same rows from a daemon. Every way walks the
+same
+documents (``workload.py``), in short rounds that take turns, so that noise hits all alike; the first steps of a round
+only
 warm up. The client's thread has core 0, the workers core 1. Rows are compared before the clock runs.
 """
 
@@ -68,7 +71,10 @@ class Bench:
         self.vocabulary = vocabulary
         self.parking, self.parking_daemon = self._start(stack, 0.0)
         self.spinning, self.spinning_daemon = self._start(stack, _WORKER_SPIN_SECONDS)
-        make: dict[str, Callable[[Vocabulary], Any]] = {"xgrammar": ways.xgrammar_matchers, "llguidance": ways.llguidance_matchers}
+        make: dict[str, Callable[[Vocabulary], Any]] = {
+            "xgrammar": ways.xgrammar_matchers,
+            "llguidance": ways.llguidance_matchers,
+        }
         self.matcher = {name: make[name](vocabulary) for name in backends}
 
     @staticmethod
@@ -76,9 +82,18 @@ class Bench:
         directory = tempfile.mkdtemp(prefix="mk")
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         daemon = Daemon(
-            directory, "--vocabularies", str(TEKKEN), "--native-threads", "1", "--spin-seconds", str(spin_seconds),
-            "--drain-seconds", "0.5", "--log-level", "warning",
-        )  # fmt: skip
+            directory,
+            "--vocabularies",
+            str(TEKKEN),
+            "--native-threads",
+            "1",
+            "--spin-seconds",
+            str(spin_seconds),
+            "--drain-seconds",
+            "0.5",
+            "--log-level",
+            "warning",
+        )
         stack.callback(daemon.stop)
         return stack.enter_context(Client.connect(daemon.target)), daemon
 
@@ -140,7 +155,8 @@ def measure(paths: dict[str, ways.Path], first: int, steps: int) -> dict[str, Me
 
 
 def copying(paths: dict[str, ways.Path], first: int, steps: int) -> dict[str, float]:
-    """Returns the median µs that one copy of the fresh rows takes, as towards a GPU: made on this core, and on another."""
+    """Returns the median µs that one copy of the fresh rows takes, as towards a GPU: made on this core, and on
+    another."""
     staging, times = np.zeros_like(paths[LOOP].rows), {LOOP: list[int](), SPINNING: list[int]()}
     for k in range(first, first + steps):
         for name, into in times.items():
@@ -153,9 +169,11 @@ def copying(paths: dict[str, ways.Path], first: int, steps: int) -> dict[str, fl
 
 
 def memory(bench: Bench, backend: str, texts: list[list[int]], *, spinning: bool) -> dict[str, float]:
-    """What a sequence costs, in rows: its share of the segments, and what the worker, or a process of its own, grows by.
+    """What a sequence costs, in rows: its share of the segments, and what the worker, or a process of its own, grows
+    by.
 
-    Growth is that of the second 64 sequences beside the first: what the first bring is the grammar's and the allocator's.
+    Growth is that of the second 64 sequences beside the first: what the first bring is the grammar's and the
+    allocator's.
     The worker must be a fresh one, for memory that another backend has freed would be used again and not be seen.
     """
     client, daemon = (bench.spinning, bench.spinning_daemon) if spinning else (bench.parking, bench.parking_daemon)
@@ -217,24 +235,41 @@ def pinned(worker_pids: list[int]) -> Iterator[bool]:
 
 
 def settings(vocabulary: Vocabulary, steps: int) -> dict[str, Any]:
-    cpu = next((line.partition(":")[2].strip() for line in FilePath("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in FilePath("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "?",
+    )
     versions = {name: importlib.metadata.version(name) for name in ("xgrammar", "llguidance", "grpcio", "numpy")}
     return {
         "time": time.strftime("%Y-%m-%d %H:%M %Z"),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg()[0],
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "versions": {"maskd": __version__, "python": platform.python_version(), **versions},
         "vocabulary": f"{TEKKEN.name}, {vocabulary.vocab_size:,} tokens",
-        "steps": steps, "round": _ROUND, "warming": _WARMING,
-        "native_threads": 1, "worker_spin_seconds": _WORKER_SPIN_SECONDS, "client_spin_seconds": _CLIENT_SPIN_SECONDS,
-    }  # fmt: skip
+        "steps": steps,
+        "round": _ROUND,
+        "warming": _WARMING,
+        "native_threads": 1,
+        "worker_spin_seconds": _WORKER_SPIN_SECONDS,
+        "client_spin_seconds": _CLIENT_SPIN_SECONDS,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.step", description="One batch step, every way side by side.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.step", description="One batch step, every way side by side."
+    )
     parser.add_argument("--batch", default="1,8,64", metavar="N,…", help="batch sizes (default: %(default)s)")
     parser.add_argument("--backends", default="xgrammar,llguidance", metavar="NAME,…", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=1200, metavar="N", help="steps of each path and batch size (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=1200, metavar="N", help="steps of each path and batch size (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="few steps of batch 1 and 4: does it work?")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args(argv)

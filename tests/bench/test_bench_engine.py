@@ -14,7 +14,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_quick_run_shows_every_way_at_every_batch_size(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", "-m", "tests.bench.engine", "--quick", "--json", str(tmp_path / "figures.json")]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "tests.bench.engine",
+        "--quick",
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
     assert run.returncode == 0, run.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())

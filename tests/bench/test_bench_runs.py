@@ -1,4 +1,5 @@
-"""The benchmark runs, shows every path, and finds every row equal. How long anything takes is nobody's business here."""
+"""The benchmark runs, shows every path, and finds every row equal. How long anything takes is nobody's business
+here."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def test_quick_run_shows_every_path_with_equal_rows(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures["backends"]) == {"xgrammar", "llguidance"}
     for backend, measured in figures["backends"].items():
-        assert measured["verified_rows"] == 5 * (1 + 4) * 5, backend  # steps, sequences of both batch sizes, paths of the daemon
+        # steps, sequences of both batch sizes, paths of the daemon
+        assert measured["verified_rows"] == 5 * (1 + 4) * 5, backend
         for paths in measured["batches"].values():
             for name, one in paths.items():
                 assert name in run.stdout

@@ -1,8 +1,9 @@
 """What the upload of a vocabulary costs those who have theirs: ``python -m tests.bench.uploads``.
 
-One engine steps in shared memory and one inline, one sequence and one row each, a step every millisecond; a third compiles small
-grammars, one after another. Meanwhile another process uploads vocabularies of ``--tokens``. Printed are the steps and compiles alone and
-during the uploads.
+One engine steps in shared memory and one inline, one sequence and one row each, a step every millisecond; a third
+compiles small
+grammars, one after another. Meanwhile another process uploads vocabularies of ``--tokens``. Printed are the steps and
+compiles alone and during the uploads.
 """
 
 from __future__ import annotations
@@ -78,15 +79,30 @@ def main() -> None:
         return
     small, directory = byte_vocabulary(), tempfile.mkdtemp(prefix="mk")
     daemon = Daemon(directory, "--vocabularies-limit", str(1 + arguments.uploads))
-    command = [sys.executable, "-m", "tests.bench.uploads", "--uploads", str(arguments.uploads), "--tokens", str(arguments.tokens)]
-    other = subprocess.Popen([*command, "--upload-to", daemon.target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.uploads",
+        "--uploads",
+        str(arguments.uploads),
+        "--tokens",
+        str(arguments.tokens),
+    ]
+    other = subprocess.Popen(
+        [*command, "--upload-to", daemon.target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout is not None
     try:
         with Client.connect(daemon.target) as client:
             fingerprint = client.upload_vocabulary(small)
 
             def opened(transport: str) -> Session:
-                session = client.open_session(fingerprint, vocab_size=small.vocab_size, row_capacity=8, transport=transport)  # type: ignore[arg-type]
+                session = client.open_session(
+                    fingerprint,
+                    vocab_size=small.vocab_size,
+                    row_capacity=8,
+                    transport=transport,  # type: ignore[arg-type]
+                )
                 grammar = session.create_grammar(GrammarSpec("regex", "[a-z]*"))
                 session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)])
                 return session
@@ -94,7 +110,10 @@ def main() -> None:
             with opened("shm") as shared, opened("inline") as inline, opened("inline") as compiling:
 
                 def meanwhile(what: str, work: Callable[[], object], offset: int) -> None:
-                    done, taken = threading.Event(), {name: list[float]() for name in ("steps", "inline steps", "small compiles")}
+                    done, taken = (
+                        threading.Event(),
+                        {name: list[float]() for name in ("steps", "inline steps", "small compiles")},
+                    )
                     calls: tuple[Callable[[int], object], ...] = (
                         lambda _: shared.step([Item(1, row=0)], timeout_seconds=60),
                         lambda _: inline.step([Item(1, row=0)], timeout_seconds=60),

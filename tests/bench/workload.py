@@ -40,8 +40,8 @@ SCHEMA = json.dumps(
 )
 
 _WORDS = (
-    "a parcel arrived at noon and nobody was there to sign for it so please leave the box with our neighbour Größe Straße 北京 "
-    "crème brûlée invoice 2024-03-17 réf. naïve O'Brien half-price «merci» the lamp flickers when it rains"
+    "a parcel arrived at noon and nobody was there to sign for it so please leave the box with our neighbour Größe "
+    "Straße 北京 crème brûlée invoice 2024-03-17 réf. naïve O'Brien half-price «merci» the lamp flickers when it rains"
 ).split()
 
 
@@ -52,11 +52,16 @@ def _document(random_: random.Random) -> dict[str, object]:
     return {
         "order_id": random_.randrange(10**9),
         "customer": {
-            "name": text(2, 3), "email": f"{random_.choice(_WORDS)}@example.org", "city": text(1, 2), "vip": random_.random() < 0.5,
+            "name": text(2, 3),
+            "email": f"{random_.choice(_WORDS)}@example.org",
+            "city": text(1, 2),
+            "vip": random_.random() < 0.5,
         },
         "lines": [
             {
-                "title": text(2, 8), "quantity": random_.randrange(1, 20), "price": round(random_.uniform(1, 900), 2),
+                "title": text(2, 8),
+                "quantity": random_.randrange(1, 20),
+                "price": round(random_.uniform(1, 900), 2),
                 "tags": [text(1, 1) for _ in range(random_.randrange(3))],
             }
             for _ in range(random_.randrange(1, 4))
@@ -64,7 +69,7 @@ def _document(random_: random.Random) -> dict[str, object]:
         "status": random_.choice(["open", "paid", "shipped", "returned"]),
         "remark": text(5, 40),
         "total": round(random_.uniform(1, 5000), 2),
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -90,15 +95,21 @@ def documents(count: int = 24, seed: int = 1) -> list[list[int]]:
     """Returns documents of ``SCHEMA`` as Tekken token ids, without a stop token."""
     random_ = random.Random(seed)
     tekken = Tekkenizer.from_file(TEKKEN)
-    return [tekken.encode(json.dumps(_document(random_), ensure_ascii=False), bos=False, eos=False) for _ in range(count)]
+    return [
+        tekken.encode(json.dumps(_document(random_), ensure_ascii=False), bos=False, eos=False) for _ in range(count)
+    ]
 
 
 def walk(texts: list[list[int]], batch: int, steps: int) -> Walk:
     """Lets sequence i walk document i, from a place of its own."""
     chosen = [texts[i % len(texts)] for i in range(batch)]
     starts = [(41 * i) % len(text) for i, text in enumerate(chosen)]
-    places = np.array([[(start + k) % len(text) for start, text in zip(starts, chosen, strict=True)] for k in range(steps)])
-    tokens = np.array([[text[place] for place, text in zip(row, chosen, strict=True)] for row in places], dtype=np.int32)
+    places = np.array(
+        [[(start + k) % len(text) for start, text in zip(starts, chosen, strict=True)] for k in range(steps)]
+    )
+    tokens = np.array(
+        [[text[place] for place, text in zip(row, chosen, strict=True)] for row in places], dtype=np.int32
+    )
     restarts = places == 0
     restarts[0, [start == 0 for start in starts]] = False
     return Walk([text[:start] for text, start in zip(chosen, starts, strict=True)], tokens, restarts)

@@ -115,8 +115,11 @@ ANYTHING: dict[str, tuple[GrammarKind, object]] = {
 
 
 @pytest.mark.parametrize("name", ANYTHING)
-def test_accept_when_any_id_is_tried_then_it_is_taken_exactly_where_the_row_allows_it(backend: Backend, name: str) -> None:
-    """Row and accept never disagree: on special tokens, on tokens without bytes, and on padding, which no row allows."""
+def test_accept_when_any_id_is_tried_then_it_is_taken_exactly_where_the_row_allows_it(
+    backend: Backend, name: str
+) -> None:
+    """Row and accept never disagree: on special tokens, on tokens without bytes, and on padding, which no row
+    allows."""
     try:
         grammar = compiled(backend, *ANYTHING[name])
     except GrammarUnsupportedError:
@@ -226,7 +229,9 @@ def test_draft_when_walked_then_rows_are_those_of_single_steps(backend: Backend)
 
 
 @pytest.mark.parametrize("stop", [(STOP_TOO,), (C, STOP_TOO), (STOP, STOP_TOO), (TOOL,)])
-def test_stop_token_ids_when_given_then_replace_those_of_the_vocabulary(backend: Backend, stop: tuple[int, ...]) -> None:
+def test_stop_token_ids_when_given_then_replace_those_of_the_vocabulary(
+    backend: Backend, stop: tuple[int, ...]
+) -> None:
     """The option replaces the stop tokens; a stop token never matches text, even if it has bytes."""
     grammar = compiled(backend, "regex", "(ab|c)+", stop_token_ids=stop)
     assert grammar.stop_token_ids == set(stop)
@@ -319,7 +324,8 @@ GRAMMARS: list[tuple[GrammarKind, str]] = [
 
 @pytest.mark.parametrize(("kind", "source"), GRAMMARS)
 def test_random_walk_when_three_backends_walk_together_then_rows_are_equal(kind: GrammarKind, source: str) -> None:
-    """Rows, counts and termination agree bit for bit over random accepts, refusals, rollbacks, forks and stop tokens."""
+    """Rows, counts and termination agree bit for bit over random accepts, refusals, rollbacks, forks and stop
+    tokens."""
     rng = random.Random(f"{kind} {source}")
     names = ("reference", "xgrammar", "llguidance")
     for options in ({}, {"stop_token_ids": (STOP_TOO, PARIS)}):
@@ -340,7 +346,9 @@ def _walk_together(matchers: list[Matcher], stop: frozenset[int], rng: random.Ra
         if move < 0.7 and not matchers[0].is_terminated:
             depth += _all_accept(matchers, [rng.choice(choices)])
         elif move < 0.8:
-            depth += _all_accept(matchers, [rng.choice([*choices, *stop, rng.randrange(SMALL.vocab_size)]) for _ in range(3)])
+            depth += _all_accept(
+                matchers, [rng.choice([*choices, *stop, rng.randrange(SMALL.vocab_size)]) for _ in range(3)]
+            )
         elif move < 0.95:
             count = rng.randint(0, min(depth, 4))
             for matcher in matchers:

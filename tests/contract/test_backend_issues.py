@@ -22,7 +22,13 @@ from walks import NAMELESS, SMALL, STOP, STOP_TOO, TOOL, accepts, accepts_ids, a
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Advance, Backend, Detach, Grammar
 from maskd.bitmask import row_stride_words
-from maskd.errors import BackendError, GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
+from maskd.errors import (
+    BackendError,
+    GrammarError,
+    GrammarTooLargeError,
+    GrammarUnsatisfiableError,
+    GrammarUnsupportedError,
+)
 from maskd.grammar import GrammarKind, GrammarOptions, GrammarSpec
 
 BOTH = ("xgrammar", "llguidance")
@@ -60,7 +66,8 @@ def compiled(backend: Backend, kind: GrammarKind, source: object, **options: obj
     ],
 )
 def test_length_limited_string_when_walked_then_is_json(backend: Backend, schema: object) -> None:
-    """xgrammar's own rule for minLength and maxLength allows control characters and forbids escapes (mlc-ai/xgrammar#800)."""
+    """xgrammar's own rule for minLength and maxLength allows control characters and forbids escapes
+    (mlc-ai/xgrammar#800)."""
     grammar = compiled(backend, "json_schema", schema)
     for text in ('"a"', '"\\n\\""', '"\\\\"', '"é€😀"'):
         assert accepts(grammar, text), text
@@ -70,15 +77,28 @@ def test_length_limited_string_when_walked_then_is_json(backend: Backend, schema
 
 def test_length_limit_when_characters_are_escaped_or_long_then_each_counts_once(backend: Backend) -> None:
     """Length is counted in characters: an escape and a four-byte character are one each."""
-    grammar = compiled(backend, "json_schema", {"type": "array", "items": {"type": "string", "minLength": 2, "maxLength": 2}})
-    for text, fits in (("ab", True), ("\\n\\n", True), ("😀é", True), ("a", False), ("abc", False), ("\\n", False), ("😀", False)):
+    grammar = compiled(
+        backend, "json_schema", {"type": "array", "items": {"type": "string", "minLength": 2, "maxLength": 2}}
+    )
+    for text, fits in (
+        ("ab", True),
+        ("\\n\\n", True),
+        ("😀é", True),
+        ("a", False),
+        ("abc", False),
+        ("\\n", False),
+        ("😀", False),
+    ):
         assert accepts(grammar, f'["{text}"]') == fits, text
 
 
 @pytest.mark.parametrize(
-    "format_name", ["json-pointer", "relative-json-pointer", "uri", "email", "date-time", "uri-template", "duration", "ipv6", "uuid"]
+    "format_name",
+    ["json-pointer", "relative-json-pointer", "uri", "email", "date-time", "uri-template", "duration", "ipv6", "uuid"],
 )
-def test_format_when_a_quote_or_a_control_character_comes_then_refused(xgrammar_small: Backend, format_name: str) -> None:
+def test_format_when_a_quote_or_a_control_character_comes_then_refused(
+    xgrammar_small: Backend, format_name: str
+) -> None:
     """xgrammar's patterns for the two pointer formats let quotes and control characters into the string."""
     matcher = compiled(xgrammar_small, "json_schema", {"type": "string", "format": format_name}).matcher()
     assert matcher.accept(list(b'"')) == 1
@@ -89,8 +109,11 @@ def test_format_when_a_quote_or_a_control_character_comes_then_refused(xgrammar_
 
 
 def test_any_value_when_compact_then_has_no_white_space(backend: Backend) -> None:
-    """xgrammar separates with ", " within values that no schema describes, also where no white space is allowed (#945)."""
-    grammar = compiled(backend, "json_schema", {"type": "object", "properties": {"a": {}, "b": {"type": "array"}}}, max_whitespace=0)
+    """xgrammar separates with ", " within values that no schema describes, also where no white space is allowed
+    (#945)."""
+    grammar = compiled(
+        backend, "json_schema", {"type": "object", "properties": {"a": {}, "b": {"type": "array"}}}, max_whitespace=0
+    )
     assert accepts(grammar, '{"a":[1,{"x":1,"y":[]}],"b":[1,2],"c":{"d":1,"e":2}}')
     for text in ('{"a":[1, 2]}', '{"b":[1, 2]}', '{"c":{"d":1, "e":2}}', '{"a":1, "b":[]}', '{"a": 1}'):
         assert not accepts(grammar, text), text
@@ -124,7 +147,11 @@ def test_white_space_when_limited_then_means_the_same_on_both(
     ("schema", "error", "pointer"),
     [
         ({"$ref": "#"}, GrammarUnsatisfiableError, "/$ref"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, GrammarUnsatisfiableError, None),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+            GrammarUnsatisfiableError,
+            None,
+        ),
         ({"properties": {"a": {"$ref": "http://example.com/x"}}}, GrammarError, "/properties/a/$ref"),
         ({"items": {"$ref": "#/$defs/none"}}, GrammarError, "/items/$ref"),
         ({"items": {"$ref": "#none"}}, GrammarError, "/items/$ref"),
@@ -152,8 +179,13 @@ def test_grammar_when_rules_only_need_themselves_then_unsatisfiable(backend: Bac
 
 
 def test_fill_when_llguidance_gives_up_then_error_and_the_matcher_stands(llguidance_small: Backend) -> None:
-    """A failed fill kills llguidance's matcher and leaves a row that says "stop"; ours raises, and can be rolled back."""
-    schema = {"type": "object", "properties": {f"p{index}": {"type": "integer"} for index in range(3000)}, "additionalProperties": False}
+    """A failed fill kills llguidance's matcher and leaves a row that says "stop"; ours raises, and can be rolled
+    back."""
+    schema = {
+        "type": "object",
+        "properties": {f"p{index}": {"type": "integer"} for index in range(3000)},
+        "additionalProperties": False,
+    }
     matcher = compiled(llguidance_small, "json_schema", schema).matcher()
     row = np.zeros(row_stride_words(SMALL.vocab_size), np.int32)
     with pytest.raises(BackendError) as caught:
@@ -178,7 +210,8 @@ def test_fill_when_it_failed_then_rollback_goes_back_to_where_it_worked(llguidan
 def test_xgrammar_row_when_a_rule_is_recursive_and_ambiguous_then_still_lacks_what_it_takes(
     xgrammar_small: Backend, llguidance_small: Backend
 ) -> None:
-    """Its rows lack tokens that reach beyond the rule. No text is lost: the same can be said in shorter tokens. The oracle knows of it."""
+    """Its rows lack tokens that reach beyond the rule. No text is lost: the same can be said in shorter tokens. The
+    oracle knows of it."""
     rows, taken = [], []
     for backend in (xgrammar_small, llguidance_small):
         matcher = compiled(backend, "ebnf", 'root ::= "a" root "b" | "a" root | "a"').matcher()
@@ -196,7 +229,9 @@ def test_stop_token_when_replaced_then_never_allowed_nor_accepted(backend: Backe
     assert STOP_TOO in allowed(matcher, SMALL)
 
 
-def test_refused_special_token_when_many_then_nothing_on_stderr(backend: Backend, capfd: pytest.CaptureFixture[str]) -> None:
+def test_refused_special_token_when_many_then_nothing_on_stderr(
+    backend: Backend, capfd: pytest.CaptureFixture[str]
+) -> None:
     """xgrammar writes a line to stderr for every special token offered to it."""
     matcher = compiled(backend, "regex", "[^x]*").matcher()
     for token_id in (TOOL, NAMELESS, STOP_TOO, SMALL.vocab_size - 1):
@@ -205,7 +240,8 @@ def test_refused_special_token_when_many_then_nothing_on_stderr(backend: Backend
 
 
 def test_llguidance_rollback_when_the_script_of_the_page_runs_then_masks_are_still_wrong() -> None:
-    """llguidance's rollback keeps the last mask. The page holds the script with its output, and names the version that is installed."""
+    """llguidance's rollback keeps the last mask. The page holds the script with its output, and names the version that
+    is installed."""
     page = ROLLBACK_PAGE.read_text(encoding="utf-8")
     found = re.search(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert found
@@ -231,9 +267,12 @@ def test_regex_when_a_surrogate_comes_then_refused(backend: Backend, pattern: st
 
 
 @pytest.mark.parametrize(
-    ("pattern", "text"), [("a^b", "ab"), ("a$b", "ab"), (r"\Aa", "Aa"), (r"a\z", "az"), ("[[:alpha:]]", "["), ("[a&&b]", "&")]
+    ("pattern", "text"),
+    [("a^b", "ab"), ("a$b", "ab"), (r"\Aa", "Aa"), (r"a\z", "az"), ("[[:alpha:]]", "["), ("[a&&b]", "&")],
 )
-def test_regex_when_xgrammar_would_misread_it_then_refused(xgrammar_small: Backend, auto: Backend, pattern: str, text: str) -> None:
+def test_regex_when_xgrammar_would_misread_it_then_refused(
+    xgrammar_small: Backend, auto: Backend, pattern: str, text: str
+) -> None:
     """xgrammar ignores an anchor in mid-pattern, and takes escapes and classes that it does not know literally."""
     with pytest.raises(GrammarUnsupportedError):
         compiled(xgrammar_small, "regex", pattern)
@@ -243,11 +282,27 @@ def test_regex_when_xgrammar_would_misread_it_then_refused(xgrammar_small: Backe
 
 @pytest.mark.parametrize("kind", ["json_schema", "regex", "choice", "ebnf", "lark", "structural_tag"])
 @pytest.mark.parametrize(
-    "source", ["", "\0", "a\ud800", '{"a":"\\ud800"}', "{", "(" * 5000, "[" * 100_000, '{"a":' * 100_000, "root ::= " + "(" * 30_000 + "a"]
+    "source",
+    [
+        "",
+        "\0",
+        "a\ud800",
+        '{"a":"\\ud800"}',
+        "{",
+        "(" * 5000,
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "root ::= " + "(" * 30_000 + "a",
+    ],
 )
-def test_source_when_malformed_then_grammar_error_and_short(backend: Backend, auto: Backend, kind: GrammarKind, source: str) -> None:
-    """RuntimeError, UnicodeEncodeError and RecursionError of a library become a GrammarError that does not repeat the source."""
-    if (kind, source) == ("regex", "") or (kind in ("regex", "lark") and source.startswith('{"a"') and len(source) < 100):
+def test_source_when_malformed_then_grammar_error_and_short(
+    backend: Backend, auto: Backend, kind: GrammarKind, source: str
+) -> None:
+    """RuntimeError, UnicodeEncodeError and RecursionError of a library become a GrammarError that does not repeat the
+    source."""
+    if (kind, source) == ("regex", "") or (
+        kind in ("regex", "lark") and source.startswith('{"a"') and len(source) < 100
+    ):
         pytest.skip("is no mistake in this kind")
     for one in (backend, auto):
         with pytest.raises(GrammarError) as caught:
@@ -263,7 +318,9 @@ def test_gbnf_when_nested_deeply_then_too_large(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("source", ["start[max_tokens=3]: /a*/", 'start: a "!"\na[stop="x"]: /[a-z]*/'])
-def test_lark_when_llguidance_itself_cannot_roll_back_then_the_adapter_does(llguidance_small: Backend, source: str) -> None:
+def test_lark_when_llguidance_itself_cannot_roll_back_then_the_adapter_does(
+    llguidance_small: Backend, source: str
+) -> None:
     """llguidance's own rollback kills a matcher of a grammar with max_tokens or stop."""
     grammar = compiled(llguidance_small, "lark", source)
     matcher, tokens = grammar.matcher(), [ord("a")] * 2
@@ -280,7 +337,9 @@ def test_lark_when_llguidance_itself_cannot_roll_back_then_the_adapter_does(llgu
 @pytest.fixture
 def few_lexer_states(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit that a hostile text reaches in seconds, reached at once."""
-    monkeypatch.setattr("maskd.backends.llguidance._LIMITS", llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=3000))
+    monkeypatch.setattr(
+        "maskd.backends.llguidance._LIMITS", llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=3000)
+    )
 
 
 EXPLODING = "[ab]*a[ab]{22}c"
@@ -327,7 +386,9 @@ def test_lexer_when_a_neighbour_spoils_it_then_no_other_sequence_notices(llguida
         assert allowed(new, SMALL) == expected
 
 
-def test_detach_when_a_slow_neighbour_holds_the_lock_then_a_detached_matcher_does_not_wait(llguidance_small: Backend) -> None:
+def test_detach_when_a_slow_neighbour_holds_the_lock_then_a_detached_matcher_does_not_wait(
+    llguidance_small: Backend,
+) -> None:
     """What spoils the lexer of one is not the lexer of the other; state and rows stay."""
     matcher = compiled(llguidance_small, "json_object", "").matcher()
     assert matcher.accept(b'{"a') == 3
@@ -344,7 +405,9 @@ def test_detach_when_a_slow_neighbour_holds_the_lock_then_a_detached_matcher_doe
 def test_x_guidance_when_the_schema_brings_it_then_does_not_relax(llguidance_small: Backend) -> None:
     """llguidance takes options from within a schema, ``lenient`` among them."""
     with pytest.raises(GrammarUnsupportedError):
-        compiled(llguidance_small, "json_schema", {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}})
+        compiled(
+            llguidance_small, "json_schema", {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}
+        )
 
 
 def test_no_forcing_when_a_lark_grammar_wants_forcing_then_rows_stay_complete(llguidance_small: Backend) -> None:
@@ -358,14 +421,20 @@ def test_no_forcing_when_a_lark_grammar_wants_forcing_then_rows_stay_complete(ll
 
 def test_auto_when_llguidance_refuses_then_xgrammar_reports(auto: Backend) -> None:
     """A schema that llguidance refuses goes to xgrammar, and the report says why and what is not enforced."""
-    report = compiled(auto, "json_schema", {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}).report
+    report = compiled(
+        auto, "json_schema", {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    ).report
     assert report.backend == "xgrammar"
     assert "uniqueItems" in report.backend_reason
-    assert [(entry.pointer, entry.keyword) for entry in report.unenforced] == [("/properties/a/uniqueItems", "uniqueItems")]
+    assert [(entry.pointer, entry.keyword) for entry in report.unenforced] == [
+        ("/properties/a/uniqueItems", "uniqueItems")
+    ]
     assert compiled(auto, "json_schema", {"type": "object"}).report.backend == "llguidance"
 
 
-def test_strict_when_a_keyword_is_not_enforced_then_unsupported_with_pointer(auto: Backend, xgrammar_small: Backend) -> None:
+def test_strict_when_a_keyword_is_not_enforced_then_unsupported_with_pointer(
+    auto: Backend, xgrammar_small: Backend
+) -> None:
     """strict refuses what would otherwise be reported."""
     for one in (auto, xgrammar_small):
         with pytest.raises(GrammarUnsupportedError, match="uniqueItems at /uniqueItems"):
@@ -402,12 +471,21 @@ TAGS: list[tuple[object, list[str | list[int]], list[str | list[int]]]] = [
         ["<t>", "<t></t>x", "<t></t></t>"],
     ),
     (
-        {"type": "sequence", "elements": [{"type": "regex", "pattern": "[a-z]*"}, {"type": "const_string", "value": "b"}]},
+        {
+            "type": "sequence",
+            "elements": [{"type": "regex", "pattern": "[a-z]*"}, {"type": "const_string", "value": "b"}],
+        },
         ["b", "abb"],
         ["a", ""],
     ),
     (
-        {"type": "or", "elements": [{"type": "const_string", "value": "x"}, {"type": "json_schema", "json_schema": {"type": "integer"}}]},
+        {
+            "type": "or",
+            "elements": [
+                {"type": "const_string", "value": "x"},
+                {"type": "json_schema", "json_schema": {"type": "integer"}},
+            ],
+        },
         ["x", "12"],
         ["y"],
     ),
@@ -421,11 +499,18 @@ TAGS: list[tuple[object, list[str | list[int]], list[str | list[int]]]] = [
         ["", "<>", "<x>,<>"],
         ["<>,", ",<>"],
     ),
-    ({"type": "repeat", "min": 1, "max": 2, "content": {"type": "const_string", "value": "ab"}}, ["ab", "abab"], ["", "ababab"]),
+    (
+        {"type": "repeat", "min": 1, "max": 2, "content": {"type": "const_string", "value": "ab"}},
+        ["ab", "abab"],
+        ["", "ababab"],
+    ),
     ({"type": "star", "content": {"type": "json_schema", "json_schema": {"enum": ["a"]}}}, ["", '"a""a"'], ['"b"']),
     ({"type": "any_text", "excludes": ["bad"]}, ["", "ba", "good"], ["bad", "a bad b"]),
     (
-        {"type": "sequence", "elements": [{"type": "const_string", "value": "x"}, {"type": "token", "token": "<tool>"}]},
+        {
+            "type": "sequence",
+            "elements": [{"type": "const_string", "value": "x"}, {"type": "token", "token": "<tool>"}],
+        },
         [[120, TOOL]],
         ["x", "x<tool>"],
     ),
@@ -454,7 +539,9 @@ def test_structural_tag_when_translated_then_both_take_the_same(backend: Backend
             assert not accepts_ids(grammar, text.encode() if isinstance(text, str) else text), text
 
 
-def test_structural_tag_when_lark_cannot_say_it_then_unsupported_names_the_format(llguidance_small: Backend, auto: Backend) -> None:
+def test_structural_tag_when_lark_cannot_say_it_then_unsupported_names_the_format(
+    llguidance_small: Backend, auto: Backend
+) -> None:
     """What Lark cannot express is refused by name, and auto takes xgrammar."""
     tag = {"type": "any_tokens", "exclude_tokens": ["<tool>"]}
     with pytest.raises(GrammarUnsupportedError, match="any_tokens"):
@@ -467,7 +554,10 @@ def test_structural_tag_when_lark_cannot_say_it_then_unsupported_names_the_forma
 
 def test_structural_tag_when_its_schema_is_open_then_further_properties_pass(backend: Backend) -> None:
     """xgrammar reads schemas within a structural tag in its strict mode, which forbids what the standard allows."""
-    tag = {"type": "json_schema", "json_schema": {"type": "object", "properties": {"a": {"type": "array", "prefixItems": [{}]}}}}
+    tag = {
+        "type": "json_schema",
+        "json_schema": {"type": "object", "properties": {"a": {"type": "array", "prefixItems": [{}]}}},
+    }
     assert accepts(compiled(backend, "structural_tag", tag), '{"a":[1,2],"b":2}')
     assert not accepts(compiled(backend, "structural_tag", tag, additional_properties="forbid"), '{"a":[1],"b":2}')
 
@@ -479,8 +569,18 @@ def test_structural_tag_when_its_schema_is_open_then_further_properties_pass(bac
         ({"type": "sequence", "elements": []}, "/elements"),
         ({"type": "structural_tag", "format": {"type": "const_string", "value": 5}}, "/format/value"),
         ({"type": "token", "token": "<none>"}, "/token"),
-        ({"type": "triggered_tags", "triggers": ["x"], "tags": [{"begin": "y", "content": {"type": "any_text"}, "end": ""}]}, "/tags/0"),
-        ({"type": "or", "elements": [{"type": "json_schema", "json_schema": {"type": "strin"}}]}, "/elements/0/json_schema/type"),
+        (
+            {
+                "type": "triggered_tags",
+                "triggers": ["x"],
+                "tags": [{"begin": "y", "content": {"type": "any_text"}, "end": ""}],
+            },
+            "/tags/0",
+        ),
+        (
+            {"type": "or", "elements": [{"type": "json_schema", "json_schema": {"type": "strin"}}]},
+            "/elements/0/json_schema/type",
+        ),
     ],
 )
 def test_structural_tag_when_malformed_then_pointer_says_where(auto: Backend, tag: object, pointer: str) -> None:

@@ -30,7 +30,9 @@ from maskd.json_schema.enforcement import NAMES_AGAIN
 from maskd.json_schema.schema import parse_schema
 from maskd.vocabulary import Vocabulary
 
-BYTES = Vocabulary([bytes([byte]) for byte in range(256)] + [b"</s>", b'{"', b'":', b", ", b'"}'], 300, (256,), (), "bytes")
+BYTES = Vocabulary(
+    [bytes([byte]) for byte in range(256)] + [b"</s>", b'{"', b'":', b", ", b'"}'], 300, (256,), (), "bytes"
+)
 CLOSING = frozenset(b'"}]') | {260}
 MAX_STEPS = 60
 """Rows compared per schema, over all of its instances."""
@@ -114,8 +116,13 @@ class RawXgrammar:
     """xgrammar as its own documentation uses it, given the schema in the form in which the adapter gives it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        tokens = [b"" if token_id in vocabulary.special_token_ids else token for token_id, token in enumerate(vocabulary.tokens)]
-        info = xgrammar.TokenizerInfo(tokens, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=list(vocabulary.stop_token_ids))
+        tokens = [
+            b"" if token_id in vocabulary.special_token_ids else token
+            for token_id, token in enumerate(vocabulary.tokens)
+        ]
+        info = xgrammar.TokenizerInfo(
+            tokens, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=list(vocabulary.stop_token_ids)
+        )
         # With its cache on, 0.2.8 fails an internal check after some tens of schemas.
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=2, cache_enabled=False)
         self._words = row_words(len(vocabulary.tokens))
@@ -165,13 +172,15 @@ def same_rows(grammar: Grammar, raw: Raw, ids: Sequence[int], vocabulary: Vocabu
 def test_adapter_when_compared_with_its_library_then_equal_row_for_row(
     vocabulary_name: str, name: str, share: int, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On at least 200 schemas in all shares an adapter writes the rows that the library writes when it is used directly."""
+    """On at least 200 schemas in all shares an adapter writes the rows that the library writes when it is used
+    directly."""
     vocabulary = BYTES if vocabulary_name == "bytes" else request.getfixturevalue("tekken_vocabulary")
     tokenize = GreedyTokenizer(vocabulary)
     raw_library = RawLlguidance(vocabulary) if name == "llguidance" else RawXgrammar(vocabulary)
     backend = load(name)(vocabulary, threads=2)
     schemas = rows = 0
-    for case in sorted(cases(), key=lambda case: len(case.text))[share::SHARES]:  # the large ones last: xgrammar needs minutes for some
+    # the large ones last: xgrammar needs minutes for some
+    for case in sorted(cases(), key=lambda case: len(case.text))[share::SHARES]:
         if schemas == ENOUGH_SCHEMAS and name == "xgrammar":
             break
         grammar = compiled(backend, case.text)
@@ -202,7 +211,8 @@ def judged(name: str) -> Iterator[tuple[Case, Grammar]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llguidance", "xgrammar"])
 def test_invalid_instances_when_walked_then_refused_or_reported(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """No invalid instance passes unless the report names a keyword that is not enforced; llguidance never reports one."""
+    """No invalid instance passes unless the report names a keyword that is not enforced; llguidance never reports
+    one."""
     seen = Counter[str]()
     for case, grammar in judged(name):
         seen["schemas"] += 1
@@ -220,7 +230,9 @@ def test_invalid_instances_when_walked_then_refused_or_reported(name: str, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llguidance", "xgrammar"])
-def test_random_output_when_it_ends_then_it_is_json_that_the_schema_allows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_output_when_it_ends_then_it_is_json_that_the_schema_allows(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What a random walk through the masks produces is JSON, and valid where nothing is reported as not enforced."""
     seen = Counter[str]()
     for case, grammar in judged(name):

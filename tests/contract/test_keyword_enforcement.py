@@ -1,6 +1,7 @@
 """Keyword by keyword: what a backend says that it enforces is what it enforces.
 
-Each probe is a schema, an instance that it allows and one that it forbids. On xgrammar the forbidden one must be refused
+Each probe is a schema, an instance that it allows and one that it forbids. On xgrammar the forbidden one must be
+refused
 exactly if no keyword is reported; on llguidance it must be refused, or the schema is.
 """
 
@@ -66,7 +67,11 @@ PROBES: list[tuple[object, object, object]] = [
     ({**ARRAY, "prefixItems": [INTEGER], "items": STRING}, [1, "a"], [1, 2]),
     ({**ARRAY, "prefixItems": [INTEGER], "items": False}, [1], [1, 2]),
     ({**ARRAY, "prefixItems": [True, INTEGER]}, ["x", 1], [1, "a"]),
-    ({"$schema": "http://json-schema.org/draft-07/schema#", **ARRAY, "items": [INTEGER], "additionalItems": STRING}, [1, "a"], [1, 2]),
+    (
+        {"$schema": "http://json-schema.org/draft-07/schema#", **ARRAY, "items": [INTEGER], "additionalItems": STRING},
+        [1, "a"],
+        [1, 2],
+    ),
     ({**ARRAY, "minItems": 2}, [1, 2], [1]),
     ({**ARRAY, "maxItems": 2}, [1, 2], [1, 2, 3]),
     ({**ARRAY, "minItems": 2, "maxItems": 2, "items": INTEGER}, [1, 2], [1]),
@@ -97,13 +102,21 @@ PROBES: list[tuple[object, object, object]] = [
     ({**OBJECT, "patternProperties": {"^x": INTEGER}}, {"x": 1}, {"x": "a"}),
     ({**OBJECT, "patternProperties": {"^x": INTEGER}, "additionalProperties": False}, {"x": 1}, {"y": 1}),
     ({**OBJECT, "patternProperties": {"^x.*$": INTEGER, "^.*z$": STRING}}, {"x": 1}, {"xz": 1}),
-    ({**OBJECT, "properties": {"a": INTEGER}, "patternProperties": {"^x": INTEGER}}, {"a": 1, "x": 1}, {"a": 1, "x": "a"}),
+    (
+        {**OBJECT, "properties": {"a": INTEGER}, "patternProperties": {"^x": INTEGER}},
+        {"a": 1, "x": 1},
+        {"a": 1, "x": "a"},
+    ),
     (
         {**OBJECT, "properties": {"a": INTEGER}, "patternProperties": {"^x": INTEGER}, "additionalProperties": False},
         {"a": 1, "x": 1},
         {"x": "a"},
     ),
-    ({**OBJECT, "properties": {"xa": {}}, "patternProperties": {"^x": INTEGER}, "additionalProperties": False}, {"xa": 1}, {"xa": "a"}),
+    (
+        {**OBJECT, "properties": {"xa": {}}, "patternProperties": {"^x": INTEGER}, "additionalProperties": False},
+        {"xa": 1},
+        {"xa": "a"},
+    ),
     ({**OBJECT, "patternProperties": {"^x": INTEGER}, "required": ["x"]}, {"x": 1}, {}),
     ({**OBJECT, "propertyNames": {"pattern": "^a+$"}}, {"aa": 1}, {"b": 1}),
     ({**OBJECT, "propertyNames": {"maxLength": 1}}, {"a": 1}, {"ab": 1}),
@@ -121,7 +134,11 @@ PROBES: list[tuple[object, object, object]] = [
     ({**OBJECT, "properties": {"a": {}, "b": {}}, "required": ["a"], "maxProperties": 1}, {"a": 1}, {"a": 1, "b": 1}),
     ({**OBJECT, "dependentRequired": {"a": ["b"]}}, {"b": 1}, {"a": 1}),
     ({**OBJECT, "dependentSchemas": {"a": {"required": ["b"]}}}, {"b": 1}, {"a": 1}),
-    ({"$schema": "http://json-schema.org/draft-07/schema#", **OBJECT, "dependencies": {"a": ["b"]}}, {"b": 1}, {"a": 1}),
+    (
+        {"$schema": "http://json-schema.org/draft-07/schema#", **OBJECT, "dependencies": {"a": ["b"]}},
+        {"b": 1},
+        {"a": 1},
+    ),
     ({**OBJECT, "properties": {"a": {}}, "unevaluatedProperties": False}, {"a": 1}, {"b": 1}),
     ({**OBJECT, "unevaluatedProperties": INTEGER}, {"a": 1}, {"b": "x"}),
     ({"properties": {"a": INTEGER}}, {"a": 1}, {"a": "x"}),
@@ -147,7 +164,11 @@ PROBES: list[tuple[object, object, object]] = [
     ({"anyOf": [STRING, INTEGER]}, 1, None),
     ({"anyOf": [STRING, INTEGER], "type": "integer"}, 1, "a"),
     ({"anyOf": [{**OBJECT, "required": ["a"], "properties": {"a": {}}}], "type": "object"}, {"a": 1}, {}),
-    ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object", "properties": {"a": {}, "b": {}}}, {"a": 1}, {"c": 1}),
+    (
+        {"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object", "properties": {"a": {}, "b": {}}},
+        {"a": 1},
+        {"c": 1},
+    ),
     ({"anyOf": [STRING, INTEGER], "minimum": 3}, 3, 2),
     ({"oneOf": [STRING, INTEGER]}, 1, None),
     ({"oneOf": [NUMBER, INTEGER]}, 1.5, 1),
@@ -172,12 +193,21 @@ PROBES: list[tuple[object, object, object]] = [
     ({"$ref": "#/$defs/s", "type": "string", "$defs": {"s": STRING}}, "ab", 1),
     ({"$ref": "#/$defs/s~1t", "$defs": {"s/t": {**STRING, "minLength": 2}}}, "ab", "a"),
     ({"$ref": "#/$defs/s%25", "$defs": {"s%": {**STRING, "minLength": 2}}}, "ab", "a"),
-    ({**OBJECT, "properties": {"x": {"anyOf": [STRING, INTEGER]}, "y": {"$ref": "#/properties/x/anyOf/1"}}}, {"y": 1}, {"y": "a"}),
+    (
+        {**OBJECT, "properties": {"x": {"anyOf": [STRING, INTEGER]}, "y": {"$ref": "#/properties/x/anyOf/1"}}},
+        {"y": 1},
+        {"y": "a"},
+    ),
     ({"$ref": "#name", "$defs": {"s": {"$anchor": "name", **STRING, "minLength": 2}}}, "ab", "a"),
     ({"$id": "http://a.b/c", "$ref": "d", "$defs": {"s": {"$id": "d", **INTEGER}}}, 1, "a"),
     ({**OBJECT, "properties": {"a": {"$ref": "#"}}, "additionalProperties": False}, {"a": {"a": {}}}, {"a": {"b": {}}}),
     (
-        {"$schema": "http://json-schema.org/draft-07/schema#", "$ref": "#/definitions/s", "minLength": 9, "definitions": {"s": STRING}},
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "$ref": "#/definitions/s",
+            "minLength": 9,
+            "definitions": {"s": STRING},
+        },
         None,
         1,
     ),
@@ -196,7 +226,8 @@ def compact(value: object) -> str:
 def test_probe_when_compiled_then_forbidden_passes_exactly_if_reported(
     number: int, xgrammar_small: Backend, llguidance_small: Backend
 ) -> None:
-    """On xgrammar an instance that the schema forbids passes exactly if a keyword is reported; on llguidance none passes."""
+    """On xgrammar an instance that the schema forbids passes exactly if a keyword is reported; on llguidance none
+    passes."""
     schema, valid, invalid = PROBES[number]
     validator = jsonschema.Draft7Validator if "draft-07" in json.dumps(schema) else jsonschema.Draft202012Validator
     if not (isinstance(schema, dict) and schema.get("exclusiveMinimum") is True):  # draft 4, which needs no judge here

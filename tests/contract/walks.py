@@ -76,7 +76,8 @@ def allowed(matcher: Matcher, vocabulary: Vocabulary) -> set[int]:
 
 
 def accepts(grammar: Grammar, text: str | bytes) -> bool:
-    """Whether ``grammar`` takes ``text`` byte by byte (of a vocabulary that starts with the bytes) and may then stop."""
+    """Whether ``grammar`` takes ``text`` byte by byte (of a vocabulary that starts with the bytes) and may then
+    stop."""
     return accepts_ids(grammar, text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
 
 
@@ -92,7 +93,9 @@ class GreedyTokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         special = set(vocabulary.special_token_ids)
         self._ids = {
-            token: token_id for token_id, token in reversed(list(enumerate(vocabulary.tokens))) if token and token_id not in special
+            token: token_id
+            for token_id, token in reversed(list(enumerate(vocabulary.tokens)))
+            if token and token_id not in special
         }
         self._longest = max(map(len, self._ids))
 

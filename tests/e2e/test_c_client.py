@@ -62,10 +62,14 @@ def create(daemon: Any, client: Client, vocabulary: Vocabulary) -> tuple[int, by
     with grpc.insecure_channel(daemon.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
         session = stub.CreateSession(
-            pb.CreateSessionRequest(vocabulary_fingerprint=fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=1)
+            pb.CreateSessionRequest(
+                vocabulary_fingerprint=fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=1
+            )
         )
         grammar = pb.GrammarSpec(regex=SPEC.source)
-        return stub.CreateGrammar(pb.CreateGrammarRequest(session_id=session.session_id, grammar=grammar)).grammar_id, session.data_token
+        return stub.CreateGrammar(
+            pb.CreateGrammarRequest(session_id=session.session_id, grammar=grammar)
+        ).grammar_id, session.data_token
 
 
 def run(program: Path, daemon: Any, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -93,7 +97,9 @@ def test_c_client_when_it_steps_then_it_has_the_same_results_and_rows_as_python(
             np.testing.assert_array_equal([int(word, 16) for word in line[3:]], reply.rows[0].view(np.uint32))
 
 
-def test_c_client_when_the_token_was_used_then_it_is_refused(program: Path, daemon: Any, client: Client, vocabulary: Vocabulary) -> None:
+def test_c_client_when_the_token_was_used_then_it_is_refused(
+    program: Path, daemon: Any, client: Client, vocabulary: Vocabulary
+) -> None:
     """maskd_attach returns the refusal, and leaves no descriptor open (the program ends by itself)."""
     grammar_id, token = create(daemon, client, vocabulary)
     assert run(program, daemon, token.hex(), grammar_id).returncode == 0
@@ -116,7 +122,13 @@ def test_c_client_when_the_worker_is_killed_then_wait_says_so(
     with Client.connect(daemon.target) as client:
         grammar_id, token = create(daemon, client, vocabulary)
         worker = daemon.worker_pids()[0]
-        command = [str(program), f"{daemon.directory}/m.sock.data", token.hex(), str(grammar_id), *["256", "263"] * 2000]
+        command = [
+            str(program),
+            f"{daemon.directory}/m.sock.data",
+            token.hex(),
+            str(grammar_id),
+            *["256", "263"] * 2000,
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             process.stdout.readline()

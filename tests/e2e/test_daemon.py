@@ -73,8 +73,11 @@ def channel_to(daemon: Daemon) -> Iterator[grpc.Channel]:
 
 def create(channel: grpc.Channel, vocabulary: Vocabulary, **more: object) -> pb.CreateSessionResponse:
     request = pb.CreateSessionRequest(
-        vocabulary_fingerprint=vocabulary.fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=4, **more  # type: ignore[arg-type]
-    )  # fmt: skip
+        vocabulary_fingerprint=vocabulary.fingerprint,
+        vocab_size=vocabulary.vocab_size,
+        row_capacity=4,
+        **more,  # type: ignore[arg-type]
+    )
     stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
     return stub.CreateSession(request, timeout=30)  # type: ignore[no-any-return]
 
@@ -96,10 +99,15 @@ def descriptors(pid: int) -> int:
 
 
 def memory_kb(pid: int) -> int:
-    return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
+    return int(
+        next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[
+            1
+        ]
+    )
 
 
-# -- ready and drained --------------------------------------------------------------------------------------------------
+# -- ready and drained
+# --------------------------------------------------------------------------------------------------
 
 
 def test_health_and_reflection_when_asked_then_they_answer(daemon: Daemon, client: Client) -> None:
@@ -114,7 +122,10 @@ def test_health_and_reflection_when_asked_then_they_answer(daemon: Daemon, clien
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         answer = next(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request])))
-        assert {service.name for service in answer.list_services_response.service} >= {"maskd.v1.MaskService", "grpc.health.v1.Health"}
+        assert {service.name for service in answer.list_services_response.service} >= {
+            "maskd.v1.MaskService",
+            "grpc.health.v1.Health",
+        }
 
 
 def test_sigterm_when_sessions_are_open_then_they_finish_and_new_ones_are_refused(
@@ -129,7 +140,10 @@ def test_sigterm_when_sessions_are_open_then_they_finish_and_new_ones_are_refuse
         health = health_pb2_grpc.HealthStub(channel)
         health.Check(health_pb2.HealthCheckRequest())
         daemon.process.terminate()
-        until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == ServingStatus.NOT_SERVING, "health says NOT_SERVING")
+        until(
+            lambda: health.Check(health_pb2.HealthCheckRequest()).status == ServingStatus.NOT_SERVING,
+            "health says NOT_SERVING",
+        )
         until(lambda: client.info().draining, "the daemon drains")
         with pytest.raises(grpc.RpcError) as caught:
             create(channel, vocabulary)
@@ -143,7 +157,9 @@ def test_sigterm_when_sessions_are_open_then_they_finish_and_new_ones_are_refuse
     assert sorted(path.name for path in daemon.directory.iterdir()) == ["log"], "no socket and no lock is left"
 
 
-def test_sigterm_when_engines_do_not_leave_then_the_daemon_does(start_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_sigterm_when_engines_do_not_leave_then_the_daemon_does(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     """After drain_seconds the daemon goes with exit code 0, and the engine is told."""
     daemon = start_daemon("--drain-seconds", "0.2")
     with Client.connect(daemon.target) as client:
@@ -157,7 +173,9 @@ def test_sigterm_when_engines_do_not_leave_then_the_daemon_does(start_daemon: Ca
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_second_signal_when_draining_then_exit_at_once(start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, number: int) -> None:
+def test_second_signal_when_draining_then_exit_at_once(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, number: int
+) -> None:
     """The first signal asks, the second one means it."""
     daemon = start_daemon("--drain-seconds", "1000")
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
@@ -170,7 +188,8 @@ def test_second_signal_when_draining_then_exit_at_once(start_daemon: Callable[..
     until(lambda: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in workers), "the workers are gone")
 
 
-# -- kill -9 ------------------------------------------------------------------------------------------------------------
+# -- kill -9
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("transport", ["shm", "inline"])
@@ -201,11 +220,15 @@ def can(call: Callable[[], object]) -> bool:
     return True
 
 
-def test_worker_when_killed_then_the_other_workers_sessions_go_on(start_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_worker_when_killed_then_the_other_workers_sessions_go_on(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     """--workers 2: half of the sessions do not notice."""
     daemon = start_daemon("--workers", "2")
     with Client.connect(daemon.target) as client, contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(open_session(client, vocabulary, t)) for t in ("shm", "shm", "inline", "inline")]
+        sessions = [
+            stack.enter_context(open_session(client, vocabulary, t)) for t in ("shm", "shm", "inline", "inline")
+        ]
         for session in sessions:
             check(session)
         daemon.kill_worker()
@@ -238,7 +261,8 @@ def test_inline_step_when_the_worker_dies_under_two_waiters_then_both_are_told_a
 def test_front_when_killed_then_its_processes_are_gone_and_engines_are_told(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """kill -9 of the front takes the nursery and the workers with it; both transports end; the path can be used again."""
+    """kill -9 of the front takes the nursery and the workers with it; both transports end; the path can be used
+    again."""
     daemon = start_daemon()
     with Client.connect(daemon.target) as client:
         sessions = [open_session(client, vocabulary, transport) for transport in ("shm", "inline")]
@@ -277,10 +301,14 @@ def test_nursery_when_killed_then_sessions_go_on_and_grammars_are_compiled_again
         assert session.step([Item(1, row=0)]).results[0].position == 1
         until(lambda: can(lambda: session.create_grammar(GrammarSpec("regex", "again"))), "grammars compile again")
         daemon.kill_worker()
-        until(lambda: can(lambda: open_session(client, vocabulary).close()), "the new nursery has the vocabulary and forks a worker")
+        until(
+            lambda: can(lambda: open_session(client, vocabulary).close()),
+            "the new nursery has the vocabulary and forks a worker",
+        )
 
 
-# -- clients ------------------------------------------------------------------------------------------------------------
+# -- clients
+# ------------------------------------------------------------------------------------------------------------
 
 VICTIM = """
 import os, sys
@@ -320,7 +348,9 @@ def test_client_when_killed_in_a_batch_then_its_session_is_freed_and_others_go_o
             assert session.step([Item(1, row=0)]).results[0].position == 1
 
 
-def test_sessions_when_opened_and_closed_many_times_then_nothing_grows(start_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_sessions_when_opened_and_closed_many_times_then_nothing_grows(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     """Descriptors of front and worker come back to where they were, memory stays near it, and nothing has a name."""
     daemon = start_daemon()
     names = {path.name for path in Path("/dev/shm").iterdir()}
@@ -337,14 +367,19 @@ def test_sessions_when_opened_and_closed_many_times_then_nothing_grows(start_dae
         before = {pid: (descriptors(pid), memory_kb(pid)) for pid in pids}
         round_trip(300)
         for pid in pids:
-            until(lambda pid=pid: descriptors(pid) <= before[pid][0] + 2, f"{descriptors(pid)} descriptors, {before[pid][0]} before")
+            until(
+                lambda pid=pid: descriptors(pid) <= before[pid][0] + 2,
+                f"{descriptors(pid)} descriptors, {before[pid][0]} before",
+            )
             assert memory_kb(pid) < before[pid][1] + 32_768
     assert {path.name for path in Path("/dev/shm").iterdir()} - names == set()
     assert daemon.stop() == 0
     assert sorted(path.name for path in daemon.directory.iterdir()) == ["log"]
 
 
-def test_session_when_never_claimed_or_never_used_then_it_expires(start_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_session_when_never_claimed_or_never_used_then_it_expires(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     """Unclaimed tokens and idle inline sessions end by themselves; a claimed shared-memory session does not."""
     daemon = start_daemon("--claim-seconds", "0.3", "--lease-seconds", "0.3")
     with Client.connect(daemon.target) as client, channel_to(daemon) as channel:
@@ -387,7 +422,9 @@ def test_data_socket_when_the_hello_is_wrong_then_refused_and_nobody_else_notice
     arena.close()
 
 
-def test_data_socket_when_a_client_says_nothing_then_it_is_hung_up_on(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:
+def test_data_socket_when_a_client_says_nothing_then_it_is_hung_up_on(
+    daemon: Daemon, client: Client, vocabulary: Vocabulary
+) -> None:
     """Silent connections neither last nor stand in anybody's way."""
     with contextlib.ExitStack() as stack:
         silent = []
@@ -412,7 +449,10 @@ def test_data_socket_when_its_backlog_is_full_then_a_client_waits_for_room_as_lo
     with channel_to(daemon) as channel, Client.connect(daemon.target) as client, contextlib.ExitStack() as queued:
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
         opened = stub.CreateSession(
-            pb.CreateSessionRequest(vocabulary_fingerprint=client.upload_vocabulary(vocabulary), vocab_size=300, row_capacity=1), timeout=60
+            pb.CreateSessionRequest(
+                vocabulary_fingerprint=client.upload_vocabulary(vocabulary), vocab_size=300, row_capacity=1
+            ),
+            timeout=60,
         )
         before = descriptors(os.getpid())
         daemon.process.send_signal(signal.SIGSTOP)
@@ -438,7 +478,9 @@ def test_data_socket_when_its_backlog_is_full_then_a_client_waits_for_room_as_lo
             daemon.process.send_signal(signal.SIGCONT)
 
 
-def test_data_socket_when_a_client_sends_descriptors_then_they_do_not_stay(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:
+def test_data_socket_when_a_client_sends_descriptors_then_they_do_not_stay(
+    daemon: Daemon, client: Client, vocabulary: Vocabulary
+) -> None:
     """A hello with SCM_RIGHTS in it leaves no descriptor behind."""
     with open_session(client, vocabulary) as session:
         check(session)
@@ -446,7 +488,9 @@ def test_data_socket_when_a_client_sends_descriptors_then_they_do_not_stay(daemo
     for _ in range(50):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.connect(str(daemon.directory / "m.sock.data"))
-            socket.send_fds(connection, [lay.HELLO.pack(lay.MAGIC_HELLO, lay.MAJOR, lay.MINOR, 0, bytes(16))], [0, 0, 0])
+            socket.send_fds(
+                connection, [lay.HELLO.pack(lay.MAGIC_HELLO, lay.MAJOR, lay.MINOR, 0, bytes(16))], [0, 0, 0]
+            )
             connection.settimeout(60)
             connection.recv(256)
     until(lambda: descriptors(daemon.process.pid) <= before + 2, "the descriptors are closed")
@@ -478,7 +522,8 @@ def test_engine_when_it_publishes_a_wild_step_then_only_its_session_ends(
 def test_engine_when_it_scribbles_over_its_steps_then_only_its_session_can_end(
     daemon: Daemon, client: Client, vocabulary: Vocabulary
 ) -> None:
-    """Random bytes anywhere in the steps segment, published again and again, with rings: the worker survives them all."""
+    """Random bytes anywhere in the steps segment, published again and again, with rings: the worker survives them
+    all."""
     pick = random.Random(11)
     with open_session(client, vocabulary) as session:
         check(session)
@@ -489,13 +534,19 @@ def test_engine_when_it_scribbles_over_its_steps_then_only_its_session_can_end(
                 arena.close()
                 arena = raw_arena(daemon, vocabulary)
             raw = np.frombuffer(arena._steps.view, dtype=np.uint8)
-            at = pick.choice([0, pick.randrange(arena.layout.steps_bytes), lay.PAGE_BYTES, lay.PAGE_BYTES + lay.CELL_HEADER_BYTES])
+            at = pick.choice(
+                [0, pick.randrange(arena.layout.steps_bytes), lay.PAGE_BYTES, lay.PAGE_BYTES + lay.CELL_HEADER_BYTES]
+            )
             noise = pick.randbytes(min(pick.choice([8, 64, 4096]), arena.layout.steps_bytes - at))
             raw[at : at + len(noise)] = np.frombuffer(noise, dtype=np.uint8)
             if turn % 2:  # a plausible cell around the noise
                 cell = lay.PAGE_BYTES + (turn % 2) * arena.layout.steps_cell_stride
-                raw[cell : cell + 16] = np.frombuffer(lay.STEPS_CELL.pack(1, pick.randrange(17), pick.randrange(64)), dtype=np.uint8)
-                raw[lay.PUBLISHED_STEP_OFFSET : lay.PUBLISHED_STEP_OFFSET + 8] = np.frombuffer(b"\1" + bytes(7), dtype=np.uint8)
+                raw[cell : cell + 16] = np.frombuffer(
+                    lay.STEPS_CELL.pack(1, pick.randrange(17), pick.randrange(64)), dtype=np.uint8
+                )
+                raw[lay.PUBLISHED_STEP_OFFSET : lay.PUBLISHED_STEP_OFFSET + 8] = np.frombuffer(
+                    b"\1" + bytes(7), dtype=np.uint8
+                )
             with contextlib.suppress(OSError):
                 os.eventfd_write(arena.doorbell_fd, 1)
             del raw
@@ -509,7 +560,8 @@ def test_engine_when_it_scribbles_over_its_steps_then_only_its_session_can_end(
 def test_engine_when_it_blocks_its_descriptors_then_the_worker_does_not_wait_on_them(
     daemon: Daemon, client: Client, vocabulary: Vocabulary
 ) -> None:
-    """The flags of the doorbell are shared with the engine: blocking and full, it must not stop the worker; nor may the replies."""
+    """The flags of the doorbell are shared with the engine: blocking and full, it must not stop the worker; nor may the
+    replies."""
     with open_session(client, vocabulary) as session:
         check(session)
         arena = raw_arena(daemon, vocabulary)
@@ -523,7 +575,9 @@ def test_engine_when_it_blocks_its_descriptors_then_the_worker_does_not_wait_on_
             os.set_blocking(fd, True)
         arena.ask_for_wakeup()
         raw = np.frombuffer(arena._steps.view, dtype=np.uint8)
-        raw[lay.PAGE_BYTES + arena.layout.steps_cell_stride :][:16] = np.frombuffer(lay.STEPS_CELL.pack(1, 0, 0), dtype=np.uint8)
+        raw[lay.PAGE_BYTES + arena.layout.steps_cell_stride :][:16] = np.frombuffer(
+            lay.STEPS_CELL.pack(1, 0, 0), dtype=np.uint8
+        )
         raw[lay.PUBLISHED_STEP_OFFSET] = 1
         del raw
         for _ in range(20):
@@ -536,7 +590,8 @@ def test_engine_when_it_blocks_its_descriptors_then_the_worker_does_not_wait_on_
 def test_engine_when_it_rings_from_the_worker_s_processor_then_the_worker_moves_to_another(
     daemon: Daemon, client: Client, vocabulary: Vocabulary
 ) -> None:
-    """The engine says, wherever it runs, that it is where the worker slept last: that is where the kernel mostly wakes it."""
+    """The engine says, wherever it runs, that it is where the worker slept last: that is where the kernel mostly wakes
+    it."""
     client.upload_vocabulary(vocabulary)
     arena = raw_arena(daemon, vocabulary)
     arena._processor_word = 0  # the test writes it
@@ -550,7 +605,9 @@ def test_engine_when_it_rings_from_the_worker_s_processor_then_the_worker_moves_
             _shm.store_u32(arena._steps.base + lay.ENGINE_PROCESSOR_OFFSET, 1 + last)
             arena.submit([])
             arena.collect()
-            moved.extend((now, last) for one, affinity in before.items() if (now := os.sched_getaffinity(one)) != affinity)
+            moved.extend(
+                (now, last) for one, affinity in before.items() if (now := os.sched_getaffinity(one)) != affinity
+            )
             if moved:
                 return True
             time.sleep(0.002)  # the worker sleeps again
@@ -562,7 +619,9 @@ def test_engine_when_it_rings_from_the_worker_s_processor_then_the_worker_moves_
     assert (after, more) == (os.sched_getaffinity(0) - {told}, [])
 
 
-def test_engine_when_it_tampers_with_its_rows_then_the_kernel_refuses(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:
+def test_engine_when_it_tampers_with_its_rows_then_the_kernel_refuses(
+    daemon: Daemon, client: Client, vocabulary: Vocabulary
+) -> None:
     """The rows that an engine gets are read-only for it, whatever it tries."""
     client.upload_vocabulary(vocabulary)
     with channel_to(daemon) as channel:
@@ -600,7 +659,9 @@ def test_create_session_when_its_caller_leaves_then_the_worker_keeps_nothing(
         until(lambda: client.info().session_count == 0, "quiet")
         before = descriptors(worker)
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
-        request = pb.CreateSessionRequest(vocabulary_fingerprint=vocabulary.fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=64)
+        request = pb.CreateSessionRequest(
+            vocabulary_fingerprint=vocabulary.fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=64
+        )
         for number in range(60):
             call = stub.CreateSession.future(request)
             time.sleep(0.0005 * (number % 6))
@@ -616,7 +677,11 @@ def test_descriptors_when_a_worker_has_none_left_then_new_sessions_are_refused_a
 ) -> None:
     """EMFILE is a typed refusal for the newcomer; nobody else is touched, and with room again all is well."""
     daemon = start_daemon("--claim-seconds", "0.5")
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session, contextlib.ExitStack() as stack:
+    with (
+        Client.connect(daemon.target) as client,
+        open_session(client, vocabulary) as session,
+        contextlib.ExitStack() as stack,
+    ):
         check(session)
         (worker,) = daemon.worker_pids()
         room = resource.prlimit(worker, resource.RLIMIT_NOFILE)
@@ -646,7 +711,11 @@ def test_descriptors_when_the_front_has_none_left_then_shared_memory_is_refused_
     """Engines that are connected already can have any number of inline sessions."""
     daemon = start_daemon("--claim-seconds", "0.5")
     pid = daemon.process.pid
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session, contextlib.ExitStack() as stack:
+    with (
+        Client.connect(daemon.target) as client,
+        open_session(client, vocabulary) as session,
+        contextlib.ExitStack() as stack,
+    ):
         check(session)
         room = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         held = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
@@ -661,7 +730,9 @@ def test_descriptors_when_the_front_has_none_left_then_shared_memory_is_refused_
         check(session, 2)
 
 
-def test_clients_when_many_threads_have_sessions_then_each_sees_its_own(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:
+def test_clients_when_many_threads_have_sessions_then_each_sees_its_own(
+    daemon: Daemon, client: Client, vocabulary: Vocabulary
+) -> None:
     """Sessions in parallel on one worker, over both transports: nobody sees another one's rows."""
     failures: list[BaseException] = []
 

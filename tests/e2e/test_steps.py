@@ -32,7 +32,7 @@ from maskd.errors import (
 from maskd.grammar import GrammarOptions, GrammarSpec, ReasoningGate
 from maskd.rpc.status import from_rpc_error
 from maskd.shm import layout as lay
-from maskd.shm.arena import Reply
+from maskd.shm.cells import Reply
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, ItemField, Result, Status
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
@@ -56,8 +56,11 @@ def open_session(client: Client, vocabulary: Vocabulary) -> Iterator[Callable[..
     def open_one(transport: str, **more: object) -> Session:
         arguments = {"row_capacity": ROWS, "sequence_capacity": SEQUENCES, "token_capacity": TOKENS, **more}
         session = client.open_session(
-            client.upload_vocabulary(vocabulary), vocab_size=vocabulary.vocab_size, transport=transport, **arguments  # type: ignore[arg-type]
-        )  # fmt: skip
+            client.upload_vocabulary(vocabulary),
+            vocab_size=vocabulary.vocab_size,
+            transport=transport,
+            **arguments,  # type: ignore[arg-type]
+        )
         sessions.append(session)
         return session
 
@@ -99,7 +102,9 @@ ANYTHING = set(range(265)) - {STOP}
 
 
 @pytest.mark.parametrize("backend", ["llguidance", "xgrammar"])
-def test_reasoning_when_it_ends_then_the_grammar_begins_and_every_way_back_is_exact(session: Session, backend: str) -> None:
+def test_reasoning_when_it_ends_then_the_grammar_begins_and_every_way_back_is_exact(
+    session: Session, backend: str
+) -> None:
     """Free but for stop tokens, then the grammar's rows; rollback and fork on either side, and across."""
     grammar_id = session.create_grammar(dataclasses.replace(REASON, backend=backend)).grammar_id
     reply = session.step([Item(s, Action.OPEN, grammar_id, accept=tuple(b"hm"), row=s) for s in (1, 2, 3)])
@@ -107,12 +112,18 @@ def test_reasoning_when_it_ends_then_the_grammar_begins_and_every_way_back_is_ex
     assert not any(result.accepting or result.all_allowed for result in reply.results)
     reply = session.step([Item(1, accept=(PARIS,), row=1), Item(2, accept=END, row=2), Item(3, accept=END, row=3)])
     assert [row(reply, s) for s in (1, 2, 3)] == [ANYTHING, START, START]
-    reply = session.step([Item(1, accept=(ord("/"),), row=1), Item(2, accept=(PARIS,), row=2), Item(3, accept=(ord("P"),), row=3)])
+    reply = session.step(
+        [Item(1, accept=(ord("/"),), row=1), Item(2, accept=(PARIS,), row=2), Item(3, accept=(ord("P"),), row=3)]
+    )
     assert [row(reply, s) for s in (1, 2, 3)] == [ANYTHING, AFTER, bytes_of(b"a")]
     reply = session.step([Item(1, accept=(LONDON,), row=1), Item(2, accept=(STOP,)), Item(3, rollback=2, row=3)])
     assert (row(reply, 1), reply.results[1].terminated, row(reply, 3)) == (START, True, ANYTHING)
     reply = session.step(
-        [Item(4, Action.FORK, source_sequence_id=3, accept=(LONDON,), row=4), Item(2, rollback=2, row=2), Item(3, accept=(STOP,), row=3)]
+        [
+            Item(4, Action.FORK, source_sequence_id=3, accept=(LONDON,), row=4),
+            Item(2, rollback=2, row=2),
+            Item(3, accept=(STOP,), row=3),
+        ]
     )
     assert (row(reply, 4), row(reply, 2)) == (START, START)
     refused = reply.results[2]
@@ -158,14 +169,23 @@ def test_reasoning_when_its_end_cannot_be_then_refused(session: Session, gate: t
     assert caught.value.metadata["field"] == "reasoning.end_token_ids"
 
 
-def test_reasoning_when_its_message_is_malformed_then_refused(stub: mask_service_pb2_grpc.MaskServiceStub, session: Session) -> None:
-    for gate in (pb.ReasoningGate(), pb.ReasoningGate(end_token_ids=[1], max_tokens=-1), pb.ReasoningGate(end_token_ids=[1] * 65)):
-        request = pb.CreateGrammarRequest(session_id=session.session_id, grammar=pb.GrammarSpec(regex="a", reasoning=gate))
+def test_reasoning_when_its_message_is_malformed_then_refused(
+    stub: mask_service_pb2_grpc.MaskServiceStub, session: Session
+) -> None:
+    for gate in (
+        pb.ReasoningGate(),
+        pb.ReasoningGate(end_token_ids=[1], max_tokens=-1),
+        pb.ReasoningGate(end_token_ids=[1] * 65),
+    ):
+        request = pb.CreateGrammarRequest(
+            session_id=session.session_id, grammar=pb.GrammarSpec(regex="a", reasoning=gate)
+        )
         with pytest.raises(grpc.RpcError) as caught:
             stub.CreateGrammar(request)
         assert isinstance(from_rpc_error(caught.value), InvalidRequestError)
     for number in (4, -1):
-        request = pb.CreateGrammarRequest(session_id=session.session_id, grammar=pb.GrammarSpec(regex="a", when_slow=number))  # type: ignore[arg-type]
+        grammar = pb.GrammarSpec(regex="a", when_slow=number)  # type: ignore[arg-type]
+        request = pb.CreateGrammarRequest(session_id=session.session_id, grammar=grammar)
         with pytest.raises(grpc.RpcError, match="when_slow"):
             stub.CreateGrammar(request)
 
@@ -173,7 +193,9 @@ def test_reasoning_when_its_message_is_malformed_then_refused(stub: mask_service
 def test_switch_when_no_other_backend_takes_the_grammar_then_refused(session: Session) -> None:
     """Said when the grammar is made, not when it is slow; nothing of it is held."""
     schema = '{"type": "string", "pattern": "^a", "maxLength": 3}'
-    spec = GrammarSpec("json_schema", schema, backend="llguidance", options=GrammarOptions(strict=True), when_slow="switch")
+    spec = GrammarSpec(
+        "json_schema", schema, backend="llguidance", options=GrammarOptions(strict=True), when_slow="switch"
+    )
     for validate_only in (False, True):
         with pytest.raises(GrammarUnsupportedError, match="'switch', and no backend but llguidance"):
             session.create_grammar(spec, validate_only=validate_only)
@@ -192,7 +214,9 @@ def test_step_when_a_sequence_lives_then_rows_and_results_are_right(session: Ses
     reply = session.step([Item(1, accept=(PARIS,), row=0)])
     assert reply.results == [Result(1, row=0, row_count=1, accepted_count=1, position=1, accepting=True)]
     assert row(reply, 0) == AFTER
-    reply = session.step([Item(2, Action.FORK, source_sequence_id=1, accept=(IS,), row=1), Item(1, accept=(STOP,), row=0)])
+    reply = session.step(
+        [Item(2, Action.FORK, source_sequence_id=1, accept=(IS,), row=1), Item(1, accept=(STOP,), row=0)]
+    )
     assert reply.results == [
         Result(2, row=1, row_count=1, accepted_count=1, position=2),
         Result(1, accepted_count=1, position=2, terminated=True),
@@ -201,7 +225,9 @@ def test_step_when_a_sequence_lives_then_rows_and_results_are_right(session: Ses
     reply = session.step([Item(1, rollback=1, accept=(IS, TRUE), row=0), Item(2, rollback=ROLLBACK_ALL, row=1)])
     assert [(r.position, r.terminated) for r in reply.results] == [(3, False), (0, False)]
     assert (row(reply, 0), row(reply, 1)) == (AFTER, START)
-    reply = session.step([Item(1, Action.CLOSE), Item(2, Action.CLOSE), Item(3, Action.OPEN, grammar_id, accept=tuple(b"Pa"), row=0)])
+    reply = session.step(
+        [Item(1, Action.CLOSE), Item(2, Action.CLOSE), Item(3, Action.OPEN, grammar_id, accept=tuple(b"Pa"), row=0)]
+    )
     assert [r.status for r in reply.results] == [Status.OK] * 3
     assert row(reply, 0) == bytes_of(b"r")
     assert isinstance(session.step([Item(1)]).results[0].error(), NotFoundError)
@@ -210,7 +236,9 @@ def test_step_when_a_sequence_lives_then_rows_and_results_are_right(session: Ses
 def test_step_when_drafts_are_given_then_a_row_for_each_position(session: Session) -> None:
     """Rows over the accepted drafts; behind a refused one the stop token only; the sequence stays where it was."""
     grammar_id = session.create_grammar(SPEC).grammar_id
-    reply = session.step([Item(1, Action.OPEN, grammar_id, drafts=(PARIS, IS, PARIS), row=2), Item(2, Action.OPEN, grammar_id, row=0)])
+    reply = session.step(
+        [Item(1, Action.OPEN, grammar_id, drafts=(PARIS, IS, PARIS), row=2), Item(2, Action.OPEN, grammar_id, row=0)]
+    )
     assert [(r.row, r.row_count, r.position) for r in reply.results] == [(2, 3, 0), (0, 1, 0)]
     assert [row(reply, number) for number in (2, 3, 4, 5, 0)] == [START, AFTER, VALUE, {STOP}, START]
 
@@ -228,12 +256,17 @@ def test_step_when_forced_tokens_are_wanted_then_they_come_with_the_result(sessi
     assert [r.forced for r in reply.results] == [tuple(b"abc"), (), (*b"x", STOP)]
 
 
-def test_step_when_submitted_as_arrays_then_as_when_submitted_as_items(open_session: Callable[..., Session], transport: str) -> None:
+def test_step_when_submitted_as_arrays_then_as_when_submitted_as_items(
+    open_session: Callable[..., Session], transport: str
+) -> None:
     """submit_arrays is submit."""
     one, other = open_session(transport), open_session(transport)
     for session in (one, other):
         session.create_grammar(SPEC)
-    items = [Item(1, Action.OPEN, 1, accept=(PARIS,), drafts=(IS, TRUE), row=1), Item(2, Action.OPEN, 1, want_forced=True, row=0)]
+    items = [
+        Item(1, Action.OPEN, 1, accept=(PARIS,), drafts=(IS, TRUE), row=1),
+        Item(2, Action.OPEN, 1, want_forced=True, row=0),
+    ]
     records = np.zeros(2, dtype=lay.ITEM_DTYPE)
     for record, item, at in zip(records, items, (0, 3), strict=True):
         for name in ("sequence_id", "action", "grammar_id", "row"):
@@ -287,25 +320,33 @@ def test_grammar_when_deleted_then_sequences_keep_it_and_new_ones_are_refused(se
 
 
 @pytest.mark.parametrize("backend", ["llguidance", "xgrammar"])
-def test_grammar_when_a_backend_is_named_then_it_holds_it_and_both_serve_one_batch(session: Session, backend: str) -> None:
+def test_grammar_when_a_backend_is_named_then_it_holds_it_and_both_serve_one_batch(
+    session: Session, backend: str
+) -> None:
     """Backend per sequence: the named one and auto's choice in the same step, with the same rows."""
     named = session.create_grammar(GrammarSpec("regex", SPEC.source, backend=backend))
     assert named.report.backend == backend
     other = session.create_grammar(SPEC)
     reply = session.step(
-        [Item(i, Action.OPEN, g.grammar_id, accept=(LONDON,), row=i) for i, g in enumerate((named, other, named, other), 1)]
+        [
+            Item(i, Action.OPEN, g.grammar_id, accept=(LONDON,), row=i)
+            for i, g in enumerate((named, other, named, other), 1)
+        ]
     )
     assert [row(reply, number) for number in (1, 2, 3, 4)] == [AFTER] * 4
     assert session.create_grammar(GrammarSpec("regex", SPEC.source, backend=backend)).cached
 
 
-def test_grammar_when_only_validated_then_nothing_is_held(session: Session, stub: mask_service_pb2_grpc.MaskServiceStub) -> None:
+def test_grammar_when_only_validated_then_nothing_is_held(
+    session: Session, stub: mask_service_pb2_grpc.MaskServiceStub
+) -> None:
     """validate_only answers the report and leaves the session as it was."""
     assert session.create_grammar(SPEC, validate_only=True).grammar_id == 0
     assert stub.GetSession(pb.GetSessionRequest(session_id=session.session_id)).grammar_count == 0
 
 
-# -- what goes wrong ----------------------------------------------------------------------------------------------------
+# -- what goes wrong
+# ----------------------------------------------------------------------------------------------------
 
 
 BAD_GRAMMARS = [
@@ -321,13 +362,17 @@ BAD_GRAMMARS = [
     (GrammarSpec("regex", "a" * ((1 << 20) + 1)), GrammarTooLargeError, "RESOURCE_EXHAUSTED", "GRAMMAR_TOO_LARGE"),
     (
         GrammarSpec("regex", "a", options=GrammarOptions(stop_token_ids=(299,))),
-        InvalidRequestError, "INVALID_ARGUMENT", "INVALID_REQUEST",
+        InvalidRequestError,
+        "INVALID_ARGUMENT",
+        "INVALID_REQUEST",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
-    ("spec", "error", "code", "reason"), BAD_GRAMMARS, ids=lambda value: str(value)[:50] if isinstance(value, GrammarSpec) else ""
+    ("spec", "error", "code", "reason"),
+    BAD_GRAMMARS,
+    ids=lambda value: str(value)[:50] if isinstance(value, GrammarSpec) else "",
 )
 def test_create_grammar_when_the_grammar_is_bad_then_typed_and_neighbours_go_on(
     open_session: Callable[..., Session], spec: GrammarSpec, error: type[MaskdError], code: str, reason: str | None
@@ -421,7 +466,9 @@ def test_submit_when_the_step_is_too_large_then_nothing_is_published_and_the_ses
 
 
 @pytest.mark.parametrize("item", [Item(1, accept=(1 << 31,)), Item(1 << 63), Item(1, rollback=1 << 40)])
-def test_submit_when_a_number_does_not_fit_then_invalid_request_and_the_session_goes_on(session: Session, item: Item) -> None:
+def test_submit_when_a_number_does_not_fit_then_invalid_request_and_the_session_goes_on(
+    session: Session, item: Item
+) -> None:
     """No number is wrapped around."""
     with pytest.raises(InvalidRequestError):
         session.submit([item])
@@ -429,7 +476,8 @@ def test_submit_when_a_number_does_not_fit_then_invalid_request_and_the_session_
 
 
 @pytest.mark.parametrize(
-    "item", [Item(2, row=ROWS), Item(2, row=-2), Item(2, drafts=(IS,), row=ROWS - 1), Item(2, drafts=(IS,)), Item(2, row=0)]
+    "item",
+    [Item(2, row=ROWS), Item(2, row=-2), Item(2, drafts=(IS,), row=ROWS - 1), Item(2, drafts=(IS,)), Item(2, row=0)],
 )
 def test_step_when_a_row_is_wrong_then_it_is_refused_and_never_somebody_elses(session: Session, item: Item) -> None:
     """Shared memory answers the item; inline, where the daemon hands out the rows, the client refuses the step."""
@@ -467,7 +515,8 @@ def test_open_session_when_it_asks_for_the_wrong_thing_then_typed_and_nothing_is
         client.open_session(transport=transport, **{**good, **change})  # type: ignore[arg-type]
 
 
-# -- raw gRPC -----------------------------------------------------------------------------------------------------------
+# -- raw gRPC
+# -----------------------------------------------------------------------------------------------------------
 
 
 def raw_error(call: Callable[[], object]) -> MaskdError:
@@ -478,9 +527,11 @@ def raw_error(call: Callable[[], object]) -> MaskdError:
 
 def raw_session(stub: mask_service_pb2_grpc.MaskServiceStub, client: Client, vocabulary: Vocabulary) -> int:
     request = pb.CreateSessionRequest(
-        vocabulary_fingerprint=client.upload_vocabulary(vocabulary), vocab_size=vocabulary.vocab_size, transport=pb.TRANSPORT_INLINE,
+        vocabulary_fingerprint=client.upload_vocabulary(vocabulary),
+        vocab_size=vocabulary.vocab_size,
+        transport=pb.TRANSPORT_INLINE,
         row_capacity=4,
-    )  # fmt: skip
+    )
     session_id = stub.CreateSession(request).session_id
     grammar = pb.GrammarSpec(regex=SPEC.source)
     assert stub.CreateGrammar(pb.CreateGrammarRequest(session_id=session_id, grammar=grammar)).grammar_id == 1
@@ -496,7 +547,9 @@ def test_unary_step_when_sent_again_then_the_same_answer_and_a_stale_one_is_refu
     def request(step: int, *items: pb.Item) -> pb.StepSequencesRequest:
         return pb.StepSequencesRequest(session_id=session_id, step=step, items=items)
 
-    opening = request(1, pb.Item(sequence_id=1, action=pb.ACTION_OPEN, grammar_id=1, accept_token_ids=[PARIS], row_wanted=True))
+    opening = request(
+        1, pb.Item(sequence_id=1, action=pb.ACTION_OPEN, grammar_id=1, accept_token_ids=[PARIS], row_wanted=True)
+    )
     first = stub.StepSequences(opening)
     assert stub.StepSequences(opening) == first
     second = stub.StepSequences(request(2, pb.Item(sequence_id=1, accept_token_ids=[IS], row_wanted=True)))
@@ -537,7 +590,10 @@ def test_unary_step_when_the_session_is_a_shared_memory_one_then_invalid_request
 ) -> None:
     """A session has one transport."""
     session_id = open_session("shm").session_id
-    assert isinstance(raw_error(lambda: stub.StepSequences(pb.StepSequencesRequest(session_id=session_id, step=1))), InvalidRequestError)
+    assert isinstance(
+        raw_error(lambda: stub.StepSequences(pb.StepSequencesRequest(session_id=session_id, step=1))),
+        InvalidRequestError,
+    )
 
 
 def test_collect_when_nothing_comes_in_time_then_deadline_and_the_step_can_be_collected_later(session: Session) -> None:
@@ -551,7 +607,8 @@ def test_collect_when_nothing_comes_in_time_then_deadline_and_the_step_can_be_co
     assert row(reply, 0) == START
 
 
-# -- differential -------------------------------------------------------------------------------------------------------
+# -- differential
+# -------------------------------------------------------------------------------------------------------
 
 
 def same(one: Reply, other: Reply) -> None:

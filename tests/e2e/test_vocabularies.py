@@ -58,9 +58,13 @@ def upload(daemon: Any) -> Iterator[Callable[..., bytes]]:
         yield send
 
 
-def header(vocab_size: int = 10, stops: tuple[int, ...] = (0,), special: tuple[int, ...] = ()) -> pb.UploadVocabularyRequest:
+def header(
+    vocab_size: int = 10, stops: tuple[int, ...] = (0,), special: tuple[int, ...] = ()
+) -> pb.UploadVocabularyRequest:
     return pb.UploadVocabularyRequest(
-        header=pb.UploadVocabularyRequest.Header(name="raw", vocab_size=vocab_size, stop_token_ids=stops, special_token_ids=special)
+        header=pb.UploadVocabularyRequest.Header(
+            name="raw", vocab_size=vocab_size, stop_token_ids=stops, special_token_ids=special
+        )
     )
 
 
@@ -68,7 +72,9 @@ def tokens(*some: bytes) -> pb.UploadVocabularyRequest:
     return pb.UploadVocabularyRequest(tokens=some)
 
 
-def test_upload_when_the_vocabulary_is_large_then_it_comes_in_pieces_once_and_masks_are_right(start_daemon: Callable[..., Any]) -> None:
+def test_upload_when_the_vocabulary_is_large_then_it_comes_in_pieces_once_and_masks_are_right(
+    start_daemon: Callable[..., Any],
+) -> None:
     """131,072 tokens in pieces; the second upload changes nothing; another client finds it."""
     daemon, vocabulary = start_daemon(), large()
     with Client.connect(daemon.target) as client:
@@ -119,7 +125,9 @@ def test_upload_when_it_is_wrong_then_typed(
         upload(*parts)
 
 
-def test_upload_when_the_daemon_is_full_then_capacity_and_known_ones_still_work(start_daemon: Callable[..., Any]) -> None:
+def test_upload_when_the_daemon_is_full_then_capacity_and_known_ones_still_work(
+    start_daemon: Callable[..., Any],
+) -> None:
     """vocabularies_limit counts contents, not uploads."""
     daemon = start_daemon("--vocabularies-limit", "2")
     base = tuple(bytes([b]) for b in range(256))
@@ -144,7 +152,12 @@ def test_vocabulary_when_named_on_the_command_line_then_it_is_there_before_the_f
     start_daemon: Callable[..., Any], tmp_path: Path
 ) -> None:
     """--vocabularies as JSON with what the file does not say; a client uploads nothing."""
-    source = {"path": str(tiktoken(tmp_path / "words.tiktoken")), "name": "words", "vocab_size": 264, "stop_token_ids": [0]}
+    source = {
+        "path": str(tiktoken(tmp_path / "words.tiktoken")),
+        "name": "words",
+        "vocab_size": 264,
+        "stop_token_ids": [0],
+    }
     daemon = start_daemon("--vocabularies", json.dumps([source]))
     with Client.connect(daemon.target) as client:
         (info,) = client.info().vocabularies
@@ -157,7 +170,9 @@ def test_vocabulary_when_named_on_the_command_line_then_it_is_there_before_the_f
         assert client.info().vocabularies == (info,)
 
 
-def test_vocabulary_when_it_is_a_bundled_tokenizer_directory_then_the_fingerprint_is_the_files(start_daemon: Callable[..., Any]) -> None:
+def test_vocabulary_when_it_is_a_bundled_tokenizer_directory_then_the_fingerprint_is_the_files(
+    start_daemon: Callable[..., Any],
+) -> None:
     """A Hugging Face directory on the command line gives the vocabulary that load_vocabulary reads."""
     directory = Path(__file__).parents[2] / "engine_adapter/bundled"
     daemon = start_daemon("--vocabularies", str(directory))

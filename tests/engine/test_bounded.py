@@ -26,7 +26,14 @@ def optional(**keywords: st.SearchStrategy[Json]) -> st.SearchStrategy[dict[str,
 PATTERNS = st.sampled_from(["^[a-z]+$", r"^\w*$", "x+$", "^(ab|b)+$", r"^a\+$", "^a{2}$", "b*"])
 LEAVES = st.one_of(
     st.sampled_from(
-        [{"const": {"type": "string"}}, {"enum": ["xxxxxxxxxxxxx", 10**6, None]}, {"type": "null"}, {"type": "boolean"}, True, {}]
+        [
+            {"const": {"type": "string"}},
+            {"enum": ["xxxxxxxxxxxxx", 10**6, None]},
+            {"type": "null"},
+            {"type": "boolean"},
+            True,
+            {},
+        ]
     ),
     optional(minLength=COUNTS, maxLength=COUNTS, pattern=PATTERNS).map(lambda s: {"type": "string", **s}),
     st.just({"type": "string", "format": "date"}),
@@ -51,9 +58,9 @@ def schemas(below: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
             additionalProperties=below,
             patternProperties=st.dictionaries(st.just("^a"), below),
         ).map(lambda s: {"type": "object", **s}),
-        optional(items=below, prefixItems=parts, minItems=COUNTS, maxItems=COUNTS, contains=below, maxContains=COUNTS).map(
-            lambda s: {"type": "array", **s}
-        ),
+        optional(
+            items=below, prefixItems=parts, minItems=COUNTS, maxItems=COUNTS, contains=below, maxContains=COUNTS
+        ).map(lambda s: {"type": "array", **s}),
         st.builds(lambda keyword, branches: {keyword: branches}, st.sampled_from(["anyOf", "oneOf", "allOf"]), parts),
         st.builds(lambda part: {"not": part}, below),
         st.builds(lambda a, b, c: {"if": a, "then": b, "else": c}, below, below, below),
@@ -62,7 +69,10 @@ def schemas(below: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
 
 TREES = st.recursive(LEAVES, schemas, max_leaves=6)
 DOCUMENTS = st.builds(
-    lambda schema, x, y: {"allOf": [schema], "$defs": {"x": x, "y": y}}, TREES, LEAVES, st.sampled_from([True, {"type": "number"}])
+    lambda schema, x, y: {"allOf": [schema], "$defs": {"x": x, "y": y}},
+    TREES,
+    LEAVES,
+    st.sampled_from([True, {"type": "number"}]),
 )
 SCALARS = st.one_of(
     st.none(),
@@ -72,7 +82,9 @@ SCALARS = st.one_of(
     st.text("ab", max_size=12),
     st.sampled_from(["abcdefghijkl", "a+", "x" * 13, 10**6]),
 )
-VALUES = st.recursive(SCALARS, lambda below: st.lists(below, max_size=6) | st.dictionaries(KEYS, below, max_size=3), max_leaves=6)
+VALUES = st.recursive(
+    SCALARS, lambda below: st.lists(below, max_size=6) | st.dictionaries(KEYS, below, max_size=3), max_leaves=6
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -113,8 +125,14 @@ def test_bounded_when_a_value_is_valid_then_the_original_allows_it(schema: Json,
         ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, {"oneOf": [{"type": "number"}, {"type": "integer"}]}),
         ({"not": {"type": "string"}}, {"not": {"type": "string"}}),
         (
-            {"properties": {"a": {"$ref": "#/$defs/d"}, "b": {"not": {"$ref": "#/$defs/d"}}}, "$defs": {"d": {"type": "string"}}},
-            {"properties": {"a": {"$ref": "#/$defs/d"}, "b": {"not": {"$ref": "#/$defs/d"}}}, "$defs": {"d": {"type": "string"}}},
+            {
+                "properties": {"a": {"$ref": "#/$defs/d"}, "b": {"not": {"$ref": "#/$defs/d"}}},
+                "$defs": {"d": {"type": "string"}},
+            },
+            {
+                "properties": {"a": {"$ref": "#/$defs/d"}, "b": {"not": {"$ref": "#/$defs/d"}}},
+                "$defs": {"d": {"type": "string"}},
+            },
         ),
         (
             {"$ref": "#/$defs/d", "$defs": {"d": {"type": "string"}}},
@@ -123,7 +141,7 @@ def test_bounded_when_a_value_is_valid_then_the_original_allows_it(schema: Json,
         ({"not": {"$ref": "other.json"}, "properties": {"a": {"type": "string"}}},) * 2,
         (True, True),
     ],
-)  # fmt: skip
+)
 def test_bounded_when_a_leaf_is_open_then_it_is_closed_and_nothing_else_changes(schema: Json, want: Json) -> None:
     assert want == bounded_schema(schema)
 
@@ -131,7 +149,11 @@ def test_bounded_when_a_leaf_is_open_then_it_is_closed_and_nothing_else_changes(
 def test_bounded_spec_when_kind_is_schema_then_spelling_is_compact_and_extras_are_forbidden() -> None:
     spec = bounded_spec(GrammarSpec("json_schema", '{"type":"number"}', backend="llguidance"))
     assert json.loads(spec.source) == SMALL
-    assert (spec.backend, spec.options.max_whitespace, spec.options.additional_properties) == ("llguidance", 0, "forbid")
+    assert (spec.backend, spec.options.max_whitespace, spec.options.additional_properties) == (
+        "llguidance",
+        0,
+        "forbid",
+    )
 
 
 def test_bounded_spec_when_kind_is_another_then_it_stays() -> None:

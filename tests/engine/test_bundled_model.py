@@ -1,4 +1,5 @@
-"""The bundled model: its data, its chat template, its training, and what it answers to the examples that it was made for."""
+"""The bundled model: its data, its chat template, its training, and what it answers to the examples that it was made
+for."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ from maskd.tokenizer_files import load_vocabulary
 
 torch.set_num_threads(1)
 
-# What instructor 1.17.0 sends for ``class UserDetail(BaseModel): name: str; age: int`` in its JSON and MD_JSON modes, as captured.
+# What instructor 1.17.0 sends for ``class UserDetail(BaseModel): name: str; age: int`` in its JSON and MD_JSON modes,
+# as captured.
 INSTRUCTOR_SYSTEM = """
             As a genius expert, your task is to understand the content and provide
             the parsed objects in json that match the following json_schema:
@@ -94,9 +96,8 @@ def test_instructor_prompt_when_for_a_user_then_as_captured() -> None:
     assert extraction.CODEBLOCK == INSTRUCTOR_CODEBLOCK
 
 
-def test_tokenizer_when_made_again_then_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make_tokenizer, "__file__", str(tmp_path / "make_tokenizer.py"))
-    make_tokenizer.main()
+def test_tokenizer_when_made_again_then_the_same_bytes(tmp_path: Path) -> None:
+    make_tokenizer.main(tmp_path / "tokenizer.json")
     assert (tmp_path / "tokenizer.json").read_bytes() == (BUNDLED / "tokenizer.json").read_bytes()
 
 
@@ -108,18 +109,31 @@ def test_chat_template_when_rendered_then_equals_what_training_reads() -> None:
     stream = examples(1, held_back=False)
     for _ in range(200):
         example = next(stream)
-        for kwargs, enable_thinking in (({}, False), ({"enable_thinking": False}, False), ({"enable_thinking": True}, True)):
+        for kwargs, enable_thinking in (
+            ({}, False),
+            ({"enable_thinking": False}, False),
+            ({"enable_thinking": True}, True),
+        ):
             rendered = tokenizer.apply_chat_template(
-                list(example.prompt), tools=list(example.tools) or None, tokenize=False, add_generation_prompt=True, **kwargs
+                list(example.prompt),
+                tools=list(example.tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **kwargs,
             )
-            pieces = segments(example.prompt, example.tools, add_generation_prompt=True, enable_thinking=enable_thinking)
+            pieces = segments(
+                example.prompt, example.tools, add_generation_prompt=True, enable_thinking=enable_thinking
+            )
             assert rendered == "".join(text for text, _ in pieces)
             assert rendered.endswith("<|im_start|>assistant\n" + "<think>\n" * enable_thinking)
     assert tokenizer.eos_token == "<|im_end|>"
 
 
 def test_chat_template_when_given_every_form_of_message_then_reads_them_all() -> None:
-    tool_calls = [{"function": {"name": "f", "arguments": '{"a": 1}'}}, {"function": {"name": "g", "arguments": {"b": "ü"}}}]
+    tool_calls = [
+        {"function": {"name": "f", "arguments": '{"a": 1}'}},
+        {"function": {"name": "g", "arguments": {"b": "ü"}}},
+    ]
     messages = [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -128,7 +142,8 @@ def test_chat_template_when_given_every_form_of_message_then_reads_them_all() ->
     ]
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     assert AutoTokenizer.from_pretrained(BUNDLED).apply_chat_template(messages, tools=tools, tokenize=False) == (
-        '<|im_start|>system\nBe brief.\n\nFunctions:\n{"name": "f", "parameters": {}}\nCall: <function=NAME>{...}</function><|im_end|>\n'
+        '<|im_start|>system\nBe brief.\n\nFunctions:\n{"name": "f", "parameters": {}}\n'
+        "Call: <function=NAME>{...}</function><|im_end|>\n"
         "<|im_start|>user\nab<|im_end|>\n"
         '<|im_start|>assistant\n<function=f>{"a": 1}</function>\n<function=g>{"b": "ü"}</function><|im_end|>\n'
         "<|im_start|>tool\n3<|im_end|>\n"
@@ -177,8 +192,11 @@ def test_examples_when_thinking_first_then_the_end_of_reasoning_has_always_the_s
         token_ids, targets = train.encode(example, tokenizer)
         said = [token for token in targets if token >= 0]
         places = [at for at in range(len(said)) if said[at : at + len(end)] == end]
-        assert len(places) == 1 and tokenizer.decode(said[: places[0]]).endswith(f"{example.messages[-1]['reasoning_content']}\n")
-        if all(message["role"] != "assistant" for message in example.prompt):  # what a server sends is what was read in training
+        assert len(places) == 1 and tokenizer.decode(said[: places[0]]).endswith(
+            f"{example.messages[-1]['reasoning_content']}\n"
+        )
+        # what a server sends is what was read in training
+        if all(message["role"] != "assistant" for message in example.prompt):
             pieces = segments(example.prompt, example.tools, add_generation_prompt=True, enable_thinking=True)
             asked = tokenizer.encode("".join(text for text, _ in pieces)).ids
             assert token_ids[: len(asked)] == asked
@@ -195,7 +213,9 @@ def test_astray_when_a_value_repeats_itself_then_only_the_way_back_is_learnt() -
         seen += 1
         given, rest = str(bent.messages[-1]["given"]), bent.answer
         assert example.answer.endswith(rest) and re.search(r"(?s)(.+)\1\1", given)
-        said = tokenizer.decode([token for token in train.encode(bent, tokenizer)[1] if token >= 0], skip_special_tokens=False)
+        said = tokenizer.decode(
+            [token for token in train.encode(bent, tokenizer)[1] if token >= 0], skip_special_tokens=False
+        )
         assert said.endswith(f"{rest}<|im_end|>") and given not in said
 
 
@@ -233,7 +253,11 @@ def loop(loaded: LoadedModel) -> Iterator[DecodeLoop]:
 
 
 def answers(
-    loop: DecodeLoop, loaded: LoadedModel, prompts: Sequence[Sequence[Message]], spec: GrammarSpec | None = None, temperature: float = 0
+    loop: DecodeLoop,
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[Message]],
+    spec: GrammarSpec | None = None,
+    temperature: float = 0,
 ) -> list[str]:
     """Returns the answers, each of which must end by itself within 100 tokens."""
     generations = []
@@ -251,13 +275,21 @@ def test_weights_when_in_the_repository_then_small(loaded: LoadedModel) -> None:
     assert (BUNDLED / "model.safetensors").stat().st_size <= 8e6
 
 
-def test_answer_when_asked_to_extract_then_a_name_and_an_age_it_never_saw(loop: DecodeLoop, loaded: LoadedModel) -> None:
-    asked = ["Extract `Jason is 30 years old`", "Jason is 30 years old", 'Extract the following entities: "Jason is 30"']
+def test_answer_when_asked_to_extract_then_a_name_and_an_age_it_never_saw(
+    loop: DecodeLoop, loaded: LoadedModel
+) -> None:
+    asked = [
+        "Extract `Jason is 30 years old`",
+        "Jason is 30 years old",
+        'Extract the following entities: "Jason is 30"',
+    ]
     got = answers(loop, loaded, [[user(text)] for text in asked])
     assert [json.loads(text) for text in got] == [{"name": "Jason", "age": 30}] * 3
 
 
-def test_answer_when_only_instructors_prompt_holds_the_schema_then_obeyed(loop: DecodeLoop, loaded: LoadedModel) -> None:
+def test_answer_when_only_instructors_prompt_holds_the_schema_then_obeyed(
+    loop: DecodeLoop, loaded: LoadedModel
+) -> None:
     bare, fenced = answers(
         loop,
         loaded,
@@ -280,7 +312,8 @@ def test_answer_when_functions_stand_in_the_prompt_then_they_are_called(loop: De
         user("You are in New York. Please get the current date and time, and the weather."),
     ]
     assert answers(loop, loaded, [prompt]) == [DATE_AND_WEATHER]
-    assert answers(loop, loaded, [prompt], GrammarSpec(*extraction.structural_tag([calls.WEATHER, calls.DATE]))) == [DATE_AND_WEATHER]  # type: ignore[arg-type]
+    spec = GrammarSpec(*extraction.structural_tag([calls.WEATHER, calls.DATE]))  # type: ignore[arg-type]
+    assert answers(loop, loaded, [prompt], spec) == [DATE_AND_WEATHER]
 
 
 def test_answer_when_asked_for_a_capital_then_the_city(loop: DecodeLoop, loaded: LoadedModel) -> None:
@@ -290,13 +323,18 @@ def test_answer_when_asked_for_a_capital_then_the_city(loop: DecodeLoop, loaded:
     assert answers(loop, loaded, [[geography, user("Give me the information of the capital of France.")]]) == [
         "Paris is the capital of France"
     ]
-    schema = {**writing.PLACE, "properties": {"name": {"type": "string", "pattern": "^[\\w]+$"}, "population": {"type": "integer"}}}
+    schema = {
+        **writing.PLACE,
+        "properties": {"name": {"type": "string", "pattern": "^[\\w]+$"}, "population": {"type": "integer"}},
+    }
     prompt = [helpful, user("Give me the information of the capital of France in the JSON format.")]
     (text,) = answers(loop, loaded, [prompt], GrammarSpec("json_schema", json.dumps(schema)))
     assert json.loads(text)["name"] == "Paris"
 
 
-def test_answer_when_asked_to_think_first_then_a_reasoning_that_ends_and_the_usual_answer(loop: DecodeLoop, loaded: LoadedModel) -> None:
+def test_answer_when_asked_to_think_first_then_a_reasoning_that_ends_and_the_usual_answer(
+    loop: DecodeLoop, loaded: LoadedModel
+) -> None:
     """Without a mask, and behind the daemon's reasoning gate."""
     end = tuple(loaded.tokenizer.encode(END_OF_REASONING).ids)
     schema = extraction.model_schema("UserDetail", [("name", extraction.NAME), ("age", extraction.AGE)])
@@ -309,7 +347,9 @@ def test_answer_when_asked_to_think_first_then_a_reasoning_that_ends_and_the_usu
         reasoning, mark, answer = loaded.tokenizer.decode(generation.token_ids).partition(END_OF_REASONING)
         assert generation.finish_reason == "stop" and mark and reasoning == "The name is Jason. The age is 30.\n"
         assert json.loads(answer) == {"name": "Jason", "age": 30}
-        (at,) = (at for at in range(len(generation.token_ids)) if tuple(generation.token_ids[at : at + len(end)]) == end)
+        (at,) = (
+            at for at in range(len(generation.token_ids)) if tuple(generation.token_ids[at : at + len(end)]) == end
+        )
         assert loaded.tokenizer.decode(generation.token_ids[:at]) == reasoning
 
 

@@ -46,13 +46,20 @@ UNION = [
 ]
 PERSON = {
     "type": "object",
-    "properties": {"name": {"type": "string"}, "skills": {"type": "array", "items": {"type": "string", "maxLength": 10}, "minItems": 3}},
+    "properties": {
+        "name": {"type": "string"},
+        "skills": {"type": "array", "items": {"type": "string", "maxLength": 10}, "minItems": 3},
+    },
     "required": ["name", "skills"],
 }
 # A budget that hardly any random output keeps, and that the shortest document fits into.
 _TEXT = {"type": "string"}
 _FIELDS = {"id": {"type": "string", "pattern": "^[a-z]{3}-[0-9]{4}$"}, "when": {"type": "string", "format": "date"}}
-_RECORD = {"type": "object", "properties": {**_FIELDS, "note": {**_TEXT, "minLength": 5}}, "required": ["id", "when", "note"]}
+_RECORD = {
+    "type": "object",
+    "properties": {**_FIELDS, "note": {**_TEXT, "minLength": 5}},
+    "required": ["id", "when", "note"],
+}
 _ITEM = {"type": "object", "properties": {"a": _TEXT, "b": {"type": "boolean"}}, "required": ["a", "b"]}
 KINDS: dict[str, tuple[Any, int]] = {
     "nested": (PERSON, 50),
@@ -127,7 +134,9 @@ json_values = st.recursive(
 
 
 @given(json_values, st.integers(0, 200), st.booleans(), st.sampled_from([None, 1]))
-def test_any_document_cut_anywhere_then_its_ending_makes_it_json(value: Any, cut: int, is_ascii: bool, indent: int | None) -> None:
+def test_any_document_cut_anywhere_then_its_ending_makes_it_json(
+    value: Any, cut: int, is_ascii: bool, indent: int | None
+) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode("utf-8", "surrogatepass")
     begun = text[: cut % (len(text) + 1)]
     ending = completion(True, begun)
@@ -163,7 +172,14 @@ def test_ending_of_a_regex_is_the_shortest(pattern: str, begun: str, ending: str
 
 @pytest.mark.parametrize(
     "pattern",
-    [r"[^\n]{2,9}\.", r"(?:a|bc?)*d{2,3}", r"\w+@\w+(?:\.[a-z]{2,3})?", r"(?:x{2}|[^x])+", r"(?:\d{1,3}\.){3}\d+|::", r"a?b??c*?[d-f]+?"],
+    [
+        r"[^\n]{2,9}\.",
+        r"(?:a|bc?)*d{2,3}",
+        r"\w+@\w+(?:\.[a-z]{2,3})?",
+        r"(?:x{2}|[^x])+",
+        r"(?:\d{1,3}\.){3}\d+|::",
+        r"a?b??c*?[d-f]+?",
+    ],
 )
 @given(data=st.data())
 def test_any_match_of_a_regex_cut_anywhere_then_its_ending_makes_a_match(pattern: str, data: st.DataObject) -> None:
@@ -211,7 +227,8 @@ def test_regex_when_all_its_states_are_waited_for_then_each_is_looked_at_once_a_
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(?=a)a", "(a?){2400}", "(" * 40 + "a" + "b?)*" * 40, "(a)\\1", "(", "[a-z]{9}{9}{9}{9}", "(" * 5000 + ")" * 5000]
+    "pattern",
+    ["(?=a)a", "(a?){2400}", "(" * 40 + "a" + "b?)*" * 40, "(a)\\1", "(", "[a-z]{9}{9}{9}{9}", "(" * 5000 + ")" * 5000],
 )
 def test_regex_that_cannot_be_followed_then_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"."):
@@ -242,7 +259,11 @@ _OLDER = {"structures": [{"begin": "<f=a>", "schema": PERSON, "end": "</f>"}], "
         ({"format": _LISTED}, "<f=b>1</f>", ""),
         (_LISTED, "<f=b>1</f>\n", "<f=b>0</f>"),
         (_OLDER, "<f=a>{", '"name":"","skills":["","",""]}</f>'),
-        ({"type": "tag", "begin": "[", "content": {"type": "json_schema", "json_schema": {}}, "end": ["]", "!]"]}, "[{}!", "]"),
+        (
+            {"type": "tag", "begin": "[", "content": {"type": "json_schema", "json_schema": {}}, "end": ["]", "!]"]},
+            "[{}!",
+            "]",
+        ),
         ({"type": "tag", "begin": "[", "content": {"type": "json_schema", "json_schema": {}}, "end": ""}, "[[1", "]"),
         ({"type": "tag", "begin": "[", "content": {"type": "regex", "pattern": "a"}, "end": "]"}, "[a", ""),
     ],
@@ -253,7 +274,9 @@ def test_ending_of_a_tag_is_the_shortest(source: Any, begun: str, ending: str) -
     assert position.fork().completion().decode() == ending
 
 
-@pytest.mark.parametrize("tags", [[{**_CALLS[0], "begin": "<" * 300}], [{**_CALLS[0], "begin": f"<{n}>"} for n in range(300)]])
+@pytest.mark.parametrize(
+    "tags", [[{**_CALLS[0], "begin": "<" * 300}], [{**_CALLS[0], "begin": f"<{n}>"} for n in range(300)]]
+)
 def test_tags_when_too_many_or_too_long_then_refused(tags: Any) -> None:
     with pytest.raises(ValueError, match="more than 256"):
         tags_of({"type": "triggered_tags", "triggers": ["<"], "tags": tags}, ",", ":")
@@ -292,10 +315,14 @@ def test_steering_of_other_kinds_then_stops_in_the_last_quarter() -> None:
 
 @pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
 def test_random_outputs_within_a_budget_then_nearly_all_are_whole_and_valid(engine: Engine, backend: str) -> None:
-    grammars = {name: grammar_of({"type": "json", "schema": schema}, backend=backend) for name, (schema, _) in KINDS.items()}
+    grammars = {
+        name: grammar_of({"type": "json", "schema": schema}, backend=backend) for name, (schema, _) in KINDS.items()
+    }
 
     def generate(name: str, *, closing: bool, n: int) -> list[Any]:
-        request = TextRequest("Tell:", grammars[name], SamplingParams(seed=5), KINDS[name][1], n=n, close_before_budget=closing)
+        request = TextRequest(
+            "Tell:", grammars[name], SamplingParams(seed=5), KINDS[name][1], n=n, close_before_budget=closing
+        )
         generations[name, closing] = engine.submit(request)
         return generations[name, closing].choices
 
@@ -321,22 +348,32 @@ def test_random_outputs_within_a_budget_then_nearly_all_are_whole_and_valid(engi
     [
         ({"regex": r"[^\n]{10,300}\."}, r"[^\n]{10,300}\.", 24),
         ({"regex": r"(?:[a-z]+ ){4,}end"}, r"(?:[a-z]+ ){4,}end", 40),
-        ({"structural_tag": {"type": "structural_tag", "format": {**_LISTED, "tags": _CALLS[:1]}}}, r"(?s)(<f=a>\{.*\}</f>\n?)+", 60),
+        (
+            {"structural_tag": {"type": "structural_tag", "format": {**_LISTED, "tags": _CALLS[:1]}}},
+            r"(?s)(<f=a>\{.*\}</f>\n?)+",
+            60,
+        ),
     ],
     ids=["sentence", "words", "calls"],
 )
-def test_random_text_within_a_budget_then_whole(engine: Engine, backend: str, constraints: Any, whole: str, budget: int) -> None:
+def test_random_text_within_a_budget_then_whole(
+    engine: Engine, backend: str, constraints: Any, whole: str, budget: int
+) -> None:
     grammar = grammar_of(constraints, backend=backend)
     texts: dict[bool, list[str]] = {}
     for closing in (False, True):
         request = TextRequest("Tell:", grammar, SamplingParams(seed=3), budget, n=8, close_before_budget=closing)
         choices = engine.submit(request).result(100)
-        texts[closing] = [choice.text for choice in choices if choice.finish_reason == "stop" and re.fullmatch(whole, choice.text)]
+        texts[closing] = [
+            choice.text for choice in choices if choice.finish_reason == "stop" and re.fullmatch(whole, choice.text)
+        ]
     assert len(texts[True]) == 8 > len(texts[False])
 
 
 def test_budget_below_the_shortest_document_then_ends_by_length(engine: Engine) -> None:
-    request = TextRequest("Tell:", grammar_of({"type": "json", "schema": PERSON}), SamplingParams(seed=1), 4, close_before_budget=True)
+    request = TextRequest(
+        "Tell:", grammar_of({"type": "json", "schema": PERSON}), SamplingParams(seed=1), 4, close_before_budget=True
+    )
     (choice,) = engine.submit(request).result(60)
     assert choice.finish_reason == "length" and len(choice.token_ids) == 4
 
@@ -344,15 +381,26 @@ def test_budget_below_the_shortest_document_then_ends_by_length(engine: Engine) 
 def _chain(link: Any, last: Any, count: int = 40) -> dict[str, Any]:
     """``count`` definitions, each made by ``link`` from a reference to the next one."""
     below = ({"$ref": f"#/$defs/d{number + 1}"} for number in range(count))
-    return {"$defs": {f"d{number}": link(one) for number, one in enumerate(below)} | {f"d{count}": last}, "$ref": "#/$defs/d0"}
+    return {
+        "$defs": {f"d{number}": link(one) for number, one in enumerate(below)} | {f"d{count}": last},
+        "$ref": "#/$defs/d0",
+    }
 
 
 HUGE: dict[str, Any] = {
     "branches double, and none is possible": _chain(lambda below: {"anyOf": [below, below]}, False),
-    "items double": _chain(lambda below: {"type": "array", "prefixItems": [below, below], "minItems": 2}, {"type": "null"}),
-    "properties double": _chain(lambda below: {"type": "object", "properties": {"a": below, "b": below}, "required": ["a", "b"]}, {}),
+    "items double": _chain(
+        lambda below: {"type": "array", "prefixItems": [below, below], "minItems": 2}, {"type": "null"}
+    ),
+    "properties double": _chain(
+        lambda below: {"type": "object", "properties": {"a": below, "b": below}, "required": ["a", "b"]}, {}
+    ),
     "many items": {"type": "array", "minItems": 10**9},
-    "many items of many": {"type": "array", "minItems": 10**4, "items": {"type": "array", "minItems": 10**4, "items": {"type": "null"}}},
+    "many items of many": {
+        "type": "array",
+        "minItems": 10**4,
+        "items": {"type": "array", "minItems": 10**4, "items": {"type": "null"}},
+    },
     "long string": {"type": "string", "minLength": 10**12},
     "required is no list": {"type": "object", "required": True},
     "type is an object": {"type": {}},
@@ -373,12 +421,20 @@ def test_steering_when_the_schema_is_huge_or_malformed_then_it_has_a_choice_all_
 _CONSTANTS = {"anyOf": [{"const": f"v{number}"} for number in range(60)]}
 _NAMES = [f"k{number}" for number in range(5000)]
 _HEAVY: dict[str, tuple[Any, str]] = {
-    "required": ({"type": "object", "properties": dict.fromkeys(_NAMES, _CONSTANTS), "required": _NAMES}, '{"k0":"v1","k'),
+    "required": (
+        {"type": "object", "properties": dict.fromkeys(_NAMES, _CONSTANTS), "required": _NAMES},
+        '{"k0":"v1","k',
+    ),
     "enum": ({"type": "array", "items": {"enum": _NAMES * 10}}, '["k0","k'),
     "items": ({"type": "array", "minItems": 65000, "items": {"type": "null"}}, "[null,null"),
     "deep": (
         _chain(
-            lambda below: {"type": "object", "properties": {"a": below, "b": {"type": "string", "minLength": 4000}}, "required": ["b"]}, {}
+            lambda below: {
+                "type": "object",
+                "properties": {"a": below, "b": {"type": "string", "minLength": 4000}},
+                "required": ["b"],
+            },
+            {},
         ),
         '{"a":' * 30,
     ),
@@ -388,7 +444,10 @@ _HEAVY: dict[str, tuple[Any, str]] = {
 def test_steering_when_an_object_has_many_alternatives_then_it_follows_to_its_end() -> None:
     """What may be spent grows with the output."""
     vocabulary = byte_vocabulary()
-    schema = {"type": "object", "properties": {f"k{number}": json.loads(json.dumps(_CONSTANTS)) for number in range(400)}}
+    schema = {
+        "type": "object",
+        "properties": {f"k{number}": json.loads(json.dumps(_CONSTANTS)) for number in range(400)},
+    }
     steering = steering_for(GrammarSpec("json_schema", json.dumps(schema)), ClosingVocabulary(vocabulary))
     text = json.dumps({f"k{number}": "v1" for number in range(400)}, separators=(",", ":")).encode()
     row = row_of(range(256), vocabulary.vocab_size)

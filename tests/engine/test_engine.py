@@ -1,4 +1,5 @@
-"""The engine: streams, stop strings, several outputs, limits and cancelling, with the bundled model and a real daemon."""
+"""The engine: streams, stop strings, several outputs, limits and cancelling, with the bundled model and a real
+daemon."""
 
 from __future__ import annotations
 
@@ -74,7 +75,10 @@ def test_readers_on_threads_and_on_event_loops_then_all_get_every_delta(engine: 
 
 def test_same_seed_then_same_output_and_output_i_is_that_of_seed_plus_i(engine: Engine) -> None:
     both = engine.submit(TextRequest(PROMPT, WORD, sampled(5), n=2)).result(60)
-    alone = [engine.submit(TextRequest(engine.tokenizer.encode(PROMPT), WORD, sampled(seed))).result(60)[0] for seed in (5, 6)]
+    alone = [
+        engine.submit(TextRequest(engine.tokenizer.encode(PROMPT), WORD, sampled(seed))).result(60)[0]
+        for seed in (5, 6)
+    ]
     assert [choice.token_ids for choice in both] == [choice.token_ids for choice in alone]
 
 
@@ -85,13 +89,17 @@ def test_stop_string_across_tokens_then_cut_exactly(engine: Engine) -> None:
     text = "".join(delta.text for delta in generation)
     (cut,) = generation.choices
     assert text == cut.text == whole.text[: whole.text.index(stop)]
-    assert (cut.finish_reason, cut.stop_string) == ("stop", stop) and cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+    assert (cut.finish_reason, cut.stop_string) == ("stop", stop) and cut.token_ids == whole.token_ids[
+        : len(cut.token_ids)
+    ]
     assert len(cut.token_ids) < len(whole.token_ids)
 
 
 def test_logprobs_then_of_the_distribution_after_the_mask(engine: Engine) -> None:
     spec = GrammarSpec("regex", "[ab]{8}")
-    generation = engine.submit(TextRequest(PROMPT, spec, sampled(3, temperature=2.0, presence_penalty=1.0), logprobs=2000))
+    generation = engine.submit(
+        TextRequest(PROMPT, spec, sampled(3, temperature=2.0, presence_penalty=1.0), logprobs=2000)
+    )
     (choice,) = generation.result(60)
     assert choice.logprobs is not None and len(choice.logprobs) == len(choice.token_ids)
     for entry, token_id in zip(choice.logprobs, choice.token_ids, strict=True):
@@ -160,7 +168,8 @@ def test_refused_requests_then_errors_where_they_are_due(engine: Engine) -> None
 
 
 def test_slow_masks_when_the_request_says_what_they_mean_then_the_daemon_is_told(engine: Engine) -> None:
-    """Switching needs a second backend that takes the grammar: the daemon says so when the grammar is made, so it was told."""
+    """Switching needs a second backend that takes the grammar: the daemon says so when the grammar is made, so it was
+    told."""
     only_xgrammar = GrammarSpec("json_schema", '{"type": "string", "format": "idn-email", "maxLength": 4}')
     for when_slow in ("wait", "fail"):
         assert engine.submit(TextRequest(PROMPT, only_xgrammar, sampled(1), 8, when_slow=when_slow)).result(60)  # type: ignore[arg-type]
@@ -180,7 +189,9 @@ def test_chat_template_then_a_prompt(engine: Engine) -> None:
 
 def test_bounded_engine_when_closed_then_nothing_is_left_running(daemon: Daemon) -> None:
     schema = GrammarSpec("json_schema", json.dumps({"type": "array", "items": {"type": "string"}}))
-    with Engine(target=daemon.target, slots=2, device="cpu", bounded=True, backend="llguidance", context_length=128) as engine:
+    with Engine(
+        target=daemon.target, slots=2, device="cpu", bounded=True, backend="llguidance", context_length=128
+    ) as engine:
         generation = engine.submit(TextRequest(PROMPT, schema, sampled(1)))
         assert len(json.loads(generation.result(60)[0].text)) <= 4
         assert generation.report is not None and generation.report.backend == "llguidance"

@@ -86,7 +86,9 @@ def test_apply_when_rows_are_narrower_than_logits_then_refuses() -> None:
         (torch.zeros(2, 32), torch.zeros(2, 1, dtype=torch.int32, device="meta"), None),
     ],
 )
-def test_apply_when_arguments_do_not_fit_then_refuses(logits: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor | None) -> None:
+def test_apply_when_arguments_do_not_fit_then_refuses(
+    logits: torch.Tensor, rows: torch.Tensor, indices: torch.Tensor | None
+) -> None:
     with pytest.raises(ValueError, match=r"give|must be"):
         apply_bitmask_(logits, rows, row_indices=indices)
 
@@ -126,7 +128,9 @@ def check_triton(device: str) -> None:
                 apply_bitmask_triton_(got, rows.to(device), index_tensor)
                 assert torch.equal(want, got.cpu()), (dtype, vocab_size, indices)
     past = torch.zeros(1, 40, device=device)
-    apply_bitmask_triton_(past, torch.full((1, 2), -1, dtype=torch.int32, device=device), torch.tensor([1], device=device))
+    apply_bitmask_triton_(
+        past, torch.full((1, 2), -1, dtype=torch.int32, device=device), torch.tensor([1], device=device)
+    )
     assert past.isinf().all(), "an index past the rows allows nothing"
 
 

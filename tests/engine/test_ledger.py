@@ -1,4 +1,5 @@
-"""What the ledger tells a daemon of sequences whose items are late: the daemon's own table, and a lane that works when it is told to."""
+"""What the ledger tells a daemon of sequences whose items are late: the daemon's own table, and a lane that works when
+it is told to."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ SLOW, QUICK = GrammarSpec("regex", "a"), GrammarSpec("regex", "b")
 
 
 class Engine:
-    """A ledger, and the table that is asked what it plans; late items are asked for ``patience`` times, the lane working before each."""
+    """A ledger, and the table that is asked what it plans; late items are asked for ``patience`` times, the lane
+    working before each."""
 
     def __init__(self) -> None:
         self.ledger, self.bench = Ledger(), Bench()
@@ -80,9 +82,17 @@ def test_close_of_what_was_not_begun_then_is_not_sent() -> None:
 def test_close_behind_a_fork_that_is_not_begun_then_is_sent_again_behind_it() -> None:
     bench = Bench()
     bench.open(1)
-    items = [Item(2, Action.FORK, source_sequence_id=1), Item(3, Action.FORK, source_sequence_id=1), Item(1, Action.CLOSE)]
+    items = [
+        Item(2, Action.FORK, source_sequence_id=1),
+        Item(3, Action.FORK, source_sequence_id=1),
+        Item(1, Action.CLOSE),
+    ]
     results = bench.step(*items)
-    assert [result.detail_index for result in results] == [LateIndex.UNDER_WAY, LateIndex.NOT_BEGUN, LateIndex.NOT_BEGUN]
+    assert [result.detail_index for result in results] == [
+        LateIndex.UNDER_WAY,
+        LateIndex.NOT_BEGUN,
+        LateIndex.NOT_BEGUN,
+    ]
     results = answered(bench, items, results, 1)
     assert [result.status for result in results] == [Status.OK] * 3 and set(bench.table._sequences) == {2, 3}
 

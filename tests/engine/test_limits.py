@@ -1,4 +1,5 @@
-"""What an output must not have, and when it must not end: stop tokens, least tokens, banned words, the best of several."""
+"""What an output must not have, and when it must not end: stop tokens, least tokens, banned words, the best of
+several."""
 
 from __future__ import annotations
 
@@ -39,17 +40,24 @@ def seeded(seed: int, **options: float) -> SamplingParams:
 
 
 @pytest.mark.parametrize("grammar", [None, GrammarSpec("regex", "[a-z]*")])
-def test_output_when_a_least_length_is_asked_for_then_no_stop_token_comes_before(engine: Engine, grammar: GrammarSpec | None) -> None:
+def test_output_when_a_least_length_is_asked_for_then_no_stop_token_comes_before(
+    engine: Engine, grammar: GrammarSpec | None
+) -> None:
     """The stop token is made the likeliest one: with no least length it comes at once."""
     stop = dict.fromkeys(engine._vocabulary.stop_token_ids, 100.0)
     sampling = SamplingParams(temperature=0.0, logit_bias=stop)
-    lengths = [len(engine.submit(TextRequest(PROMPT, grammar, sampling, 30, min_tokens=least)).result(60)[0].token_ids) for least in (0, 7)]
+    lengths = [
+        len(engine.submit(TextRequest(PROMPT, grammar, sampling, 30, min_tokens=least)).result(60)[0].token_ids)
+        for least in (0, 7)
+    ]
     assert lengths == [0, 7]
 
 
 def test_output_when_its_grammar_ends_before_the_least_length_then_it_ends(engine: Engine) -> None:
     """The mask wins; no error, no dead end."""
-    (choice,) = engine.submit(TextRequest(PROMPT, GrammarSpec("regex", "(Paris|London)"), seeded(1), 30, min_tokens=20)).result(60)
+    (choice,) = engine.submit(
+        TextRequest(PROMPT, GrammarSpec("regex", "(Paris|London)"), seeded(1), 30, min_tokens=20)
+    ).result(60)
     assert choice.text in ("Paris", "London") and choice.finish_reason == "stop"
 
 
@@ -67,7 +75,11 @@ def test_output_when_closed_before_its_budget_then_not_before_its_least_length(e
     for least in (0, 12):
         request = TextRequest(PROMPT, grammar, seeded(3), 16, min_tokens=least, close_before_budget=True)
         (choice,) = engine.submit(request).result(60)
-        assert isinstance(json.loads(choice.text), list) and choice.finish_reason in ("stop", "length") and len(choice.token_ids) >= least
+        assert (
+            isinstance(json.loads(choice.text), list)
+            and choice.finish_reason in ("stop", "length")
+            and len(choice.token_ids) >= least
+        )
 
 
 # -- stop tokens and banned words --------------------------------------------------------------------------------------
@@ -87,17 +99,24 @@ def test_output_when_words_are_banned_then_it_has_none_however_they_are_cut(engi
     for banned, left in (("a", "b" * 12), ("b", "a" * 12)):
         assert engine.submit(TextRequest(PROMPT, pair, seeded(1), banned_words=(banned,))).result(60)[0].text == left
     for seed in range(5):
-        (choice,) = engine.submit(TextRequest(PROMPT, pair, seeded(seed, temperature=2.0), banned_words=("ab",))).result(60)
+        (choice,) = engine.submit(
+            TextRequest(PROMPT, pair, seeded(seed, temperature=2.0), banned_words=("ab",))
+        ).result(60)
         assert "ab" not in choice.text and len(choice.text) == 12
-    (choice,) = engine.submit(TextRequest(PROMPT, GrammarSpec("regex", "Paris"), seeded(1), banned_words=("ari",))).result(60)
+    (choice,) = engine.submit(
+        TextRequest(PROMPT, GrammarSpec("regex", "Paris"), seeded(1), banned_words=("ari",))
+    ).result(60)
     assert choice.text == "Paris"
     letters = engine.tokenizer.encode("q")
-    (choice,) = engine.submit(TextRequest(PROMPT, GrammarSpec("regex", "[q-r]{3}"), seeded(1), banned_token_ids=tuple(letters))).result(60)
+    (choice,) = engine.submit(
+        TextRequest(PROMPT, GrammarSpec("regex", "[q-r]{3}"), seeded(1), banned_token_ids=tuple(letters))
+    ).result(60)
     assert not set(letters) & set(choice.token_ids)
 
 
 @given(
-    words=st.lists(st.text(alphabet="Paris", min_size=1, max_size=4), min_size=1, max_size=3), text=st.text(alphabet="Paris", max_size=8)
+    words=st.lists(st.text(alphabet="Paris", min_size=1, max_size=4), min_size=1, max_size=3),
+    text=st.text(alphabet="Paris", max_size=8),
 )
 def test_banned_words_when_a_token_is_not_forbidden_then_it_completes_none(words: list[str], text: str) -> None:
     """A token is forbidden exactly if the text has a word with it that it did not have without."""
@@ -116,7 +135,10 @@ def test_best_of_when_asked_for_then_the_likeliest_are_kept(engine: Engine) -> N
     """All of them are generated; the mean log probability of their tokens decides."""
     word = GrammarSpec("regex", "[a-z]{4,9}")
     all_of_them = engine.submit(TextRequest(PROMPT, word, seeded(5), n=4, logprobs=0)).result(60)
-    means = [(sum(token.logprob for token in choice.logprobs or ()) / len(choice.token_ids), choice.text) for choice in all_of_them]
+    means = [
+        (sum(token.logprob for token in choice.logprobs or ()) / len(choice.token_ids), choice.text)
+        for choice in all_of_them
+    ]
     generation = engine.submit(TextRequest(PROMPT, word, seeded(5), n=2, best_of=4))
     generation.result(60)
     assert [choice.text for choice in generation.best] == [text for _, text in sorted(means, reverse=True)[:2]]
@@ -135,7 +157,9 @@ def test_best_of_when_asked_for_then_the_likeliest_are_kept(engine: Engine) -> N
         ({"sampling": SamplingParams(logit_bias={10**6: 1.0})}, "logit_bias has token id 1000000"),
     ],
 )
-def test_submit_when_a_limit_makes_no_sense_then_it_is_named(engine: Engine, options: dict[str, object], message: str) -> None:
+def test_submit_when_a_limit_makes_no_sense_then_it_is_named(
+    engine: Engine, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         engine.submit(TextRequest(PROMPT, max_tokens=30, **options))  # type: ignore[arg-type]
 

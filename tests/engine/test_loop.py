@@ -36,13 +36,18 @@ from tests.conftest import Daemon
 torch.set_num_threads(1)
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string"}, "work history": {"type": "array", "items": {"type": "integer"}, "minItems": 1}},
+    "properties": {
+        "name": {"type": "string"},
+        "work history": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+    },
     "required": ["name", "work history"],
 }
 JSON = bounded_spec(GrammarSpec("json_schema", json.dumps(SCHEMA)))
 CITY = GrammarSpec("regex", "(Paris|London)", backend="xgrammar")
 CAPITAL = GrammarSpec(
-    "ebnf", 'root ::= city " is the capital of " country\ncity ::= "Rome" | "Oslo"\ncountry ::= "Italy" | "Norway"', backend="llguidance"
+    "ebnf",
+    'root ::= city " is the capital of " country\ncity ::= "Rome" | "Oslo"\ncountry ::= "Italy" | "Norway"',
+    backend="llguidance",
 )
 
 
@@ -68,7 +73,9 @@ def looping(
         yield loop
 
 
-def request(loaded: LoadedModel, grammar: GrammarSpec | None, seed: int, max_tokens: int = 100, prompt: str = "Tell me:") -> Request:
+def request(
+    loaded: LoadedModel, grammar: GrammarSpec | None, seed: int, max_tokens: int = 100, prompt: str = "Tell me:"
+) -> Request:
     return Request(loaded.tokenizer.encode(prompt).ids, grammar, SamplingParams(seed=seed), max_tokens)
 
 
@@ -126,7 +133,11 @@ def test_output_when_alone_then_is_that_of_a_full_batch(
 
 @pytest.mark.parametrize("victim", ["worker", "daemon"])
 def test_output_when_killed_in_mid_decode_then_is_that_of_an_undisturbed_run(
-    loaded: LoadedModel, vocabulary: Vocabulary, start_daemon: Callable[..., Daemon], undisturbed: list[list[int]], victim: str
+    loaded: LoadedModel,
+    vocabulary: Vocabulary,
+    start_daemon: Callable[..., Daemon],
+    undisturbed: list[list[int]],
+    victim: str,
 ) -> None:
     daemon = start_daemon()
     with looping(loaded, vocabulary, daemon.target) as loop:
@@ -150,7 +161,9 @@ def test_output_when_the_daemon_stays_away_then_masked_sequences_end_and_others_
     loaded: LoadedModel, vocabulary: Vocabulary, start_daemon: Callable[..., Daemon]
 ) -> None:
     daemon = start_daemon()
-    with looping(loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.1), restore_seconds=0.2) as loop:
+    with looping(
+        loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.1), restore_seconds=0.2
+    ) as loop:
         masked, free = loop.add(request(loaded, JSON, 1)), loop.add(request(loaded, None, 2, max_tokens=40))
         while len(masked.token_ids) < 5:
             loop.step()
@@ -163,16 +176,23 @@ def test_output_when_the_daemon_stays_away_then_masked_sequences_end_and_others_
 def test_output_when_the_daemon_is_away_in_mid_decode_then_free_ones_go_on_and_masked_ones_later(
     loaded: LoadedModel, vocabulary: Vocabulary, start_daemon: Callable[..., Daemon]
 ) -> None:
-    """Others are decoded, one is cancelled and one joins while nobody makes masks; then the masked ones end as if nothing had happened."""
+    """Others are decoded, one is cancelled and one joins while nobody makes masks; then the masked ones end as if
+    nothing had happened."""
 
     def asked() -> list[Request]:
-        return [request(loaded, JSON, 1), request(loaded, None, 2, max_tokens=40), request(loaded, JSON, 3, prompt="Tell me " * 12)]
+        return [
+            request(loaded, JSON, 1),
+            request(loaded, None, 2, max_tokens=40),
+            request(loaded, JSON, 3, prompt="Tell me " * 12),
+        ]
 
     daemon = start_daemon()
     with looping(loaded, vocabulary, daemon.target) as loop:
         wanted = [loop.add(each) for each in asked()]
         loop.run()
-    with looping(loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.2), restore_seconds=120.0) as loop:
+    with looping(
+        loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.2), restore_seconds=120.0
+    ) as loop:
         masked, free, late = (loop.add(each) for each in asked())
         cancelled = loop.add(request(loaded, JSON, 4))
         while len(masked.token_ids) < 5 or not cancelled.token_ids:
@@ -196,9 +216,12 @@ def test_output_when_the_daemon_is_away_in_mid_decode_then_free_ones_go_on_and_m
 def test_output_when_a_compile_waits_for_the_daemon_then_free_ones_go_on(
     loaded: LoadedModel, vocabulary: Vocabulary, start_daemon: Callable[..., Daemon]
 ) -> None:
-    """A new grammar holds the way back to the daemon; a masked sequence that is decoded meanwhile is held back before its step is sent."""
+    """A new grammar holds the way back to the daemon; a masked sequence that is decoded meanwhile is held back before
+    its step is sent."""
     daemon = start_daemon()
-    with looping(loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.2), restore_seconds=120.0) as loop:
+    with looping(
+        loaded, vocabulary, lambda: Client.connect(daemon.target, timeout_seconds=0.2), restore_seconds=120.0
+    ) as loop:
         first = loop.add(request(loaded, CITY, 1))
         loop.run()
         daemon.kill()
@@ -214,7 +237,9 @@ def test_output_when_a_compile_waits_for_the_daemon_then_free_ones_go_on(
         check(loaded, each)
 
 
-def test_output_when_a_grammar_is_bad_then_only_its_request_fails(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
+def test_output_when_a_grammar_is_bad_then_only_its_request_fails(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+) -> None:
     with looping(loaded, vocabulary, daemon.target) as loop:
         bad, good = loop.add(request(loaded, GrammarSpec("regex", "("), 1)), loop.add(request(loaded, CITY, 2))
         loop.run()
@@ -249,7 +274,8 @@ def test_output_when_a_callback_raises_or_cancels_then_only_its_request_ends(
 def test_output_when_a_part_of_it_fails_then_only_its_request_ends(
     loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sampling parameters that no tensor takes, a prompt that the model cannot read, banned words, and what hears of the end."""
+    """Sampling parameters that no tensor takes, a prompt that the model cannot read, banned words, and what hears of
+    the end."""
 
     class Breaking:
         def forbidden(self, token_ids: Sequence[int]) -> list[int]:
@@ -325,15 +351,22 @@ def test_output_when_its_steering_fails_then_it_goes_on_without(
         assert calls == (["choose", "accept"] if wanted == "accept fails" else ["choose"]), "it is not asked again"
 
 
-def test_output_when_its_schema_multiplies_then_the_loop_goes_on(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
+def test_output_when_its_schema_multiplies_then_the_loop_goes_on(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+) -> None:
     """Eight alternatives in each of seven levels, all with the same schema below: 2,097,152 ways to the last one."""
     k, depth = 8, 7
     defs: dict[str, Any] = {f"d{depth}": {"type": "integer", "minimum": 0, "maximum": 9}}
     for level in range(depth):
         below = {"$ref": f"#/$defs/d{level + 1}"}
-        ways = [{"type": "object", "properties": {"a": below, f"b{way}": {"type": "null"}}, "required": ["a"]} for way in range(k)]
+        ways = [
+            {"type": "object", "properties": {"a": below, f"b{way}": {"type": "null"}}, "required": ["a"]}
+            for way in range(k)
+        ]
         defs[f"d{level}"] = {"anyOf": [{**way, "additionalProperties": False} for way in ways]}
-    spec = GrammarSpec("json_schema", json.dumps({"$ref": "#/$defs/d0", "$defs": defs}), options=GrammarOptions(max_whitespace=0))
+    spec = GrammarSpec(
+        "json_schema", json.dumps({"$ref": "#/$defs/d0", "$defs": defs}), options=GrammarOptions(max_whitespace=0)
+    )
     steering = steering_for(spec, ClosingVocabulary(vocabulary))
     sizes: list[int] = []
     below_of = JsonPosition._below
@@ -357,7 +390,8 @@ def test_output_when_its_schema_multiplies_then_the_loop_goes_on(loaded: LoadedM
 def test_output_when_a_turn_fails_then_its_batch_ends_and_the_loop_goes_on(
     loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Whatever the place: all of the batch is told so, those that waited and those that come later get what they would have got."""
+    """Whatever the place: all of the batch is told so, those that waited and those that come later get what they would
+    have got."""
     owner: Any = {"decode": SlotModel, "sample": Sampler, "try_apply_": Masker, "try_advance": Masker}[place]
     real, calls = getattr(owner, place), itertools.count()
 
@@ -453,7 +487,9 @@ def test_output_when_its_slot_cannot_be_freed_then_its_sequence_is_closed_all_th
         assert loop._masker._ledger._entries == {}
 
 
-def test_output_when_the_context_is_full_then_ends_by_length(loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon) -> None:
+def test_output_when_the_context_is_full_then_ends_by_length(
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+) -> None:
     with looping(loaded, vocabulary, daemon.target) as loop:
         generation = loop.add(Request([5] * 155, None, SamplingParams(seed=1), 100))
         loop.run()

@@ -16,7 +16,15 @@ import torch
 from engine_adapter.masker import Masker
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
-from maskd.errors import BackendError, GrammarError, InvalidRequestError, NotFoundError, RollbackError, TokenRejectedError, UnavailableError
+from maskd.errors import (
+    BackendError,
+    GrammarError,
+    InvalidRequestError,
+    NotFoundError,
+    RollbackError,
+    TokenRejectedError,
+    UnavailableError,
+)
 from maskd.grammar import GrammarSpec, ReasoningGate
 from maskd.vocabulary import Vocabulary
 from tests.conftest import Daemon, byte_vocabulary
@@ -172,7 +180,9 @@ def test_close_when_many_leave_at_once_then_all_reach_the_daemon(masker: Masker)
 
 def test_open_when_called_beside_the_loop_then_neither_waits_for_the_other(masker: Masker) -> None:
     city, opened = masker.open(CITY), list[int]()
-    thread = threading.Thread(target=lambda: opened.extend(masker.open(GrammarSpec("regex", f"a{{{n}}}")) for n in range(1, 80)))
+    thread = threading.Thread(
+        target=lambda: opened.extend(masker.open(GrammarSpec("regex", f"a{{{n}}}")) for n in range(1, 80))
+    )
     thread.start()
     while thread.is_alive():
         assert after(masker, city) is not None
@@ -197,7 +207,8 @@ def kill_worker(daemon: Daemon) -> None:
 
 
 def transcript(target: str, disturb: dict[int, Callable[[], None]], where: str) -> list[str]:
-    """Decodes 24 steps of a seeded walk with forks, rollbacks and late joins; returns a digest of the rows of every step.
+    """Decodes 24 steps of a seeded walk with forks, rollbacks and late joins; returns a digest of the rows of every
+    step.
 
     ``disturb`` happens at its step, ``where`` says at which point of it.
     """
@@ -221,7 +232,9 @@ def transcript(target: str, disturb: dict[int, Callable[[], None]], where: str) 
                 disturb[step]()
             masks = masker.collect()
             assert not masks.errors
-            digests.append(hashlib.sha256(b"".join(masks.rows[row].tobytes() for row in masks.row_indices if row >= 0)).hexdigest())
+            digests.append(
+                hashlib.sha256(b"".join(masks.rows[row].tobytes() for row in masks.row_indices if row >= 0)).hexdigest()
+            )
             choices = [allowed_token_ids(masks.rows[row]) if row >= 0 else np.array([1]) for row in masks.row_indices]
             tokens = {handle: int(rng.choice(ids)) for handle, ids in zip(live, choices, strict=True) if ids[0] != STOP}
             tokens = {handle: token_id for handle, token_id in tokens.items() if token_id != STOP}
@@ -263,7 +276,9 @@ def test_rows_when_the_daemon_is_killed_and_comes_back_then_are_those_of_an_undi
 
 def test_collect_when_the_daemon_stays_away_then_raises_and_later_recovers(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
-    with Masker(lambda: Client.connect(daemon.target, timeout_seconds=0.1), VOCABULARY, row_capacity=4, restore_seconds=0.3) as masker:
+    with Masker(
+        lambda: Client.connect(daemon.target, timeout_seconds=0.1), VOCABULARY, row_capacity=4, restore_seconds=0.3
+    ) as masker:
         city, free = masker.open(CITY), masker.open(None)
         rows: list[int | None] = [city, free]
         masker.advance({}, rows)
@@ -317,7 +332,9 @@ class RefusingClient:
         return session
 
 
-def test_rows_when_a_grammar_is_refused_in_the_new_session_then_only_its_sequences_end(start_daemon: Callable[..., Daemon]) -> None:
+def test_rows_when_a_grammar_is_refused_in_the_new_session_then_only_its_sequences_end(
+    start_daemon: Callable[..., Daemon],
+) -> None:
     daemon = start_daemon()
     RefusingClient.sessions = 0
     with Masker(lambda: RefusingClient(daemon.target, LETTERS), VOCABULARY, row_capacity=4) as masker:  # type: ignore[arg-type, return-value]
@@ -337,7 +354,9 @@ def test_replay_when_histories_are_long_then_they_take_several_steps(start_daemo
     with Masker(daemon.target, VOCABULARY, row_capacity=4) as masker:
         long, short = masker.open(endless), masker.open(CITY)
         masker.advance({long: [ord("a")] * 6000, short: ord("L")}, rows=[long, short])
-        masker.advance({long: [ord("b")] * 6000}, rows=[long]) if not masker.collect().errors else pytest.fail("refused")
+        masker.advance({long: [ord("b")] * 6000}, rows=[long]) if not masker.collect().errors else pytest.fail(
+            "refused"
+        )
         masker.collect()
         kill_worker(daemon)
         masker.advance({}, rows=[long, short])

@@ -48,7 +48,10 @@ def test_load_when_there_are_no_weights_then_they_are_random_and_the_same_each_t
 
 def test_load_when_bundled_then_tokenizer_and_logits_agree(loaded: LoadedModel) -> None:
     assert loaded.vocab_size == loaded.tokenizer.get_vocab_size()
-    assert [loaded.tokenizer.id_to_token(token_id) for token_id in loaded.stop_token_ids] == ["<|endoftext|>", "<|im_end|>"]
+    assert [loaded.tokenizer.id_to_token(token_id) for token_id in loaded.stop_token_ids] == [
+        "<|endoftext|>",
+        "<|im_end|>",
+    ]
     text = '{"work history": ["naïve 日本 \U0001f600"]}\n'
     assert loaded.tokenizer.decode(loaded.tokenizer.encode(text).ids) == text
 
@@ -74,12 +77,20 @@ def test_load_when_attention_has_windows_then_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "sampling"),
     [
-        ({"temperature": 0.6, "top_p": 0.95, "top_k": 20, "eos_token_id": 2}, {"temperature": 0.6, "top_p": 0.95, "top_k": 20}),
-        ({"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.05}, {"temperature": 0.0, "repetition_penalty": 1.05}),
+        (
+            {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "eos_token_id": 2},
+            {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+        ),
+        (
+            {"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.05},
+            {"temperature": 0.0, "repetition_penalty": 1.05},
+        ),
         ({"do_sample": True, "top_p": None}, {}),
     ],
 )
-def test_load_when_the_model_says_how_to_sample_then_it_is_read(bare: Path, config: dict[str, object], sampling: dict[str, float]) -> None:
+def test_load_when_the_model_says_how_to_sample_then_it_is_read(
+    bare: Path, config: dict[str, object], sampling: dict[str, float]
+) -> None:
     (bare / "generation_config.json").write_text(json.dumps(config))
     assert load_model(bare, "cpu").sampling == sampling
 
@@ -141,7 +152,14 @@ def test_decode_on_cuda_then_the_graphs_compute_what_the_network_does() -> None:
     loaded = load_model(device="cuda")
     graphed, plain = (SlotModel(loaded.network, 6, 600) for _ in range(2))
     plain._graphs = None
-    for length, slots in ((5, [0]), (5, [0]), (250, [0, 1, 2]), (3, [0, 1, 2, 3, 4]), (3, [0]), (5, [0, 1, 2, 3, 4, 5])):
+    for length, slots in (
+        (5, [0]),
+        (5, [0]),
+        (250, [0, 1, 2]),
+        (3, [0, 1, 2, 3, 4]),
+        (3, [0]),
+        (5, [0, 1, 2, 3, 4, 5]),
+    ):
         for model in (graphed, plain):
             for slot in slots:
                 model.free(slot)

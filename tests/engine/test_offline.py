@@ -1,4 +1,5 @@
-"""The offline interfaces: the scripts of the documents that this project was made from, with only imports and model name changed."""
+"""The offline interfaces: the scripts of the documents that this project was made from, with only imports and model
+name changed."""
 
 from __future__ import annotations
 
@@ -93,7 +94,11 @@ def test_script_of_tensorrt_llm_then_the_output_is_valid(index: int, capsys: pyt
     elif index == 3:
         assert re.fullmatch("(London|Paris|Berlin|Rome) is the capital of (England|France|Germany|Italy)", output.text)
     else:
-        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for key, tool in names.items() if key.startswith("tool_")}
+        schemas = {
+            tool["function"]["name"]: tool["function"]["parameters"]
+            for key, tool in names.items()
+            if key.startswith("tool_")
+        }
         for name, arguments in re.findall("<function=(.*?)>(.*?)</function>", output.text, re.DOTALL):
             jsonschema.validate(json.loads(arguments), schemas[name])
 
@@ -137,7 +142,8 @@ def test_llm_when_given_every_kind_of_constraint_then_outputs_match(llm: LLM) ->
         GuidedDecodingParams(json_object=True),
     ]
     outputs = llm.generate(
-        ["Tell:"] * 7, [SamplingParams(max_tokens=60, temperature=1.0, seed=1, guided_decoding=each) for each in constraints]
+        ["Tell:"] * 7,
+        [SamplingParams(max_tokens=60, temperature=1.0, seed=1, guided_decoding=each) for each in constraints],
     )
     texts = [output.outputs[0].text for output in outputs]
     assert all(City.model_validate_json(text) for text in texts[:3])
@@ -159,7 +165,9 @@ def test_sampling_fields_of_both_libraries_then_they_do_what_they_do_there(llm: 
     assert set(text(bad="b", temperature=1.0, min_tokens=3)) == {"a"}
     assert text(embedding_bias=bias, min_tokens=5, bad_token_ids=[]).startswith("b")
     assert text(embedding_bias=bias, stop_token_ids=[b]) == ""
-    output = llm.generate("Tell:", SamplingParams(guided_decoding=letters, temperature=1.0, seed=1, n=2, best_of=4, logprobs=0))
+    output = llm.generate(
+        "Tell:", SamplingParams(guided_decoding=letters, temperature=1.0, seed=1, n=2, best_of=4, logprobs=0)
+    )
     means = [sum(token.logprob for token in each.logprobs) / len(each.logprobs) for each in output.outputs]
     assert len(means) == 2 and means[0] >= means[1]
     assert text(repetition_penalty=1.3, temperature=0.5)
@@ -177,7 +185,9 @@ def test_sampling_fields_of_both_libraries_then_they_do_what_they_do_there(llm: 
 
 def test_llm_when_asked_for_several_outputs_then_streams_and_awaits_them(llm: LLM) -> None:
     async def both() -> tuple[list[str], Any]:
-        params = SamplingParams(max_tokens=20, temperature=1.0, seed=4, n=2, guided_decoding=GuidedDecodingParams(regex="[a-z]{3,8}"))
+        params = SamplingParams(
+            max_tokens=20, temperature=1.0, seed=4, n=2, guided_decoding=GuidedDecodingParams(regex="[a-z]{3,8}")
+        )
         lengths = [output.outputs[1].text async for output in llm.generate_async("Tell:", params, streaming=True)]
         return lengths, await llm.generate_async({"prompt": "Tell:"}, params)
 

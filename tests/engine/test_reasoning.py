@@ -85,7 +85,9 @@ def test_prompt_when_rendered_then_says_whether_reasoning_follows(
         (PLAIN, "x<think>\n", False),
     ],
 )
-def test_prompt_when_somebody_else_rendered_it_then_its_end_says_so(tmp_path: Path, template: str, text: str, reasons: bool) -> None:
+def test_prompt_when_somebody_else_rendered_it_then_its_end_says_so(
+    tmp_path: Path, template: str, text: str, reasons: bool
+) -> None:
     assert prompts(tmp_path, template).follows(text) is reasons
 
 
@@ -105,7 +107,9 @@ def test_end_of_reasoning_when_it_has_no_tokens_then_refused(tmp_path: Path) -> 
 
 
 @given(end=st.lists(st.integers(0, 2), min_size=1, max_size=4), token_ids=st.lists(st.integers(0, 2), max_size=30))
-def test_end_when_looked_for_then_it_is_the_first_and_everything_before_is_reasoning(end: list[int], token_ids: list[int]) -> None:
+def test_end_when_looked_for_then_it_is_the_first_and_everything_before_is_reasoning(
+    end: list[int], token_ids: list[int]
+) -> None:
     """Ends that begin within themselves, and outputs that stop within one."""
     found = next((at for at in range(len(token_ids)) if token_ids[at : at + len(end)] == end), None)
     search = ReasoningEnd(end)
@@ -172,7 +176,9 @@ def test_answer_when_there_is_no_grammar_then_the_limit_of_the_reasoning_holds_t
 
 
 def test_answer_when_it_is_cut_within_the_reasoning_then_there_is_no_text(engine: Engine) -> None:
-    (choice,) = engine.submit(TextRequest(thinking_prompt(engine), CITY, sampled(4), 5, reasoning=Reasoning(50))).result(60)
+    (choice,) = engine.submit(
+        TextRequest(thinking_prompt(engine), CITY, sampled(4), 5, reasoning=Reasoning(50))
+    ).result(60)
     assert (choice.text, choice.finish_reason, choice.reasoning_token_count) == ("", "length", 5) and choice.reasoning
 
 
@@ -181,13 +187,21 @@ def test_answer_when_closed_before_the_budget_then_reasoning_leaves_it_room(engi
     """With the whole budget to think in, or with none; the document is whole every time."""
     schema = {
         "type": "object",
-        "properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": {"type": "string"}, "minItems": 2}},
+        "properties": {
+            "name": {"type": "string"},
+            "tags": {"type": "array", "items": {"type": "string"}, "minItems": 2},
+        },
         "required": ["name", "tags"],
     }
     grammar = GrammarSpec("json_schema", json.dumps(schema))
     for seed in range(3):
         request = TextRequest(
-            thinking_prompt(engine), grammar, sampled(seed, temperature=1.5), 70, close_before_budget=True, reasoning=Reasoning(limit)
+            thinking_prompt(engine),
+            grammar,
+            sampled(seed, temperature=1.5),
+            70,
+            close_before_budget=True,
+            reasoning=Reasoning(limit),
         )
         (choice,) = engine.submit(request).result(60)
         assert choice.finish_reason == "stop" and set(json.loads(choice.text)) >= {"name", "tags"}
@@ -195,10 +209,14 @@ def test_answer_when_closed_before_the_budget_then_reasoning_leaves_it_room(engi
 
 
 def test_stop_strings_when_they_come_in_the_reasoning_then_they_end_nothing(engine: Engine) -> None:
-    request = TextRequest(thinking_prompt(engine), GrammarSpec("regex", "ab+c"), sampled(5), 60, reasoning=Reasoning(LIMIT))
+    request = TextRequest(
+        thinking_prompt(engine), GrammarSpec("regex", "ab+c"), sampled(5), 60, reasoning=Reasoning(LIMIT)
+    )
     (choice,) = engine.submit(request).result(60)
     assert choice.reasoning
-    stopped = TextRequest(request.prompt, request.grammar, sampled(5), 60, stop=(choice.reasoning[0], "b"), reasoning=Reasoning(LIMIT))
+    stopped = TextRequest(
+        request.prompt, request.grammar, sampled(5), 60, stop=(choice.reasoning[0], "b"), reasoning=Reasoning(LIMIT)
+    )
     (cut,) = engine.submit(stopped).result(60)
     assert (cut.reasoning, cut.text) == (choice.reasoning, "" if choice.reasoning[0] == "a" else "a")
 
@@ -218,13 +236,20 @@ def test_scripts_when_the_model_reasons_then_answers_have_both(daemon: Daemon, d
     """LMDeploy's and TensorRT-LLM's interfaces; the answer is whole, as both close before the budget."""
     with LLM(directory, reasoning_parser="qwen3", target=daemon.target, max_batch_size=2, max_seq_len=256) as llm:
         params = TensorRtParams(max_tokens=40, guided_decoding=GuidedDecodingParams(regex="(Paris|London)"))
-        thought, plain = llm.generate([llm.tokenizer.apply_chat_template(ASK, enable_thinking=on) for on in (True, False)], params)
+        thought, plain = llm.generate(
+            [llm.tokenizer.apply_chat_template(ASK, enable_thinking=on) for on in (True, False)], params
+        )
     assert thought.outputs[0].text in ("Paris", "London") and thought.outputs[0].reasoning
     assert plain.outputs[0].text in ("Paris", "London") and plain.outputs[0].reasoning is None
     with pipeline(
-        directory, PytorchEngineConfig(max_batch_size=2, session_len=256), reasoning_parser="intern-s1", target=daemon.target
+        directory,
+        PytorchEngineConfig(max_batch_size=2, session_len=256),
+        reasoning_parser="intern-s1",
+        target=daemon.target,
     ) as pipe:
-        config = GenerationConfig(max_new_tokens=40, response_format={"type": "regex_schema", "regex_schema": "(Paris|London)"})
+        config = GenerationConfig(
+            max_new_tokens=40, response_format={"type": "regex_schema", "regex_schema": "(Paris|London)"}
+        )
         response = pipe("Which city?", config, enable_thinking=True)
         pieces = list(pipe.stream_infer("Which city?", config, chat_template_kwargs={"enable_thinking": True}))
         silent = pipe("Which city?", config)

@@ -81,23 +81,37 @@ def test_other_constraints_in_every_spelling(given: Any, kind: str | None, sourc
 
 def test_structural_tags_new_and_old_then_go_to_the_daemon_as_they_are() -> None:
     new = {"type": "structural_tag", "format": TAG}
-    old = {"type": "structural_tag", "structures": [{"begin": "<f>", "schema": SCHEMA, "end": "</f>"}], "triggers": ["<f"]}
+    old = {
+        "type": "structural_tag",
+        "structures": [{"begin": "<f>", "schema": SCHEMA, "end": "</f>"}],
+        "triggers": ["<f"],
+    }
     for given in (new, old):
         spec = grammar_of(given)
         assert spec is not None and spec.kind == "structural_tag" and json.loads(spec.source) == given
 
 
 def test_pydantic_class_or_instance_then_its_schema() -> None:
-    for given in (Model, Model(a=1), {"type": "json_schema", "json_schema": {"name": "m", "schema": Model}}, {"json": Model}):
+    for given in (
+        Model,
+        Model(a=1),
+        {"type": "json_schema", "json_schema": {"name": "m", "schema": Model}},
+        {"json": Model},
+    ):
         spec = grammar_of(given)
         assert spec is not None and json.loads(spec.source) == Model.model_json_schema()
 
 
 def test_strict_and_vllm_options_then_become_grammar_options() -> None:
     strict = grammar_of({"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}})
-    compact = grammar_of_constraints({"json": SCHEMA, "disable_any_whitespace": True, "disable_additional_properties": True, "regex": None})
+    compact = grammar_of_constraints(
+        {"json": SCHEMA, "disable_any_whitespace": True, "disable_additional_properties": True, "regex": None}
+    )
     assert strict is not None and strict.options.additional_properties == "forbid"
-    assert compact is not None and (compact.options.max_whitespace, compact.options.additional_properties) == (0, "forbid")
+    assert compact is not None and (compact.options.max_whitespace, compact.options.additional_properties) == (
+        0,
+        "forbid",
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,11 @@ def test_sample_when_a_token_is_forbidden_then_it_is_never_drawn() -> None:
     """Forbidden first, last and between, under every kind of parameters."""
     logits = torch.full((301,), -torch.inf)
     logits[[100, 200]] = 0.0
-    for params in (SamplingParams(seed=5), SamplingParams(top_p=0.9, seed=5), SamplingParams(top_k=50, min_p=0.1, seed=5)):
+    for params in (
+        SamplingParams(seed=5),
+        SamplingParams(top_p=0.9, seed=5),
+        SamplingParams(top_k=50, min_p=0.1, seed=5),
+    ):
         counts = draws(params, logits)
         assert counts[100] + counts[200] == 2000
 
@@ -65,7 +69,13 @@ def test_sample_when_a_token_is_forbidden_then_it_is_never_drawn() -> None:
 )
 def test_sample_when_nothing_finite_is_allowed_then_nothing_is_drawn(params: SamplingParams) -> None:
     """Rows of -inf, of NaN, with NaN or infinity where the rest is forbidden; a good row beside them is drawn from."""
-    rows = [[-torch.inf] * 5, [torch.nan] * 5, [torch.nan] + [-torch.inf] * 4, [torch.inf] + [-torch.inf] * 4, [-torch.inf] * 4 + [1.0]]
+    rows = [
+        [-torch.inf] * 5,
+        [torch.nan] * 5,
+        [torch.nan] + [-torch.inf] * 4,
+        [torch.inf] + [-torch.inf] * 4,
+        [-torch.inf] * 4 + [1.0],
+    ]
     sampler = Sampler(5, 5)
     for slot in range(5):
         sampler.set(slot, params)
@@ -87,8 +97,12 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("penalty", [1e-46, 0.01, 100.0, 3e38])
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NUMBERS.items() for value in values], ids=str)
-def test_sample_when_numbers_are_at_their_edges_then_a_forbidden_token_is_never_drawn(name: str, value: Any, penalty: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in NUMBERS.items() for value in values], ids=str
+)
+def test_sample_when_numbers_are_at_their_edges_then_a_forbidden_token_is_never_drawn(
+    name: str, value: Any, penalty: float
+) -> None:
     """Beside each, a repetition penalty, also ones that no request may have: 0 in float32 and -inf would be NaN."""
     params = SamplingParams(**{"seed": 1, name: value})
     object.__setattr__(params, "repetition_penalty", penalty)
@@ -157,7 +171,8 @@ def test_sample_when_biased_then_tokens_gain_but_never_against_the_mask() -> Non
 
 
 def test_sample_when_repetition_is_penalised_then_prompt_and_output_count_once() -> None:
-    """Above 0 divided, below 0 multiplied, whether a token stands in the prompt, in the output, or in both; neighbours are untouched."""
+    """Above 0 divided, below 0 multiplied, whether a token stands in the prompt, in the output, or in both; neighbours
+    are untouched."""
     logits = torch.tensor([[4.0, 3.0, -1.0, -3.0]] * 2)
     sampler = Sampler(2, 4)
     sampler.set(0, SamplingParams(temperature=0.0, repetition_penalty=2.0), [0, 0])
@@ -168,10 +183,15 @@ def test_sample_when_repetition_is_penalised_then_prompt_and_output_count_once()
     sampler.count(torch.tensor([0, 0]), [0, 1])
     assert sampler._penalties.apply(logits)[0].tolist() == [2.0, 3.0, -2.0, -3.0]
     assert sampler.sample(logits, torch.zeros(2, dtype=torch.int64)).tolist() == [1, 0]
-    sampler.set(0, SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={1: 3.0}), [1])
+    sampler.set(
+        0,
+        SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={1: 3.0}),
+        [1],
+    )
     sampler.count(torch.tensor([2, 0]), [0])
     sampler.count(torch.tensor([2, 0]), [0])
-    assert sampler._penalties.apply(logits)[0].tolist() == [4.0, 3.0, -3.0, -3.0]  # (3 + 3) / 2, -1 * 2 - 0.5 - 2 * 0.25
+    # (3 + 3) / 2, -1 * 2 - 0.5 - 2 * 0.25
+    assert sampler._penalties.apply(logits)[0].tolist() == [4.0, 3.0, -3.0, -3.0]
     sampler.release(0)
     assert sampler._penalties.apply(logits) is logits
 

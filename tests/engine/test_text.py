@@ -43,7 +43,9 @@ def test_text_when_it_ends_within_a_character_then_replaced() -> None:
 
 
 @pytest.mark.parametrize(("stop", "held"), [(("</s>",), "a<"), (("\n\n",), "a\n")])
-def test_text_that_may_become_a_stop_string_then_is_held_back_until_it_does_not(stop: tuple[str, ...], held: str) -> None:
+def test_text_that_may_become_a_stop_string_then_is_held_back_until_it_does_not(
+    stop: tuple[str, ...], held: str
+) -> None:
     stream = TextStream(stop)
     assert stream.feed(held.encode()) == "a" and stream.feed(b"b") == held[1:] + "b"
     assert stream.feed(held.encode()) == "a" and stream.finish() == held[1:]

@@ -1,4 +1,5 @@
-"""The tokenizer of a model directory: where chat templates come from, and a beginning-of-text token that stands once."""
+"""The tokenizer of a model directory: where chat templates come from, and a beginning-of-text token that stands
+once."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ def test_beginning_of_text_when_template_and_tokenizer_put_it_then_stands_once(t
 
 
 def test_templates_when_named_then_tools_choose_theirs_and_the_file_is_the_default(tmp_path: Path) -> None:
-    templates = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools[0].name }}{{ extra }}"}]
+    templates = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "{{ tools[0].name }}{{ extra }}"},
+    ]
     assert of(tmp_path, chat_template=templates).apply_chat_template(USER) == "plain"
     (tmp_path / "chat_template.jinja").write_text("from the file")
     made = of(tmp_path, chat_template=templates)

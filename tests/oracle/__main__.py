@@ -1,4 +1,5 @@
-"""``python -m tests.oracle --steps 20000 --seeds 10``: random steps through real daemons, each row compared with a new matcher's."""
+"""``python -m tests.oracle --steps 20000 --seeds 10``: random steps through real daemons, each row compared with a new
+matcher's."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20_000, help="of all seeds together")
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--seed", type=int, default=1, help="the first one")
-    parser.add_argument("--row-seconds", nargs="*", type=float, default=list(ROW_SECONDS), help="one after the other, seed by seed")
+    parser.add_argument(
+        "--row-seconds", nargs="*", type=float, default=list(ROW_SECONDS), help="one after the other, seed by seed"
+    )
     parser.add_argument(
         "--transports",
         nargs="*",
@@ -41,13 +44,19 @@ def main(argv: list[str] | None = None) -> int:
         row_seconds, started = arguments.row_seconds[seed % len(arguments.row_seconds)], time.monotonic()
         with sessions(reference.vocabulary, row_seconds) as (open_session, log):
             findings = drive(
-                lambda transport: Side(open_session(transport), reference, specs), arguments.transports, seed,
-                arguments.steps // arguments.seeds, most=arguments.most, shorten=not arguments.no_shortening, log=log,
-            )  # fmt: skip
+                lambda transport: Side(open_session(transport), reference, specs),
+                arguments.transports,
+                seed,
+                arguments.steps // arguments.seeds,
+                most=arguments.most,
+                shorten=not arguments.no_shortening,
+                log=log,
+            )
         counts = findings.counts
         print(
             f"seed {seed}, row_seconds {row_seconds:g}: {counts['steps']} steps, {counts['rows compared']} rows, "
-            f"{counts['late answers']} late answers, {len(findings.differences)} differences, {time.monotonic() - started:.0f} s",
+            f"{counts['late answers']} late answers, {len(findings.differences)} differences, "
+            f"{time.monotonic() - started:.0f} s",
             flush=True,
         )
         for difference in findings.differences:

@@ -61,7 +61,11 @@ class Driver:
                 self._create(view, items)
         if items and chooser.random() < 0.03:  # what is no sequence, no grammar, or is named twice
             twice = chooser.choice(items)
-            wrong = [Item(10**9, accept=(1,)), Item(self._new_id(), Action.OPEN, 10**6), Item(self._new_id(), Action.FORK, 0, 10**9)]
+            wrong = [
+                Item(10**9, accept=(1,)),
+                Item(self._new_id(), Action.OPEN, 10**6),
+                Item(self._new_id(), Action.FORK, 0, 10**9),
+            ]
             if twice.action == Action.ADVANCE:
                 wrong.append(Item(twice.sequence_id, accept=(1,)))
             items.append(chooser.choice(wrong))
@@ -79,7 +83,9 @@ class Driver:
     def _about(self, sequence_id: int, one: Known, view: dict[int, State | None], items: list[Item]) -> None:
         chooser, late = self.random, one.late
         if late is not None:
-            what = chooser.choices(["ask", "more", "fork", "close", "leave"], [60, 8, 0 if len(view) > _LIVE else 6, 2, 20])[0]
+            what = chooser.choices(
+                ["ask", "more", "fork", "close", "leave"], [60, 8, 0 if len(view) > _LIVE else 6, 2, 20]
+            )[0]
             if what == "ask":
                 drafts = chooser.choice([(), tuple(late.item.drafts)]) if late.item.row >= 0 else ()
                 row = 0 if late.item.row >= 0 and (drafts or chooser.random() < 0.9) else NO_ROW
@@ -98,9 +104,9 @@ class Driver:
         too_long = len(state.history) > habit.longest
         crowded = len(view) > _LIVE
         what = chooser.choices(
-            ["go", "fork", "fork and go", "go and fork", "fork and close", "close"], [90, *([0, 0, 0, 2] if crowded else [2, 2, 4, 1]),
-            1 + 40 * too_long + 4 * crowded],
-        )[0]  # fmt: skip
+            ["go", "fork", "fork and go", "go and fork", "fork and close", "close"],
+            [90, *([0, 0, 0, 2] if crowded else [2, 2, 4, 1]), 1 + 40 * too_long + 4 * crowded],
+        )[0]
         if what.startswith("fork"):
             self._fork(sequence_id, view, items)
         if what.endswith("close"):
@@ -122,7 +128,11 @@ class Driver:
         sequence_id = self._new_id()
         self._habits[sequence_id] = self._habit(model.grammars[grammar_id].spec.source)
         item = Item(sequence_id, Action.OPEN, grammar_id)
-        others = [state for state in view.values() if state is not None and state.grammar.spec is model.grammars[grammar_id].spec]
+        others = [
+            state
+            for state in view.values()
+            if state is not None and state.grammar.spec is model.grammars[grammar_id].spec
+        ]
         if others and chooser.random() < 0.5:  # a replay
             item.accept = others[0].history[: chooser.randint(0, len(others[0].history))]
         self._advance(item, State(model.grammars[grammar_id], ()), view, items, created=True)
@@ -154,8 +164,11 @@ class Driver:
 
     # -- one item --------------------------------------------------------------------------------------------------
 
-    def _advance(self, item: Item, state: State, view: dict[int, State | None], items: list[Item], *, created: bool = False) -> None:
-        """Gives ``item`` a rollback, tokens, drafts and a row, and adds it, unless the library itself does not know what follows."""
+    def _advance(
+        self, item: Item, state: State, view: dict[int, State | None], items: list[Item], *, created: bool = False
+    ) -> None:
+        """Gives ``item`` a rollback, tokens, drafts and a row, and adds it, unless the library itself does not know
+        what follows."""
         chooser, habit, size = self.random, self._habits[item.sequence_id], len(state.history)
         back = chooser.choices(["none", "one", "some", "all", "too far"], [85, 7, 6, 1, 1])[0]
         if back == "none" and (state.terminated or size > habit.longest) and chooser.random() < 0.8:
@@ -166,7 +179,8 @@ class Driver:
         left = () if back == "all" else state.history if back == "too far" else state.history[: size - item.rollback]
         count = chooser.choices([1, 0, chooser.randint(2, 5), chooser.randint(6, 40)], [70, 6, 12, 5])[0]
         again = tuple(item.accept)
-        if item.rollback > 0 and back != "too far" and chooser.random() < 0.5:  # the same once more, and then another way
+        # the same once more, and then another way
+        if item.rollback > 0 and back != "too far" and chooser.random() < 0.5:
             again = state.history[len(left) :][: chooser.randint(0, item.rollback)]
         try:
             text = self._tokens(state, left + again, count, habit)
@@ -185,11 +199,16 @@ class Driver:
         items.append(item)
 
     def _tokens(self, state: State, text: Tokens, count: int, habit: Habit, *, after_the_end: bool = False) -> Tokens:
-        """Returns ``text`` with up to ``count`` tokens behind it, mostly allowed ones; the first refused one is the last but one."""
+        """Returns ``text`` with up to ``count`` tokens behind it, mostly allowed ones; the first refused one is the
+        last but one."""
         grammar, chooser = state.grammar, self.random
         for _ in range(count):
             if grammar.terminated(text):
-                return (*text, chooser.randrange(self.model.reference.token_count)) if after_the_end or chooser.random() < 0.2 else text
+                return (
+                    (*text, chooser.randrange(self.model.reference.token_count))
+                    if after_the_end or chooser.random() < 0.2
+                    else text
+                )
             if chooser.random() < habit.refused / (1 + count / 4):
                 return (*text, self._unlikely(), *([1] * chooser.randint(0, 1)))
             token = self._choice(grammar.allowed(text), state, text, habit)

@@ -1,4 +1,5 @@
-"""What the oracle decodes: vocabularies with everything odd that a vocabulary may have, and grammars of every kind for them."""
+"""What the oracle decodes: vocabularies with everything odd that a vocabulary may have, and grammars of every kind for
+them."""
 
 from __future__ import annotations
 
@@ -16,10 +17,17 @@ __all__ = ["VOCABULARIES", "grammars", "vocabulary"]
 
 VOCABULARIES = ("bytes", "bundled", "tekken")
 BUNDLED = "engine_adapter/bundled"
-_SMALL_SCHEMA = '{"type":"object","properties":{"a":{"type":"integer"},"b":{"enum":["Paris","London"]}},"required":["a","b"]}'
+_SMALL_SCHEMA = (
+    '{"type":"object","properties":{"a":{"type":"integer"},"b":{"enum":["Paris","London"]}},"required":["a","b"]}'
+)
 _TREE = json.dumps(
     {
-        "$defs": {"t": {"type": "object", "properties": {"v": {"type": "string"}, "t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}}},
+        "$defs": {
+            "t": {
+                "type": "object",
+                "properties": {"v": {"type": "string"}, "t": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
+            }
+        },
         "$ref": "#/$defs/t",
     }
 )
@@ -41,16 +49,21 @@ _TAG = (
 
 @functools.cache
 def vocabulary(name: str) -> Vocabulary:
-    """Returns a vocabulary with tokens without bytes, special tokens, two stop tokens, padding up to its vocab_size, and no way to say
-    "~"."""
+    """Returns a vocabulary with tokens without bytes, special tokens, two stop tokens, padding up to its vocab_size,
+    and no way to say "~"."""
     if name == "bytes":
-        plain = byte_vocabulary(words=(b"Paris", b"London", b'":', b'{"', b"true", b"null", b" is ", b"", b"bc", b"aa", b"  ", b'",', b""))
+        plain = byte_vocabulary(
+            words=(b"Paris", b"London", b'":', b'{"', b"true", b"null", b" is ", b"", b"bc", b"aa", b"  ", b'",', b"")
+        )
     elif name == "bundled":
         plain = load_vocabulary(BUNDLED)
     else:
         plain = load_vocabulary(str(TEKKEN))
     tokens = [*(b"" if b"~" in token else token for token in plain.tokens), b"", b"<tool>", b"<end>"]
-    stops, special = (*plain.stop_token_ids, len(tokens) - 1), (*plain.special_token_ids, len(tokens) - 2, len(tokens) - 1)
+    stops, special = (
+        (*plain.stop_token_ids, len(tokens) - 1),
+        (*plain.special_token_ids, len(tokens) - 2, len(tokens) - 1),
+    )
     return Vocabulary(tokens, len(tokens) + 45, stops, special, name)
 
 
@@ -82,7 +95,10 @@ def grammars(of: Vocabulary) -> list[GrammarSpec]:
         ReasoningGate((letters[2], letters[2]), max_tokens=0),
         ReasoningGate((letters[0], letters[0], letters[1])),
     ]
-    stops = [GrammarOptions(stop_token_ids=(special,)), GrammarOptions(stop_token_ids=(letters[3], of.stop_token_ids[0]))]
+    stops = [
+        GrammarOptions(stop_token_ids=(special,)),
+        GrammarOptions(stop_token_ids=(letters[3], of.stop_token_ids[0])),
+    ]
     specs = []
     slow: tuple[WhenSlow, ...] = ("wait", "fail", "switch", "wait", "switch")
     for number, backend in enumerate(("llguidance", "xgrammar")):
@@ -90,6 +106,10 @@ def grammars(of: Vocabulary) -> list[GrammarSpec]:
         specs += [dataclasses.replace(spec, when_slow=slow[(i + number) % 5]) for i, spec in enumerate(on_it)]
         for i, gate in enumerate(gates):
             specs.append(dataclasses.replace(on_it[(3 * i + number) % len(on_it)], reasoning=gate))
-            specs.append(dataclasses.replace(on_it[5 + i], reasoning=gate, options=stops[i % 2], when_slow=("wait", "switch")[i % 2]))
+            specs.append(
+                dataclasses.replace(
+                    on_it[5 + i], reasoning=gate, options=stops[i % 2], when_slow=("wait", "switch")[i % 2]
+                )
+            )
         specs += [dataclasses.replace(on_it[i], options=stops[i % 2]) for i in (0, 5, 6, 7)]
     return [*specs, GrammarSpec("regex", "(a|bc)*d?", backend="auto"), dataclasses.replace(kinds[3], backend="auto")]

@@ -1,4 +1,5 @@
-"""A session without a daemon: the table of a worker in this process, behind the bytes of an inline step, with the threads of a slow lane.
+"""A session without a daemon: the table of a worker in this process, behind the bytes of an inline step, with the
+threads of a slow lane.
 
 Knows nothing about: models, what is right.
 """
@@ -21,7 +22,7 @@ from maskd.grammar import GrammarSpec
 from maskd.ipc.marker import Marker
 from maskd.sequences import HeldGrammar, SequenceTable
 from maskd.shm import layout as lay
-from maskd.shm.arena import Reply, pack_items
+from maskd.shm.cells import Reply, pack_items
 from maskd.step import Item
 from maskd.vocabulary import Vocabulary
 from maskd.worker.session import InlineSession
@@ -49,7 +50,14 @@ class TableSession:
         marker, lane = _lane()
         self._vocabulary, self._slow = vocabulary, row_seconds < _ALWAYS_SLOW_SECONDS
         self._table = SequenceTable(
-            len(vocabulary.tokens), vocabulary.vocab_size, vocabulary.stop_token_ids, 64, marker.words, 1, lane, row_seconds
+            len(vocabulary.tokens),
+            vocabulary.vocab_size,
+            vocabulary.stop_token_ids,
+            64,
+            marker.words,
+            1,
+            lane,
+            row_seconds,
         )
         self._layout = lay.Layout(vocabulary.vocab_size, 64, row_capacity, 4096)
         self._session = InlineSession(1, vocabulary, self._layout, self._table, marker)
@@ -90,15 +98,24 @@ class TableSession:
         head, block = self._session.step(bytes(cell), rows)
         layout, address = self._layout.cut(len(items), tokens, rows), np.frombuffer(head, dtype=np.uint8)
         read = _shm.read_reply(
-            address.ctypes.data, layout.results_offset, layout.forced_offset, layout.item_capacity, layout.forced_capacity, step
+            address.ctypes.data,
+            layout.results_offset,
+            layout.forced_offset,
+            layout.item_capacity,
+            layout.forced_capacity,
+            step,
         )
         assert read is not None
         results, forced, duration_ns, failed = read
         stride = layout.row_stride_words
         self._reply = Reply(
-            step, results, np.frombuffer(block, dtype=np.int32).reshape(rows, stride), np.frombuffer(forced, dtype=np.int32),
-            duration_ns / 1e9, not failed,
-        )  # fmt: skip
+            step,
+            results,
+            np.frombuffer(block, dtype=np.int32).reshape(rows, stride),
+            np.frombuffer(forced, dtype=np.int32),
+            duration_ns / 1e9,
+            not failed,
+        )
 
     def collect(self, *, timeout_seconds: float = 0) -> Reply:
         """Returns the answer to the last step."""

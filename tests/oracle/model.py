@@ -1,7 +1,7 @@
 """What a session must answer: every sequence as its grammar and its tokens, and what each item comes to.
 
-Where the daemon has a choice (a row may be late, a sequence may then move to another backend) the model holds every answer that is right,
-and keeps those that agree with what came.
+Where the daemon has a choice (a row may be late, a sequence may then move to another backend) the model holds every
+answer that is right, and keeps those that agree with what came.
 Knows nothing about: how items are thought of, daemons.
 """
 
@@ -70,9 +70,11 @@ class Late:
     def is_asked_by(self, item: Item) -> bool:
         """Whether ``item`` only asks what became of this one."""
         return (
-            not item.rollback and not item.accept and tuple(item.drafts) in ((), tuple(self.item.drafts))
+            not item.rollback
+            and not item.accept
+            and tuple(item.drafts) in ((), tuple(self.item.drafts))
             and (item.row < 0 or self.item.row >= 0)
-        )  # fmt: skip
+        )
 
 
 @dataclass
@@ -95,8 +97,15 @@ class Difference:
     words: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"step {self.step}: {short(self.item)}", f"    got {short(self.result)}", *("    " + word for word in self.words)]
-        lines += [f"    {state.grammar}\n    history ({len(state.history)}) {list(state.history)}" for state in self.states[:2]]
+        lines = [
+            f"step {self.step}: {short(self.item)}",
+            f"    got {short(self.result)}",
+            *("    " + word for word in self.words),
+        ]
+        lines += [
+            f"    {state.grammar}\n    history ({len(state.history)}) {list(state.history)}"
+            for state in self.states[:2]
+        ]
         return "\n".join(lines)
 
 
@@ -224,7 +233,11 @@ class Model:
         if result.status:
             self.counts[f"answered {result.status.name}"] += 1
         self.counts["rows compared"] += 1 + len(item.drafts) if item.row >= 0 else 0
-        if known is not None and known.late is not None and result.status not in (Status.SEQUENCE_EXISTS, Status.TOKEN_OUT_OF_RANGE):
+        if (
+            known is not None
+            and known.late is not None
+            and result.status not in (Status.SEQUENCE_EXISTS, Status.TOKEN_OUT_OF_RANGE)
+        ):
             self.counts["late items answered"] += 1
         if result.status in (Status.SEQUENCE_EXISTS, Status.TOKEN_OUT_OF_RANGE, Status.SEQUENCE_NOT_FOUND):
             return None  # the item was not looked at
@@ -240,7 +253,8 @@ class Model:
         return None
 
     def _right(self, item: Item, known: Known | None, seen: set[int]) -> tuple[Sequence[State], list[Outcome], bool]:
-        """Returns where the item's sequence may stand, its right outcomes, and whether it may have to wait for another item."""
+        """Returns where the item's sequence may stand, its right outcomes, and whether it may have to wait for another
+        item."""
         sequence_id = item.sequence_id
         own = known.states if known else ()
 
@@ -252,7 +266,9 @@ class Model:
             return Outcome(status, own[0], (), 0, len(own[0].history), own[0].terminated, index=index, value=value)
 
         tokens = (*item.accept, *item.drafts)
-        wild = next((at for at, token in enumerate(tokens) if not 0 <= token < self.reference.vocabulary.vocab_size), None)
+        wild = next(
+            (at for at, token in enumerate(tokens) if not 0 <= token < self.reference.vocabulary.vocab_size), None
+        )
         if wild is not None:
             return own, [refused(Status.TOKEN_OUT_OF_RANGE, wild, tokens[wild])], False
         if item.action in (Action.OPEN, Action.FORK):
@@ -285,7 +301,13 @@ class Model:
             return own, [refused(Status.SEQUENCE_EXISTS, value=sequence_id)], False
         seen.add(sequence_id)
         if item.action == Action.CLOSE:
-            return own, [Outcome(position=len(state.history)) for state in own] if known.late is None else [Outcome(position=None)], False
+            return (
+                own,
+                [Outcome(position=len(state.history)) for state in own]
+                if known.late is None
+                else [Outcome(position=None)],
+                False,
+            )
         if known.late is None:
             return own, [self.outcome(state, item, created=False) for state in own], sequence_id in self._copied
         outcomes = []
@@ -300,9 +322,15 @@ class Model:
         return own, outcomes, True
 
     def _wait(
-        self, item: Item, result: Result, rows: NDArray[np.int32], bases: Sequence[State], outcomes: Sequence[Outcome],
-        may_wait: bool, known: Known | None,
-    ) -> list[str]:  # fmt: skip
+        self,
+        item: Item,
+        result: Result,
+        rows: NDArray[np.int32],
+        bases: Sequence[State],
+        outcomes: Sequence[Outcome],
+        may_wait: bool,
+        known: Known | None,
+    ) -> list[str]:
         """Books STEP_DEADLINE; returns what is wrong with it."""
         created, late = item.action in (Action.OPEN, Action.FORK), known.late if known else None
         words = self.compare_rows((), item, rows)
@@ -316,7 +344,11 @@ class Model:
             return [*words, "nothing of it can be late"]
         if result.detail_index == LateIndex.CLOSED:
             self.known.pop(item.sequence_id, None)
-            return words if all(base.grammar.spec.when_slow == "fail" for base in bases) else [*words, "its grammar does not say fail"]
+            return (
+                words
+                if all(base.grammar.spec.when_slow == "fail" for base in bases)
+                else [*words, "its grammar does not say fail"]
+            )
         if late is not None and late.is_asked_by(item):
             return words if result.position in late.positions else [*words, f"position is not {sorted(late.positions)}"]
         if late is not None:  # it was begun, so the one before it was done, and well
@@ -333,10 +365,15 @@ class Model:
         """Returns every way in which the answer is not ``outcome``."""
         words = []
         wanted = {
-            "status": outcome.status, "row_count": len(outcome.rows), "row": item.row if outcome.rows else NO_ROW,
-            "accepted_count": outcome.accepted, "accepting": outcome.accepting, "all_allowed": outcome.all_allowed,
-            "detail_index": outcome.index, "detail_value": outcome.value,
-        }  # fmt: skip
+            "status": outcome.status,
+            "row_count": len(outcome.rows),
+            "row": item.row if outcome.rows else NO_ROW,
+            "accepted_count": outcome.accepted,
+            "accepting": outcome.accepting,
+            "all_allowed": outcome.all_allowed,
+            "detail_index": outcome.index,
+            "detail_value": outcome.value,
+        }
         if outcome.position is not None:
             wanted |= {"position": outcome.position, "terminated": outcome.terminated}
         for name, value in wanted.items():
@@ -356,7 +393,8 @@ class Model:
                 if not np.array_equal(got, row):
                     extra, missing = bits(got & ~row), bits(row & ~got)
                     words.append(
-                        f"row {position} allows {bits(got)} tokens, {bits(row)} are right: {extra} too many, {missing} are missing"
+                        f"row {position} allows {bits(got)} tokens, {bits(row)} are right: "
+                        f"{extra} too many, {missing} are missing"
                     )
         return words
 
@@ -372,5 +410,7 @@ def short(value: object) -> str:
     for one in dataclasses.fields(value):  # type: ignore[arg-type]
         content = getattr(value, one.name)
         if one.default is dataclasses.MISSING or content != one.default:
-            said.append(f"{one.name}={content.name}" if isinstance(content, (Action, Status)) else f"{one.name}={content!r}")
+            said.append(
+                f"{one.name}={content.name}" if isinstance(content, (Action, Status)) else f"{one.name}={content!r}"
+            )
     return f"{name}({', '.join(said)})"

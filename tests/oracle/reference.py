@@ -1,7 +1,8 @@
-"""What is right: the row of a history is that of a new matcher which accepts the history in one call, and is filled once.
+"""What is right: the row of a history is that of a new matcher which accepts the history in one call, and is filled
+once.
 
-Nothing of the daemon's way (rollbacks, drafts, copies, threads, gates) has a part in it. The reasoning gate is written here once more, in
-the plainest way: look through the whole text for its end.
+Nothing of the daemon's way (rollbacks, drafts, copies, threads, gates) has a part in it. The reasoning gate is written
+here once more, in the plainest way: look through the whole text for its end.
 Knows nothing about: items, sequences.
 """
 
@@ -74,7 +75,13 @@ class RightGrammar:
     """
 
     def __init__(
-        self, reference: Reference, number: int, spec: GrammarSpec, backend: str, grammar: Grammar, other: RightGrammar | None
+        self,
+        reference: Reference,
+        number: int,
+        spec: GrammarSpec,
+        backend: str,
+        grammar: Grammar,
+        other: RightGrammar | None,
     ) -> None:
         self.spec, self.backend, self.other = spec, backend, other
         self.stops = grammar.stop_token_ids
@@ -82,10 +89,14 @@ class RightGrammar:
         self._never = self.stops.union(reference.vocabulary.stop_token_ids)
 
     def __repr__(self) -> str:
-        return f"{self.spec.kind} {self.spec.source[:60]!r} on {self.backend}, {self.spec.options.stop_token_ids}, {self.spec.reasoning}"
+        return (
+            f"{self.spec.kind} {self.spec.source[:60]!r} on {self.backend}, {self.spec.options.stop_token_ids}, "
+            f"{self.spec.reasoning}"
+        )
 
     def row(self, history: Tokens) -> Row | None:
-        """Returns the row after ``history``, which has not terminated; None if the library fails to make it. Raises NotKnown."""
+        """Returns the row after ``history``, which has not terminated; None if the library fails to make it. Raises
+        NotKnown."""
         cache, key = self._reference.cache, (self._number, history)
         if key not in cache:
             if len(cache) >= self._reference.cache_limit:
@@ -103,14 +114,16 @@ class RightGrammar:
         return bool(history) and history[-1] in self.stops
 
     def takes(self, history: Tokens, tokens: Sequence[int]) -> int:
-        """Returns how many of ``tokens`` may follow ``history``: a token may exactly where the row has its bit, and none may follow a
+        """Returns how many of ``tokens`` may follow ``history``: a token may exactly where the row has its bit, and
+        none may follow a
         stop token. Raises NotKnown."""
         matcher, taken = None, 0
         for token in tokens:
             text = history + tuple(tokens[:taken])
             if self.terminated(text):
                 break
-            if len(tokens) > _LONG and self._grammar_text(text) is not None:  # forward in one matcher: a new one each time takes too long
+            # forward in one matcher: a new one each time takes too long
+            if len(tokens) > _LONG and self._grammar_text(text) is not None:
                 matcher = matcher or self._matcher(text)
                 row = self._filled(matcher)
             else:
@@ -126,10 +139,16 @@ class RightGrammar:
         return taken
 
     def _is_taken_all_the_same(self, history: Tokens, token: int) -> bool:
-        """Whether a new matcher takes a token that its row forbids. xgrammar 0.2.8 does where a rule is recursive and ambiguous: its rows
-        lack tokens that reach beyond the rule. No text of the grammar is lost, and none is added: they are only said in other tokens."""
+        """Whether a new matcher takes a token that its row forbids. xgrammar 0.2.8 does where a rule is recursive and
+        ambiguous: its rows lack tokens that reach beyond the rule. No text of the grammar is lost, and none is added:
+        they are only said in other tokens."""
         vocabulary = self._reference.vocabulary
-        if self.backend != "xgrammar" or token >= len(vocabulary.tokens) or token in vocabulary.special_token_ids or token in self.stops:
+        if (
+            self.backend != "xgrammar"
+            or token >= len(vocabulary.tokens)
+            or token in vocabulary.special_token_ids
+            or token in self.stops
+        ):
             return False
         if not vocabulary.tokens[token] or self._grammar_text(history) is None:
             return False
@@ -181,7 +200,9 @@ class RightGrammar:
         assert gate is not None
         size = self._reference.vocabulary.vocab_size
         if gate.max_tokens is not None and len(history) >= gate.max_tokens:
-            begun = max(k for k in range(len(gate.end_token_ids)) if history[len(history) - k :] == gate.end_token_ids[:k])
+            begun = max(
+                k for k in range(len(gate.end_token_ids)) if history[len(history) - k :] == gate.end_token_ids[:k]
+            )
             return row_of((gate.end_token_ids[begun],), size)
         return self._free
 

@@ -56,15 +56,22 @@ class Findings:
 def open_session(client: Client, vocabulary: Vocabulary, transport: str) -> Session:
     """Returns a session in which a ``Driver`` has room. Raises MaskdError."""
     return client.open_session(
-        client.upload_vocabulary(vocabulary), vocab_size=vocabulary.vocab_size, row_capacity=ROW_CAPACITY, sequence_capacity=64,
-        item_capacity=64, token_capacity=1 << 15, transport=transport,  # type: ignore[arg-type]
-    )  # fmt: skip
+        client.upload_vocabulary(vocabulary),
+        vocab_size=vocabulary.vocab_size,
+        row_capacity=ROW_CAPACITY,
+        sequence_capacity=64,
+        item_capacity=64,
+        token_capacity=1 << 15,
+        transport=transport,  # type: ignore[arg-type]
+    )
 
 
 @contextlib.contextmanager
-def sessions(vocabulary: Vocabulary, row_seconds: float) -> Iterator[tuple[Callable[[str], Session | TableSession], Callable[[], str]]]:
-    """Yields what opens a session over "shm" or "inline", all on one worker of a daemon of their own, or over "table", in this process; and
-    what tells of the daemon's last words."""
+def sessions(
+    vocabulary: Vocabulary, row_seconds: float
+) -> Iterator[tuple[Callable[[str], Session | TableSession], Callable[[], str]]]:
+    """Yields what opens a session over "shm" or "inline", all on one worker of a daemon of their own, or over "table",
+    in this process; and what tells of the daemon's last words."""
     with contextlib.ExitStack() as stack:
         started: list[tuple[Daemon, Client]] = []
 
@@ -96,7 +103,9 @@ class Side:
             try:
                 made = session.create_grammar(spec, timeout_seconds=60)
             except GrammarError as error:
-                self.refused.append(f"{spec.kind} {spec.source[:30]!r} on {spec.backend}, {spec.when_slow}: {error.message[:120]}")
+                self.refused.append(
+                    f"{spec.kind} {spec.source[:30]!r} on {spec.backend}, {spec.when_slow}: {error.message[:120]}"
+                )
                 continue
             grammars[made.grammar_id] = reference.grammar(spec, made.report.backend, made.alternate_backend)
         self.model = Model(reference, grammars)
@@ -127,13 +136,21 @@ class Side:
                 return differences
             time.sleep(0.001)
         item = Item(next(iter(late)))
-        return [Difference(self.model.step, item, Result(item.sequence_id), (), (), [f"still late after {_ASKS} questions"])]
+        return [
+            Difference(self.model.step, item, Result(item.sequence_id), (), (), [f"still late after {_ASKS} questions"])
+        ]
 
 
 def drive(
-    open_side: Callable[[str], Side], transports: Sequence[str], seed: int, steps: int, *, most: int = 5, shorten: bool = True,
+    open_side: Callable[[str], Side],
+    transports: Sequence[str],
+    seed: int,
+    steps: int,
+    *,
+    most: int = 5,
+    shorten: bool = True,
     log: Callable[[], str] = str,
-) -> Findings:  # fmt: skip
+) -> Findings:
     """Drives a session over each of ``transports``, their steps at the same time, for ``steps`` steps together.
 
     Args:
@@ -154,9 +171,13 @@ def drive(
             error = lost
         if error is not None:
             step = ", ".join(map(short, script[-1]))
-            findings.differences.append(f"{where}, step {len(script)}: the session is lost: {error}\n    {step}\n  {log()}")
+            findings.differences.append(
+                f"{where}, step {len(script)}: the session is lost: {error}\n    {step}\n  {log()}"
+            )
         findings.counts += side.model.counts
-        findings.counts["tokens that xgrammar's rows forbid and its matchers take"] = side.model.reference.contradictions
+        findings.counts["tokens that xgrammar's rows forbid and its matchers take"] = (
+            side.model.reference.contradictions
+        )
         findings.longest = max(findings.longest, side.model.longest)
         side.session.close()
 
@@ -200,9 +221,11 @@ def _count(counts: Counter[str], items: Sequence[Item]) -> None:
 # -- the shortest way -------------------------------------------------------------------------------------------------
 
 
-def _shortened(open_side: Callable[[str], Side], transport: str, script: Script, difference: Difference, tries: int = 120) -> str:
-    """Returns the shortest script that still shows a difference: first that of the sequence and its ancestors, then without one item after
-    the other."""
+def _shortened(
+    open_side: Callable[[str], Side], transport: str, script: Script, difference: Difference, tries: int = 120
+) -> str:
+    """Returns the shortest script that still shows a difference: first that of the sequence and its ancestors, then
+    without one item after the other."""
     family = {difference.item.sequence_id}
     for items in reversed(script):
         for item in reversed(items):

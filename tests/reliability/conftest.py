@@ -25,13 +25,22 @@ WITH_EVIL = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH"
 @pytest.fixture
 def evil_daemon(start_daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
     """Starts daemons with the evil backend beside the two real ones."""
-    return lambda *flags: start_daemon("--backends", f"llguidance,xgrammar,{NAME}", *flags, environment={"PYTHONPATH": WITH_EVIL})
+    return lambda *flags: start_daemon(
+        "--backends", f"llguidance,xgrammar,{NAME}", *flags, environment={"PYTHONPATH": WITH_EVIL}
+    )
 
 
 @pytest.fixture(scope="module")
 def evil(start_daemon_for_session: Callable[..., Daemon]) -> Daemon:
     """One for a whole module: with short compiles and little memory. Not to be killed."""
     return start_daemon_for_session(
-        "--backends", f"llguidance,xgrammar,{NAME}", "--compile-seconds", "3", "--compile-bytes", str(256 << 20),
-        "--mask-seconds", "0.3", environment={"PYTHONPATH": WITH_EVIL},
-    )  # fmt: skip
+        "--backends",
+        f"llguidance,xgrammar,{NAME}",
+        "--compile-seconds",
+        "3",
+        "--compile-bytes",
+        str(256 << 20),
+        "--mask-seconds",
+        "0.3",
+        environment={"PYTHONPATH": WITH_EVIL},
+    )

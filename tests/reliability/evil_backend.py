@@ -3,13 +3,15 @@
 It wraps llguidance. A regex whose source starts with ``(?:evil…){0}``, which matches nothing and means nothing to other
 backends, does what the JSON says that stands there in hex:
 
-    do        nothing | hang | hold (hangs with the GIL) | spin | sleep | burn (without the GIL) | eat | abort | segv | raise
-              threads (four of them burn, for ever)
-              eat_abort (eats, and aborts without a word when there is no more) | gasp (says what Rust says then, and aborts)
+    do        nothing | hang | hold (hangs with the GIL) | spin | sleep | burn (without the GIL) | eat | abort | segv
+              raise | threads (four of them burn, for ever)
+              eat_abort (eats, and aborts without a word when there is no more)
+              gasp (says what Rust says then, and aborts)
     in        compile | open | fill | accept | rollback | fork
     at        tokens accepted when it happens; missing = always
     seconds   for sleep and burn
-    slow      seconds of processor time that the call takes first, always and everywhere, so that it runs in the slow lane
+    slow      seconds of processor time that the call takes first, always and everywhere, so that it runs in the slow
+              lane
     once      path of a file: only who creates it misbehaves
     jail      true: in compile children too, not only in workers (always so for "in": "compile")
     means     another regex, which this backend takes it for
@@ -68,7 +70,9 @@ def misbehave(orders: dict[str, Any]) -> None:
             burn(orders["seconds"])
         case "threads":
             threading.stack_size(1 << 20)
-            threads = [threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1 << 30)) for _ in range(4)]
+            threads = [
+                threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 1 << 30)) for _ in range(4)
+            ]
             for thread in threads:
                 thread.start()
             threads[0].join()
@@ -103,7 +107,11 @@ class EvilMatcher:
         orders = self._orders
         if orders.get("in") == where and "slow" in orders:
             burn(orders["slow"])
-        if orders.get("in") == where and orders.get("at", self._accepted) == self._accepted and (orders.get("jail") or not self._in_jail):
+        if (
+            orders.get("in") == where
+            and orders.get("at", self._accepted) == self._accepted
+            and (orders.get("jail") or not self._in_jail)
+        ):
             misbehave(orders)
 
     def fill_bitmask(self, row: NDArray[np.int32]) -> None:

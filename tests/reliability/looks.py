@@ -60,7 +60,11 @@ def descriptors(pid: int) -> dict[int, str]:
 
 
 def memory_kb(pid: int) -> int:
-    return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
+    return int(
+        next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[
+            1
+        ]
+    )
 
 
 def segments(pid: int) -> int:

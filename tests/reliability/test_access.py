@@ -24,7 +24,14 @@ from grpc_status import rpc_status
 from looks import open_session, until
 
 from maskd.client import Client
-from maskd.errors import ConfigError, GrammarError, MaskdError, PermissionDeniedError, RateLimitedError, UnavailableError
+from maskd.errors import (
+    ConfigError,
+    GrammarError,
+    MaskdError,
+    PermissionDeniedError,
+    RateLimitedError,
+    UnavailableError,
+)
 from maskd.front.config import Config
 from maskd.front.sessions import SessionBook
 from maskd.grammar import GrammarSpec
@@ -54,8 +61,10 @@ class TcpDaemon:
             listen = ("--listen", f"127.0.0.1:{self.port}", "--drain-seconds", "0.2")
             self.process = subprocess.Popen(
                 [sys.executable, "-W", "error", "-m", "maskd", "serve", *listen, *flags],
-                stdout=stream, stderr=stream, start_new_session=True,
-            )  # fmt: skip
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
         until(lambda: self._listens() or self.process.poll() is not None, "it listens")
 
     def _listens(self) -> bool:
@@ -97,7 +106,8 @@ def refusal_to_start(*flags: str) -> str:
     return lines[0]
 
 
-# -- TCP ----------------------------------------------------------------------------------------------------------------
+# -- TCP
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
@@ -106,8 +116,11 @@ def test_tcp_when_nothing_protects_it_then_the_daemon_does_not_start(host: str) 
     assert "--insecure" in refusal_to_start("--listen", f"{host}:{free_port()}")
 
 
-def test_tcp_when_a_token_or_certificate_is_no_good_then_the_daemon_does_not_start(tmp_path: Path, token_file: Path) -> None:
-    """Missing, too short, readable by others; half of a key pair, a CA without a certificate, files that are not there."""
+def test_tcp_when_a_token_or_certificate_is_no_good_then_the_daemon_does_not_start(
+    tmp_path: Path, token_file: Path
+) -> None:
+    """Missing, too short, readable by others; half of a key pair, a CA without a certificate, files that are not
+    there."""
     listen = ("--listen", f"127.0.0.1:{free_port()}")
     assert "cannot read" in refusal_to_start(*listen, "--token-file", str(tmp_path / "nobody"))
     token_file.chmod(0o644)
@@ -118,7 +131,9 @@ def test_tcp_when_a_token_or_certificate_is_no_good_then_the_daemon_does_not_sta
     for flags in (("--tls-certificate", "x"), ("--tls-key", "x")):
         assert "go together" in refusal_to_start(*listen, "--insecure", *flags)
     assert "needs tls_certificate" in refusal_to_start(*listen, "--tls-client-ca", "x")
-    assert "cannot read" in refusal_to_start(*listen, "--insecure", "--tls-certificate", "/nobody", "--tls-key", "/nobody")
+    assert "cannot read" in refusal_to_start(
+        *listen, "--insecure", "--tls-certificate", "/nobody", "--tls-key", "/nobody"
+    )
     assert "short" not in refusal_to_start(*listen, "--token-file", str(token_file)).replace(str(token_file), "")
 
 
@@ -127,7 +142,10 @@ def test_token_when_configured_then_only_who_carries_it_gets_in(
 ) -> None:
     """Every kind of call wants it, streams included; a probe does not."""
     daemon = tcp("--token-file", str(token_file))
-    with Client.connect(daemon.target, token=TOKEN) as client, open_session(client, vocabulary, transport="inline") as session:
+    with (
+        Client.connect(daemon.target, token=TOKEN) as client,
+        open_session(client, vocabulary, transport="inline") as session,
+    ):
         grammar = session.create_grammar(GrammarSpec("regex", "(Paris|London)"))
         assert session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)]).ok
     for wrong in (None, TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "x"):
@@ -136,14 +154,27 @@ def test_token_when_configured_then_only_who_carries_it_gets_in(
         assert TOKEN not in caught.value.message
     with grpc.insecure_channel(daemon.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == health_pb2.HealthCheckResponse.SERVING
+        assert (
+            health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == health_pb2.HealthCheckResponse.SERVING
+        )
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
-        for metadata in ((), (("authorization", "Basic " + TOKEN),), (("authorization", TOKEN),), (("authorization-bin", TOKEN.encode()),)):
+        for metadata in (
+            (),
+            (("authorization", "Basic " + TOKEN),),
+            (("authorization", TOKEN),),
+            (("authorization-bin", TOKEN.encode()),),
+        ):
             calls: list[Callable[[], object]] = [
                 lambda metadata=metadata: stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=60, metadata=metadata),
-                lambda metadata=metadata: stub.UploadVocabulary(iter([pb.UploadVocabularyRequest()]), timeout=60, metadata=metadata),
-                lambda metadata=metadata: list(stub.StreamSteps(iter([pb.StreamStepsRequest()]), timeout=60, metadata=metadata)),
-                lambda metadata=metadata: stub.StepSequences(pb.StepSequencesRequest(session_id=1), timeout=60, metadata=metadata),
+                lambda metadata=metadata: stub.UploadVocabulary(
+                    iter([pb.UploadVocabularyRequest()]), timeout=60, metadata=metadata
+                ),
+                lambda metadata=metadata: list(
+                    stub.StreamSteps(iter([pb.StreamStepsRequest()]), timeout=60, metadata=metadata)
+                ),
+                lambda metadata=metadata: stub.StepSequences(
+                    pb.StepSequencesRequest(session_id=1), timeout=60, metadata=metadata
+                ),
             ]
             for call in calls:
                 with pytest.raises(grpc.RpcError) as refused:
@@ -164,8 +195,8 @@ def certificates(directory: Path) -> None:
             openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
                     "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")  # fmt: skip
             (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-            openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial",
-                    "-days", "2", "-extfile", "names", "-out", f"{name}.pem")  # fmt: skip
+            openssl("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key",
+                    "-CAcreateserial", "-days", "2", "-extfile", "names", "-out", f"{name}.pem")  # fmt: skip
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
@@ -174,14 +205,22 @@ def test_mutual_tls_when_configured_then_only_who_has_a_certificate_of_the_autho
 ) -> None:
     certificates(tmp_path)
     files = {
-        name: (tmp_path / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem", "stranger.key", "stranger.pem", "other.pem")
+        name: (tmp_path / name).read_bytes()
+        for name in ("ca.pem", "client.key", "client.pem", "stranger.key", "stranger.pem", "other.pem")
     }
     daemon = tcp(
-        "--tls-certificate", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"),
-        "--tls-client-ca", str(tmp_path / "ca.pem"),
-    )  # fmt: skip
+        "--tls-certificate",
+        str(tmp_path / "server.pem"),
+        "--tls-key",
+        str(tmp_path / "server.key"),
+        "--tls-client-ca",
+        str(tmp_path / "ca.pem"),
+    )
     good = grpc.ssl_channel_credentials(files["ca.pem"], files["client.key"], files["client.pem"])
-    with Client.connect(daemon.target, tls=good) as client, open_session(client, vocabulary, transport="inline") as session:
+    with (
+        Client.connect(daemon.target, tls=good) as client,
+        open_session(client, vocabulary, transport="inline") as session,
+    ):
         grammar = session.create_grammar(GrammarSpec("regex", "(Paris|London)"))
         assert session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)]).ok
     for tls in (
@@ -219,10 +258,15 @@ def test_budget_when_spent_then_rate_limited_with_retry_info_and_streams_and_pro
             assert refused is not None
             error = from_rpc_error(refused)
             assert isinstance(error, RateLimitedError) and error.metadata["limit"] == "requests_per_second"
-            assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in rpc_status.from_call(refused).details)
+            assert any(
+                detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in rpc_status.from_call(refused).details
+            )
             for _ in range(50):
                 assert session.step([Item(1, row=0)]).ok
-                assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == health_pb2.HealthCheckResponse.SERVING
+                assert (
+                    health.Check(health_pb2.HealthCheckRequest(), timeout=60).status
+                    == health_pb2.HealthCheckResponse.SERVING
+                )
 
             def served() -> bool:
                 with contextlib.suppress(grpc.RpcError):
@@ -233,7 +277,8 @@ def test_budget_when_spent_then_rate_limited_with_retry_info_and_streams_and_pro
             until(served, "the budget is filled again")
 
 
-# -- files --------------------------------------------------------------------------------------------------------------
+# -- files
+# --------------------------------------------------------------------------------------------------------------
 
 INTRUDER = """
 import os, socket, sys
@@ -252,28 +297,39 @@ print(*outcomes)
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("directory_mode", [0o700, 0o755])
-def test_sockets_when_another_user_connects_then_refused(start_daemon: Callable[..., Daemon], directory_mode: int) -> None:
+def test_sockets_when_another_user_connects_then_refused(
+    start_daemon: Callable[..., Daemon], directory_mode: int
+) -> None:
     """By the directory, and by the sockets' own mode where the operator opened the directory."""
     daemon = start_daemon()
     daemon.directory.chmod(directory_mode)
     code = subprocess.run(
-        [sys.executable, "-I", "-c", INTRUDER, str(daemon.directory / "m.sock")], capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-c", INTRUDER, str(daemon.directory / "m.sock")],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert code.stdout.split() == ["refused", "refused"], code.stderr
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_data_socket_when_its_mode_is_opened_then_the_peers_user_is_still_looked_at(start_daemon: Callable[..., Daemon]) -> None:
+def test_data_socket_when_its_mode_is_opened_then_the_peers_user_is_still_looked_at(
+    start_daemon: Callable[..., Daemon],
+) -> None:
     """SO_PEERCRED: whoever is neither the daemon's user nor root is told so, and gets no descriptor."""
     daemon = start_daemon()
     daemon.directory.chmod(0o755)
     (daemon.directory / "m.sock.data").chmod(0o666)
     code = (
-        "import os, socket, struct, sys; os.setgid(65534); os.setuid(65534); s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); "
-        "s.connect(sys.argv[1]); s.send(bytes(48)); print(s.recv(256)[8:12].hex())"
+        "import os, socket, struct, sys; os.setgid(65534); os.setuid(65534); "
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(sys.argv[1]); s.send(bytes(48)); "
+        "print(s.recv(256)[8:12].hex())"
     )
     run = subprocess.run(
-        [sys.executable, "-I", "-c", code, str(daemon.directory / "m.sock.data")], capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-c", code, str(daemon.directory / "m.sock.data")],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert run.returncode == 0, run.stderr
     assert '"refusal": 4' in daemon.log
@@ -282,7 +338,8 @@ def test_data_socket_when_its_mode_is_opened_then_the_peers_user_is_still_looked
 def test_session_when_somebody_else_guesses_its_id_then_it_is_not_found(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """Ids are random; small numbers, and those near an own one, belong to nobody. Whoever has the id, and he alone, ends the session."""
+    """Ids are random; small numbers, and those near an own one, belong to nobody. Whoever has the id, and he alone,
+    ends the session."""
     daemon = start_daemon()
     with Client.connect(daemon.target) as client, Client.connect(daemon.target) as stranger:
         with open_session(client, vocabulary) as session, open_session(stranger, vocabulary, transport="inline") as own:
@@ -298,10 +355,15 @@ def test_session_when_somebody_else_guesses_its_id_then_it_is_not_found(
     assert opened == [1, 2], "the log has numbers: an id in it could be used"
 
 
-def test_session_id_when_it_was_read_as_a_double_then_it_is_the_same(daemon: Daemon, client: Client, vocabulary: Vocabulary) -> None:
+def test_session_id_when_it_was_read_as_a_double_then_it_is_the_same(
+    daemon: Daemon, client: Client, vocabulary: Vocabulary
+) -> None:
     """JavaScript reads JSON numbers as doubles. Ids are spread over all that a double can say."""
     with contextlib.ExitStack() as stack:
-        ids = [stack.enter_context(open_session(client, vocabulary, rows=1, transport="inline")).session_id for _ in range(40)]
+        ids = [
+            stack.enter_context(open_session(client, vocabulary, rows=1, transport="inline")).session_id
+            for _ in range(40)
+        ]
     assert all(0 < one < 1 << 53 and int(float(one)) == one for one in ids)
     assert max(ids) > 1 << 50, "by chance once in 8 to the 40th"
 
@@ -318,7 +380,8 @@ def test_session_id_when_another_session_has_it_then_the_next_is_drawn(monkeypat
 def test_directory_when_made_then_it_and_the_sockets_are_for_their_user_only(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "maskd", "serve", "--listen", f"unix:{directory}/m.sock", "--drain-seconds", "0"], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "maskd", "serve", "--listen", f"unix:{directory}/m.sock", "--drain-seconds", "0"],
+        stderr=subprocess.DEVNULL,
     )
     try:
         until(lambda: (directory / "m.sock").exists() and (directory / "m.sock.data").exists(), "it listens")
@@ -338,13 +401,27 @@ def test_directory_when_made_then_it_and_the_sockets_are_for_their_user_only(tmp
 def test_sockets_when_their_path_is_odd_then_daemon_and_client_mean_the_same_and_nobody_else_may_connect(
     name: str, vocabulary: Vocabulary
 ) -> None:
-    """gRPC decodes and cuts the paths of unix sockets; ours are paths. What others may do with them is looked at all the time."""
+    """gRPC decodes and cuts the paths of unix sockets; ours are paths. What others may do with them is looked at all
+    the time."""
     base = tempfile.mkdtemp(prefix="mk")
     directory = Path(base) / "%41 dir"
     directory.mkdir(mode=0o755)
     target, seen = f"unix:{directory}/{name}", set()
     process = subprocess.Popen(
-        ["/bin/sh", "-c", 'umask 0 && exec "$@"', "sh", sys.executable, "-m", "maskd", "serve", "--listen", target, "--drain-seconds", "0"],
+        [
+            "/bin/sh",
+            "-c",
+            'umask 0 && exec "$@"',
+            "sh",
+            sys.executable,
+            "-m",
+            "maskd",
+            "serve",
+            "--listen",
+            target,
+            "--drain-seconds",
+            "0",
+        ],
         stderr=subprocess.PIPE,
     )
     try:
@@ -369,7 +446,8 @@ def test_sockets_when_their_path_is_odd_then_daemon_and_client_mean_the_same_and
 
 
 @pytest.mark.parametrize(
-    ("path", "part"), [("/" + "x" * 102, "102 bytes"), ("/a,b", "','"), ("/a\0b", "x00"), ("/\ud800", "encoded"), ("a", "absolute")]
+    ("path", "part"),
+    [("/" + "x" * 102, "102 bytes"), ("/a,b", "','"), ("/a\0b", "x00"), ("/\ud800", "encoded"), ("a", "absolute")],
 )
 def test_client_when_the_path_cannot_be_a_socket_then_the_error_says_why(path: str, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
@@ -383,7 +461,8 @@ def test_directory_when_it_belongs_to_somebody_else_then_the_daemon_does_not_sta
     assert "another user" in refusal_to_start("--listen", f"unix:{tmp_path}/foreign/m.sock")
 
 
-# -- the log ------------------------------------------------------------------------------------------------------------
+# -- the log
+# ------------------------------------------------------------------------------------------------------------
 
 MARK = "xyzzyMARKxyzzy"
 
@@ -394,12 +473,23 @@ def test_log_when_sessions_good_and_bad_have_passed_then_no_grammar_token_or_sec
     """Every kind of grammar, good, malformed and too slow, and refused tokens: the marker is nowhere in the log."""
     daemon = start_daemon("--log-level", "debug", "--compile-seconds", "1")
     sources: list[tuple[Any, str]] = [
-        ("regex", f"({MARK}|b)"), ("regex", f"({MARK}"), ("regex", f"(?={MARK})a"),
-        ("json_schema", f'{{"const":"{MARK}"}}'), ("json_schema", f'{{"type":"{MARK}"}}'), ("json_schema", f'{{"$ref":"#/{MARK}"}}'),
-        ("json_schema", f'{{"{MARK}":'), ("ebnf", f'root ::= "{MARK}"'), ("ebnf", f"root ::= {MARK}"), ("ebnf", f'"{MARK}'),
-        ("lark", f'start: "{MARK}"'), ("lark", f"start: {MARK.lower()}"), ("structural_tag", f'{{"type":"{MARK}"}}'),
-        ("choice", f'["{MARK}"]'), ("ebnf", "root ::= " + f'("{MARK}"' * 200 + ")*" * 200), ("json_schema", "[" * 5000 + f'"{MARK}"'),
-    ]  # fmt: skip
+        ("regex", f"({MARK}|b)"),
+        ("regex", f"({MARK}"),
+        ("regex", f"(?={MARK})a"),
+        ("json_schema", f'{{"const":"{MARK}"}}'),
+        ("json_schema", f'{{"type":"{MARK}"}}'),
+        ("json_schema", f'{{"$ref":"#/{MARK}"}}'),
+        ("json_schema", f'{{"{MARK}":'),
+        ("ebnf", f'root ::= "{MARK}"'),
+        ("ebnf", f"root ::= {MARK}"),
+        ("ebnf", f'"{MARK}'),
+        ("lark", f'start: "{MARK}"'),
+        ("lark", f"start: {MARK.lower()}"),
+        ("structural_tag", f'{{"type":"{MARK}"}}'),
+        ("choice", f'["{MARK}"]'),
+        ("ebnf", "root ::= " + f'("{MARK}"' * 200 + ")*" * 200),
+        ("json_schema", "[" * 5000 + f'"{MARK}"'),
+    ]
     with Client.connect(daemon.target) as client:
         for transport in ("shm", "inline"):
             with open_session(client, vocabulary, transport=transport) as session:
@@ -416,7 +506,9 @@ def test_log_when_sessions_good_and_bad_have_passed_then_no_grammar_token_or_sec
     assert MARK.lower() not in log.lower(), [line for line in log.splitlines() if MARK.lower() in line.lower()][:3]
 
 
-def test_log_when_tokens_are_presented_then_they_are_not_in_it(tcp: Callable[..., TcpDaemon], token_file: Path, tmp_path: Path) -> None:
+def test_log_when_tokens_are_presented_then_they_are_not_in_it(
+    tcp: Callable[..., TcpDaemon], token_file: Path, tmp_path: Path
+) -> None:
     daemon = tcp("--token-file", str(token_file), "--log-level", "debug")
     Client.connect(daemon.target, token=TOKEN).close()
     with pytest.raises(PermissionDeniedError):

@@ -1,4 +1,5 @@
-"""Engines that stop: their lease is bounded, nobody waits for them, and they go on where they stood if they come back in time."""
+"""Engines that stop: their lease is bounded, nobody waits for them, and they go on where they stood if they come back
+in time."""
 
 from __future__ import annotations
 
@@ -28,13 +29,14 @@ Daemon = Any
 def test_fault_2_engine_when_stopped_then_its_lease_is_bounded_and_others_step_on(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, transport: str, lease_seconds: str
 ) -> None:
-    """Inline: longer than its lease, and the session ends, as the engine is told; shorter, and it goes on. Shared memory: its socket is its
-    lease, so it goes on. Neighbours on either transport are answered all the while."""
+    """Inline: longer than its lease, and the session ends, as the engine is told; shorter, and it goes on. Shared
+    memory: its socket is its lease, so it goes on. Neighbours on either transport are answered all the while."""
     daemon = start_daemon("--lease-seconds", lease_seconds)
     command = [sys.executable, "-c", ENGINE, daemon.target, transport]
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as neighbour:
         neighbour.step(
-            [Item(1, Action.OPEN, neighbour.create_grammar(GrammarSpec("regex", "(Paris|London)")).grammar_id)], timeout_seconds=60
+            [Item(1, Action.OPEN, neighbour.create_grammar(GrammarSpec("regex", "(Paris|London)")).grammar_id)],
+            timeout_seconds=60,
         )
 
         def step() -> None:
@@ -62,5 +64,8 @@ def test_fault_2_engine_when_stopped_then_its_lease_is_bounded_and_others_step_o
                     assert [engine.stdout.readline() for _ in range(100)] == ["right\n"] * 100
             finally:
                 engine.kill()
-        until(lambda: client.info().session_count == (2 if transport == "inline" and not ends else 1), "killed, its session is freed")
+        until(
+            lambda: client.info().session_count == (2 if transport == "inline" and not ends else 1),
+            "killed, its session is freed",
+        )
         step()

@@ -40,7 +40,8 @@ def stand(session: Session) -> None:
 def test_sessions_when_thousands_are_opened_and_dropped_then_everything_is_back_to_what_it_was(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """2,000, closed or just dropped, over both transports: descriptors and mappings as before, memory within a third."""
+    """2,000, closed or just dropped, over both transports: descriptors and mappings as before, memory within a
+    third."""
     before, after = churn(start_daemon(), vocabulary, 2000)
     print(f"pid: (descriptors, mappings, kB) before {before}, after {after}")
     for pid, (fds, mappings, kb) in before.items():
@@ -53,7 +54,8 @@ def test_sessions_when_thousands_are_opened_and_dropped_then_everything_is_back_
 def test_session_when_there_is_no_memory_for_it_then_capacity_and_nobody_else_notices(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, rows: int
 ) -> None:
-    """The worker's address space is used up: the newcomer is refused with a typed error; old sessions step, and later there is room."""
+    """The worker's address space is used up: the newcomer is refused with a typed error; old sessions step, and later
+    there is room."""
     daemon = start_daemon()
     big = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
     with Client.connect(daemon.target) as client, open_session(client, big) as session:
@@ -77,8 +79,9 @@ def test_session_when_there_is_no_memory_for_it_then_capacity_and_nobody_else_no
 def test_segments_when_they_are_not_to_be_had_then_the_number_is_named_and_inline_works(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, transport: str
 ) -> None:
-    """The kernel gives the worker no file of more than 64 KiB, memfd or not: shared memory is refused with the bytes that it takes, and
-    whoever lets the client choose gets an inline session, which needs no segment, and steps with the same rows."""
+    """The kernel gives the worker no file of more than 64 KiB, memfd or not: shared memory is refused with the bytes
+    that it takes, and whoever lets the client choose gets an inline session, which needs no segment, and steps with the
+    same rows."""
     daemon, oracle = start_daemon(), Oracle(vocabulary)
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as before:
         stand(before)
@@ -93,7 +96,9 @@ def test_segments_when_they_are_not_to_be_had_then_the_number_is_named_and_inlin
         else:
             with open_session(client, vocabulary, rows=64, transport="auto") as session:
                 assert session.transport == "inline"
-                assert not [target for target in descriptors(worker).values() if f"maskd-rows-{session.session_id}" in target]
+                assert not [
+                    target for target in descriptors(worker).values() if f"maskd-rows-{session.session_id}" in target
+                ]
                 grammar = session.create_grammar(LETTERS).grammar_id
                 session.step([Item(number, Action.OPEN, grammar) for number in range(1, 65)], timeout_seconds=60)
                 for count in range(1, 6):
@@ -110,7 +115,8 @@ def test_segments_when_they_are_not_to_be_had_then_the_number_is_named_and_inlin
 def test_inline_step_when_there_is_no_memory_for_it_then_it_is_refused_and_may_be_sent_again(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """The worker's address space is used up: a step of 4,096 wide rows says how many bytes it needed, and is done when there is room."""
+    """The worker's address space is used up: a step of 4,096 wide rows says how many bytes it needed, and is done when
+    there is room."""
     daemon = start_daemon()
     wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
     with Client.connect(daemon.target) as client, open_session(client, wide, rows=4096, transport="inline") as session:
@@ -137,14 +143,17 @@ def test_inline_step_when_there_is_no_memory_for_it_then_it_is_refused_and_may_b
 def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stays(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """A quarter of a gigabyte asked for and given up, ten times: no descriptor, mapping or session is left, and a neighbour steps on."""
+    """A quarter of a gigabyte asked for and given up, ten times: no descriptor, mapping or session is left, and a
+    neighbour steps on."""
     daemon = start_daemon()
     wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
     with Client.connect(daemon.target) as client, open_session(client, wide) as session:
         stand(session)
         (worker,) = daemon.worker_pids()
         before = (len(descriptors(worker)), segments(worker))
-        request = pb.CreateSessionRequest(vocabulary_fingerprint=wide.fingerprint, vocab_size=wide.vocab_size, row_capacity=4096)
+        request = pb.CreateSessionRequest(
+            vocabulary_fingerprint=wide.fingerprint, vocab_size=wide.vocab_size, row_capacity=4096
+        )
         given_up = 0
         for number in range(10):
             try:  # the later it gives up, the more is there already, perhaps all of it
@@ -155,7 +164,9 @@ def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stay
             assert session.step([Item(1, row=0)], timeout_seconds=60).ok
         assert given_up
         until(lambda: client.info().session_count == 1, "they are all gone")
-        until(lambda: len(descriptors(worker)) <= before[0] and segments(worker) == before[1], "nothing of them is left")
+        until(
+            lambda: len(descriptors(worker)) <= before[0] and segments(worker) == before[1], "nothing of them is left"
+        )
         open_session(client, wide, rows=4096).close()
 
 
@@ -167,7 +178,9 @@ def test_nursery_when_it_has_no_descriptor_left_then_compiles_are_refused_typed_
         stand(session)
         nursery = daemon.pids("maskd-nursery")[0]
         room = resource.prlimit(nursery, resource.RLIMIT_NOFILE)
-        resource.prlimit(nursery, resource.RLIMIT_NOFILE, (min(set(range(1000)) - set(descriptors(nursery))) + 1, room[1]))
+        resource.prlimit(
+            nursery, resource.RLIMIT_NOFILE, (min(set(range(1000)) - set(descriptors(nursery))) + 1, room[1])
+        )
         with pytest.raises(CapacityError) as caught:
             session.create_grammar(GrammarSpec("regex", "no descriptor"))
         assert caught.value.metadata["limit"] == "processes"
@@ -203,7 +216,9 @@ def serve_logging_to(directory: Path, stream: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("sink", ["closed pipe", "full disk"])
-def test_log_when_it_cannot_be_written_then_the_daemon_serves_on(tmp_path: Path, vocabulary: Vocabulary, sink: str) -> None:
+def test_log_when_it_cannot_be_written_then_the_daemon_serves_on(
+    tmp_path: Path, vocabulary: Vocabulary, sink: str
+) -> None:
     """EPIPE, and ENOSPC from /dev/full: lines are lost, nothing else; workers that die are started again."""
     if sink == "full disk" and not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
@@ -238,7 +253,8 @@ def test_log_when_it_cannot_be_written_then_the_daemon_serves_on(tmp_path: Path,
 def test_directory_when_it_becomes_read_only_then_engines_go_on_and_come(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """Nothing is written there while the daemon serves. (Root writes anyway; the modes are what an operator would set.)"""
+    """Nothing is written there while the daemon serves. (Root writes anyway; the modes are what an operator would
+    set.)"""
     daemon = start_daemon()
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
         stand(session)
@@ -257,7 +273,10 @@ def test_directory_when_it_becomes_read_only_then_engines_go_on_and_come(
 def test_directory_when_nothing_can_be_made_in_it_then_one_line_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     run = subprocess.run(
-        [sys.executable, "-m", "maskd", "serve", "--listen", f"unix:{tmp_path}/file/run/m.sock"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "maskd", "serve", "--listen", f"unix:{tmp_path}/file/run/m.sock"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert run.returncode == 2
     assert "cannot use" in run.stderr
@@ -268,7 +287,11 @@ def test_connections_when_a_client_opens_hundreds_then_others_are_served(
 ) -> None:
     """More sessions than the daemon holds: the ones over the limit are refused, typed, and leave nothing behind."""
     daemon = start_daemon("--sessions", "20")
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session, contextlib.ExitStack() as stack:
+    with (
+        Client.connect(daemon.target) as client,
+        open_session(client, vocabulary) as session,
+        contextlib.ExitStack() as stack,
+    ):
         stand(session)
         refused = 0
         for _ in range(60):
@@ -282,7 +305,11 @@ def test_connections_when_a_client_opens_hundreds_then_others_are_served(
         for count in range(10):
             reply = session.step([Item(1, rollback=-1, accept=(97,) * count, row=0)])
             assert allowed_token_ids(reply.rows[0]).tolist() == oracle.allowed(LETTERS, [97] * count)
-        assert len(descriptors(daemon.worker_pids()[0])) < 200 and maps(daemon.worker_pids()[0]) > 0 and memory_kb(daemon.process.pid) > 0
+        assert (
+            len(descriptors(daemon.worker_pids()[0])) < 200
+            and maps(daemon.worker_pids()[0]) > 0
+            and memory_kb(daemon.process.pid) > 0
+        )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Shared memory with anything in it: the engine's side against a daemon that lies, the worker's side against an engine that scribbles."""
+"""Shared memory with anything in it: the engine's side against a daemon that lies, the worker's side against an engine
+that scribbles."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from maskd.client import Client, Session
 from maskd.errors import MaskdError
 from maskd.grammar import GrammarSpec
 from maskd.shm import layout as lay
-from maskd.shm.arena import Arena, Reply
+from maskd.shm.arena import Arena
+from maskd.shm.cells import Reply
 from maskd.shm.segments import Mapping, create_segment, seal
 from maskd.step import Action, Item, Status
 from maskd.v1 import mask_service_pb2 as pb
@@ -40,12 +42,16 @@ WORDS = st.sampled_from([0, 1, 2, 3, 7, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31,
 WORDS64 = st.one_of(WORDS, st.sampled_from([2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1]))
 
 
-# -- the engine's side ---------------------------------------------------------------------------------------------------
+# -- the engine's side
+# ---------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def granted(data: bytes, rows: bytes, steps_bytes: int, *, shape: str = "right", sealed: bool = True) -> Iterator[Arena]:
-    """An arena from a grant of these bytes, with a rows segment of these bytes; ``shape`` says which descriptors come with it."""
+def granted(
+    data: bytes, rows: bytes, steps_bytes: int, *, shape: str = "right", sealed: bool = True
+) -> Iterator[Arena]:
+    """An arena from a grant of these bytes, with a rows segment of these bytes; ``shape`` says which descriptors come
+    with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, contextlib.ExitStack() as stack:
         rows_fd, steps_fd = create_segment("rows", max(1, len(rows))), create_segment("steps", max(1, steps_bytes))
@@ -59,7 +65,14 @@ def granted(data: bytes, rows: bytes, steps_bytes: int, *, shape: str = "right",
         fds = [rows_fd, steps_fd, doorbell, read]
         for fd in (*fds, write):
             stack.callback(os.close, fd)
-        sent = {"right": fds, "none": [], "three": fds[:3], "six": [*fds, *fds[:2]], "turned": fds[::-1], "pipes": [read] * 4}[shape]
+        sent = {
+            "right": fds,
+            "none": [],
+            "three": fds[:3],
+            "six": [*fds, *fds[:2]],
+            "turned": fds[::-1],
+            "pipes": [read] * 4,
+        }[shape]
         theirs.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", sent))] if sent else [])
         arena = Arena(ours, timeout_seconds=1)
         try:
@@ -89,7 +102,9 @@ NOISE = st.tuples(st.integers(0, lay.GRANT.size - 1), st.binary(min_size=1, max_
 @budget(120)
 @given(
     data=st.one_of(
-        st.binary(min_size=1, max_size=80), st.just(grant()), NOISE.map(lambda n: grant()[: n[0]] + n[1] + grant()[n[0] + len(n[1]) :])
+        st.binary(min_size=1, max_size=80),
+        st.just(grant()),
+        NOISE.map(lambda n: grant()[: n[0]] + n[1] + grant()[n[0] + len(n[1]) :]),
     ),
     shape=st.sampled_from(["right", "right", "none", "three", "six", "turned", "pipes"]),
     rows_bytes=st.sampled_from([0, 1, 8, 100, 4096, LAYOUT.rows_bytes]),
@@ -99,7 +114,13 @@ NOISE = st.tuples(st.integers(0, lay.GRANT.size - 1), st.binary(min_size=1, max_
     sealed=st.booleans(),
 )
 def test_grant_when_it_is_wild_then_typed_and_no_descriptor_stays(
-    data: bytes, shape: str, rows_bytes: int, steps_bytes: int, header: list[tuple[int, int]], sizes_agree: bool, sealed: bool
+    data: bytes,
+    shape: str,
+    rows_bytes: int,
+    steps_bytes: int,
+    header: list[tuple[int, int]],
+    sizes_agree: bool,
+    sealed: bool,
 ) -> None:
     """Whatever answers on the data socket: a session, or one of maskd's own errors."""
     before = descriptors()
@@ -132,7 +153,8 @@ RESULTS = st.tuples(WORDS64, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WO
 def test_reply_when_the_worker_wrote_nonsense_then_typed_or_within_bounds(
     lock: int, step: int, item_count: int, forced_count: int, results: list[tuple[int, ...]], noise: bytes
 ) -> None:
-    """Statuses that nobody knows, counts and offsets beyond everything: an error of maskd's own, or values that can be used."""
+    """Statuses that nobody knows, counts and offsets beyond everything: an error of maskd's own, or values that can be
+    used."""
     rows = good_rows()
     at = lay.PAGE_BYTES + LAYOUT.rows_cell_stride  # step 1 uses cell 1
     rows[lay.COMPLETED_STEP_OFFSET] = 1
@@ -140,7 +162,9 @@ def test_reply_when_the_worker_wrote_nonsense_then_typed_or_within_bounds(
     record = np.frombuffer(rows, dtype=lay.RESULT_DTYPE, count=4, offset=at + LAYOUT.results_offset)
     for one, values in zip(record, results, strict=True):
         for name, value in zip(lay.RESULT_DTYPE.names or (), values, strict=False):
-            one[name] = np.array(value & (2 ** (8 * one[name].itemsize) - 1), dtype=f"<u{one[name].itemsize}").view(one[name].dtype)
+            one[name] = np.array(value & (2 ** (8 * one[name].itemsize) - 1), dtype=f"<u{one[name].itemsize}").view(
+                one[name].dtype
+            )
     del record
     rows[at + LAYOUT.results_offset : at + LAYOUT.results_offset + len(noise)] = noise
     with granted(grant(), bytes(rows), LAYOUT.steps_bytes) as arena:
@@ -159,7 +183,8 @@ def test_reply_when_the_worker_wrote_nonsense_then_typed_or_within_bounds(
                 assert len(reply.rows[result.row : result.row + result.row_count]) <= LAYOUT.row_capacity
 
 
-# -- the worker's side ---------------------------------------------------------------------------------------------------
+# -- the worker's side
+# ---------------------------------------------------------------------------------------------------
 
 
 class Attacked:
@@ -189,7 +214,8 @@ class Attacked:
                 self.arena.close()
             self.arena = Arena.attach(str(self.daemon.directory / "m.sock.data"), self.token())
             self._stub.CreateGrammar(
-                pb.CreateGrammarRequest(session_id=self.arena.session_id, grammar=pb.GrammarSpec(regex="[a-z]*")), timeout=60
+                pb.CreateGrammarRequest(session_id=self.arena.session_id, grammar=pb.GrammarSpec(regex="[a-z]*")),
+                timeout=60,
             )
         return self.arena
 
@@ -209,7 +235,8 @@ def attacked(start_daemon_for_session: Callable[..., Daemon], vocabulary: Vocabu
     daemon = start_daemon_for_session("--sessions", "100000")
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as neighbour:
         neighbour.step(
-            [Item(1, Action.OPEN, neighbour.create_grammar(GrammarSpec("regex", "(Paris|London)")).grammar_id)], timeout_seconds=60
+            [Item(1, Action.OPEN, neighbour.create_grammar(GrammarSpec("regex", "(Paris|London)")).grammar_id)],
+            timeout_seconds=60,
         )
         made = Attacked(daemon, client, vocabulary, neighbour)
         yield made
@@ -232,14 +259,16 @@ WILD_ITEMS = st.tuples(
 
 
 def test_steps_when_their_cells_are_wild_then_answered_in_bounds_or_the_session_ends(attacked: Attacked) -> None:
-    """The header of a cell and its items drawn field by field, tokens too; whatever comes, the neighbour is served by the same process."""
+    """The header of a cell and its items drawn field by field, tokens too; whatever comes, the neighbour is served by
+    the same process."""
 
     @budget(80)
     @given(
-        items=st.lists(WILD_ITEMS, max_size=4), tokens=st.lists(st.one_of(st.sampled_from([97, 98, 262, 263]), WORDS), max_size=16),
+        items=st.lists(WILD_ITEMS, max_size=4),
+        tokens=st.lists(st.one_of(st.sampled_from([97, 98, 262, 263]), WORDS), max_size=16),
         head=st.sampled_from([None, None, None, None, (1, 5, 0), (1, 2**32 - 1, 0), (1, 4, 65), (0, 0, 0), (2, 1, 1)]),
         ahead=st.sampled_from([1, 1, 1, 1, 2, 0, 3, 2**32, 2**63]),
-    )  # fmt: skip
+    )
     def publish(items: list[tuple[int, ...]], tokens: list[int], head: tuple[int, int, int] | None, ahead: int) -> None:
         arena = attacked.fresh()
         done = int.from_bytes(arena._rows.view[lay.COMPLETED_STEP_OFFSET : lay.COMPLETED_STEP_OFFSET + 8], "little")
@@ -248,7 +277,9 @@ def test_steps_when_their_cells_are_wild_then_answered_in_bounds_or_the_session_
             at = lay.PAGE_BYTES + cell * arena.layout.steps_cell_stride
             number = step if step % 2 == cell else step + 1
             lay.STEPS_CELL.pack_into(
-                arena._steps.view, at, *((number, len(items), len(tokens)) if head is None else (number + head[0] - 1, *head[1:]))
+                arena._steps.view,
+                at,
+                *((number, len(items), len(tokens)) if head is None else (number + head[0] - 1, *head[1:])),
             )
             for index, item in enumerate(items):
                 lay.ITEM.pack_into(arena._steps.view, at + arena.layout.items_offset + index * lay.ITEM.size, *item)
@@ -280,7 +311,8 @@ def bounded(reply: Reply, arena: Arena) -> None:
 
 
 def test_steps_when_scribbled_over_while_they_are_read_then_only_that_session_can_end(attacked: Attacked) -> None:
-    """Two threads write noise into both cells all the time; a third publishes good steps. Reading happens in another process."""
+    """Two threads write noise into both cells all the time; a third publishes good steps. Reading happens in another
+    process."""
     stopping = threading.Event()
     current: list[Arena] = [attacked.fresh()]
 
@@ -317,7 +349,12 @@ def test_steps_when_scribbled_over_while_they_are_read_then_only_that_session_ca
                     arena.close()
                 arena = fresh
             with contextlib.suppress(MaskdError):
-                arena.submit([Item(n + 1, Action.OPEN if answered == 0 else Action.ADVANCE, 1, accept=(97,), row=n) for n in range(4)])
+                arena.submit(
+                    [
+                        Item(n + 1, Action.OPEN if answered == 0 else Action.ADVANCE, 1, accept=(97,), row=n)
+                        for n in range(4)
+                    ]
+                )
                 bounded(arena.collect(timeout_seconds=5), arena)
                 answered += 1
     finally:
@@ -330,11 +367,13 @@ def test_steps_when_scribbled_over_while_they_are_read_then_only_that_session_ca
     assert "step failed" not in attacked.daemon.log
 
 
-# -- the data socket -----------------------------------------------------------------------------------------------------
+# -- the data socket
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_hello_when_it_is_wild_then_refused_and_tokens_keep(attacked: Attacked) -> None:
-    """Random bytes, and good hellos with something wrong in them; a token in a wrong hello is still good for the right one."""
+    """Random bytes, and good hellos with something wrong in them; a token in a wrong hello is still good for the right
+    one."""
     tokens = [attacked.token() for _ in range(3)]
     path = str(attacked.daemon.directory / "m.sock.data")
     right = [lay.HELLO.pack(lay.MAGIC_HELLO, lay.MAJOR, lay.MINOR, 0, token) for token in tokens]
@@ -352,7 +391,12 @@ def test_hello_when_it_is_wild_then_refused_and_tokens_keep(attacked: Attacked) 
         fds=st.integers(0, 3),
     )
     def greet(hello: bytes, fds: int) -> None:
-        if len(hello) == lay.HELLO.size and hello[:8] == right[0][:8] and hello[8:10] == right[0][8:10] and hello[16:32] in tokens:
+        if (
+            len(hello) == lay.HELLO.size
+            and hello[:8] == right[0][:8]
+            and hello[8:10] == right[0][8:10]
+            and hello[16:32] in tokens
+        ):
             return  # only a field that may differ does
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.settimeout(60)

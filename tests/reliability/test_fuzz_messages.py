@@ -1,4 +1,5 @@
-"""Every call with wild messages, and with bytes that are none: a typed status, the daemon lives, the neighbour notices nothing."""
+"""Every call with wild messages, and with bytes that are none: a typed status, the daemon lives, the neighbour notices
+nothing."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ PARIS = GrammarSpec("regex", "(Paris|London)")
 _INT32 = st.one_of(st.integers(-3, 300), st.sampled_from([2**31 - 1, -(2**31), 2**30, 65536, 4096]))
 _INT64 = st.one_of(_INT32, st.sampled_from([2**63 - 1, -(2**63), 2**53, 2**32]))
 SOURCES = (
-    "(Paris|London)", "[a-z]*", "(", 'root ::= "a"', "root ::= root", 'start: "a"', "start: /a/", "%json {}", '{"type":"object"}', "{}",
-    '{"type":"string","pattern":"("}', '{"$ref":"#"}', '["a"]', "[]", '{"type":"structural_tag","format":{"type":"any_text"}}', "true",
+    "(Paris|London)", "[a-z]*", "(", 'root ::= "a"', "root ::= root", 'start: "a"', "start: /a/", "%json {}",
+    '{"type":"object"}', "{}", '{"type":"string","pattern":"("}', '{"$ref":"#"}', '["a"]', "[]",
+    '{"type":"structural_tag","format":{"type":"any_text"}}', "true",
 )  # fmt: skip
 BACKENDS = ("", "auto", "xgrammar", "llguidance", "os:system", "evil_backend:create", "x" * 300)
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -59,10 +61,14 @@ class Target:
             mask_service_pb2_grpc.MaskServiceStub(self.channel).CreateGrammar(request, timeout=60)  # type: ignore[no-untyped-call]
 
     def _processes(self) -> list[int]:
-        return [self.daemon.process.pid, *(pid for name in ("zygote", "nursery", "worker") for pid in self.daemon.pids(f"maskd-{name}"))]
+        return [
+            self.daemon.process.pid,
+            *(pid for name in ("zygote", "nursery", "worker") for pid in self.daemon.pids(f"maskd-{name}")),
+        ]
 
     def check(self) -> None:
-        """The neighbour's row is right, and every process is there that was; a vocabulary that got through has its own."""
+        """The neighbour's row is right, and every process is there that was; a vocabulary that got through has its
+        own."""
         reply = self.neighbour.step([Item(1, rollback=-1, accept=(ord("P"),), row=0)], timeout_seconds=60)
         assert reply.ok and allowed_token_ids(reply.rows[0]).tolist() == [ord("a")]
         assert set(self.processes) <= set(self._processes())
@@ -70,21 +76,35 @@ class Target:
 
 def create(target: Target, transport: int) -> int:
     request = pb.CreateSessionRequest(
-        vocabulary_fingerprint=target.vocabulary.fingerprint, vocab_size=target.vocabulary.vocab_size, row_capacity=4, transport=transport  # type: ignore[arg-type]
-    )  # fmt: skip
+        vocabulary_fingerprint=target.vocabulary.fingerprint,
+        vocab_size=target.vocabulary.vocab_size,
+        row_capacity=4,
+        transport=transport,  # type: ignore[arg-type]
+    )
     stub = mask_service_pb2_grpc.MaskServiceStub(target.channel)  # type: ignore[no-untyped-call]
     return int(stub.CreateSession(request, timeout=60).session_id)
 
 
 @pytest.fixture(scope="module")
 def target(start_daemon_for_session: Callable[..., Daemon], vocabulary: Vocabulary) -> Iterator[Target]:
-    daemon = start_daemon_for_session("--claim-seconds", "1000", "--sessions", "4000", "--step-seconds", "5", "--compile-seconds", "2")
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    daemon = start_daemon_for_session(
+        "--claim-seconds", "1000", "--sessions", "4000", "--step-seconds", "5", "--compile-seconds", "2"
+    )
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+    ]
     with Client.connect(daemon.target) as client, grpc.insecure_channel(daemon.target, options=options) as channel:
         made = Target(daemon, client, vocabulary, channel)
         yield made
         made.neighbour.close()
-        print(*[event for event in daemon.events() if event.get("event") not in ("session opened", "session closed")][-20:], sep="\n")
+        print(
+            *[event for event in daemon.events() if event.get("event") not in ("session opened", "session closed")][
+                -20:
+            ],
+            sep="\n",
+        )
 
 
 def scalars(field: FieldDescriptor, target: Target) -> st.SearchStrategy[Any]:
@@ -93,7 +113,9 @@ def scalars(field: FieldDescriptor, target: Target) -> st.SearchStrategy[Any]:
         others = _INT64.filter(lambda number: number != target.neighbour.session_id)  # whoever knows an id may use it
         return st.one_of(st.sampled_from([0, 0, 0, 1, 1]).map(lambda i: target.session_ids[i]), others)
     if field.name == "vocabulary_fingerprint":
-        return st.one_of(st.just(target.vocabulary.fingerprint), st.just(target.vocabulary.fingerprint), st.binary(max_size=40))
+        return st.one_of(
+            st.just(target.vocabulary.fingerprint), st.just(target.vocabulary.fingerprint), st.binary(max_size=40)
+        )
     if field.name == "vocab_size":
         return st.one_of(st.just(target.vocabulary.vocab_size), _INT32)
     if field.name == "backend":
@@ -102,7 +124,9 @@ def scalars(field: FieldDescriptor, target: Target) -> st.SearchStrategy[Any]:
         return st.one_of(st.integers(1, 4), _INT64)
     match field.type:
         case FieldDescriptor.TYPE_STRING:
-            return st.one_of(st.sampled_from(SOURCES), WILD_TEXTS.map(lambda text: text.encode("utf-8", "replace").decode()))
+            return st.one_of(
+                st.sampled_from(SOURCES), WILD_TEXTS.map(lambda text: text.encode("utf-8", "replace").decode())
+            )
         case FieldDescriptor.TYPE_BYTES:
             return st.one_of(st.binary(max_size=4), st.sampled_from([b"\0", b"\xff\xfe", b"x" * 70_000]))
         case FieldDescriptor.TYPE_BOOL:
@@ -120,9 +144,15 @@ def scalars(field: FieldDescriptor, target: Target) -> st.SearchStrategy[Any]:
 def messages(draw: st.DrawFn, descriptor: Any, target: Target) -> Any:
     """A message of the type ``descriptor``; each field is there more often than not."""
     message = descriptor._concrete_class()
-    oneof = draw(st.sampled_from([field.name for field in descriptor.fields if field.containing_oneof])) if descriptor.oneofs else ""
+    oneof = (
+        draw(st.sampled_from([field.name for field in descriptor.fields if field.containing_oneof]))
+        if descriptor.oneofs
+        else ""
+    )
     for field in descriptor.fields:
-        if (field.containing_oneof and len(field.containing_oneof.fields) > 1 and field.name != oneof) or draw(st.integers(0, 4)) == 0:
+        if (field.containing_oneof and len(field.containing_oneof.fields) > 1 and field.name != oneof) or draw(
+            st.integers(0, 4)
+        ) == 0:
             continue
         one = messages(field.message_type, target) if field.message_type else scalars(field, target)
         if field.is_repeated:
@@ -149,12 +179,15 @@ def mangled(draw: st.DrawFn, descriptor: Any, target: Target) -> bytes:
     if how == "random":
         return draw(st.binary(max_size=48))
     return (
-        draw(st.sampled_from([b"\x13" * 5000, b"\x0b" * 300, b"\x12\xff\xff\xff\xff\x0f", b"\x0a\x02\xff\xff"])) if how == "nested" else raw
+        draw(st.sampled_from([b"\x13" * 5000, b"\x0b" * 300, b"\x12\xff\xff\xff\xff\x0f", b"\x0a\x02\xff\xff"]))
+        if how == "nested"
+        else raw
     )
 
 
 def call(target: Target, name: str, parts: list[bytes]) -> None:
-    """Sends ``parts``; what comes back is an answer, or a status of ours with a reason, and never INTERNAL or UNKNOWN."""
+    """Sends ``parts``; what comes back is an answer, or a status of ours with a reason, and never INTERNAL or
+    UNKNOWN."""
     method = SERVICE.methods_by_name[name]
     path = f"/{SERVICE.full_name}/{name}"
     try:
@@ -163,7 +196,9 @@ def call(target: Target, name: str, parts: list[bytes]) -> None:
             for raw in answers:
                 answer = pb.StreamStepsResponse.FromString(raw)
                 if answer.HasField("refusal"):
-                    assert CODES[answer.refusal.code] not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), answer.refusal
+                    assert CODES[answer.refusal.code] not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), (
+                        answer.refusal
+                    )
                     assert answer.refusal.reason and answer.refusal.message
         elif method.client_streaming:
             target.channel.stream_unary(path)(iter(parts), timeout=60)  # type: ignore[call-arg]
@@ -182,18 +217,22 @@ def call(target: Target, name: str, parts: list[bytes]) -> None:
 
 def alive(target: Target, session_id: int) -> bool:
     try:
-        mask_service_pb2_grpc.MaskServiceStub(target.channel).GetSession(pb.GetSessionRequest(session_id=session_id), timeout=60)  # type: ignore[no-untyped-call]
+        stub = mask_service_pb2_grpc.MaskServiceStub(target.channel)  # type: ignore[no-untyped-call]
+        stub.GetSession(pb.GetSessionRequest(session_id=session_id), timeout=60)
     except grpc.RpcError:
         return False
     return True
 
 
 @pytest.mark.parametrize("name", [method.name for method in SERVICE.methods])
-def test_call_when_its_messages_are_wild_then_typed_and_the_neighbour_notices_nothing(target: Target, name: str) -> None:
+def test_call_when_its_messages_are_wild_then_typed_and_the_neighbour_notices_nothing(
+    target: Target, name: str
+) -> None:
     """Fields drawn by the contract itself, so that a new one is fuzzed as it is added; and their bytes mangled."""
     method = SERVICE.methods_by_name[name]
     one = st.one_of(
-        messages(method.input_type, target).map(lambda message: message.SerializeToString()), mangled(method.input_type, target)
+        messages(method.input_type, target).map(lambda message: message.SerializeToString()),
+        mangled(method.input_type, target),
     )
 
     @budget(40)
@@ -211,21 +250,33 @@ def test_call_when_its_messages_are_wild_then_typed_and_the_neighbour_notices_no
 
 @st.composite
 def uploads(draw: st.DrawFn) -> list[bytes]:
-    """Uploads that are nearly right: all bytes as tokens, cut into messages, with wild ids, sizes, empty, long and repeated tokens."""
+    """Uploads that are nearly right: all bytes as tokens, cut into messages, with wild ids, sizes, empty, long and
+    repeated tokens."""
     tokens = [bytes([byte]) for byte in range(draw(st.sampled_from([0, 3, 256, 256])))]
-    tokens += draw(st.lists(st.one_of(st.binary(max_size=5), st.sampled_from([b"", b"a", b"x" * 300, b"<stop>", b"\xf0\x9f"])), max_size=8))
+    tokens += draw(
+        st.lists(
+            st.one_of(st.binary(max_size=5), st.sampled_from([b"", b"a", b"x" * 300, b"<stop>", b"\xf0\x9f"])),
+            max_size=8,
+        )
+    )
     ids = st.lists(st.one_of(st.integers(0, max(0, len(tokens) - 1)), _INT32), max_size=3)
     header = pb.UploadVocabularyRequest.Header(
         name=draw(st.text(max_size=4)).encode("utf-8", "replace").decode(),
         vocab_size=draw(st.one_of(st.just(len(tokens)), st.just(len(tokens) + 40), _INT32)),
-        stop_token_ids=draw(ids), special_token_ids=draw(ids),
-    )  # fmt: skip
+        stop_token_ids=draw(ids),
+        special_token_ids=draw(ids),
+    )
     cut = draw(st.integers(0, len(tokens)))
-    first, second = pb.UploadVocabularyRequest(header=header, tokens=tokens[:cut]), pb.UploadVocabularyRequest(tokens=tokens[cut:])
+    first, second = (
+        pb.UploadVocabularyRequest(header=header, tokens=tokens[:cut]),
+        pb.UploadVocabularyRequest(tokens=tokens[cut:]),
+    )
     return [first.SerializeToString(), second.SerializeToString()]
 
 
-def test_upload_when_it_is_nearly_right_then_typed_or_usable(start_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_upload_when_it_is_nearly_right_then_typed_or_usable(
+    start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     """A vocabulary that is taken can be used: a session opens and a grammar compiles, or says why not."""
     daemon = start_daemon("--vocabularies-limit", "3000")
     with (
@@ -261,7 +312,11 @@ def use(target: Target, fingerprint: bytes, vocab_size: int) -> None:
         grammar = pb.CreateGrammarRequest(session_id=session_id, grammar=pb.GrammarSpec(regex="a*", backend=backend))
         call(target, "CreateGrammar", [grammar.SerializeToString()])
     item = pb.Item(sequence_id=1, action=pb.ACTION_OPEN, grammar_id=1, row_wanted=True)
-    call(target, "StepSequences", [pb.StepSequencesRequest(session_id=session_id, step=1, items=[item]).SerializeToString()])
+    call(
+        target,
+        "StepSequences",
+        [pb.StepSequencesRequest(session_id=session_id, step=1, items=[item]).SerializeToString()],
+    )
     call(target, "DeleteSession", [pb.DeleteSessionRequest(session_id=session_id).SerializeToString()])
 
 
@@ -316,7 +371,9 @@ def json_sources(keys: tuple[str, ...]) -> st.SearchStrategy[str]:
     )
     value = st.recursive(
         leaf,
-        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from((*keys, "a", "b")), inner, max_size=4)),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3), st.dictionaries(st.sampled_from((*keys, "a", "b")), inner, max_size=4)
+        ),
         max_leaves=12,
     )
     return st.dictionaries(st.sampled_from(keys), value, max_size=5).map(json.dumps)
@@ -339,7 +396,8 @@ def grammars(draw: st.DrawFn) -> tuple[str, str, str]:
 
 
 def test_grammar_when_its_source_makes_little_sense_then_typed_or_its_rows_have_a_token(target: Target) -> None:
-    """Compiled in a child, then opened and stepped: every row that is called OK allows something, and no process is replaced."""
+    """Compiled in a child, then opened and stepped: every row that is called OK allows something, and no process is
+    replaced."""
     with open_session(target.client, target.vocabulary) as session:
         try_grammars(target, session)
     target.check()

@@ -1,6 +1,7 @@
 """Grammars that hang, explode, crash or puzzle the libraries, through a daemon with a real vocabulary and small limits.
 
-Each is answered with a typed result, the daemon stays SERVING, no process is replaced, and a neighbour keeps stepping with the right rows.
+Each is answered with a typed result, the daemon stays SERVING, no process is replaced, and a neighbour keeps stepping
+with the right rows.
 """
 
 from __future__ import annotations
@@ -164,10 +165,13 @@ def setting(start_daemon_for_session: Callable[..., Daemon], tekken_vocabulary: 
 
 
 def attack(setting: Setting, kind: Any, text: str, may: set[str] | None = None) -> dict[str, str]:
-    """Sends a grammar to every backend at the same time; each outcome must be one of ``may``, and the daemon as well as before."""
+    """Sends a grammar to every backend at the same time; each outcome must be one of ``may``, and the daemon as well as
+    before."""
     steps = setting.neighbour.steps
     with ThreadPoolExecutor(3) as pool:
-        outcomes = dict(zip(BACKENDS, pool.map(lambda backend: setting.attack(kind, text, backend), BACKENDS), strict=True))
+        outcomes = dict(
+            zip(BACKENDS, pool.map(lambda backend: setting.attack(kind, text, backend), BACKENDS), strict=True)
+        )
     setting.check()
     assert setting.neighbour.steps >= steps
     print(outcomes)
@@ -189,7 +193,8 @@ def test_hostile_grammar_when_sent_to_every_backend_then_typed_and_nobody_notice
     attack(setting, kind, text, {*EITHER, "INVALID_REQUEST", "NO_TOKEN_ALLOWED", "BACKEND_FAILED"})
 
 
-# -- a test for every advisory ------------------------------------------------------------------------------------------
+# -- a test for every advisory
+# ------------------------------------------------------------------------------------------
 
 
 def test_cve_2025_32381_cve_2025_29770_when_schemas_never_repeat_then_memory_is_bounded_and_nothing_is_written(
@@ -198,7 +203,9 @@ def test_cve_2025_32381_cve_2025_29770_when_schemas_never_repeat_then_memory_is_
     """Caches of compiled grammars without a limit, in memory and on disk."""
     (tmp_path / "home").mkdir()
     home = str(tmp_path / "home")
-    daemon = start_daemon("--cache-bytes", str(1 << 20), environment={"HOME": home, "XDG_CACHE_HOME": home, "TMPDIR": home})
+    daemon = start_daemon(
+        "--cache-bytes", str(1 << 20), environment={"HOME": home, "XDG_CACHE_HOME": home, "TMPDIR": home}
+    )
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
 
         def compile_some(first: int, count: int) -> None:
@@ -221,13 +228,21 @@ def test_cve_2025_32381_cve_2025_29770_when_schemas_never_repeat_then_memory_is_
 
 
 def test_cve_2025_57809_when_rules_recurse_without_end_then_bounded(setting: Setting) -> None:
-    for source in ('root ::= root root | "a" | ""', 'root ::= ("a" | root)* root', 'root ::= a\na ::= b | "x"\nb ::= a a | ""'):
+    for source in (
+        'root ::= root root | "a" | ""',
+        'root ::= ("a" | root)* root',
+        'root ::= a\na ::= b | "x"\nb ::= a a | ""',
+    ):
         attack(setting, "ebnf", source, EITHER)
 
 
 def test_cve_2025_58446_when_a_large_enum_is_referred_to_often_then_bounded(setting: Setting) -> None:
     words = ["".join(random.Random(number).choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=10)) for number in range(10_000)]
-    schema = {"$defs": {"c": {"enum": words}}, "type": "object", "properties": {f"p{i}": {"$ref": "#/$defs/c"} for i in range(8)}}
+    schema = {
+        "$defs": {"c": {"enum": words}},
+        "type": "object",
+        "properties": {f"p{i}": {"$ref": "#/$defs/c"} for i in range(8)},
+    }
     attack(setting, "json_schema", json.dumps(schema), EITHER)
 
 
@@ -249,7 +264,12 @@ def test_llama_cpp_26602_when_rules_form_a_long_chain_then_bounded(setting: Sett
 @pytest.mark.parametrize("limit", [1999, 2000, 2001])
 def test_llama_cpp_27177_when_a_length_is_at_the_limit_then_no_abort(setting: Setting, limit: int) -> None:
     attack(setting, "json_schema", json.dumps({"type": "string", "maxLength": limit}), {"OK", *BOUNDED})
-    attack(setting, "json_schema", json.dumps({"type": "array", "items": {"type": "null"}, "maxItems": limit}), {"OK", *BOUNDED})
+    attack(
+        setting,
+        "json_schema",
+        json.dumps({"type": "array", "items": {"type": "null"}, "maxItems": limit}),
+        {"OK", *BOUNDED},
+    )
     attack(setting, "regex", f"a{{0,{limit}}}", {"OK", *REFUSED, *BOUNDED})
 
 
@@ -277,7 +297,9 @@ def test_cve_2025_48942_cve_2025_48943_cve_2025_48944_when_malformed_then_refuse
     attack(setting, "regex", "(Paris|London)", {"OK"})
 
 
-@pytest.mark.parametrize("source", ["(a+)+b", "(a|a)*b", "(.*.*)*x", "([a-z]+)*0", "(x+x+)+y", ".*x" * 60, "(a|b)*a(a|b){300}"])
+@pytest.mark.parametrize(
+    "source", ["(a+)+b", "(a|a)*b", "(.*.*)*x", "([a-z]+)*0", "(x+x+)+y", ".*x" * 60, "(a|b)*a(a|b){300}"]
+)
 def test_cve_2026_55574_cve_2026_73556_when_a_regex_backtracks_or_blows_up_then_bounded_on_every_backend(
     setting: Setting, source: str
 ) -> None:
@@ -286,25 +308,46 @@ def test_cve_2026_55574_cve_2026_73556_when_a_regex_backtracks_or_blows_up_then_
 
 def test_vllm_54003_when_one_of_is_deep_then_bounded(setting: Setting) -> None:
     def nested(depth: int) -> dict[str, object]:
-        return {"type": "string", "maxLength": 3} if not depth else {"oneOf": [
-            {"type": "object", "properties": {f"k{depth}_{i}": nested(depth - 1)}, "required": [f"k{depth}_{i}"]} for i in range(4)
-        ]}  # fmt: skip
+        return (
+            {"type": "string", "maxLength": 3}
+            if not depth
+            else {
+                "oneOf": [
+                    {
+                        "type": "object",
+                        "properties": {f"k{depth}_{i}": nested(depth - 1)},
+                        "required": [f"k{depth}_{i}"],
+                    }
+                    for i in range(4)
+                ]
+            }
+        )
 
     attack(setting, "json_schema", json.dumps(nested(6)), EITHER)
 
 
-def test_vllm_43920_when_valid_and_malformed_grammars_alternate_then_their_order_does_not_matter(setting: Setting) -> None:
+def test_vllm_43920_when_valid_and_malformed_grammars_alternate_then_their_order_does_not_matter(
+    setting: Setting,
+) -> None:
     """Nobody is locked to the backend that came first."""
     for backend in BACKENDS:
         seen = []
-        for kind, source in (("regex", "(a|b)"), ("regex", "("), ("json_schema", '{"type":"nul"}'), ("regex", "(a|b)"),
-                             ("json_schema", '{"type":"null"}'), ("regex", "(")):  # fmt: skip
+        for kind, source in (
+            ("regex", "(a|b)"),
+            ("regex", "("),
+            ("json_schema", '{"type":"nul"}'),
+            ("regex", "(a|b)"),
+            ("json_schema", '{"type":"null"}'),
+            ("regex", "("),
+        ):
             seen.append(setting.attack(kind, source, backend))  # type: ignore[arg-type]
         assert seen == ["OK", "GRAMMAR_INVALID", "GRAMMAR_INVALID", "OK", "OK", "GRAMMAR_INVALID"], backend
     setting.check()
 
 
-def test_cve_2026_54234_when_tokens_come_after_an_abort_or_lie_outside_of_the_vocabulary_then_typed(setting: Setting) -> None:
+def test_cve_2026_54234_when_tokens_come_after_an_abort_or_lie_outside_of_the_vocabulary_then_typed(
+    setting: Setting,
+) -> None:
     """Overlapping generate and abort led to a token beyond the vocabulary, and that to an assertion on the device."""
     size = setting.vocabulary.vocab_size
     with open_session(setting.client, setting.vocabulary) as session:
@@ -343,7 +386,9 @@ def test_cve_2025_23319_cve_2025_23334_when_the_contract_is_read_then_no_request
     assert requests
     for message in requests:
         for field in message.fields:
-            assert not any(word in field.name for word in ("key", "path", "offset", "shm", "fd", "pointer", "address")), field.full_name
+            assert not any(
+                word in field.name for word in ("key", "path", "offset", "shm", "fd", "pointer", "address")
+            ), field.full_name
 
 
 def test_cve_2025_33201_when_a_message_is_larger_than_allowed_then_a_clean_status(setting: Setting) -> None:
@@ -351,18 +396,28 @@ def test_cve_2025_33201_when_a_message_is_larger_than_allowed_then_a_clean_statu
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
         for size in (5 << 20, 40 << 20):
             with pytest.raises(grpc.RpcError) as caught:
-                stub.CreateGrammar(pb.CreateGrammarRequest(session_id=1, grammar=pb.GrammarSpec(regex="a" * size)), timeout=60)
+                stub.CreateGrammar(
+                    pb.CreateGrammarRequest(session_id=1, grammar=pb.GrammarSpec(regex="a" * size)), timeout=60
+                )
             assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         with pytest.raises(grpc.RpcError) as caught:
             stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=60, metadata=[("x-long", "a" * 100_000)])
-        assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
+        assert caught.value.code() in (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.INTERNAL,
+        )
     setting.check()
 
 
-def test_cve_2025_4565_cve_2026_0994_when_protobuf_is_looked_at_then_not_pure_python_and_no_json_of_strangers(setting: Setting) -> None:
+def test_cve_2025_4565_cve_2026_0994_when_protobuf_is_looked_at_then_not_pure_python_and_no_json_of_strangers(
+    setting: Setting,
+) -> None:
     """Deeply nested messages end in an error; the JSON parser of protobuf is not used at all."""
     code = "from google.protobuf.internal import api_implementation as a; print(a.Type())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "upb"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "upb"
+    )
     sources = [path for path in (ROOT / "maskd").rglob("*.py") if "/v1/" not in str(path)]
     assert not any("json_format" in path.read_text() for path in sources)
     with grpc.insecure_channel(setting.daemon.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
@@ -370,12 +425,19 @@ def test_cve_2025_4565_cve_2026_0994_when_protobuf_is_looked_at_then_not_pure_py
         for body in (b"\x13" * 100_000, b"\x0b" * 1_000_000, b"\xff" * 1000, b"\x12" + b"\xff\xff\xff\xff\x0f"):
             with pytest.raises(grpc.RpcError) as caught:
                 raw(body, timeout=60)
-            assert caught.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN)
+            assert caught.value.code() in (
+                grpc.StatusCode.INTERNAL,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                grpc.StatusCode.UNKNOWN,
+            )
     setting.check()
 
 
-def test_cve_2023_1428_cve_2023_4785_when_garbage_or_a_flood_of_connections_comes_then_served_as_before(setting: Setting) -> None:
-    """grpcio is far newer than the fixes; bytes that are no HTTP/2, and 300 connections at once, are nobody's problem."""
+def test_cve_2023_1428_cve_2023_4785_when_garbage_or_a_flood_of_connections_comes_then_served_as_before(
+    setting: Setting,
+) -> None:
+    """grpcio is far newer than the fixes; bytes that are no HTTP/2, and 300 connections at once, are nobody's
+    problem."""
     assert tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 80)
     path, pick = str(setting.daemon.directory / "m.sock"), random.Random(3)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -388,7 +450,9 @@ def test_cve_2023_1428_cve_2023_4785_when_garbage_or_a_flood_of_connections_come
             connection.connect(path)
             noise = pick.randbytes(pick.choice([1, 9, 200, 5000]))
             with contextlib.suppress(OSError):  # it hung up already
-                connection.send((preface if number % 2 else b"") + (b"\x00\x00\x04\x08" + noise if number % 3 else noise))
+                connection.send(
+                    (preface if number % 2 else b"") + (b"\x00\x00\x04\x08" + noise if number % 3 else noise)
+                )
         setting.check()
     finally:
         for connection in connections:

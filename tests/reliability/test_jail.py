@@ -75,12 +75,16 @@ def in_background(call: Callable[[], object]) -> tuple[threading.Thread, list[ob
     return thread, outcome
 
 
-# -- hang, eat, crash ---------------------------------------------------------------------------------------------------
+# -- hang, eat, crash
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["hang", "hold", "spin"])
-def test_compile_when_it_never_ends_then_its_child_is_killed_and_the_answer_is_timeout(evil: Daemon, session: Session, how: str) -> None:
-    """CVE-2026-55574 class: a thread would go on burning a core. Asleep, asleep with the GIL, or busy: the process is gone after it,
+def test_compile_when_it_never_ends_then_its_child_is_killed_and_the_answer_is_timeout(
+    evil: Daemon, session: Session, how: str
+) -> None:
+    """CVE-2026-55574 class: a thread would go on burning a core. Asleep, asleep with the GIL, or busy: the process is
+    gone after it,
     the nursery computes nothing, and the same grammar may be sent again, for it may have been the machine's fault."""
     spec = evil_spec(INNER, do=how, in_="compile")
     pids = [evil.process.pid, *evil.pids("maskd-nursery"), *evil.worker_pids()]
@@ -99,7 +103,9 @@ def test_compile_when_it_never_ends_then_its_child_is_killed_and_the_answer_is_t
     assert [evil.process.pid, *evil.pids("maskd-nursery"), *evil.worker_pids()] == pids, "no process was replaced"
 
 
-def test_compile_when_many_threads_of_it_are_busy_then_the_answer_is_timeout_and_not_memory(evil: Daemon, session: Session) -> None:
+def test_compile_when_many_threads_of_it_are_busy_then_the_answer_is_timeout_and_not_memory(
+    evil: Daemon, session: Session
+) -> None:
     """Its processor time passes its deadline long before the clock does; nobody kills it for that."""
     with pytest.raises(GrammarTimeoutError) as caught:
         session.create_grammar(evil_spec(INNER, do="threads", in_="compile"))
@@ -108,14 +114,19 @@ def test_compile_when_many_threads_of_it_are_busy_then_the_answer_is_timeout_and
 
 
 @pytest.mark.parametrize("how", ["eat", "eat_abort", "gasp"])
-def test_compile_when_it_eats_memory_then_too_large_names_the_limit_and_is_not_remembered(evil: Daemon, session: Session, how: str) -> None:
-    """Whether the library raises, aborts without a word, or aborts at once and says why: never a crash, however often it is tried."""
+def test_compile_when_it_eats_memory_then_too_large_names_the_limit_and_is_not_remembered(
+    evil: Daemon, session: Session, how: str
+) -> None:
+    """Whether the library raises, aborts without a word, or aborts at once and says why: never a crash, however often
+    it is tried."""
     spec = evil_spec(INNER, do=how, in_="compile")
     for _ in range(3):
         with pytest.raises(GrammarTooLargeError) as caught:
             session.create_grammar(spec)
         assert (caught.value.metadata["limit"], caught.value.metadata["value"]) == ("compile_bytes", str(256 << 20))
-    assert not [event for event in evil.events() if event.get("digest") == spec.digest().hex()[:16]], "nobody is held responsible"
+    assert not [event for event in evil.events() if event.get("digest") == spec.digest().hex()[:16]], (
+        "nobody is held responsible"
+    )
     no_child(evil)
     assert works(session)
 
@@ -127,13 +138,22 @@ def hungry(kind: GrammarKind, source: str) -> list[GrammarSpec]:
 def test_compile_when_a_real_library_runs_out_of_memory_then_it_is_never_taken_for_a_crash(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """Under a limit that is far too small both libraries fail in every way they have: exceptions, SIGABRT, exit code 127."""
+    """Under a limit that is far too small both libraries fail in every way they have: exceptions, SIGABRT, exit code
+    127."""
     words = [f"{number:032x}" for number in range(20_000)]
-    specs = hungry("json_schema", json.dumps({"enum": words})) + hungry("regex", ".*".join("abcdefghijklmnop") + ".{0,300}")
+    specs = hungry("json_schema", json.dumps({"enum": words})) + hungry(
+        "regex", ".*".join("abcdefghijklmnop") + ".{0,300}"
+    )
     hostile = SHARED / "data/hostile/hostile_grammars.py"
     if hostile.exists():
         cases = runpy.run_path(str(hostile))["CASES"]
-        for name in ("ebnf-repeat-nested", "schema-one-of-6x4", "schema-enum-10k", "schema-props-5k", "schema-ref-chain-500"):
+        for name in (
+            "ebnf-repeat-nested",
+            "schema-one-of-6x4",
+            "schema-enum-10k",
+            "schema-props-5k",
+            "schema-ref-chain-500",
+        ):
             specs += hungry(*cases[name][:2])
     daemon = start_daemon("--compile-bytes", str(4 << 20))
     reasons = Counter[str]()
@@ -150,7 +170,9 @@ def test_compile_when_a_real_library_runs_out_of_memory_then_it_is_never_taken_f
     assert not [event for event in daemon.events() if event["event"] == "grammar held responsible"]
 
 
-def test_compile_when_its_child_is_killed_from_outside_then_memory_is_named_and_nobody_is_condemned(evil: Daemon, session: Session) -> None:
+def test_compile_when_its_child_is_killed_from_outside_then_memory_is_named_and_nobody_is_condemned(
+    evil: Daemon, session: Session
+) -> None:
     """The kernel does that when a container passes its limit; the grammar compiles as soon as there is room."""
     spec = evil_spec("(out|side)", do="sleep", in_="compile", seconds=1)
     for _ in range(3):
@@ -167,7 +189,8 @@ def test_compile_when_its_child_is_killed_from_outside_then_memory_is_named_and_
 def test_compile_when_it_crashes_twice_then_it_is_quarantined_and_no_third_child_is_made(
     evil: Daemon, session: Session, vocabulary: Vocabulary, how: str
 ) -> None:
-    """The first crash is tried again at once, the second one condemns: for every session, on every transport, also to validate."""
+    """The first crash is tried again at once, the second one condemns: for every session, on every transport, also to
+    validate."""
     spec = evil_spec(INNER, do=how, in_="compile")
     workers = evil.worker_pids()
     with pytest.raises(GrammarPoisonedError) as caught:
@@ -179,7 +202,9 @@ def test_compile_when_it_crashes_twice_then_it_is_quarantined_and_no_third_child
         for validate_only in (False, True):
             with pytest.raises(GrammarPoisonedError):
                 other.create_grammar(spec, validate_only=validate_only)
-    assert len([event for event in evil.events() if event.get("digest") == spec.digest().hex()[:16]]) == 2, "it was not tried again"
+    assert len([event for event in evil.events() if event.get("digest") == spec.digest().hex()[:16]]) == 2, (
+        "it was not tried again"
+    )
     assert works(session)
     assert evil.worker_pids() == workers
 
@@ -191,14 +216,18 @@ def test_compile_when_it_crashes_once_then_the_second_try_is_served(session: Ses
     assert session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)]).ok
 
 
-def test_compile_when_the_library_raises_something_unknown_then_a_typed_error_without_the_grammar(session: Session) -> None:
+def test_compile_when_the_library_raises_something_unknown_then_a_typed_error_without_the_grammar(
+    session: Session,
+) -> None:
     with pytest.raises(MaskdError) as caught:
         session.create_grammar(evil_spec(INNER, do="raise", in_="compile"))
     assert caught.value.reason == "BACKEND_FAILED"
     assert "Paris" not in caught.value.message and "surprise" not in caught.value.message
 
 
-@pytest.mark.parametrize(("how", "error"), [("hang", GrammarTimeoutError), ("burn", GrammarTooLargeError), ("abort", GrammarPoisonedError)])
+@pytest.mark.parametrize(
+    ("how", "error"), [("hang", GrammarTimeoutError), ("burn", GrammarTooLargeError), ("abort", GrammarPoisonedError)]
+)
 def test_grammar_when_its_first_masks_are_bad_then_the_walk_finds_out(
     evil: Daemon, session: Session, how: str, error: type[GrammarError]
 ) -> None:
@@ -213,17 +242,23 @@ def test_grammar_when_its_first_masks_are_bad_then_the_walk_finds_out(
 
 
 @pytest.mark.parametrize(("where", "what"), [("open", "opening"), ("fork", "forking")])
-def test_grammar_when_it_is_slow_to_open_or_to_fork_then_the_walk_finds_out(evil: Daemon, session: Session, where: str, what: str) -> None:
-    """Engines open and fork as often as they like: what costs too much is refused, and what costs much is for the slow lane."""
+def test_grammar_when_it_is_slow_to_open_or_to_fork_then_the_walk_finds_out(
+    evil: Daemon, session: Session, where: str, what: str
+) -> None:
+    """Engines open and fork as often as they like: what costs too much is refused, and what costs much is for the slow
+    lane."""
     with pytest.raises(GrammarTooLargeError) as caught:
         session.create_grammar(evil_spec("[a-z]{60}", do="burn", in_=where, jail=True, seconds=0.4))
     assert caught.value.metadata["limit"] == "mask_seconds" and what in caught.value.message
 
 
-# -- verdicts -----------------------------------------------------------------------------------------------------------
+# -- verdicts
+# -----------------------------------------------------------------------------------------------------------
 
 
-def test_verdicts_when_good_or_the_grammars_own_error_then_remembered(evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_verdicts_when_good_or_the_grammars_own_error_then_remembered(
+    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     """Asked again, no child is made: the nursery is stopped and the answer comes all the same."""
     daemon = evil_daemon()
     good, bad = GrammarSpec("regex", INNER), GrammarSpec("regex", "(")
@@ -247,9 +282,13 @@ def test_verdicts_when_good_or_the_grammars_own_error_then_remembered(evil_daemo
             os.kill(nursery, signal.SIGCONT)
 
 
-def test_validate_only_when_asked_then_a_child_judges_and_no_worker_holds_anything(evil: Daemon, session: Session) -> None:
+def test_validate_only_when_asked_then_a_child_judges_and_no_worker_holds_anything(
+    evil: Daemon, session: Session
+) -> None:
     thread, outcome = in_background(
-        lambda: session.create_grammar(evil_spec("(Rome|Oslo)", do="sleep", in_="compile", seconds=0.5), validate_only=True)
+        lambda: session.create_grammar(
+            evil_spec("(Rome|Oslo)", do="sleep", in_="compile", seconds=0.5), validate_only=True
+        )
     )
     until(lambda: evil.pids("maskd-jail") or outcome, "it runs in a child")
     thread.join()
@@ -259,10 +298,13 @@ def test_validate_only_when_asked_then_a_child_judges_and_no_worker_holds_anythi
     assert session._client._stub.GetSession(pb.GetSessionRequest(session_id=session.session_id)).grammar_count == 0
 
 
-# -- single flight and cancelling ---------------------------------------------------------------------------------------
+# -- single flight and cancelling
+# ---------------------------------------------------------------------------------------
 
 
-def test_compile_when_many_clients_ask_for_the_same_then_one_child_does_it(evil: Daemon, vocabulary: Vocabulary) -> None:
+def test_compile_when_many_clients_ask_for_the_same_then_one_child_does_it(
+    evil: Daemon, vocabulary: Vocabulary
+) -> None:
     """Ten clients, one slow grammar: never more than one child, and all are served."""
     spec = evil_spec("(one|flight)", do="sleep", in_="compile", seconds=1)
     with contextlib.ExitStack() as stack:
@@ -278,7 +320,8 @@ def test_compile_when_many_clients_ask_for_the_same_then_one_child_does_it(evil:
 
 
 def test_compile_when_its_call_is_cancelled_then_the_child_is_killed(evil: Daemon, session: Session) -> None:
-    """Nobody waits any more: the core is free again, long before the deadline; who asks next gets a child of their own."""
+    """Nobody waits any more: the core is free again, long before the deadline; who asks next gets a child of their
+    own."""
     spec = evil_spec("(can|cel)", do="sleep", in_="compile", seconds=2.5)
     stub = mask_service_pb2_grpc.MaskServiceStub(session._client._channel)  # type: ignore[no-untyped-call]
     request = pb.CreateGrammarRequest(session_id=session.session_id, grammar=_spec_message(spec))
@@ -290,10 +333,14 @@ def test_compile_when_its_call_is_cancelled_then_the_child_is_killed(evil: Daemo
     assert session.create_grammar(spec).grammar_id, "a cancelled compile condemns nothing"
 
 
-def test_compile_when_one_of_two_callers_leaves_then_the_other_is_served(evil: Daemon, session: Session, vocabulary: Vocabulary) -> None:
+def test_compile_when_one_of_two_callers_leaves_then_the_other_is_served(
+    evil: Daemon, session: Session, vocabulary: Vocabulary
+) -> None:
     spec = evil_spec("(two|callers)", do="sleep", in_="compile", seconds=1)
     stub = mask_service_pb2_grpc.MaskServiceStub(session._client._channel)  # type: ignore[no-untyped-call]
-    leaver = stub.CreateGrammar.future(pb.CreateGrammarRequest(session_id=session.session_id, grammar=_spec_message(spec)))
+    leaver = stub.CreateGrammar.future(
+        pb.CreateGrammarRequest(session_id=session.session_id, grammar=_spec_message(spec))
+    )
     until(lambda: evil.pids("maskd-jail"), "it runs")
     child = evil.pids("maskd-jail")
     with Client.connect(evil.target) as client, open_session(client, vocabulary) as other:
@@ -305,12 +352,15 @@ def test_compile_when_one_of_two_callers_leaves_then_the_other_is_served(evil: D
     assert getattr(outcome[0], "grammar_id", 0), outcome
 
 
-def test_compile_when_somebody_asks_while_it_is_being_cancelled_then_that_one_is_served(evil: Daemon, session: Session) -> None:
+def test_compile_when_somebody_asks_while_it_is_being_cancelled_then_that_one_is_served(
+    evil: Daemon, session: Session
+) -> None:
     """Leaving and coming at the same moment: the newcomer never gets the leaver's CANCELLED."""
     stub = mask_service_pb2_grpc.MaskServiceStub(session._client._channel)  # type: ignore[no-untyped-call]
     for number in range(20):
         request = pb.CreateGrammarRequest(
-            session_id=session.session_id, grammar=_spec_message(evil_spec(f"(race|{number})", do="sleep", in_="compile", seconds=0.05))
+            session_id=session.session_id,
+            grammar=_spec_message(evil_spec(f"(race|{number})", do="sleep", in_="compile", seconds=0.05)),
         )
         leaver = stub.CreateGrammar.future(request)
         time.sleep(0.03)
@@ -318,14 +368,17 @@ def test_compile_when_somebody_asks_while_it_is_being_cancelled_then_that_one_is
         assert stub.CreateGrammar(request, timeout=60).grammar_id
 
 
-def test_compile_when_the_caller_has_a_deadline_then_the_child_does_not_outlive_it(evil: Daemon, session: Session) -> None:
+def test_compile_when_the_caller_has_a_deadline_then_the_child_does_not_outlive_it(
+    evil: Daemon, session: Session
+) -> None:
     with pytest.raises(DeadlineError):
         session.create_grammar(evil_spec("(dead|line)", do="hang", in_="compile"), timeout_seconds=0.5)
     no_child(evil)
     assert works(session)
 
 
-# -- the child itself ---------------------------------------------------------------------------------------------------
+# -- the child itself
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_child_when_it_runs_then_it_is_confined(evil: Daemon, session: Session) -> None:
@@ -342,10 +395,13 @@ def test_child_when_it_runs_then_it_is_confined(evil: Daemon, session: Session) 
     mapped = Path(f"/proc/{pid}/maps").read_text()
     assert "maskd-rows" not in mapped and "maskd-steps" not in mapped and "maskd-marker" not in mapped
     size, cpu, core, files = (
-        resource.prlimit(pid, kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_CORE, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, kind)[0]
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_CORE, resource.RLIMIT_FSIZE)
     )
     assert 256 << 20 < size < 64 << 30
-    assert (cpu, core, files) == (4 * len(os.sched_getaffinity(pid)), 0, 0), "the deadline is sooner, on every processor"
+    assert (cpu, core, files) == (4 * len(os.sched_getaffinity(pid)), 0, 0), (
+        "the deadline is sooner, on every processor"
+    )
     assert resource.prlimit(pid, resource.RLIMIT_CPU)[1] > cpu, "SIGXCPU comes before SIGKILL"
     status = Path(f"/proc/{pid}/status").read_text()
     assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
@@ -378,11 +434,15 @@ def test_nursery_when_killed_then_its_children_die_with_it_and_compiles_can_be_t
         assert client.info().session_count == sessions
 
 
-def test_no_jail_when_sources_are_trusted_then_no_child_is_made(evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_no_jail_when_sources_are_trusted_then_no_child_is_made(
+    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     daemon = evil_daemon("--no-jail", "--compile-seconds", "1")
     seen: set[int] = set()
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
-        thread, outcome = in_background(lambda: session.create_grammar(evil_spec(INNER, do="sleep", in_="compile", seconds=0.5)))
+        thread, outcome = in_background(
+            lambda: session.create_grammar(evil_spec(INNER, do="sleep", in_="compile", seconds=0.5))
+        )
         while thread.is_alive():
             seen.update(daemon.pids("maskd-jail"))
         assert getattr(outcome[0], "grammar_id", 0), outcome
@@ -393,7 +453,9 @@ def test_no_jail_when_sources_are_trusted_then_no_child_is_made(evil_daemon: Cal
 
 
 @pytest.mark.parametrize("transport", ["shm", "inline"])
-def test_neighbour_when_others_compile_hostile_grammars_then_its_steps_go_on(evil: Daemon, vocabulary: Vocabulary, transport: str) -> None:
+def test_neighbour_when_others_compile_hostile_grammars_then_its_steps_go_on(
+    evil: Daemon, vocabulary: Vocabulary, transport: str
+) -> None:
     """Steps are answered, with the right rows, while children hang, eat and crash."""
     with Client.connect(evil.target) as client, open_session(client, vocabulary, transport=transport) as session:
         grammar = session.create_grammar(GrammarSpec("regex", "[ab]{0,40}"))
@@ -403,7 +465,9 @@ def test_neighbour_when_others_compile_hostile_grammars_then_its_steps_go_on(evi
             calls = [pool.submit(hostile.create_grammar, spec) for spec in specs]
             steps = 0
             while not all(call.done() for call in calls):
-                reply = session.step([Item(1, rollback=-1, accept=(ord("a"),) * (steps % 40), row=0)], timeout_seconds=60)
+                reply = session.step(
+                    [Item(1, rollback=-1, accept=(ord("a"),) * (steps % 40), row=0)], timeout_seconds=60
+                )
                 assert reply.ok and reply.results[0].position == steps % 40
                 steps += 1
                 time.sleep(0.005)
@@ -423,6 +487,8 @@ def test_grpc_status_when_a_compile_fails_then_codes_and_reasons_are_those_of_th
     for how, code in expected.items():
         spec = evil_spec("(co|des)", do=how, in_="compile")
         with pytest.raises(grpc.RpcError) as caught:
-            stub.CreateGrammar(pb.CreateGrammarRequest(session_id=session.session_id, grammar=_spec_message(spec)), timeout=60)
+            stub.CreateGrammar(
+                pb.CreateGrammarRequest(session_id=session.session_id, grammar=_spec_message(spec)), timeout=60
+            )
         assert caught.value.code() == code
         assert len(caught.value.details().encode()) <= 2048

@@ -1,4 +1,5 @@
-"""Every limit of a session and of the daemon: at the limit it is served, above it the answer is typed and names the limit and its value."""
+"""Every limit of a session and of the daemon: at the limit it is served, above it the answer is typed and names the
+limit and its value."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ def small(start_daemon_for_session: Callable[..., Daemon]) -> Daemon:
 
 @pytest.fixture(params=["shm", "inline"])
 def session(small: Daemon, vocabulary: Vocabulary, request: pytest.FixtureRequest) -> Iterator[Session]:
-    with Client.connect(small.target) as client, open_session(client, vocabulary, rows=6, transport=request.param) as opened:
+    with (
+        Client.connect(small.target) as client,
+        open_session(client, vocabulary, rows=6, transport=request.param) as opened,
+    ):
         yield opened
 
 
@@ -64,12 +68,17 @@ def test_nesting_when_it_is_too_deep_then_too_large_names_it(session: Session) -
         session.create_grammar(GrammarSpec("json_schema", '{"items":' * 180 + "{}" + "}" * 180))
     assert_names(caught.value, "depth", caught.value.metadata["value"])
     depth = int(caught.value.metadata["value"])
-    assert session.create_grammar(GrammarSpec("json_schema", '{"items":' * 20 + "{}" + "}" * 20), timeout_seconds=60).grammar_id
+    assert session.create_grammar(
+        GrammarSpec("json_schema", '{"items":' * 20 + "{}" + "}" * 20), timeout_seconds=60
+    ).grammar_id
     assert 20 < depth < 180
 
 
 def test_grammars_per_session_when_passed_then_capacity_names_it_and_deleting_one_makes_room(session: Session) -> None:
-    held = [session.create_grammar(GrammarSpec("regex", f"a{{{n}}}")).grammar_id for n in range(1, SMALL["grammars_per_session"] + 1)]
+    held = [
+        session.create_grammar(GrammarSpec("regex", f"a{{{n}}}")).grammar_id
+        for n in range(1, SMALL["grammars_per_session"] + 1)
+    ]
     with pytest.raises(CapacityError) as caught:
         session.create_grammar(GrammarSpec("regex", "one more"))
     assert_names(caught.value, "grammars_per_session", SMALL["grammars_per_session"])
@@ -85,9 +94,14 @@ def grammar_count(session: Session) -> int:
 def test_grammars_per_session_when_many_are_created_at_a_time_then_those_under_way_count(
     flags: tuple[str, ...], evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """Slow compiles, eight at a time: three are held, five refused. One that fails, or was only to be reported, takes no place."""
+    """Slow compiles, eight at a time: three are held, five refused. One that fails, or was only to be reported, takes
+    no place."""
     daemon = evil_daemon("--grammars-per-session", "3", "--compile-threads", "8", *flags)
-    with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session, ThreadPoolExecutor(9) as threads:
+    with (
+        Client.connect(daemon.target) as client,
+        open_session(client, vocabulary) as session,
+        ThreadPoolExecutor(9) as threads,
+    ):
 
         def create(number: int, *, validate_only: bool = False) -> int | str:
             spec = evil(f"a{{{number}}}", do="sleep", in_="compile", seconds=0.5)
@@ -124,7 +138,9 @@ def test_grammars_per_session_when_a_grammar_has_an_alternate_then_it_counts_twi
     assert grammar_count(session) == 0
 
 
-def test_sequences_when_there_are_too_many_then_that_item_says_how_many_and_closing_one_makes_room(session: Session) -> None:
+def test_sequences_when_there_are_too_many_then_that_item_says_how_many_and_closing_one_makes_room(
+    session: Session,
+) -> None:
     grammar_id, most = session.create_grammar(GrammarSpec("regex", "[ab]*")).grammar_id, SMALL["sequences_per_session"]
     results = session.step([Item(n + 1, Action.OPEN, grammar_id) for n in range(most + 1)], timeout_seconds=60).results
     assert [result.status for result in results] == [Status.OK] * most + [Status.SEQUENCE_CAPACITY]
@@ -157,7 +173,9 @@ def test_session_when_it_asks_for_more_than_there_is_then_capacity_names_it(
         assert_names(caught.value, limit, value)
 
 
-def test_sessions_when_there_are_too_many_then_capacity_names_it_and_closing_one_makes_room(small: Daemon, vocabulary: Vocabulary) -> None:
+def test_sessions_when_there_are_too_many_then_capacity_names_it_and_closing_one_makes_room(
+    small: Daemon, vocabulary: Vocabulary
+) -> None:
     with Client.connect(small.target) as client:
         opened = [open_session(client, vocabulary, rows=1) for _ in range(SMALL["sessions"])]
         try:
@@ -171,17 +189,26 @@ def test_sessions_when_there_are_too_many_then_capacity_names_it_and_closing_one
                 one.close()
 
 
-def test_draft_tokens_when_there_are_too_many_for_a_step_then_capacity_names_what_is_full(small: Daemon, vocabulary: Vocabulary) -> None:
+def test_draft_tokens_when_there_are_too_many_for_a_step_then_capacity_names_what_is_full(
+    small: Daemon, vocabulary: Vocabulary
+) -> None:
     """Drafts take rows and tokens of their step; both were asked for by the engine itself."""
     for transport in ("shm", "inline"):
         with Client.connect(small.target) as client:
             fingerprint = client.upload_vocabulary(vocabulary)
             with client.open_session(
-                fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=6, token_capacity=8, transport=transport  # type: ignore[arg-type]
-            ) as session:  # fmt: skip
+                fingerprint,
+                vocab_size=vocabulary.vocab_size,
+                row_capacity=6,
+                token_capacity=8,
+                transport=transport,  # type: ignore[arg-type]
+            ) as session:
                 grammar_id = session.create_grammar(GrammarSpec("regex", "a*")).grammar_id
                 assert (
-                    session.step([Item(1, Action.OPEN, grammar_id, drafts=(97,) * 5, row=0)], timeout_seconds=60).results[0].row_count == 6
+                    session.step([Item(1, Action.OPEN, grammar_id, drafts=(97,) * 5, row=0)], timeout_seconds=60)
+                    .results[0]
+                    .row_count
+                    == 6
                 )
                 with pytest.raises(CapacityError) as caught:
                     session.step([Item(1, accept=(97,) * 9)], timeout_seconds=60)
@@ -204,19 +231,24 @@ def test_vocabularies_when_too_many_or_too_large_then_typed(small: Daemon, vocab
             Vocabulary([b"a"], 1 << 23, (0,))
 
 
-def test_message_bytes_when_passed_then_resource_exhausted_and_the_next_call_is_served(small: Daemon, client: Client) -> None:
+def test_message_bytes_when_passed_then_resource_exhausted_and_the_next_call_is_served(
+    small: Daemon, client: Client
+) -> None:
     with grpc.insecure_channel(small.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.RpcError) as caught:
             stub.CreateGrammar(
-                pb.CreateGrammarRequest(session_id=1, grammar=pb.GrammarSpec(regex="a" * SMALL["message_bytes"])), timeout=60
+                pb.CreateGrammarRequest(session_id=1, grammar=pb.GrammarSpec(regex="a" * SMALL["message_bytes"])),
+                timeout=60,
             )
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert str(SMALL["message_bytes"]) in caught.value.details()
         assert stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=60).version
 
 
-def test_cache_bytes_when_passed_then_the_oldest_is_compiled_again_and_memory_stays(small: Daemon, session: Session) -> None:
+def test_cache_bytes_when_passed_then_the_oldest_is_compiled_again_and_memory_stays(
+    small: Daemon, session: Session
+) -> None:
     """Nobody is refused: what the cache lets go of is made again when it is asked for."""
 
     def memory() -> int:
@@ -224,7 +256,9 @@ def test_cache_bytes_when_passed_then_the_oldest_is_compiled_again_and_memory_st
 
     def make(number: int) -> bool:
         properties = {f"k{session.session_id}_{number}_{i}": {"type": "string", "maxLength": 30} for i in range(8)}
-        grammar = session.create_grammar(GrammarSpec("json_schema", json.dumps({"properties": properties}), backend="xgrammar"))
+        grammar = session.create_grammar(
+            GrammarSpec("json_schema", json.dumps({"properties": properties}), backend="xgrammar")
+        )
         session.delete_grammar(grammar.grammar_id)
         return grammar.cached
 

@@ -1,4 +1,5 @@
-"""A daemon is replaced by one of another version while engines decode: nothing is lost, and every row is what it would have been."""
+"""A daemon is replaced by one of another version while engines decode: nothing is lost, and every row is what it would
+have been."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ Daemon = Any
 NEW_VERSION = "9.9.9"
 VOCABULARY = byte_vocabulary()
 _SCHEMA = (
-    '{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"array","items":{"enum":["Paris","London"]}}},"required":["a","b"]}'
+    '{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"array","items":{"enum":["Paris","London"]}}},'
+    '"required":["a","b"]}'
 )
 SPECS = tuple(
     GrammarSpec(kind, source, backend=backend)  # type: ignore[arg-type]
@@ -49,10 +51,18 @@ SPECS = tuple(
 
 
 class Decoder:
-    """Decodes with a masker until told to stop. Which token comes next follows from the row and the place, so a run can be repeated."""
+    """Decodes with a masker until told to stop. Which token comes next follows from the row and the place, so a run can
+    be repeated."""
 
     def __init__(self, connect: Callable[[], Client], transport: str) -> None:
-        self.masker = Masker(connect, VOCABULARY, row_capacity=len(SPECS), restore_seconds=100, step_seconds=30, transport=transport)  # type: ignore[arg-type]
+        self.masker = Masker(
+            connect,
+            VOCABULARY,
+            row_capacity=len(SPECS),
+            restore_seconds=100,
+            step_seconds=30,
+            transport=transport,  # type: ignore[arg-type]
+        )
         self.turns = 0
         self.rows = hashlib.sha256()
         self.tokens: list[list[int]] = []
@@ -129,13 +139,18 @@ def assert_refused_with_a_delay(daemon: Daemon, vocabulary: Vocabulary) -> None:
     with grpc.insecure_channel(daemon.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
         request = pb.CreateSessionRequest(
-            vocabulary_fingerprint=vocabulary.fingerprint, vocab_size=vocabulary.vocab_size, row_capacity=1, transport=pb.TRANSPORT_INLINE
+            vocabulary_fingerprint=vocabulary.fingerprint,
+            vocab_size=vocabulary.vocab_size,
+            row_capacity=1,
+            transport=pb.TRANSPORT_INLINE,
         )
         with pytest.raises(grpc.RpcError) as caught:
             stub.CreateSession(request, timeout=60)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     assert isinstance(from_rpc_error(caught.value), DrainingError)
-    assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in rpc_status.from_call(caught.value).details)
+    assert any(
+        detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in rpc_status.from_call(caught.value).details
+    )
 
 
 @pytest.mark.parametrize("address", ["same", "new"])
@@ -143,14 +158,19 @@ def assert_refused_with_a_delay(daemon: Daemon, vocabulary: Vocabulary) -> None:
 def test_upgrade_when_engines_decode_then_the_new_daemon_takes_over_and_no_row_differs(
     start_daemon: Callable[..., Daemon], daemon: Daemon, tmp_path: Path, how: str, address: str
 ) -> None:
-    """SIGTERM: what is under way goes on, newcomers are refused with a delay, exit 0; SIGKILL: nothing of that. Either way the engines find
-    themselves in the new daemon, on the old path or at the address that they are given, and decode what an undisturbed run decodes."""
+    """SIGTERM: what is under way goes on, newcomers are refused with a delay, exit 0; SIGKILL: nothing of that. Either
+    way the engines find themselves in the new daemon, on the old path or at the address that they are given, and decode
+    what an undisturbed run decodes."""
     old = start_daemon("--drain-seconds", "1.5")
     targets = [old.target]
     with decoding(lambda: Client.connect(targets[-1])) as (decoders, over):
         further(decoders, 20)
         sessions = [decoder.masker._lease.session for decoder in decoders]
-        new = start_daemon("--drain-seconds", "0.2", environment=of_another_version(tmp_path)) if address == "new" else old
+        new = (
+            start_daemon("--drain-seconds", "0.2", environment=of_another_version(tmp_path))
+            if address == "new"
+            else old
+        )
         targets.append(new.target)
         if how == "SIGTERM":
             with Client.connect(old.target) as watcher:
@@ -189,8 +209,11 @@ def test_upgrade_when_the_new_daemon_is_started_too_early_then_it_says_so_and_en
         sessions = [decoder.masker._lease.session for decoder in decoders]
         early = subprocess.run(
             [sys.executable, "-m", "maskd", "serve", "--listen", old.target],
-            env=os.environ | of_another_version(tmp_path), capture_output=True, text=True, timeout=100,
-        )  # fmt: skip
+            env=os.environ | of_another_version(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
         assert (early.returncode, "another maskd serves" in early.stderr) == (2, True), early.stderr
         further(decoders, 5)
         assert [decoder.masker._lease.session for decoder in decoders] == sessions

@@ -1,4 +1,5 @@
-"""Vocabularies that their backends do not survive, and processes that die around an upload: a typed answer, unnoticed by others."""
+"""Vocabularies that their backends do not survive, and processes that die around an upload: a typed answer, unnoticed
+by others."""
 
 from __future__ import annotations
 
@@ -75,21 +76,41 @@ def neighbour_of(daemon: Daemon, vocabulary: Vocabulary) -> Iterator[Neighbour]:
 @pytest.fixture(scope="module")
 def short(start_daemon_for_session: Callable[..., Daemon], evil: Daemon) -> Daemon:
     return start_daemon_for_session(
-        "--backends", f"llguidance,xgrammar,{NAME}", "--build-seconds", "5", "--build-bytes", str(160 << 20), "--vocabularies-limit", "2",
+        "--backends",
+        f"llguidance,xgrammar,{NAME}",
+        "--build-seconds",
+        "5",
+        "--build-bytes",
+        str(160 << 20),
+        "--vocabularies-limit",
+        "2",
         environment={"PYTHONPATH": os.path.dirname(__file__)},  # noqa: PTH120
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
     ("how", "limit"),
-    [("hang", "build_seconds"), ("hold", "build_seconds"), ("spin", "build_seconds"), ("eat", "build_bytes"), ("eat_abort", "build_bytes"),
-     ("abort", None), ("segv", None), ("raise", None)],
-)  # fmt: skip
+    [
+        ("hang", "build_seconds"),
+        ("hold", "build_seconds"),
+        ("spin", "build_seconds"),
+        ("eat", "build_bytes"),
+        ("eat_abort", "build_bytes"),
+        ("abort", None),
+        ("segv", None),
+        ("raise", None),
+    ],
+)
 def test_vocabulary_when_a_backend_does_not_survive_it_then_the_answer_says_why_and_neighbours_notice_nothing(
     short: Daemon, vocabulary: Vocabulary, how: str, limit: str | None
 ) -> None:
-    """Never "try again": the same bytes would do the same. Twice, for nothing may be left that is in the way of the second time."""
-    with neighbour_of(short, vocabulary) as neighbour, Client.connect(short.target) as client, ThreadPoolExecutor(1) as pool:
+    """Never "try again": the same bytes would do the same. Twice, for nothing may be left that is in the way of the
+    second time."""
+    with (
+        neighbour_of(short, vocabulary) as neighbour,
+        Client.connect(short.target) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         for _ in range(2):
             call = pool.submit(client.upload_vocabulary, evil_vocabulary(do=how))
             neighbour.steps_while([call])
@@ -105,8 +126,15 @@ def test_vocabulary_when_its_nursery_is_killed_from_outside_then_memory_is_named
 ) -> None:
     """The kernel does that when a container passes its limit. Stopped from outside, it is late like one that hangs."""
     slow = evil_vocabulary(do="sleep", seconds=1.0, salt="killed")
-    with neighbour_of(short, vocabulary) as neighbour, Client.connect(short.target) as client, ThreadPoolExecutor(1) as pool:
-        for number, error_type, limit in ((signal.SIGKILL, CapacityError, "memory"), (signal.SIGSTOP, VocabularyError, "build_seconds")):
+    with (
+        neighbour_of(short, vocabulary) as neighbour,
+        Client.connect(short.target) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for number, error_type, limit in (
+            (signal.SIGKILL, CapacityError, "memory"),
+            (signal.SIGSTOP, VocabularyError, "build_seconds"),
+        ):
             call = pool.submit(client.upload_vocabulary, slow)
             until(lambda: len(short.pids("maskd-nursery")) == 2, "it builds")
             (pid,) = set(short.pids("maskd-nursery")) - set(neighbour.pids["maskd-nursery"])
@@ -116,7 +144,9 @@ def test_vocabulary_when_its_nursery_is_killed_from_outside_then_memory_is_named
             neighbour.is_alone()
 
 
-def test_upload_when_its_caller_leaves_then_its_processes_are_gone_and_its_place_is_free(short: Daemon, vocabulary: Vocabulary) -> None:
+def test_upload_when_its_caller_leaves_then_its_processes_are_gone_and_its_place_is_free(
+    short: Daemon, vocabulary: Vocabulary
+) -> None:
     """``vocabularies_limit`` is 2: an upload whose caller has left must not take the second place."""
     with neighbour_of(short, vocabulary) as neighbour, grpc.insecure_channel(short.target) as channel:
         stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -148,7 +178,9 @@ def test_uploads_when_many_clients_send_the_same_then_it_is_built_once(evil_daem
             clients[0].open_session(call.result(), vocab_size=300, row_capacity=1).close()
 
 
-def test_upload_when_the_front_is_killed_in_it_then_nothing_is_left(evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_upload_when_the_front_is_killed_in_it_then_nothing_is_left(
+    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     """A nursery inside of a library hears nothing of the front's end; the kernel ends it at the deadline."""
     daemon = evil_daemon("--build-seconds", "4")
     with Client.connect(daemon.target) as client:
@@ -166,9 +198,14 @@ def test_upload_when_the_front_is_killed_in_it_then_nothing_is_left(evil_daemon:
 def test_zygote_when_killed_then_everybody_lives_on_and_there_is_another_one(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """Sessions, nurseries, compiles and the restart of workers need none; also an upload that is under way ends well."""
+    """Sessions, nurseries, compiles and the restart of workers need none; also an upload that is under way ends
+    well."""
     daemon = evil_daemon()
-    with neighbour_of(daemon, vocabulary) as neighbour, Client.connect(daemon.target) as client, ThreadPoolExecutor(1) as pool:
+    with (
+        neighbour_of(daemon, vocabulary) as neighbour,
+        Client.connect(daemon.target) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         upload = pool.submit(client.upload_vocabulary, evil_vocabulary(do="sleep", seconds=2.0))
         until(lambda: len(daemon.pids("maskd-nursery")) == 2, "it builds")
         (zygote,) = daemon.pids("maskd-zygote")
@@ -188,26 +225,33 @@ def test_zygote_when_killed_then_everybody_lives_on_and_there_is_another_one(
 def test_nursery_when_killed_then_it_comes_back_with_its_vocabulary_and_its_workers_are_still_judged(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """The worker of a dead nursery crashes in a grammar: the front hears of the signal all the same, and blames the grammar."""
+    """The worker of a dead nursery crashes in a grammar: the front hears of the signal all the same, and blames the
+    grammar."""
     daemon = evil_daemon()
     with neighbour_of(daemon, vocabulary) as neighbour, Client.connect(daemon.target) as client:
         other = client.upload_vocabulary(evil_vocabulary(do="nothing"))
         nurseries = set(daemon.pids("maskd-nursery"))
         os.kill(neighbour.pids["maskd-nursery"][0], signal.SIGKILL)
         until(lambda: len(set(daemon.pids("maskd-nursery")) - nurseries) == 1, "there is another one")
-        assert nurseries - set(daemon.pids("maskd-nursery")) == set(neighbour.pids["maskd-nursery"]), "the other vocabulary's is the same"
+        assert nurseries - set(daemon.pids("maskd-nursery")) == set(neighbour.pids["maskd-nursery"]), (
+            "the other vocabulary's is the same"
+        )
         until(lambda: can(lambda: neighbour.session.create_grammar(GrammarSpec("regex", "again"))), "it compiles")
         neighbour.step()
         guilty = evil_spec("[a-z]{0,9}", do="abort", in_="accept", at=0)
         grammar = neighbour.session.create_grammar(guilty)
         with pytest.raises(UnavailableError):
             neighbour.session.step([Item(2, Action.OPEN, grammar.grammar_id, accept=(A,))], timeout_seconds=60)
-        until(lambda: [event for event in daemon.events() if event.get("digest") == guilty.digest().hex()[:16]], "it is blamed")
+        until(
+            lambda: [event for event in daemon.events() if event.get("digest") == guilty.digest().hex()[:16]],
+            "it is blamed",
+        )
         until(lambda: can(lambda: open_session(client, vocabulary).close()), "there is another worker")
         client.open_session(other, vocab_size=300, row_capacity=1).close()
 
 
-# -- what the libraries cannot hold -------------------------------------------------------------------------------------
+# -- what the libraries cannot hold
+# -------------------------------------------------------------------------------------
 
 
 def odd(*tokens: bytes) -> Vocabulary:
@@ -236,18 +280,24 @@ def test_vocabulary_when_llguidance_cannot_hold_it_then_the_limit_is_named_and_n
         neighbour.is_alone()
 
 
-def test_vocabulary_when_it_is_at_the_limits_of_the_libraries_then_it_is_served(start_daemon: Callable[..., Daemon]) -> None:
+def test_vocabulary_when_it_is_at_the_limits_of_the_libraries_then_it_is_served(
+    start_daemon: Callable[..., Daemon],
+) -> None:
     """1,024 bytes on both libraries, and what llguidance cannot hold on the other one alone."""
     for flags, given in ((), odd(b"a" * 1024)), (("--backends", "xgrammar"), ODD["one of equal bytes"][0]):
         daemon = start_daemon(*flags)
         with Client.connect(daemon.target) as client, open_session(client, given) as session:
             for backend in ("xgrammar", "llguidance") if not flags else ("xgrammar",):
                 grammar = session.create_grammar(GrammarSpec("regex", "a+", backend=backend))
-                reply = session.step([Item(hash(backend) & 0xFFFF, Action.OPEN, grammar.grammar_id, row=0)], timeout_seconds=60)
+                reply = session.step(
+                    [Item(hash(backend) & 0xFFFF, Action.OPEN, grammar.grammar_id, row=0)], timeout_seconds=60
+                )
                 assert allowed_token_ids(reply.rows[0]).tolist() == [A, 256]
 
 
-def test_nursery_when_its_vocabulary_is_built_then_no_limit_of_the_build_is_left(short: Daemon, vocabulary: Vocabulary) -> None:
+def test_nursery_when_its_vocabulary_is_built_then_no_limit_of_the_build_is_left(
+    short: Daemon, vocabulary: Vocabulary
+) -> None:
     """Its workers live for weeks, and take what memory they need."""
     with neighbour_of(short, vocabulary) as neighbour:
         for pid in neighbour.pids["maskd-nursery"] + neighbour.pids["maskd-worker"]:
@@ -261,7 +311,9 @@ def test_daemon_when_a_configured_vocabulary_cannot_be_used_then_it_says_so_and_
 ) -> None:
 
     words = [*BYTES, b"a" * 3000]
-    (tmp_path / "odd.tiktoken").write_bytes(b"".join(base64.b64encode(word) + b" %d\n" % rank for rank, word in enumerate(words)))
+    (tmp_path / "odd.tiktoken").write_bytes(
+        b"".join(base64.b64encode(word) + b" %d\n" % rank for rank, word in enumerate(words))
+    )
     source = f'[{{"path": "{tmp_path}/odd.tiktoken", "vocab_size": 264, "stop_token_ids": [0]}}]'
     with pytest.raises(RuntimeError, match=r"(?s)exited with 2.*odd\.tiktoken: llguidance cannot hold") as caught:
         start_daemon("--vocabularies", source)

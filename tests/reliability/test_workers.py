@@ -66,18 +66,22 @@ class Batch:
         for position, handle in enumerate(self.handles):
             if handle not in masks.errors:
                 row = masks.rows[masks.row_indices[position]]
-                assert allowed_token_ids(row).tolist() == self.oracle.allowed(self.specs[handle], self.histories[handle]), handle
+                assert allowed_token_ids(row).tolist() == self.oracle.allowed(
+                    self.specs[handle], self.histories[handle]
+                ), handle
         return dict(masks.errors)
 
 
-# -- crashes ------------------------------------------------------------------------------------------------------------
+# -- crashes
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("how", "where"), [("abort", "fill"), ("segv", "accept"), ("segv", "fill")])
 def test_matcher_when_it_crashes_its_worker_then_neighbours_are_restored_and_the_second_time_it_is_quarantined(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle, how: str, where: str
 ) -> None:
-    """The masker replays everybody; the guilty grammar ends with GRAMMAR_POISONED, its neighbours get the very rows they would have got."""
+    """The masker replays everybody; the guilty grammar ends with GRAMMAR_POISONED, its neighbours get the very rows
+    they would have got."""
     daemon = evil_daemon()
     guilty = evil_spec(WORD, do=how, in_=where, at=3)
     with Masker(daemon.target, vocabulary, row_capacity=8) as masker:
@@ -102,7 +106,8 @@ def test_matcher_when_it_crashes_its_worker_then_neighbours_are_restored_and_the
 def test_matchers_when_one_of_a_batch_crashes_then_each_is_filled_alone_until_the_guilty_one_is_found(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """Filled in one native call, nobody can tell which it was: the next session fills each by itself, and only the guilty one is struck."""
+    """Filled in one native call, nobody can tell which it was: the next session fills each by itself, and only the
+    guilty one is struck."""
     daemon = evil_daemon()
     with Masker(daemon.target, vocabulary, row_capacity=8) as masker:
         innocent, guilty = evil_spec(WORD, in_="nowhere"), evil_spec(WORD, do="abort", in_="fill", at=2)
@@ -119,8 +124,8 @@ def test_matchers_when_one_of_a_batch_crashes_then_each_is_filled_alone_until_th
 def test_lane_when_one_of_two_calls_crashes_then_both_are_suspects_and_only_the_guilty_one_is_struck(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """Two slow calls are under way when the worker dies, and nobody can tell which it was. From then on each has the lane to itself: the
-    guilty one is found, and its neighbour gets every row."""
+    """Two slow calls are under way when the worker dies, and nobody can tell which it was. From then on each has the
+    lane to itself: the guilty one is found, and its neighbour gets every row."""
     daemon = evil_daemon("--hang-seconds", "5")
     innocent, guilty = evil_spec(WORD, in_="fill", slow=0.2), evil_spec(WORD, do="abort", in_="fill", slow=0.1, at=2)
     with Masker(daemon.target, vocabulary, row_capacity=8) as masker:
@@ -135,7 +140,9 @@ def test_lane_when_one_of_two_calls_crashes_then_both_are_suspects_and_only_the_
     assert struck == [guilty.digest().hex()[:16]] * 2
 
 
-def test_worker_when_killed_from_outside_then_no_grammar_is_blamed(evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary) -> None:
+def test_worker_when_killed_from_outside_then_no_grammar_is_blamed(
+    evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
+) -> None:
     """The OOM killer, an operator: four times in the middle of a mask, and the grammar is as good as before."""
     daemon = evil_daemon()
     spec = evil_spec(WORD, do="sleep", in_="fill", seconds=0.5)
@@ -178,14 +185,17 @@ def pauses(daemon: Daemon) -> list[Any]:
 def test_library_when_it_raises_something_unknown_then_one_sequence_ends_and_the_worker_lives(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, transport: str
 ) -> None:
-    """A surprise is no crash and no hang: neighbours in the same batch go on, and the worker is not taken for busy for ever."""
+    """A surprise is no crash and no hang: neighbours in the same batch go on, and the worker is not taken for busy for
+    ever."""
     daemon = evil_daemon("--hang-seconds", "0.3")
     with Client.connect(daemon.target) as client, open_session(client, vocabulary, transport=transport) as session:
         grammar = session.create_grammar(LETTERS)
         surprising = session.create_grammar(evil_spec(WORD, do="raise", in_="fill", at=0))
         assert session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)]).ok
         workers = daemon.worker_pids()
-        results = session.step([Item(2, Action.OPEN, surprising.grammar_id, row=1), Item(1, accept=(A,), row=0)]).results
+        results = session.step(
+            [Item(2, Action.OPEN, surprising.grammar_id, row=1), Item(1, accept=(A,), row=0)]
+        ).results
         assert [r.status for r in results] == [Status.BACKEND_FAILED, Status.OK]
         assert session.step([Item(2)]).results[0].status == Status.SEQUENCE_NOT_FOUND
         time.sleep(1.0)
@@ -197,8 +207,12 @@ def test_library_when_it_raises_something_unknown_then_one_sequence_ends_and_the
 def test_inline_session_when_it_ended_between_two_steps_then_that_is_unavailable_and_the_masker_restores(
     slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """Its worker or its daemon died while the engine computed: not "not found", which no engine would take for a lost session."""
-    with Client.connect(slow_daemon.target) as client, Masker(slow_daemon.target, vocabulary, row_capacity=4, transport="inline") as masker:
+    """Its worker or its daemon died while the engine computed: not "not found", which no engine would take for a lost
+    session."""
+    with (
+        Client.connect(slow_daemon.target) as client,
+        Masker(slow_daemon.target, vocabulary, row_capacity=4, transport="inline") as masker,
+    ):
         batch = Batch(masker, oracle, [LETTERS, CITY])
         for step, token in enumerate(b"Paris"):
             if step == 2 and (held := masker._lease.session) is not None:
@@ -211,7 +225,8 @@ def test_inline_session_when_it_ended_between_two_steps_then_that_is_unavailable
         session.close()
 
 
-# -- hangs --------------------------------------------------------------------------------------------------------------
+# -- hangs
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("how", "where"), [("hang", "fill"), ("hold", "accept")])
@@ -249,7 +264,8 @@ def test_worker_when_stopped_then_it_is_replaced_and_no_grammar_is_blamed(
 
 @contextlib.contextmanager
 def busy_machine(workers: Sequence[int]) -> Iterator[None]:
-    """Every core has two more processes to run, and the threads of ``workers`` get what these leave. It ends by itself."""
+    """Every core has two more processes to run, and the threads of ``workers`` get what these leave. It ends by
+    itself."""
     command = [sys.executable, "-c", "import time\nuntil = time.monotonic() + 40\nwhile time.monotonic() < until: pass"]
     with contextlib.ExitStack() as stack:
         for _ in range(2 * len(os.sched_getaffinity(0))):
@@ -264,7 +280,8 @@ def busy_machine(workers: Sequence[int]) -> Iterator[None]:
 def test_call_when_it_waits_for_a_core_then_it_is_not_taken_for_a_hang(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle, transport: str
 ) -> None:
-    """It computes for 0.6 × ``hang_seconds``, and for several times that it waits: on a busy machine, nobody is condemned."""
+    """It computes for 0.6 × ``hang_seconds``, and for several times that it waits: on a busy machine, nobody is
+    condemned."""
     daemon = evil_daemon("--hang-seconds", "0.4", "--workers", "2")
     spec = evil_spec(WORD, do="burn", in_="fill", seconds=0.24, at=1)
     with Client.connect(daemon.target) as client, contextlib.ExitStack() as stack:
@@ -274,7 +291,9 @@ def test_call_when_it_waits_for_a_core_then_it_is_not_taken_for_a_hang(
             session.step([Item(1, Action.OPEN, session.create_grammar(spec).grammar_id, row=0)])
         with busy_machine(workers), ThreadPoolExecutor(2) as pool:
             started = time.monotonic()
-            steps = [pool.submit(session.step, [Item(1, accept=(A,), row=0)], timeout_seconds=60) for session in sessions]
+            steps = [
+                pool.submit(session.step, [Item(1, accept=(A,), row=0)], timeout_seconds=60) for session in sessions
+            ]
             replies = [step.result() for step in steps]
             print(f"0.24 s of processor time took {time.monotonic() - started:.2f} s")
         for reply in replies:
@@ -304,7 +323,8 @@ def test_daemon_when_frozen_and_thawed_as_a_whole_then_nobody_is_taken_for_hung(
         assert [daemon.process.pid, *daemon.pids("maskd-nursery"), *daemon.worker_pids()] == pids
 
 
-# -- slow ---------------------------------------------------------------------------------------------------------------
+# -- slow
+# ---------------------------------------------------------------------------------------------------------------
 
 SLOW = evil_spec(WORD, do="burn", in_="fill", seconds=0.06, jail=True)
 """Seen to be slow in its jail: three times ``row_seconds`` a mask."""
@@ -318,12 +338,16 @@ def slow_daemon(start_daemon_for_session: Callable[..., Daemon], evil: Daemon) -
 
 @pytest.fixture(params=["shm", "inline"])
 def session(slow_daemon: Daemon, vocabulary: Vocabulary, request: pytest.FixtureRequest) -> Iterator[Session]:
-    with Client.connect(slow_daemon.target) as client, open_session(client, vocabulary, transport=request.param) as opened:
+    with (
+        Client.connect(slow_daemon.target) as client,
+        open_session(client, vocabulary, transport=request.param) as opened,
+    ):
         yield opened
 
 
 def one(session: Session, item: Item) -> tuple[Result, list[int]]:
-    """The result of one item and the tokens allowed in its row; for an item that failed, those of the row behind its back."""
+    """The result of one item and the tokens allowed in its row; for an item that failed, those of the row behind its
+    back."""
     reply = session.step([item], timeout_seconds=60)
     return reply.results[0], allowed_token_ids(reply.rows[item.row]).tolist() if item.row >= 0 else []
 
@@ -340,10 +364,12 @@ def ask(session: Session, sequence_id: int, drafts: Sequence[int] = ()) -> tuple
 def test_slow_item_when_others_are_in_the_batch_then_they_are_served_and_the_late_row_comes_when_asked_for(
     session: Session, vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """STEP_DEADLINE for the slow one, with a row that allows the stop token only; rows for the others; then the same row as in process."""
+    """STEP_DEADLINE for the slow one, with a row that allows the stop token only; rows for the others; then the same
+    row as in process."""
     slow, city = session.create_grammar(SLOW).grammar_id, session.create_grammar(CITY).grammar_id
     reply = session.step(
-        [Item(1, Action.OPEN, slow, accept=(A,), row=0), Item(2, Action.OPEN, city, accept=(ord("P"),), row=1)], timeout_seconds=60
+        [Item(1, Action.OPEN, slow, accept=(A,), row=0), Item(2, Action.OPEN, city, accept=(ord("P"),), row=1)],
+        timeout_seconds=60,
     )
     late, other = reply.results
     assert (late.status, late.row_count, late.row) == (Status.STEP_DEADLINE, 0, NO_ROW)
@@ -397,9 +423,9 @@ def test_slow_item_when_rolled_back_forked_drafted_and_closed_while_late_then_ea
     assert (result.position, allowed) == (3, oracle.allowed(SLOW, [A, A, A]))
 
     assert one(session, Item(1, accept=(B,), row=0))[0].status == Status.STEP_DEADLINE
-    while (forked := one(session, Item(7, Action.FORK, source_sequence_id=1, row=0))[0]).status == Status.STEP_DEADLINE and (
-        one(session, Item(7, row=0))[0].status == Status.SEQUENCE_NOT_FOUND
-    ):
+    while (
+        forked := one(session, Item(7, Action.FORK, source_sequence_id=1, row=0))[0]
+    ).status == Status.STEP_DEADLINE and (one(session, Item(7, row=0))[0].status == Status.SEQUENCE_NOT_FOUND):
         pass  # the source was late; once it is not, the fork is there, and late itself
     assert forked.status in (Status.STEP_DEADLINE, Status.OK)
     assert ask(session, 7)[1] == oracle.allowed(SLOW, [A, A, A, B])
@@ -422,19 +448,23 @@ def test_slow_item_when_rolled_back_forked_drafted_and_closed_while_late_then_ea
 def test_grammar_when_it_turns_slow_later_then_it_moves_to_the_lane_and_the_masker_waits_for_it(
     slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """Fast in its jail, slow in the worker from its third token on: found out, taken off the data path, and every row is right."""
+    """Fast in its jail, slow in the worker from its third token on: found out, taken off the data path, and every row
+    is right."""
     spec = evil_spec(WORD, do="burn", in_="fill", seconds=0.06, at=3)
     with Masker(slow_daemon.target, vocabulary, row_capacity=8) as masker:
         batch = Batch(masker, oracle, [spec, LETTERS, spec, CITY])
         for token in b"Paris is":
-            assert not batch.advance({batch.handles[0]: A, batch.handles[1]: B, batch.handles[2]: B, batch.handles[3]: token})
+            assert not batch.advance(
+                {batch.handles[0]: A, batch.handles[1]: B, batch.handles[2]: B, batch.handles[3]: token}
+            )
         print(f"longest step with slow masks: {batch.longest:.2f} s")
 
 
 def test_step_when_it_waits_for_a_core_then_no_grammar_is_taken_for_slow(
     slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """Time that passes without a core, for the jail and for the worker, sends nobody to the lane: the next row comes in its step."""
+    """Time that passes without a core, for the jail and for the worker, sends nobody to the lane: the next row comes in
+    its step."""
     spec = evil_spec(WORD, do="sleep", in_="fill", seconds=0.06, at=2, jail=True)
     with Client.connect(slow_daemon.target) as client, open_session(client, vocabulary) as session:
         grammar = session.create_grammar(spec).grammar_id
@@ -447,7 +477,9 @@ def test_step_when_it_waits_for_a_core_then_no_grammar_is_taken_for_slow(
 # -- slow, and what the grammar says about it --------------------------------------------------------------------------
 
 
-def test_slow_item_when_its_grammar_fails_then_it_is_closed_and_its_neighbours_are_served(session: Session, oracle: Oracle) -> None:
+def test_slow_item_when_its_grammar_fails_then_it_is_closed_and_its_neighbours_are_served(
+    session: Session, oracle: Oracle
+) -> None:
     """``when_slow="fail"``: the answer is final, and says so."""
     slow = session.create_grammar(dataclasses.replace(SLOW, when_slow="fail")).grammar_id
     city = session.create_grammar(CITY).grammar_id
@@ -459,8 +491,11 @@ def test_slow_item_when_its_grammar_fails_then_it_is_closed_and_its_neighbours_a
     assert one(session, Item(1, row=0))[0].status == Status.SEQUENCE_NOT_FOUND
 
 
-def test_slow_item_when_its_grammar_switches_then_the_other_backend_goes_on_with_it(session: Session, oracle: Oracle) -> None:
-    """The late item is answered by the other backend, in the state that its tokens lead to; from then on nothing is late."""
+def test_slow_item_when_its_grammar_switches_then_the_other_backend_goes_on_with_it(
+    session: Session, oracle: Oracle
+) -> None:
+    """The late item is answered by the other backend, in the state that its tokens lead to; from then on nothing is
+    late."""
     made = session.create_grammar(dataclasses.replace(SLOW, when_slow="switch"))
     assert made.report.backend == SLOW.backend and made.alternate_backend == "llguidance"
     slow = made.grammar_id
@@ -487,7 +522,9 @@ def test_slow_item_when_it_moves_in_mid_sequence_then_rollback_drafts_and_fork_s
         assert one(session, Item(1, Action.OPEN, grammar, accept=(A, B, A), row=NO_ROW))[0].status == Status.OK
         one(session, Item(2, Action.OPEN, grammar, accept=(B, B, B), row=0))  # this one shows that the grammar is slow
         one(session, Item(2, row=0))
-        result, _ = one(session, Item(3, Action.FORK, source_sequence_id=1, rollback=1, accept=(B,), drafts=(A, ord("7")), row=0))
+        result, _ = one(
+            session, Item(3, Action.FORK, source_sequence_id=1, rollback=1, accept=(B,), drafts=(A, ord("7")), row=0)
+        )
         while result.status == Status.STEP_DEADLINE:
             again = Item(3, Action.FORK, source_sequence_id=1, rollback=1, accept=(B,), drafts=(A, ord("7")), row=0)
             begun = result.detail_index != LateIndex.NOT_BEGUN
@@ -502,7 +539,8 @@ def test_slow_item_when_the_other_backend_disagrees_then_it_is_closed_and_says_w
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
     """One of the two is wrong about ``7``; nobody knows which, so nothing more is sampled."""
-    daemon = evil_daemon("--row-seconds", "0.5", "--hang-seconds", "30")  # only the mask is late, on the busiest of machines
+    # only the mask is late, on the busiest of machines
+    daemon = evil_daemon("--row-seconds", "0.5", "--hang-seconds", "30")
     spec = evil_spec(WORD, do="burn", in_="fill", seconds=1.5, means="[a-z0-9]{0,60}")
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
         grammar = session.create_grammar(dataclasses.replace(spec, when_slow="switch")).grammar_id
@@ -512,7 +550,12 @@ def test_slow_item_when_the_other_backend_disagrees_then_it_is_closed_and_says_w
         one(session, Item(1, Action.CLOSE))
         assert one(session, Item(2, row=0))[0].status == Status.STEP_DEADLINE
         result, allowed = ask(session, 2)
-        assert (result.status, result.detail_index, result.detail_value, result.position) == (Status.BACKENDS_DISAGREE, 1, ord("7"), 1)
+        assert (result.status, result.detail_index, result.detail_value, result.position) == (
+            Status.BACKENDS_DISAGREE,
+            1,
+            ord("7"),
+            1,
+        )
         assert allowed == list(vocabulary.stop_token_ids)
         error = result.error()
         assert isinstance(error, BackendError) and "closed" in error.message and error.metadata["closed"] == "True"
@@ -551,7 +594,9 @@ def test_lane_when_a_slow_item_never_ends_then_the_worker_is_killed_and_the_gram
 def test_rows_when_late_then_they_are_never_all_ones_or_zeros(session: Session, vocabulary: Vocabulary) -> None:
     """An engine that overlooks the status ends its sequence, and never samples without a mask."""
     slow = session.create_grammar(SLOW).grammar_id
-    reply = session.step([Item(number, Action.OPEN, slow, row=number - 1) for number in range(1, 9)], timeout_seconds=60)
+    reply = session.step(
+        [Item(number, Action.OPEN, slow, row=number - 1) for number in range(1, 9)], timeout_seconds=60
+    )
     for result in reply.results:
         row = reply.rows[result.sequence_id - 1]
         if result.status == Status.STEP_DEADLINE:

@@ -58,7 +58,11 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """The samples of /metrics by name and labels."""
         lines = httpx2.get(self.url + "/metrics").text.splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line and not line.startswith("#")}
+        return {
+            line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+            for line in lines
+            if line and not line.startswith("#")
+        }
 
     def wait_for(self, sample: str, value: float) -> None:
         """Waits until a sample of /metrics has ``value``."""

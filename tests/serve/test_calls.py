@@ -36,21 +36,30 @@ def read(pieces: list[str]) -> tuple[TaggedReader, list[Part]]:
         ("  \n ", "  \n ", []),
     ],
 )
-def test_reader_when_text_comes_in_any_pieces_then_it_is_read_the_same(text: str, content: str, calls: list[object]) -> None:
+def test_reader_when_text_comes_in_any_pieces_then_it_is_read_the_same(
+    text: str, content: str, calls: list[object]
+) -> None:
     """Cut at every place, and character by character; an end tag within a JSON string is none."""
     for pieces in ([text], list(text), *([text[:at], text[at:]] for at in range(len(text)))):
         reader, parts = read(pieces)
         assert reader.content == content
         assert [(call.name, call.arguments, call.is_complete) for call in reader.calls] == calls
         assert "".join(part.text for part in parts if isinstance(part, Content)) == content
-        assert "".join(part.text for part in parts if isinstance(part, CallDelta)) == "".join(call.arguments for call in reader.calls)
-        assert sum(isinstance(part, CallStart) for part in parts) == sum(isinstance(part, CallEnd) for part in parts) == len(calls)
+        assert "".join(part.text for part in parts if isinstance(part, CallDelta)) == "".join(
+            call.arguments for call in reader.calls
+        )
+        assert (
+            sum(isinstance(part, CallStart) for part in parts)
+            == sum(isinstance(part, CallEnd) for part in parts)
+            == len(calls)
+        )
 
 
 @settings(deadline=None)
 @given(
     values=st.lists(
-        st.dictionaries(st.text(), st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.lists(inner))), max_size=3
+        st.dictionaries(st.text(), st.recursive(st.none() | st.text() | st.integers(), lambda inner: st.lists(inner))),
+        max_size=3,
     ),
     cuts=st.lists(st.integers(0, 400)),
 )

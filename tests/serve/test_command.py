@@ -34,7 +34,12 @@ def test_settings_when_read_from_a_file_then_flags_beat_it(tmp_path: Path) -> No
     path = tmp_path / "config.yaml"
     path.write_text("guided_decoding_backend: xgrammar\nport: 1234\nbounded: true\n")
     settings = load_settings(parsed("--port", "99"), str(path))
-    assert (settings.guided_decoding_backend, settings.port, settings.bounded, settings.host) == ("xgrammar", 99, True, "127.0.0.1")
+    assert (settings.guided_decoding_backend, settings.port, settings.bounded, settings.host) == (
+        "xgrammar",
+        99,
+        True,
+        "127.0.0.1",
+    )
     assert load_settings(parsed()) == ServeSettings()
     assert not load_settings(parsed("--no-close-before-budget")).close_before_budget
     assert load_settings(parsed("--max-whitespace", "any")).max_whitespace is None
@@ -78,7 +83,8 @@ def test_command_when_the_settings_are_wrong_then_it_exits_with_two(tmp_path: Pa
 
 
 async def test_server_when_its_loop_fails_then_its_health_and_each_request_say_so() -> None:
-    """Health is 503, so that what watches the process can start it again; a request is tried, and told that it failed."""
+    """Health is 503, so that what watches the process can start it again; a request is tried, and told that it
+    failed."""
 
     class FailingEngine:
         model_name = "m"
@@ -107,14 +113,18 @@ async def test_server_when_its_loop_fails_then_its_health_and_each_request_say_s
 def test_server_when_the_daemon_is_away_then_it_is_503_and_then_works_again(
     start_server: Callable[..., Server], start_daemon: Callable[..., Daemon]
 ) -> None:
-    """A guided request without a daemon is refused, or waits; never unmasked, never a dead engine. Free text goes on meanwhile."""
+    """A guided request without a daemon is refused, or waits; never unmasked, never a dead engine. Free text goes on
+    meanwhile."""
     daemon = start_daemon()
     server = start_server(*SHORT_FLAGS, "--target", daemon.target, "--slots", "2", "--restore-seconds", "8")
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
     with httpx2.Client(base_url=server.url, timeout=90) as client, ThreadPoolExecutor() as threads:
         assert client.post("/v1/chat/completions", json=body | {"regex": "ok"}).status_code == 200
         daemon.kill()
-        waiting = [threads.submit(client.post, "/v1/chat/completions", json=body | {"regex": regex}) for regex in ("other", "another")]
+        waiting = [
+            threads.submit(client.post, "/v1/chat/completions", json=body | {"regex": regex})
+            for regex in ("other", "another")
+        ]
         for _ in range(3):
             assert client.post("/v1/chat/completions", json=body).status_code == 200
         assert not any(one.done() for one in waiting)

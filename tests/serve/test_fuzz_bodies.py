@@ -1,4 +1,5 @@
-"""Bodies of every route with something wrong in them: an answer in the words of the dialect, never a 5xx, and the server goes on."""
+"""Bodies of every route with something wrong in them: an answer in the words of the dialect, never a 5xx, and the
+server goes on."""
 
 from __future__ import annotations
 
@@ -21,14 +22,33 @@ HI = [{"role": "user", "content": "hi"}]
 TALK = [
     {"role": "system", "content": [{"type": "text", "text": "be brief"}]},
     {"role": "user", "content": "two?"},
-    {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    },
     {"role": "tool", "tool_call_id": "1", "name": "f", "content": "2"},
 ]
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}, "b": {"enum": ["x", 2, None]}}, "required": ["a"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "minimum": 1}, "b": {"enum": ["x", 2, None]}},
+    "required": ["a"],
+}
 FUNCTION = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True}}
-CUSTOM = {"type": "custom", "custom": {"name": "g", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[a-c]+"}}}}
-TAG = {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["<a"], "tags": [
-    {"type": "tag", "begin": "<a>", "content": {"type": "json_schema", "json_schema": SCHEMA}, "end": "</a>"}]}}  # fmt: skip
+CUSTOM = {
+    "type": "custom",
+    "custom": {"name": "g", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[a-c]+"}}},
+}
+TAG = {
+    "type": "structural_tag",
+    "format": {
+        "type": "triggered_tags",
+        "triggers": ["<a"],
+        "tags": [
+            {"type": "tag", "begin": "<a>", "content": {"type": "json_schema", "json_schema": SCHEMA}, "end": "</a>"}
+        ],
+    },
+}
 FORMATS = (
     {"type": "json_object"},
     {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": SCHEMA}},
@@ -40,37 +60,77 @@ FORMATS = (
 )
 SAMPLING = {"temperature": 0.5, "top_p": 0.9, "seed": 3, "presence_penalty": 0.1, "frequency_penalty": 0.1}
 CHAT = [
-    {"model": "m", "messages": HI, "max_tokens": 3, "n": 2, "stop": ["a"], "top_k": 5, "min_p": 0.1, "user": "u", **SAMPLING},
+    {"model": "m", "messages": HI, "max_tokens": 3, "n": 2, "stop": ["a"], "top_k": 5, "min_p": 0.1, "user": "u",
+     **SAMPLING},
     {"messages": TALK, "max_completion_tokens": 3, "logprobs": True, "top_logprobs": 2, "stream": True,
      "stream_options": {"include_usage": True}},
     {"messages": HI, "max_tokens": 3, "tools": [FUNCTION, CUSTOM], "tool_choice": "auto", "parallel_tool_calls": False},
-    {"messages": HI, "max_tokens": 3, "tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "f"}}, "stream": True},
+    {"messages": HI, "max_tokens": 3, "tools": [FUNCTION],
+     "tool_choice": {"type": "function", "function": {"name": "f"}}, "stream": True},
     {"messages": HI, "max_tokens": 3, "tools": [FUNCTION], "tool_choice": {
-        "type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "f"}}]}}},
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "f"}}]}}},
     *({"messages": HI, "max_tokens": 3, "response_format": one, "close_before_budget": True} for one in FORMATS),
     {"messages": HI, "max_tokens": 3, "structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
-    {"messages": HI, "max_tokens": 3, "guided_choice": ["a", "b"], "guided_decoding_backend": "llguidance", "logit_bias": {}},
+    {"messages": HI, "max_tokens": 3, "guided_choice": ["a", "b"], "guided_decoding_backend": "llguidance",
+     "logit_bias": {}},
     {"messages": HI, "max_tokens": 3, "ebnf": 'root ::= "a"', "stream": True},
 ]  # fmt: skip
 COMPLETIONS = [
-    {"model": "m", "prompt": "a", "max_tokens": 3, "echo": True, "logprobs": 2, "n": 2, "best_of": 1, "suffix": "", **SAMPLING},
+    {
+        "model": "m",
+        "prompt": "a",
+        "max_tokens": 3,
+        "echo": True,
+        "logprobs": 2,
+        "n": 2,
+        "best_of": 1,
+        "suffix": "",
+        **SAMPLING,
+    },
     {"prompt": ["a", [1, 2]], "max_tokens": 3, "stream": True, "stop": "x", "guided_json": SCHEMA},
     {"prompt": [[1, 2], [3]], "max_tokens": 3, "guided_regex": "[a-z]+", "stream": True, "logprobs": 0},
     {"prompt": [1, 2, 3], "max_tokens": 3, "guided_grammar": 'start: "a"', "repetition_penalty": 1.0},
 ]
 RESPONSES = [
-    {"model": "m", "input": "hi", "instructions": "i", "max_output_tokens": 3, "metadata": {"a": "b"}, "temperature": 0.5},
-    {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}, {"type": "function_call", "call_id": "1", "name": "f",
-        "arguments": "{}"}, {"type": "function_call_output", "call_id": "1", "output": "2"}, {"type": "reasoning"}], "max_output_tokens": 3,
-     "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}], "tool_choice": "required", "stream": True},
-    {"input": "hi", "max_output_tokens": 3, "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}, "stream": True},
+    {"model": "m", "input": "hi", "instructions": "i", "max_output_tokens": 3, "metadata": {"a": "b"},
+     "temperature": 0.5},
+    {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]},
+               {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+               {"type": "function_call_output", "call_id": "1", "output": "2"}, {"type": "reasoning"}],
+     "max_output_tokens": 3, "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}],
+     "tool_choice": "required", "stream": True},
+    {"input": "hi", "max_output_tokens": 3, "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+     "stream": True},
 ]  # fmt: skip
 PARAMETERS = {
-    "max_new_tokens": 3, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "typical_p": 1.0, "do_sample": True, "seed": 3, "stop": ["x"],
-    "return_full_text": True, "details": True, "decoder_input_details": True, "response_format": {"type": "json_object", "schema": SCHEMA},
-}  # fmt: skip
-LORAX = [{"inputs": "hi", "parameters": PARAMETERS, "stream": False}, {"inputs": "hi", "parameters": {"max_new_tokens": 2}, "stream": True}]
-OPTIONS = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "seed": 1, "num_predict": 3, "stop": ["x"], "repeat_penalty": 1.0}
+    "max_new_tokens": 3,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.5,
+    "typical_p": 1.0,
+    "do_sample": True,
+    "seed": 3,
+    "stop": ["x"],
+    "return_full_text": True,
+    "details": True,
+    "decoder_input_details": True,
+    "response_format": {"type": "json_object", "schema": SCHEMA},
+}
+LORAX = [
+    {"inputs": "hi", "parameters": PARAMETERS, "stream": False},
+    {"inputs": "hi", "parameters": {"max_new_tokens": 2}, "stream": True},
+]
+OPTIONS = {
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.5,
+    "min_p": 0.1,
+    "seed": 1,
+    "num_predict": 3,
+    "stop": ["x"],
+    "repeat_penalty": 1.0,
+}
 OLLAMA_CHAT = [
     {"model": "m", "messages": TALK, "options": OPTIONS, "format": SCHEMA, "stream": False},
     {"model": "m", "messages": HI, "options": {"num_predict": 3}, "tools": [FUNCTION], "stream": True},
@@ -80,25 +140,63 @@ OLLAMA_GENERATE = [
     {"prompt": "hi", "options": {"num_predict": 3}, "format": SCHEMA, "stream": False},
 ]
 ROUTES = {
-    "/v1/chat/completions": CHAT, "/openai/v1/chat/completions": CHAT[:2], "/v1/completions": COMPLETIONS, "/v1/responses": RESPONSES,
-    "/": LORAX, "/generate": LORAX, "/generate_stream": LORAX, "/api/chat": OLLAMA_CHAT, "/api/generate": OLLAMA_GENERATE,
-}  # fmt: skip
+    "/v1/chat/completions": CHAT,
+    "/openai/v1/chat/completions": CHAT[:2],
+    "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
+    "/": LORAX,
+    "/generate": LORAX,
+    "/generate_stream": LORAX,
+    "/api/chat": OLLAMA_CHAT,
+    "/api/generate": OLLAMA_GENERATE,
+}
 LETTERS = {"type": "regex", "regex": "[ab]{1,3}"}
 LETTER_TEXTS = tuple("".join(letters) for letters in itertools.product("ab", repeat=3))
-OBJECT = {"type": "object", "properties": {"a": {"enum": ["b", "ab"]}}, "required": ["a"], "additionalProperties": False}
+OBJECT = {
+    "type": "object",
+    "properties": {"a": {"enum": ["b", "ab"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
 OBJECT_TEXTS = ('{"a":"b"}', '{"a":"ab"}')
 _DRAWN = ("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "presence_penalty", "frequency_penalty")
 _SHARED = (
-    *_DRAWN, "repetition_penalty", "random_seed", "n", "max_tokens", "min_tokens", "thinking_token_budget", "max_reasoning_tokens",
-    "max_whitespace", "length_penalty", "no_repeat_ngram_size", "prompt_logprobs",
-)  # fmt: skip
+    *_DRAWN,
+    "repetition_penalty",
+    "random_seed",
+    "n",
+    "max_tokens",
+    "min_tokens",
+    "thinking_token_budget",
+    "max_reasoning_tokens",
+    "max_whitespace",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "prompt_logprobs",
+)
 _LISTS = (
-    ("stop_token_ids", 0), ("allowed_token_ids", 0), ("logit_bias", "1"), ("logit_bias", "2147483648"), ("logit_bias", "-1"),
-    ("logit_bias", "1" + "0" * 40), ("logit_bias", "1" + "0" * 5000), ("logit_bias", "65"),
-)  # fmt: skip
+    ("stop_token_ids", 0),
+    ("allowed_token_ids", 0),
+    ("logit_bias", "1"),
+    ("logit_bias", "2147483648"),
+    ("logit_bias", "-1"),
+    ("logit_bias", "1" + "0" * 40),
+    ("logit_bias", "1" + "0" * 5000),
+    ("logit_bias", "65"),
+)
 _THINKS = (("reasoning", "effort"), ("reasoning", "max_tokens"), ("chat_template_kwargs", "enable_thinking"))
 _OLLAMA = tuple(("options", name) for name in (*_DRAWN, "repeat_penalty", "num_predict", "num_ctx"))
-_LORAX = ("max_new_tokens", "temperature", "top_k", "top_p", "typical_p", "seed", "best_of", "repetition_penalty", "max_whitespace")
+_LORAX = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "seed",
+    "best_of",
+    "repetition_penalty",
+    "max_whitespace",
+)
 
 
 def fields(*names: str) -> tuple[tuple[str], ...]:
@@ -106,19 +204,31 @@ def fields(*names: str) -> tuple[tuple[str], ...]:
 
 
 NUMBERS: dict[str, tuple[dict[str, Any], tuple[tuple[Any, ...], ...]]] = {
-    "/v1/chat/completions": ({"messages": HI, "response_format": LETTERS, "max_tokens": 5, "temperature": 1}, (
-        *fields(*_SHARED, "max_completion_tokens", "logprobs", "top_logprobs"), *_LISTS, *_THINKS)),
-    "/v1/completions": ({"prompt": "a", "response_format": LETTERS, "max_tokens": 5, "temperature": 1}, (
-        *fields(*_SHARED, "logprobs", "best_of", "echo"), *_LISTS, ("prompt", 0), ("prompt", 0, 0))),
-    "/v1/responses": ({"input": "a", "text": {"format": LETTERS}, "max_output_tokens": 5, "temperature": 1}, (
-        *fields(*_SHARED, "max_output_tokens"), *_LISTS, *_THINKS, ("metadata", "a"))),
-    "/generate": ({"inputs": "a", "parameters": {"response_format": LETTERS, "max_new_tokens": 5, "do_sample": True}}, tuple(
-        ("parameters", name) for name in _LORAX)),
-    "/api/chat": ({"messages": HI, "format": OBJECT, "stream": False, "options": {"num_predict": 30, "temperature": 1}}, (
-        *_OLLAMA, ("max_whitespace",), ("think",))),
-    "/api/generate": ({"prompt": "a", "format": OBJECT, "stream": False, "options": {"num_predict": 30, "temperature": 1}}, (
-        *_OLLAMA, ("max_whitespace",), ("think",))),
-}  # fmt: skip
+    "/v1/chat/completions": (
+        {"messages": HI, "response_format": LETTERS, "max_tokens": 5, "temperature": 1},
+        (*fields(*_SHARED, "max_completion_tokens", "logprobs", "top_logprobs"), *_LISTS, *_THINKS),
+    ),
+    "/v1/completions": (
+        {"prompt": "a", "response_format": LETTERS, "max_tokens": 5, "temperature": 1},
+        (*fields(*_SHARED, "logprobs", "best_of", "echo"), *_LISTS, ("prompt", 0), ("prompt", 0, 0)),
+    ),
+    "/v1/responses": (
+        {"input": "a", "text": {"format": LETTERS}, "max_output_tokens": 5, "temperature": 1},
+        (*fields(*_SHARED, "max_output_tokens"), *_LISTS, *_THINKS, ("metadata", "a")),
+    ),
+    "/generate": (
+        {"inputs": "a", "parameters": {"response_format": LETTERS, "max_new_tokens": 5, "do_sample": True}},
+        tuple(("parameters", name) for name in _LORAX),
+    ),
+    "/api/chat": (
+        {"messages": HI, "format": OBJECT, "stream": False, "options": {"num_predict": 30, "temperature": 1}},
+        (*_OLLAMA, ("max_whitespace",), ("think",)),
+    ),
+    "/api/generate": (
+        {"prompt": "a", "format": OBJECT, "stream": False, "options": {"num_predict": 30, "temperature": 1}},
+        (*_OLLAMA, ("max_whitespace",), ("think",)),
+    ),
+}
 """Good bodies whose output is masked, and every number of each dialect."""
 KNOWN: dict[str, tuple[dict[str, Any], ...]] = {
     "/v1/chat/completions": ({"temperature": 1e39}, {"repetition_penalty": 1e-46}, {"repetition_penalty": 1e39}),
@@ -193,12 +303,17 @@ def texts_of(answer: Any) -> list[str]:
         return [choice["message"]["content"] if "message" in choice else choice["text"] for choice in answer["choices"]]
     if "output" in answer:
         return [item["content"][0]["text"] for item in answer["output"] if item["type"] == "message"]
-    return [answer["message"]["content"] if "message" in answer else answer.get("response", answer.get("generated_text"))]
+    return [
+        answer["message"]["content"] if "message" in answer else answer.get("response", answer.get("generated_text"))
+    ]
 
 
 @pytest.mark.parametrize("path", NUMBERS)
-def test_route_when_numbers_are_at_their_edges_then_no_5xx_and_the_engine_answers(server: Server, http: httpx2.Client, path: str) -> None:
-    """What is answered matches its mask, whatever the numbers; what is refused names a field; a good request is served after each."""
+def test_route_when_numbers_are_at_their_edges_then_no_5xx_and_the_engine_answers(
+    server: Server, http: httpx2.Client, path: str
+) -> None:
+    """What is answered matches its mask, whatever the numbers; what is refused names a field; a good request is served
+    after each."""
     good, numbers = NUMBERS[path]
     wanted = LETTER_TEXTS if LETTERS["regex"] in json.dumps(good) else OBJECT_TEXTS
 

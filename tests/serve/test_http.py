@@ -79,7 +79,11 @@ BAD = [
     (json.dumps(chat(tools=[{"type": "web_search"}])), 400, "tools[0].type"),
     (json.dumps(chat(tools=[{"type": "function", "function": {"name": "a b"}}])), 400, "tools[0].function.name"),
     (json.dumps(chat(tools=[{"type": "function", "function": {"name": "a"}}] * 2)), 400, "tools[0]"),
-    (json.dumps(chat(tools=[{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}])), 400, None),
+    (
+        json.dumps(chat(tools=[{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}])),
+        400,
+        None,
+    ),
     (json.dumps(chat(tool_choice="required")), 400, "tools"),
     (json.dumps(chat(tool_choice={"type": "function", "function": {"name": "f"}})), 400, "tool_choice"),
     (json.dumps(chat(messages=[{"role": "user", "content": "word " * 50_000}])), 400, None),
@@ -87,7 +91,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("body", "status", "param"), BAD, ids=[str(case[0])[:60] for case in BAD])
-def test_chat_when_the_body_is_bad_then_the_error_says_where(http: httpx2.Client, body: Any, status: int, param: str | None) -> None:
+def test_chat_when_the_body_is_bad_then_the_error_says_where(
+    http: httpx2.Client, body: Any, status: int, param: str | None
+) -> None:
     """Always an OpenAI error object with the right status, never a 5xx, and the server goes on."""
     answer = http.post(CHAT, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text
@@ -117,7 +123,9 @@ def test_chat_when_the_body_is_too_long_then_it_is_413(http: httpx2.Client) -> N
         ("/api/generate", {"prompt": "x", "format": {"type": "objct"}}, "error"),
     ],
 )
-def test_other_dialects_when_the_body_is_bad_then_the_error_is_theirs(http: httpx2.Client, path: str, body: Any, key: str) -> None:
+def test_other_dialects_when_the_body_is_bad_then_the_error_is_theirs(
+    http: httpx2.Client, path: str, body: Any, key: str
+) -> None:
     """LoRAX has error and error_type, Ollama has error; both are strings."""
     answer = http.post(path, json=body)
     assert answer.status_code == 400
@@ -259,22 +267,43 @@ def test_lorax_when_used_by_hand_then_all_three_routes_answer(http: httpx2.Clien
     streamed = http.post("/generate_stream", json=body).text.strip().split("\n\n")
     last = json.loads(streamed[-1].removeprefix("data:"))
     assert last["generated_text"] is not None and last["details"]["prompt_tokens"] == 1
-    sampled = {"max_new_tokens": 5, "do_sample": True, "best_of": 3, "typical_p": 0.9, "repetition_penalty": 1.2, "details": True}
+    sampled = {
+        "max_new_tokens": 5,
+        "do_sample": True,
+        "best_of": 3,
+        "typical_p": 0.9,
+        "repetition_penalty": 1.2,
+        "details": True,
+    }
     best = http.post("/generate", json={"inputs": "x", "parameters": sampled}).json()
     assert 0 < best["details"]["generated_tokens"] <= 5
     counts = [
-        http.post("/generate", json={"inputs": "x", "parameters": {"details": True, "max_new_tokens": 1, "apply_chat_template": wrapped}})
+        http.post(
+            "/generate",
+            json={"inputs": "x", "parameters": {"details": True, "max_new_tokens": 1, "apply_chat_template": wrapped}},
+        )
         for wrapped in (False, True)
     ]
     as_text, as_turn = (answer.json()["details"]["prompt_tokens"] for answer in counts)
     assert as_text == 1 < as_turn  # the text as it is, or a user's turn
-    assert "".join(json.loads(event.removeprefix("data:"))["token"]["text"] for event in streamed) == last["generated_text"]
+    assert (
+        "".join(json.loads(event.removeprefix("data:"))["token"]["text"] for event in streamed)
+        == last["generated_text"]
+    )
 
 
 def test_sampling_fields_when_given_with_their_neutral_values_then_they_are_taken(http: httpx2.Client) -> None:
     """What some clients always send; the last one is a token that would end the text."""
-    neutral = {"ignore_eos": False, "use_beam_search": False, "length_penalty": 1.0, "no_repeat_ngram_size": 0, "allowed_token_ids": []}
-    answer = http.post(CHAT, json=chat(**neutral, include_stop_str_in_output=False, min_tokens=0, stop_token_ids=[], regex="ok"))
+    neutral = {
+        "ignore_eos": False,
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "allowed_token_ids": [],
+    }
+    answer = http.post(
+        CHAT, json=chat(**neutral, include_stop_str_in_output=False, min_tokens=0, stop_token_ids=[], regex="ok")
+    )
     assert answer.json()["choices"][0]["message"]["content"] == "ok"
 
 
@@ -287,7 +316,12 @@ def test_banned_words_when_given_then_the_text_has_none(http: httpx2.Client) -> 
 
 def test_ollama_when_used_by_hand_then_streams_are_lines(http: httpx2.Client) -> None:
     """Streaming is the default there; the last line is done and has counts."""
-    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
     for path, body in (("/api/chat", {"messages": HI}), ("/api/generate", {"prompt": "hi", "system": "Be brief."})):
         answer = http.post(path, json={"model": "m", "format": schema, "options": {"num_predict": 60}, **body})
         assert answer.headers["content-type"] == "application/x-ndjson"

@@ -27,7 +27,8 @@ CITY = {
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Server:
-    """As ``make serve`` starts it, if its model can end what it begins: tools and ``.parse()`` work with the defaults."""
+    """As ``make serve`` starts it, if its model can end what it begins: tools and ``.parse()`` work with the
+    defaults."""
     return cast("Server", request.getfixturevalue("plain_server" if TRAINED else "short_server"))
 
 
@@ -65,7 +66,9 @@ def test_models_when_listed_then_the_first_one_can_be_used(client: OpenAI) -> No
 @pytest.mark.parametrize(
     ("agent", "is_list"), [("Together/Python 2.36.0", True), ("Together/v1 PythonBindings/1.5.35", True), ("x", False)]
 )
-def test_models_when_listed_by_an_older_client_of_together_then_they_are_a_bare_list(server: Server, agent: str, is_list: bool) -> None:
+def test_models_when_listed_by_an_older_client_of_together_then_they_are_a_bare_list(
+    server: Server, agent: str, is_list: bool
+) -> None:
     """Both releases read this answer; 3.x does not ask here."""
     answer = httpx2.get(server.url + "/v1/models", headers={"user-agent": agent}).json()
     [card] = answer if is_list else answer["data"]
@@ -83,9 +86,13 @@ def test_models_when_listed_by_an_older_client_of_together_then_they_are_a_bare_
     ],
     ids=["openai", "tensorrt-llm-bare", "together", "lorax", "tensorrt-llm"],
 )
-def test_create_when_given_a_schema_in_any_spelling_then_the_content_is_valid(client: OpenAI, response_format: Any) -> None:
+def test_create_when_given_a_schema_in_any_spelling_then_the_content_is_valid(
+    client: OpenAI, response_format: Any
+) -> None:
     """Every spelling gives a document of the schema, ``stop``, and true token counts."""
-    answer = client.chat.completions.create(model="some/adapter", messages=ASK, response_format=response_format, max_tokens=200)
+    answer = client.chat.completions.create(
+        model="some/adapter", messages=ASK, response_format=response_format, max_tokens=200
+    )
     city(answer.choices[0].message.content)
     assert answer.choices[0].finish_reason == "stop"
     assert answer.model == "some/adapter"
@@ -108,7 +115,9 @@ def test_create_when_given_a_schema_in_any_spelling_then_the_content_is_valid(cl
     ],
     ids=str,
 )
-def test_create_when_given_a_grammar_in_any_spelling_then_the_content_matches(client: OpenAI, fields: Any, wanted: list[str]) -> None:
+def test_create_when_given_a_grammar_in_any_spelling_then_the_content_matches(
+    client: OpenAI, fields: Any, wanted: list[str]
+) -> None:
     """Fields of other dialects reach the daemon through ``extra_body``; the header tells which backend masked."""
     raw = client.chat.completions.with_raw_response.create(model="", messages=ASK, extra_body=fields, max_tokens=50)
     assert raw.parse().choices[0].message.content in wanted
@@ -124,11 +133,19 @@ def test_parse_when_given_a_pydantic_class_then_an_instance_comes_back(client: O
 
 def test_create_when_the_limit_is_small_then_the_reason_is_length(client: OpenAI) -> None:
     """``length`` is said, and ``close_before_budget`` closes the document instead."""
-    fields: Any = {"model": "m", "messages": ASK, "response_format": json_schema({"type": "array", "items": CITY, "minItems": 3})}
+    fields: Any = {
+        "model": "m",
+        "messages": ASK,
+        "response_format": json_schema({"type": "array", "items": CITY, "minItems": 3}),
+    }
     cut = client.chat.completions.create(**fields, max_completion_tokens=5, extra_body={"close_before_budget": False})
     assert (cut.choices[0].finish_reason, cut.usage and cut.usage.completion_tokens) == ("length", 5)
     closed = client.chat.completions.create(
-        model="m", messages=ASK, response_format={"type": "json_object"}, max_tokens=20, extra_body={"close_before_budget": True}
+        model="m",
+        messages=ASK,
+        response_format={"type": "json_object"},
+        max_tokens=20,
+        extra_body={"close_before_budget": True},
     )
     assert closed.choices[0].finish_reason == "stop"
     assert isinstance(json.loads(closed.choices[0].message.content or ""), dict)
@@ -139,9 +156,19 @@ def test_create_when_asked_for_several_then_there_are_several(client: OpenAI) ->
 
     def ask() -> Any:
         return client.chat.completions.create(
-            model="m", messages=ASK, n=3, seed=7, logprobs=True, top_logprobs=2, response_format=json_schema(CITY), temperature=0.9,
-            top_p=0.9, frequency_penalty=0.1, presence_penalty=0.1, max_tokens=200,
-        )  # fmt: skip
+            model="m",
+            messages=ASK,
+            n=3,
+            seed=7,
+            logprobs=True,
+            top_logprobs=2,
+            response_format=json_schema(CITY),
+            temperature=0.9,
+            top_p=0.9,
+            frequency_penalty=0.1,
+            presence_penalty=0.1,
+            max_tokens=200,
+        )
 
     first, second = ask(), ask()
     assert [choice.index for choice in first.choices] == [0, 1, 2]
@@ -153,7 +180,8 @@ def test_create_when_asked_for_several_then_there_are_several(client: OpenAI) ->
 
 
 def test_create_when_nothing_is_said_about_sampling_then_the_model_says_it(client: OpenAI) -> None:
-    """The bundled model asks for the likeliest token each time; several outputs, or a field of sampling, are drawn all the same."""
+    """The bundled model asks for the likeliest token each time; several outputs, or a field of sampling, are drawn all
+    the same."""
     fields: Any = {"model": "m", "messages": ASK, "extra_body": {"regex": "[a-z0-9]{40}"}, "max_tokens": 60}
 
     def answers(**more: Any) -> set[str | None]:
@@ -165,14 +193,19 @@ def test_create_when_nothing_is_said_about_sampling_then_the_model_says_it(clien
     assert client.responses.create(model="m", input="hi", max_output_tokens=2).temperature == 0
 
 
-def test_create_when_tokens_are_biased_then_they_are_chosen_as_far_as_the_mask_lets_them(client: OpenAI, server: Server) -> None:
+def test_create_when_tokens_are_biased_then_they_are_chosen_as_far_as_the_mask_lets_them(
+    client: OpenAI, server: Server
+) -> None:
     """OpenAI's logit_bias, by the ids of log probabilities; no bias brings what the grammar forbids."""
     fields: Any = {"model": "m", "messages": ASK, "max_tokens": 5, "temperature": 0}
     seen = {}
     for letter in "ab":
         generated = httpx2.post(
             server.url + "/generate",
-            json={"inputs": "x", "parameters": {"response_format": {"type": "regex", "regex": letter}, "details": True}},
+            json={
+                "inputs": "x",
+                "parameters": {"response_format": {"type": "regex", "regex": letter}, "details": True},
+            },
         ).json()
         [seen[letter]] = [token["id"] for token in generated["details"]["tokens"]]
     for letter, other in ("ab", "ba"):
@@ -203,8 +236,13 @@ def test_create_when_text_is_asked_for_then_nothing_is_masked(client: OpenAI) ->
 
 def test_create_when_the_schema_has_what_no_mask_enforces_then_the_header_names_it(client: OpenAI) -> None:
     """What the masks do not enforce is never silent."""
-    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 2}}}
-    raw = client.chat.completions.with_raw_response.create(model="", messages=ASK, response_format=json_schema(schema), max_tokens=100)
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 2}},
+    }
+    raw = client.chat.completions.with_raw_response.create(
+        model="", messages=ASK, response_format=json_schema(schema), max_tokens=100
+    )
     assert "/properties/a/uniqueItems" in raw.headers["x-guided-decoding-unenforced"]
 
 
@@ -215,10 +253,16 @@ def test_stream_when_read_raw_then_it_has_role_content_reason_and_usage(client: 
     """Chunks add up to a valid document; the last one has the counts."""
     chunks = list(
         client.chat.completions.create(
-            model="m", messages=ASK, response_format=json_schema(CITY), max_tokens=200, stream=True, n=2, logprobs=True,
+            model="m",
+            messages=ASK,
+            response_format=json_schema(CITY),
+            max_tokens=200,
+            stream=True,
+            n=2,
+            logprobs=True,
             stream_options={"include_usage": True},
         )
-    )  # fmt: skip
+    )
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
     for index in range(2):
         mine = [chunk.choices[0] for chunk in chunks if chunk.choices and chunk.choices[0].index == index]
@@ -243,7 +287,9 @@ def test_stream_when_read_with_the_helper_then_it_parses(client: OpenAI) -> None
 @pytest.mark.parametrize("choice", [{"type": "function", "function": {"name": "look_up"}}, "required", "any"], ids=str)
 def test_tools_when_a_call_is_forced_then_its_arguments_match_the_schema(client: OpenAI, choice: Any) -> None:
     """Named, required and Mistral's any."""
-    answer = client.chat.completions.create(model="m", messages=ASK, tools=[tool("look_up")], tool_choice=choice, max_tokens=300)
+    answer = client.chat.completions.create(
+        model="m", messages=ASK, tools=[tool("look_up")], tool_choice=choice, max_tokens=300
+    )
     message = answer.choices[0].message
     assert answer.choices[0].finish_reason == "tool_calls"
     assert message.content is None and message.tool_calls
@@ -254,11 +300,20 @@ def test_tools_when_a_call_is_forced_then_its_arguments_match_the_schema(client:
 
 def test_tools_when_one_of_several_is_required_then_it_is_one_of_them(client: OpenAI) -> None:
     """The arguments match the schema of the function that was called."""
-    number = {"type": "object", "properties": {"value": {"type": "integer"}}, "required": ["value"], "additionalProperties": False}
+    number = {
+        "type": "object",
+        "properties": {"value": {"type": "integer"}},
+        "required": ["value"],
+        "additionalProperties": False,
+    }
     answer = client.chat.completions.create(
-        model="m", messages=ASK, tools=[tool("look_up"), tool("add", number)], tool_choice="required", parallel_tool_calls=False,
+        model="m",
+        messages=ASK,
+        tools=[tool("look_up"), tool("add", number)],
+        tool_choice="required",
+        parallel_tool_calls=False,
         max_tokens=300,
-    )  # fmt: skip
+    )
     [call] = answer.choices[0].message.tool_calls or []
     assert call.type == "function"
     jsonschema.validate(json.loads(call.function.arguments), {"look_up": CITY, "add": number}[call.function.name])
@@ -268,7 +323,9 @@ def test_tools_when_streamed_with_the_helper_then_the_call_is_parsed(client: Ope
     """The name comes once, the arguments in pieces."""
     tools = [openai.pydantic_function_tool(Character)]
     forced: Any = {"type": "function", "function": {"name": "Character"}}
-    with client.chat.completions.stream(model="m", messages=ASK, tools=tools, tool_choice=forced, max_tokens=300) as stream:
+    with client.chat.completions.stream(
+        model="m", messages=ASK, tools=tools, tool_choice=forced, max_tokens=300
+    ) as stream:
         pieces = [event for event in stream if event.type == "tool_calls.function.arguments.delta"]
         [call] = stream.get_final_completion().choices[0].message.tool_calls or []
     assert len(pieces) > 3
@@ -279,8 +336,12 @@ def test_tools_when_the_choice_is_auto_then_there_is_text_or_a_call(client: Open
     """Text stays possible; ``none`` makes it certain."""
     for choice in ("auto", "none"):
         answer = client.chat.completions.create(
-            model="m", messages=ASK, tools=[tool("look_up")], tool_choice=choice, max_tokens=20  # type: ignore[arg-type]
-        )  # fmt: skip
+            model="m",
+            messages=ASK,
+            tools=[tool("look_up")],
+            tool_choice=choice,
+            max_tokens=20,  # type: ignore[arg-type]
+        )
         message = answer.choices[0].message
         assert message.content is not None or message.tool_calls
         assert choice == "auto" or not message.tool_calls
@@ -292,7 +353,9 @@ def test_tools_when_content_has_a_schema_too_then_the_answer_is_a_call_or_matche
         model="m", messages=ASK, tools=[tool("look_up")], response_format=json_schema(CITY), max_tokens=300
     )
     message = answer.choices[0].message
-    for text in [call.function.arguments for call in message.tool_calls or [] if call.type == "function"] or [message.content]:
+    for text in [call.function.arguments for call in message.tool_calls or [] if call.type == "function"] or [
+        message.content
+    ]:
         city(text)
 
 
@@ -305,17 +368,24 @@ def test_tools_when_allowed_tools_are_listed_then_only_those_are_called(client: 
     answer = client.chat.completions.create(
         model="m", messages=ASK, tools=[tool("a"), tool("b"), tool("c")], tool_choice=allowed, max_tokens=300
     )
-    assert {call.function.name for call in answer.choices[0].message.tool_calls or [] if call.type == "function"} == {"b"}
+    assert {call.function.name for call in answer.choices[0].message.tool_calls or [] if call.type == "function"} == {
+        "b"
+    }
 
 
 @pytest.mark.parametrize(
-    ("syntax", "definition"), [("lark", 'start: "add(" /[0-9]{1,3}/ ")"'), ("regex", r"add\([0-9]{1,3}\)")], ids=["lark", "regex"]
+    ("syntax", "definition"),
+    [("lark", 'start: "add(" /[0-9]{1,3}/ ")"'), ("regex", r"add\([0-9]{1,3}\)")],
+    ids=["lark", "regex"],
 )
 def test_tools_when_custom_then_the_input_matches_its_grammar(client: OpenAI, syntax: str, definition: str) -> None:
     """Custom tools with a grammar, whole and streamed."""
     custom: Any = {
         "type": "custom",
-        "custom": {"name": "calc", "format": {"type": "grammar", "grammar": {"syntax": syntax, "definition": definition}}},
+        "custom": {
+            "name": "calc",
+            "format": {"type": "grammar", "grammar": {"syntax": syntax, "definition": definition}},
+        },
     }
     forced: Any = {"type": "custom", "custom": {"name": "calc"}}
     fields: Any = {"model": "m", "messages": ASK, "tools": [custom], "tool_choice": forced, "max_tokens": 50}
@@ -329,8 +399,16 @@ def test_tools_when_a_conversation_has_results_then_it_goes_on(client: OpenAI) -
     """Assistant turns with calls, tool results with names, empty content and content parts are read."""
     messages: Any = [
         {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
-        {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "it?"}], "name": "Ada"},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "it?"}],
+            "name": "Ada",
+        },
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
         {"role": "tool", "tool_call_id": "1", "name": "f", "content": "Validation Error found: age"},
     ]
     answer = client.chat.completions.create(model="m", messages=messages, tools=[tool("f")], max_tokens=5)
@@ -347,15 +425,26 @@ def test_completions_when_given_prompts_then_each_is_answered(client: OpenAI) ->
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     assert [choice.text[0] for choice in answer.choices] == ["a", "a", "b", "b"]
     assert all(choice.text[1:] in ("Paris", "Rome") and choice.logprobs for choice in answer.choices)
-    chunks = list(client.completions.create(prompt=[[1, 2], [3]], stream=True, stream_options={"include_usage": True}, **fields))
-    texts = ["".join(c.choices[0].text for c in chunks if c.choices and c.choices[0].index == index) for index in (0, 1)]
+    chunks = list(
+        client.completions.create(prompt=[[1, 2], [3]], stream=True, stream_options={"include_usage": True}, **fields)
+    )
+    texts = [
+        "".join(c.choices[0].text for c in chunks if c.choices and c.choices[0].index == index) for index in (0, 1)
+    ]
     assert set(texts) <= {"Paris", "Rome"}
     assert chunks[-1].usage
 
 
 def test_completions_when_asked_for_the_best_then_they_come_likeliest_first(client: OpenAI) -> None:
     """``best_of`` are generated and counted, ``n`` are returned; a stream cannot wait for them."""
-    fields: Any = {"model": "m", "prompt": "a", "max_tokens": 8, "seed": 3, "temperature": 1.5, "extra_body": {"regex": "[a-z]{5,8}"}}
+    fields: Any = {
+        "model": "m",
+        "prompt": "a",
+        "max_tokens": 8,
+        "seed": 3,
+        "temperature": 1.5,
+        "extra_body": {"regex": "[a-z]{5,8}"},
+    }
     everything = client.completions.create(**fields, n=5, logprobs=0)
     means = []
     for choice in everything.choices:
@@ -373,7 +462,9 @@ def test_completions_when_asked_for_the_best_then_they_come_likeliest_first(clie
 
 def test_responses_when_parsed_then_an_instance_comes_back(client: OpenAI) -> None:
     """Strict schemas in ``text.format``; counts in the words of this API."""
-    answer = client.responses.parse(model="m", input="hi", instructions="Answer.", text_format=Character, max_output_tokens=200)
+    answer = client.responses.parse(
+        model="m", input="hi", instructions="Answer.", text_format=Character, max_output_tokens=200
+    )
     assert isinstance(answer.output_parsed, Character)
     assert answer.status == "completed" and answer.usage and answer.usage.output_tokens > 3
 
@@ -386,8 +477,11 @@ def test_responses_when_streamed_then_all_events_come_in_order(client: OpenAI) -
         events = [event.type for event in stream]
         answer = stream.get_final_response()
     assert events[:4] == [
-        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"
-    ]  # fmt: skip
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
     assert events[-1] == "response.completed"
     assert isinstance(answer.output_parsed, Character)
 
@@ -395,7 +489,12 @@ def test_responses_when_streamed_then_all_events_come_in_order(client: OpenAI) -
 def test_responses_when_a_tool_is_forced_then_its_call_is_an_item(client: OpenAI) -> None:
     """Flat tools; the call's arguments match; a conversation with its result is read again."""
     flat: Any = {"type": "function", "name": "look_up", "strict": True, "parameters": CITY}
-    fields: Any = {"model": "m", "tools": [flat], "tool_choice": {"type": "function", "name": "look_up"}, "max_output_tokens": 200}
+    fields: Any = {
+        "model": "m",
+        "tools": [flat],
+        "tool_choice": {"type": "function", "name": "look_up"},
+        "max_output_tokens": 200,
+    }
     answer = client.responses.create(input="hi", **fields)
     [call] = answer.output
     assert call.type == "function_call"
@@ -410,7 +509,11 @@ def test_responses_when_a_tool_is_forced_then_its_call_is_an_item(client: OpenAI
 def test_responses_when_a_cut_is_made_then_the_status_is_incomplete(client: OpenAI) -> None:
     """Status and reason."""
     answer = client.responses.create(model="m", input="hi", max_output_tokens=2)
-    assert answer.status == "incomplete" and answer.incomplete_details and answer.incomplete_details.reason == "max_output_tokens"
+    assert (
+        answer.status == "incomplete"
+        and answer.incomplete_details
+        and answer.incomplete_details.reason == "max_output_tokens"
+    )
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         client.responses.create(model="m", input="hi", previous_response_id="resp_1")
 
@@ -418,7 +521,9 @@ def test_responses_when_a_cut_is_made_then_the_status_is_incomplete(client: Open
 # -- errors as exceptions ----------------------------------------------------------------------------------------------
 
 
-def test_error_when_a_schema_is_bad_then_it_is_a_bad_request_that_names_the_pointer(client: OpenAI, server: Server) -> None:
+def test_error_when_a_schema_is_bad_then_it_is_a_bad_request_that_names_the_pointer(
+    client: OpenAI, server: Server
+) -> None:
     """Whole and streamed, in the format and in a tool; the client raises, and does not try again."""
     bad = {"type": "object", "properties": {"a": {"type": "objct"}}}
     for stream in (False, True):
@@ -428,8 +533,11 @@ def test_error_when_a_schema_is_bad_then_it_is_a_bad_request_that_names_the_poin
         assert caught.value.code == "grammar_invalid"
     for choice in ("auto", {"type": "function", "function": {"name": "bad"}}):
         with pytest.raises(openai.BadRequestError, match="objct") as caught:
-            client.chat.completions.create(model="m", messages=ASK, tools=[tool("good"), tool("bad", bad)], tool_choice=choice)  # type: ignore[arg-type]
+            tools = [tool("good"), tool("bad", bad)]
+            client.chat.completions.create(model="m", messages=ASK, tools=tools, tool_choice=choice)  # type: ignore[arg-type]
         assert caught.value.param == "tools[1].function.parameters#/properties/a/type"
     with pytest.raises(openai.BadRequestError, match="objct") as caught:
-        client.responses.create(model="m", input="hi", text={"format": {"type": "json_schema", "name": "x", "schema": bad}})
+        client.responses.create(
+            model="m", input="hi", text={"format": {"type": "json_schema", "name": "x", "schema": bad}}
+        )
     assert caught.value.param == "text.format#/properties/a/type"

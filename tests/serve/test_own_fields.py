@@ -24,7 +24,10 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {"messages": HI, "response_format": JSON}),
     "call": ("/v1/chat/completions", {"messages": HI, "tools": [TOOL], "tool_choice": "required"}),
-    "named": ("/v1/chat/completions", {"messages": HI, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}),
+    "named": (
+        "/v1/chat/completions",
+        {"messages": HI, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    ),
     "guided": ("/v1/chat/completions", {"messages": HI, "guided_json": {"type": "array"}}),
     "completions": ("/v1/completions", {"prompt": "hi", "response_format": JSON}),
     "responses": ("/v1/responses", {"input": "hi", "text": {"format": JSON}}),
@@ -60,7 +63,9 @@ class Listening:
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize(("closes", "most"), [(True, 32), (False, None)])
-async def test_fields_of_our_own_when_given_then_they_beat_the_servers_settings(name: str, closes: bool, most: int | None) -> None:
+async def test_fields_of_our_own_when_given_then_they_beat_the_servers_settings(
+    name: str, closes: bool, most: int | None
+) -> None:
     """In each dialect; absent is what the server was told, null is any number."""
     engine = Listening()
     app = create_app(engine, close_before_budget=closes, max_whitespace=most)  # type: ignore[arg-type]
@@ -76,9 +81,15 @@ async def test_fields_of_our_own_when_given_then_they_beat_the_servers_settings(
             answer = await client.post(path, json=mine)
             assert answer.status_code == 200, answer.text
             assert engine.heard and engine.heard.grammar
-            assert (engine.heard.close_before_budget, engine.heard.grammar.options.max_whitespace, engine.heard.when_slow) == wanted
+            assert (
+                engine.heard.close_before_budget,
+                engine.heard.grammar.options.max_whitespace,
+                engine.heard.when_slow,
+            ) == wanted
         bad = (
-            {**body, "parameters": body["parameters"] | {"max_whitespace": 1025}} if "parameters" in body else body | {"max_whitespace": -1}
+            {**body, "parameters": body["parameters"] | {"max_whitespace": 1025}}
+            if "parameters" in body
+            else body | {"max_whitespace": -1}
         )
         refused = await client.post(path, json=bad)
         assert refused.status_code == 400 and "max_whitespace is " in refused.text and "give 0 to 1024" in refused.text
@@ -87,7 +98,10 @@ async def test_fields_of_our_own_when_given_then_they_beat_the_servers_settings(
 async def test_white_space_when_a_constraint_has_a_bound_of_its_own_then_it_is_kept() -> None:
     """vLLM's ``disable_any_whitespace``; a regular expression has no white space between its tokens."""
     engine = Listening()
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=create_app(engine)), base_url="http://test") as client:  # type: ignore[arg-type]
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=create_app(engine)),  # type: ignore[arg-type]
+        base_url="http://test",
+    ) as client:
         for constraint, most in (({"json_object": True, "disable_any_whitespace": True}, 0), ({"regex": "a"}, None)):
             body = {"messages": HI, "structured_outputs": constraint, "max_whitespace": 9}
             assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
@@ -100,10 +114,13 @@ async def test_white_space_when_a_constraint_has_a_bound_of_its_own_then_it_is_k
 def test_white_space_when_the_model_wants_nothing_else_then_it_ends_where_the_server_says(
     plain_server: Server, backend: str, tools: bool
 ) -> None:
-    """With a bias for each of its tokens it runs away if the bound is taken off; with the default the answer is whole."""
+    """With a bias for each of its tokens it runs away if the bound is taken off; with the default the answer is
+    whole."""
     schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
     call = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    shape: dict[str, Any] = {"tools": [call], "tool_choice": "required"} if tools else {"response_format": {**JSON, "schema": schema}}
+    shape: dict[str, Any] = (
+        {"tools": [call], "tool_choice": "required"} if tools else {"response_format": {**JSON, "schema": schema}}
+    )
     body = {
         "messages": HI,
         "logit_bias": dict.fromkeys(map(str, WHITE), 100),
@@ -118,7 +135,9 @@ def test_white_space_when_the_model_wants_nothing_else_then_it_ends_where_the_se
         [choice] = answer.json()["choices"]
         calls = choice["message"].get("tool_calls")
         text = calls[0]["function"]["arguments"] if calls else choice["message"]["content"]
-        return ("stop" if choice["finish_reason"] == "tool_calls" else choice["finish_reason"]), max(map(len, re.findall(r"\s*", text)))
+        return ("stop" if choice["finish_reason"] == "tool_calls" else choice["finish_reason"]), max(
+            map(len, re.findall(r"\s*", text))
+        )
 
     assert gaps() == ("stop", 32)
     assert gaps(max_whitespace=5) == ("stop", 5)
@@ -128,7 +147,9 @@ def test_white_space_when_the_model_wants_nothing_else_then_it_ends_where_the_se
 
 @pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
 @pytest.mark.parametrize(("levels", "indent"), [(7, 4), (15, 2)])
-def test_white_space_when_json_is_printed_in_lines_then_the_default_allows_it(backend: str, levels: int, indent: int) -> None:
+def test_white_space_when_json_is_printed_in_lines_then_the_default_allows_it(
+    backend: str, levels: int, indent: int
+) -> None:
     """Seven levels of four spaces, fifteen of two; one more is too deep to be indented so."""
     vocabulary = load_vocabulary(BUNDLED)
     tokens = {token: token_id for token_id, token in enumerate(vocabulary.tokens) if len(token) == 1}

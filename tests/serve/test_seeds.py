@@ -1,6 +1,7 @@
 """The published examples of LMDeploy, LoRAX and TensorRT-LLM for OpenAI's client, run as printed with another address.
 
-The server has no flags, as ``make serve`` starts it. Where a page prints what comes out, and a model can know it, the same comes out here.
+The server has no flags, as ``make serve`` starts it. Where a page prints what comes out, and a model can know it, the
+same comes out here.
 """
 
 from __future__ import annotations
@@ -36,11 +37,16 @@ EXAMPLES = [
     for number, source in enumerate(python_blocks(SEEDS / page))
     if "from openai import" in source
 ]
-pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.skipif(not EXAMPLES, reason="the published pages are not here")]
+pytestmark = [
+    pytest.mark.xdist_group("serve"),
+    pytest.mark.skipif(not EXAMPLES, reason="the published pages are not here"),
+]
 
 
 @pytest.mark.parametrize("source", EXAMPLES)
-def test_example_when_only_the_address_changes_then_it_runs_and_its_output_is_valid(source: str, plain_server: Server) -> None:
+def test_example_when_only_the_address_changes_then_it_runs_and_its_output_is_valid(
+    source: str, plain_server: Server
+) -> None:
     """Model names stay as printed: the server takes any."""
     source = re.sub(r"http://[a-z0-9.]+:\d+/v1", plain_server.url + "/v1", source)
     names: dict[str, Any] = {"__name__": "example", "json": json}  # one example of LoRAX forgets the import
@@ -70,7 +76,11 @@ def test_example_when_only_the_address_changes_then_it_runs_and_its_output_is_va
 
 def _check_calls(names: dict[str, Any]) -> None:
     """Every call that is whole names one of the two functions and matches its schema."""
-    functions = {tool["function"]["name"]: tool["function"]["parameters"] for name, tool in names.items() if name.startswith("tool_")}
+    functions = {
+        tool["function"]["name"]: tool["function"]["parameters"]
+        for name, tool in names.items()
+        if name.startswith("tool_")
+    }
     assert len(functions) == 2
     for name, arguments in re.findall(r"<function=(\w+)>(.*?)</function>", names["message"].content):
         jsonschema.validate(json.loads(arguments), functions[name])

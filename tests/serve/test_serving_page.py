@@ -63,7 +63,10 @@ def test_routes_table_when_compared_with_the_code_then_it_is_the_same() -> None:
 
     routes = create_app(NoEngine()).routes  # type: ignore[arg-type]
     served = {
-        f"{method} {route.path}" for route in routes for method in route.methods - {"HEAD"} if not route.path.startswith("/openai/v1")
+        f"{method} {route.path}"
+        for route in routes
+        for method in route.methods - {"HEAD"}
+        if not route.path.startswith("/openai/v1")
     }
     listed = re.findall(r"`((?:GET|POST) /[^`]*)`", PAGE)
     assert sorted(listed) == sorted(served)

@@ -1,4 +1,5 @@
-"""SIGTERM while requests are under way: each is ended in the words of its dialect, and a body that never comes is not waited for."""
+"""SIGTERM while requests are under way: each is ended in the words of its dialect, and a body that never comes is not
+waited for."""
 
 from __future__ import annotations
 
@@ -60,15 +61,22 @@ def check_stream(path: str, text: str) -> None:
         check_error(path, json.loads(data))
 
 
-def test_server_when_told_to_stop_then_every_request_ends_in_the_words_of_its_dialect(start_server: Callable[..., Server]) -> None:
-    """One slot for each stream: whole answers wait, half of them on a slot and half on a body; all are longer than the server waits."""
+def test_server_when_told_to_stop_then_every_request_ends_in_the_words_of_its_dialect(
+    start_server: Callable[..., Server],
+) -> None:
+    """One slot for each stream: whole answers wait, half of them on a slot and half on a body; all are longer than the
+    server waits."""
     streamed = [STREAM if path == "/" else path for path in ROUTES if path != "/generate"]
-    server = start_server(*SHORT_FLAGS, "--slots", str(len(streamed)), "--drain-seconds", "1", "--no-close-before-budget")
+    server = start_server(
+        *SHORT_FLAGS, "--slots", str(len(streamed)), "--drain-seconds", "1", "--no-close-before-budget"
+    )
     port = int(server.url.rpartition(":")[2])
     with httpx2.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(2 * len(ROUTES)) as threads:
         streams = {path: threads.submit(_streamed, client, path, ROUTES.get(path, ROUTES["/"])) for path in streamed}
         server.wait_for("maskd_engine_running", len(streamed))
-        waiting = {path: threads.submit(client.post, path, json=body | {"stream": False}) for path, body in ROUTES.items()}
+        waiting = {
+            path: threads.submit(client.post, path, json=body | {"stream": False}) for path, body in ROUTES.items()
+        }
         server.wait_for("maskd_engine_waiting", len(waiting))
         bodiless = [socket.create_connection(("127.0.0.1", port)) for _ in ROUTES]
         for path, connection in zip(ROUTES, bodiless, strict=True):
@@ -103,7 +111,8 @@ def test_stream_when_the_server_stops_then_openais_client_raises_its_error(start
     """Of chat completions; the Responses API has an event for it."""
     server = start_server(*SHORT_FLAGS, "--drain-seconds", "0", "--no-close-before-budget")
     with openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0, timeout=60) as client:
-        chat = client.chat.completions.create(model="m", messages=HI, stream=True, extra_body={"response_format": ENDLESS})  # type: ignore[call-overload]
+        body = {"response_format": ENDLESS}
+        chat = client.chat.completions.create(model="m", messages=HI, stream=True, extra_body=body)  # type: ignore[call-overload]
         answer = client.responses.create(model="m", input="hi", stream=True, extra_body={"text": {"format": ENDLESS}})
         next(iter(chat)), next(iter(answer))
         server.process.terminate()
@@ -131,5 +140,8 @@ def test_body_when_it_never_arrives_then_408_and_the_connection_ends(start_serve
         assert "the body was not whole after 1 s" in (error["message"] if path.startswith("/v1") else error)
         if path.startswith("/v1"):
             assert (error["type"], error["code"]) == ("timeout", "body_timeout")
-    assert httpx2.post(server.url + "/v1/completions", json={"prompt": "hi", "regex": "ok"}).json()["choices"][0]["text"] == "ok"
+    assert (
+        httpx2.post(server.url + "/v1/completions", json={"prompt": "hi", "regex": "ok"}).json()["choices"][0]["text"]
+        == "ok"
+    )
     assert "Traceback" not in server.log

@@ -13,7 +13,9 @@ from engine_adapter.serve.core import Core, _Stream
 
 @pytest.mark.parametrize("error", [OSError("no space left"), ValueError("a bug")])
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_stream_when_its_pieces_fail_then_it_ends_with_an_error_and_a_client_that_is_gone_is_none(error: Exception, is_gone: bool) -> None:
+def test_stream_when_its_pieces_fail_then_it_ends_with_an_error_and_a_client_that_is_gone_is_none(
+    error: Exception, is_gone: bool
+) -> None:
     said: list[bytes] = []
 
     async def pieces() -> AsyncIterator[str]:
@@ -27,7 +29,13 @@ def test_stream_when_its_pieces_fail_then_it_ends_with_an_error_and_a_client_tha
 
     async def serve() -> None:
         core = Core(
-            cast("Any", None), cast("Any", None), bounded=False, defaults=cast("Any", None), body_bytes=1, body_seconds=1, created=0
+            cast("Any", None),
+            cast("Any", None),
+            bounded=False,
+            defaults=cast("Any", None),
+            body_bytes=1,
+            body_seconds=1,
+            created=0,
         )
         stream = _Stream(core, pieces(), lambda failure: f"failed {failure.status}", [], "text/event-stream", {})
         await stream({}, cast("Any", asyncio.Event().wait), send)

@@ -1,4 +1,5 @@
-"""Reasoning over HTTP, with OpenAI's own client and by hand: on, off and short; split from the answer; before calls; in every dialect."""
+"""Reasoning over HTTP, with OpenAI's own client and by hand: on, off and short; split from the answer; before calls; in
+every dialect."""
 
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ pytestmark = pytest.mark.xdist_group("serve")
 
 ASK: Any = [{"role": "user", "content": "Which city?"}]
 CHAT = "/v1/chat/completions"
-CITY = {"type": "object", "properties": {"name": {"enum": ["Paris", "Rome"]}}, "required": ["name"], "additionalProperties": False}
+CITY = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Paris", "Rome"]}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
 LIMIT = 6
 SHORT = {"thinking_token_budget": LIMIT}
 
@@ -27,7 +33,9 @@ SHORT = {"thinking_token_budget": LIMIT}
 @pytest.fixture(scope="module")
 def thinking_server(start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
     """Its model begins with reasoning unless it is told not to."""
-    return start_server(*SHORT_FLAGS, "--slots", "4", str(make_directory(tmp_path_factory.mktemp("model"), UNLESS_TOLD)))
+    return start_server(
+        *SHORT_FLAGS, "--slots", "4", str(make_directory(tmp_path_factory.mktemp("model"), UNLESS_TOLD))
+    )
 
 
 @pytest.fixture
@@ -66,7 +74,9 @@ def tool(name: str) -> Any:
     ],
     ids=str,
 )
-def test_chat_when_reasoning_is_turned_on_or_off_then_the_message_has_it_or_not(post: Any, fields: Any, thinks: bool) -> None:
+def test_chat_when_reasoning_is_turned_on_or_off_then_the_message_has_it_or_not(
+    post: Any, fields: Any, thinks: bool
+) -> None:
     """In every spelling; the content is what the grammar says either way."""
     answer = post(CHAT, messages=ASK, regex="(Paris|London)", max_tokens=60, **SHORT, **fields).json()
     message = answer["choices"][0]["message"]
@@ -90,7 +100,9 @@ def test_chat_when_the_reasoning_has_a_limit_then_it_is_kept(post: Any, spelling
 
 def test_chat_when_json_is_closed_before_the_budget_then_the_reasoning_is_too(post: Any) -> None:
     """No limit is given: the server keeps room for the answer."""
-    answer = post(CHAT, messages=ASK, max_tokens=60, response_format={"type": "json_object"}, temperature=1.2, seed=4).json()
+    answer = post(
+        CHAT, messages=ASK, max_tokens=60, response_format={"type": "json_object"}, temperature=1.2, seed=4
+    ).json()
     assert isinstance(json.loads(answer["choices"][0]["message"]["content"]), dict)
     assert answer["choices"][0]["finish_reason"] == "stop"
 
@@ -123,24 +135,41 @@ def test_client_when_it_reads_the_answer_then_reasoning_and_content_are_apart(th
     city(choice.message.content)
     assert choice.message.reasoning_content == choice.message.reasoning  # type: ignore[attr-defined]
     assert choice.logprobs and "".join(token.token for token in choice.logprobs.content or []) == choice.message.content
-    assert answer.usage and answer.usage.completion_tokens_details and answer.usage.completion_tokens_details.reasoning_tokens
+    assert (
+        answer.usage
+        and answer.usage.completion_tokens_details
+        and answer.usage.completion_tokens_details.reasoning_tokens
+    )
 
 
 def test_client_when_it_streams_then_reasoning_comes_before_content(thinker: OpenAI) -> None:
     chunks = list(
         thinker.chat.completions.create(
-            model="m", messages=ASK, max_tokens=60, stream=True, seed=2, logprobs=True, stream_options={"include_usage": True},
+            model="m",
+            messages=ASK,
+            max_tokens=60,
+            stream=True,
+            seed=2,
+            logprobs=True,
+            stream_options={"include_usage": True},
             extra_body={**SHORT, "regex": "(Paris|London)"},
         )
-    )  # fmt: skip
+    )
     deltas = [chunk.choices[0].delta.model_dump() for chunk in chunks if chunk.choices]
     kinds = [
-        "thought" if delta.get("reasoning_content") else "content" for delta in deltas if delta.get("reasoning_content") or delta["content"]
+        "thought" if delta.get("reasoning_content") else "content"
+        for delta in deltas
+        if delta.get("reasoning_content") or delta["content"]
     ]
     assert kinds == sorted(kinds, reverse=True) and set(kinds) == {"thought", "content"}
     assert "".join(delta["content"] or "" for delta in deltas) in ("Paris", "London")
     assert "</think>" not in "".join(delta.get("reasoning_content") or "" for delta in deltas)
-    shown = [token for chunk in chunks if chunk.choices and (logged := chunk.choices[0].logprobs) for token in logged.content or []]
+    shown = [
+        token
+        for chunk in chunks
+        if chunk.choices and (logged := chunk.choices[0].logprobs)
+        for token in logged.content or []
+    ]
     assert "".join(token.token for token in shown) in ("Paris", "London")
     assert chunks[-1].usage and chunks[-1].usage.completion_tokens_details
 
@@ -150,14 +179,28 @@ def test_client_when_it_wants_no_reasoning_shown_then_it_is_made_and_left_out(th
         model="m", messages=ASK, max_tokens=60, extra_body={**SHORT, "regex": "ok", "include_reasoning": False}
     )
     assert "reasoning_content" not in answer.choices[0].message.model_dump()
-    assert answer.usage and answer.usage.completion_tokens_details and answer.usage.completion_tokens_details.reasoning_tokens
+    assert (
+        answer.usage
+        and answer.usage.completion_tokens_details
+        and answer.usage.completion_tokens_details.reasoning_tokens
+    )
 
 
-@pytest.mark.parametrize("choice", [{"type": "function", "function": {"name": "look"}}, "required"], ids=["named", "required"])
+@pytest.mark.parametrize(
+    "choice", [{"type": "function", "function": {"name": "look"}}, "required"], ids=["named", "required"]
+)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_tools_when_a_call_is_forced_then_it_comes_behind_the_reasoning(thinker: OpenAI, choice: Any, stream: bool) -> None:
+def test_tools_when_a_call_is_forced_then_it_comes_behind_the_reasoning(
+    thinker: OpenAI, choice: Any, stream: bool
+) -> None:
     """Named calls too: their beginning cannot stand in the prompt then."""
-    fields: Any = {"model": "m", "messages": ASK, "tools": [tool("look"), tool("see")], "tool_choice": choice, "max_tokens": 120}
+    fields: Any = {
+        "model": "m",
+        "messages": ASK,
+        "tools": [tool("look"), tool("see")],
+        "tool_choice": choice,
+        "max_tokens": 120,
+    }
     if stream:
         with thinker.chat.completions.stream(**fields, extra_body=SHORT) as events:
             answer: Any = events.get_final_completion()
@@ -176,9 +219,12 @@ def test_tools_when_custom_with_a_lark_grammar_then_reasoning_must_be_off(thinke
     """Said, not ignored."""
     grammar = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "a"'}}
     fields: Any = {
-        "model": "m", "messages": ASK, "max_tokens": 30, "tools": [{"type": "custom", "custom": {"name": "c", "format": grammar}}],
+        "model": "m",
+        "messages": ASK,
+        "max_tokens": 30,
+        "tools": [{"type": "custom", "custom": {"name": "c", "format": grammar}}],
         "tool_choice": {"type": "custom", "custom": {"name": "c"}},
-    }  # fmt: skip
+    }
     with pytest.raises(openai.BadRequestError, match="reasoning_effort"):
         thinker.chat.completions.create(**fields)
     [call] = thinker.chat.completions.create(**fields, reasoning_effort="none").choices[0].message.tool_calls or []

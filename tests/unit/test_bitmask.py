@@ -84,7 +84,8 @@ def test_allowed_ids_when_the_row_is_a_view_then_reads_the_view() -> None:
 def test_mask_array_when_rows_are_given_then_all_but_their_tokens_are_minus_infinity(
     dtype: type, case: tuple[int, set[int]], order: Literal["C", "F"]
 ) -> None:
-    """Every width, every format, either order of strides; a position without a row, and memory beside the logits, stay as they are."""
+    """Every width, every format, either order of strides; a position without a row, and memory beside the logits, stay
+    as they are."""
     vocab_size, ids = case
     memory = np.ones((3, vocab_size + 1), dtype=dtype, order=order)
     mask_array(memory[:, :vocab_size], np.stack([row_of([], vocab_size), row_of(ids, vocab_size)]), [1, -1, 0])

@@ -23,11 +23,18 @@ from maskd.shm import layout
 from maskd.vocabulary import Vocabulary
 
 
-def test_load_when_every_source_says_something_then_flags_beat_environment_beat_file_beat_default(tmp_path: Path) -> None:
+def test_load_when_every_source_says_something_then_flags_beat_environment_beat_file_beat_default(
+    tmp_path: Path,
+) -> None:
     """default < YAML < environment < flags, field by field."""
     file = tmp_path / "maskd.yaml"
     file.write_text("workers: 2\nsessions: 3\ncompile_threads: 4\n")
-    environment = {"MASKD_SESSIONS": "30", "MASKD_COMPILE_THREADS": "40", "MASKD_BACKENDS": "xgrammar, llguidance", "OTHER": "x"}
+    environment = {
+        "MASKD_SESSIONS": "30",
+        "MASKD_COMPILE_THREADS": "40",
+        "MASKD_BACKENDS": "xgrammar, llguidance",
+        "OTHER": "x",
+    }
     config = load({"compile_threads": 400}, environment, str(file))
     assert (config.workers, config.sessions, config.compile_threads) == (2, 30, 400)
     assert config.backends == ["xgrammar", "llguidance"]
@@ -89,7 +96,9 @@ def test_load_when_the_file_is_not_there_then_the_error_names_it() -> None:
         load({}, {}, "/nowhere/maskd.yaml")
 
 
-@pytest.mark.parametrize(("variable", "value"), [("MASKD_WORKERS", "many"), ("MASKD_INSECURE", "perhaps"), ("MASKD_VOCABULARIES", "[{")])
+@pytest.mark.parametrize(
+    ("variable", "value"), [("MASKD_WORKERS", "many"), ("MASKD_INSECURE", "perhaps"), ("MASKD_VOCABULARIES", "[{")]
+)
 def test_load_when_the_environment_is_wrong_then_the_variable_is_named(variable: str, value: str) -> None:
     """The source of the mistake is in the line."""
     with pytest.raises(ConfigError, match=variable):
@@ -119,7 +128,9 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def serve(*flags: str, environment: dict[str, str] | None = None, under: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def serve(
+    *flags: str, environment: dict[str, str] | None = None, under: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*under, sys.executable, "-m", "maskd", "serve", *flags],
         capture_output=True,
@@ -165,7 +176,9 @@ def test_serve_when_the_vocabulary_cannot_be_read_then_exit_2_and_nothing_is_lef
     (directory / "tokenizer.json").write_text("{}")
     line = one_line(serve("--listen", f"unix:{directory}/m.sock", "--vocabularies", str(directory / "tokenizer.json")))
     assert "tokenizer.json" in line
-    assert "absent.json" in one_line(serve("--listen", f"unix:{directory}/m.sock", "--vocabularies", str(directory / "absent.json")))
+    assert "absent.json" in one_line(
+        serve("--listen", f"unix:{directory}/m.sock", "--vocabularies", str(directory / "absent.json"))
+    )
     assert sorted(path.name for path in directory.iterdir()) == ["tokenizer.json"]
 
 
@@ -197,7 +210,9 @@ def everything_under(directory: Path) -> list[str]:
         ("foreign", "foreign/m.sock", "another user"),
     ],
 )
-def test_serve_when_its_path_is_refused_then_nothing_is_left_or_changed(there: str, name: str, part: str, directory: Path) -> None:
+def test_serve_when_its_path_is_refused_then_nothing_is_left_or_changed(
+    there: str, name: str, part: str, directory: Path
+) -> None:
     """Every refusal: the file of somebody else is whole, and no lock, socket or directory stays."""
     kind, _, suffix = there.partition(".")
     taken = directory / ("passwd" + (f".{suffix}" if suffix else ""))
@@ -222,7 +237,9 @@ def test_serve_when_its_path_is_refused_then_nothing_is_left_or_changed(there: s
             (directory / "foreign").mkdir()
             os.chown(directory / "foreign", 65534, 65534)
         before = everything_under(directory)
-        line = one_line(serve("--listen", f"unix:{directory}/{name}", "--vocabularies", str(directory / "absent.json"), under=user))
+        line = one_line(
+            serve("--listen", f"unix:{directory}/{name}", "--vocabularies", str(directory / "absent.json"), under=user)
+        )
         assert part in line
         assert everything_under(directory) == before
         assert kind != "file" or taken.read_text() == "precious"
@@ -252,7 +269,9 @@ def test_serve_when_the_path_is_taken_by_a_file_then_exit_2_and_the_file_is_kept
     assert (directory / "m.sock").read_text() == "precious"
 
 
-def test_serve_when_another_daemon_has_the_path_then_exit_2_and_the_first_goes_on(daemon: object, client: object) -> None:
+def test_serve_when_another_daemon_has_the_path_then_exit_2_and_the_first_goes_on(
+    daemon: object, client: object
+) -> None:
     """One daemon a path: the second leaves without touching the first one's sockets."""
     assert "another maskd serves" in one_line(serve("--listen", daemon.target))  # type: ignore[attr-defined]
     assert client.info().worker_count == 1  # type: ignore[attr-defined]
@@ -277,7 +296,10 @@ def test_serve_when_a_socket_is_left_from_a_kill_then_it_is_replaced(start_daemo
 def test_info_when_nothing_listens_then_exit_1_and_one_line(directory: Path) -> None:
     """maskd info says what to do."""
     done = subprocess.run(
-        [sys.executable, "-m", "maskd", "info", "--listen", f"unix:{directory}/m.sock"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "maskd", "info", "--listen", f"unix:{directory}/m.sock"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "maskd serve" in done.stderr
@@ -312,13 +334,21 @@ def test_info_when_a_daemon_runs_then_people_get_a_table_and_programs_json(
     ]
     assert "(" not in table and "\x1b" not in table
     assert found.pop("vocabularies")[1] == {
-        "fingerprint": hostile.fingerprint.hex(), "name": hostile.name, "vocab_size": 300,
-        "token_count": len(hostile.tokens), "stop_token_ids": [263],
-    }  # fmt: skip
+        "fingerprint": hostile.fingerprint.hex(),
+        "name": hostile.name,
+        "vocab_size": 300,
+        "token_count": len(hostile.tokens),
+        "stop_token_ids": [263],
+    }
     assert found == {
-        "version": __version__, "layout": [layout.MAJOR, layout.MINOR], "backends": ["llguidance", "xgrammar"],
-        "worker_count": 1, "session_count": 1, "draining": False, "shared_memory": True,
-    }  # fmt: skip
+        "version": __version__,
+        "layout": [layout.MAJOR, layout.MINOR],
+        "backends": ["llguidance", "xgrammar"],
+        "worker_count": 1,
+        "session_count": 1,
+        "draining": False,
+        "shared_memory": True,
+    }
 
 
 def info(daemon: object, *flags: str) -> str:
@@ -328,5 +358,7 @@ def info(daemon: object, *flags: str) -> str:
 
 def test_include_when_asked_then_the_header_is_there() -> None:
     """maskd include prints the directory of maskd_shm.h."""
-    done = subprocess.run([sys.executable, "-m", "maskd", "include"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "maskd", "include"], capture_output=True, text=True, timeout=60, check=True
+    )
     assert (Path(done.stdout.strip()) / "maskd_shm.h").is_file()

@@ -1,4 +1,5 @@
-"""Configuration files, variables and flags with anything in them: a configuration, or one line that says what is wrong."""
+"""Configuration files, variables and flags with anything in them: a configuration, or one line that says what is
+wrong."""
 
 from __future__ import annotations
 
@@ -79,7 +80,9 @@ def files(draw: st.DrawFn, fields: list[str]) -> bytes:
 
 @budget(150)
 @given(content=files(FIELDS))
-def test_config_file_when_it_is_wild_then_a_configuration_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_config_file_when_it_is_wild_then_a_configuration_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     file = tmp_path_factory.getbasetemp() / "wild.yaml"
     file.write_bytes(content)
     try:
@@ -112,7 +115,9 @@ def test_variable_and_flag_when_they_are_wild_then_a_configuration_or_one_line(n
 
 @budget(100)
 @given(content=files(SERVE_FIELDS))
-def test_serve_file_when_it_is_wild_then_settings_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_serve_file_when_it_is_wild_then_settings_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     file = tmp_path_factory.getbasetemp() / "serve.yaml"
     file.write_bytes(content)
     try:

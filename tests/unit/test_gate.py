@@ -23,7 +23,9 @@ CITY = backends.load("llguidance")(VOCABULARY, threads=1).compile(GrammarSpec("r
 
 
 def gated(*end: int, max_tokens: int | None = None) -> GatedMatcher:
-    return GatedGrammar(CITY, ReasoningGate(end, max_tokens), TOKENS, VOCABULARY.vocab_size, frozenset({STOP})).matcher()
+    return GatedGrammar(
+        CITY, ReasoningGate(end, max_tokens), TOKENS, VOCABULARY.vocab_size, frozenset({STOP})
+    ).matcher()
 
 
 def allowed(matcher: GatedMatcher) -> set[int]:
@@ -51,7 +53,9 @@ def test_accept_when_any_id_is_tried_then_it_is_taken_exactly_where_the_row_allo
         for token_id in range(VOCABULARY.vocab_size):
             assert matcher.fork().accept([token_id]) == (token_id in row), token_id
             scratch = np.zeros(row_stride_words(VOCABULARY.vocab_size), dtype=np.int32)
-            assert not matcher.fork().advance(token_id, scratch.ctypes.data, scratch.nbytes) or token_id in row, token_id
+            assert not matcher.fork().advance(token_id, scratch.ctypes.data, scratch.nbytes) or token_id in row, (
+                token_id
+            )
 
 
 def test_gate_when_its_tokens_come_then_the_grammar_begins_and_every_rollback_is_exact() -> None:
@@ -104,7 +108,9 @@ def test_gate_when_malformed_then_refused(end: tuple[int, ...], limit: int | Non
 
 
 @settings(max_examples=200, deadline=None)
-@given(end=st.lists(st.sampled_from([A, B]), min_size=1, max_size=5), text=st.lists(st.sampled_from([A, B]), max_size=30))
+@given(
+    end=st.lists(st.sampled_from([A, B]), min_size=1, max_size=5), text=st.lists(st.sampled_from([A, B]), max_size=30)
+)
 def test_end_when_looked_for_then_is_found_where_it_first_stands(end: list[int], text: list[int]) -> None:
     """The automaton against the definition."""
     first = next((at for at in range(len(text)) if text[: at + 1][-len(end) :] == end and at + 1 >= len(end)), None)
@@ -115,7 +121,8 @@ def test_end_when_looked_for_then_is_found_where_it_first_stands(end: list[int],
 
 
 class GateMachine(RuleBasedStateMachine):
-    """Anything that a sequence can do, by way of ``accept`` and by way of ``advance``; both come to what the definition says."""
+    """Anything that a sequence can do, by way of ``accept`` and by way of ``advance``; both come to what the definition
+    says."""
 
     END, LIMIT = (A, B, A), 6
 
@@ -152,7 +159,9 @@ class GateMachine(RuleBasedStateMachine):
 
     @invariant()
     def stands_where_its_history_leads(self) -> None:
-        ends = [at for at in range(len(self.END), len(self.history) + 1) if tuple(self.history[at - 3 : at]) == self.END]
+        ends = [
+            at for at in range(len(self.END), len(self.history) + 1) if tuple(self.history[at - 3 : at]) == self.END
+        ]
         inner = CITY.matcher()
         if ends:
             assert inner.accept(self.history[ends[0] :]) == len(self.history) - ends[0]

@@ -55,7 +55,9 @@ def test_call_when_its_thread_is_unknown_then_it_is_taken_for_asleep() -> None:
 
 
 def test_thread_when_it_is_new_then_its_time_counts_from_its_start() -> None:
-    assert stuck_seconds(PASSED, {MAIN: Thread("S", 1.0)}, {MAIN: Thread("S", 1.0), CALL: Thread("R", 0.02)}, CALL) == 0.02
+    assert (
+        stuck_seconds(PASSED, {MAIN: Thread("S", 1.0)}, {MAIN: Thread("S", 1.0), CALL: Thread("R", 0.02)}, CALL) == 0.02
+    )
 
 
 def test_look_when_this_process_works_and_sleeps_then_time_and_state_are_its_own() -> None:

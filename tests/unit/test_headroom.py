@@ -1,4 +1,5 @@
-"""Headroom from files as the kernel writes them: cgroup v2 and v1, limits on parents, containers, and files that say nothing."""
+"""Headroom from files as the kernel writes them: cgroup v2 and v1, limits on parents, containers, and files that say
+nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ def machine(root: Path, cgroup: str, files: dict[str, object], available_kib: in
 
 
 def v2(limit: object, used: int, inactive: int = 0, at: str = "") -> dict[str, object]:
-    return {f"{at}memory.max": limit, f"{at}memory.current": used, f"{at}memory.stat": f"anon 5\ninactive_file {inactive}"}
+    return {
+        f"{at}memory.max": limit,
+        f"{at}memory.current": used,
+        f"{at}memory.stat": f"anon 5\ninactive_file {inactive}",
+    }
 
 
 def test_headroom_when_in_a_v2_group_then_what_is_left_and_what_can_be_taken_back(tmp_path: Path) -> None:
@@ -43,7 +48,11 @@ def test_headroom_when_in_a_container_then_the_root_is_its_group(tmp_path: Path)
 
 
 def test_headroom_when_in_a_v1_group_then_the_same(tmp_path: Path) -> None:
-    files = {"memory.limit_in_bytes": 64 * MIB, "memory.usage_in_bytes": 70 * MIB, "memory.stat": "total_inactive_file 0"}
+    files = {
+        "memory.limit_in_bytes": 64 * MIB,
+        "memory.usage_in_bytes": 70 * MIB,
+        "memory.stat": "total_inactive_file 0",
+    }
     assert machine(tmp_path, "9:cpu:/x\n4:memory:/x", {f"memory/x/{name}": value for name, value in files.items()}) == 0
 
 

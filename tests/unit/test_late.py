@@ -1,4 +1,5 @@
-"""Slow items, with a lane that works when it is told to: who has a matcher while it works, and what a surprise in it costs."""
+"""Slow items, with a lane that works when it is told to: who has a matcher while it works, and what a surprise in it
+costs."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class Matcher:
 
 
 class Grammar:
-    """``surprises`` says what a call raises, ``seconds`` how much processor time it takes, ``meanwhile`` what happens in it."""
+    """``surprises`` says what a call raises, ``seconds`` how much processor time it takes, ``meanwhile`` what happens
+    in it."""
 
     report = GrammarReport("toy", "asked for")
     stop_token_ids = frozenset({STOP})
@@ -107,7 +109,9 @@ class Lane:
 class Bench:
     """A table with two grammars: 1, which is slow if ``slow``, and 2, which never is."""
 
-    def __init__(self, *, slow: bool = True, when_slow: WhenSlow = "wait", at_once: bool = False, row_seconds: float = 0.002) -> None:
+    def __init__(
+        self, *, slow: bool = True, when_slow: WhenSlow = "wait", at_once: bool = False, row_seconds: float = 0.002
+    ) -> None:
         self.lane, self.grammar, self.other = Lane(at_once=at_once), Grammar(), Grammar()
         self.table = SequenceTable(STOP + 1, VOCAB_SIZE, (STOP,), 32, lane=self.lane, row_seconds=row_seconds)
         self.table.grammars[1] = HeldGrammar.of(1, self.grammar, None, slow=slow, when_slow=when_slow)  # type: ignore[arg-type]
@@ -118,14 +122,39 @@ class Bench:
     def step(self, *items: Item) -> list[Result]:
         self.number += 1
         others = {
-            at: (0, i.sequence_id, int(i.action), int(i.want_forced), i.grammar_id, i.source_sequence_id, i.rollback, i.row,
-                 tuple(i.accept), tuple(i.drafts), -1, 0)
+            at: (
+                0,
+                i.sequence_id,
+                int(i.action),
+                int(i.want_forced),
+                i.grammar_id,
+                i.source_sequence_id,
+                i.rollback,
+                i.row,
+                tuple(i.accept),
+                tuple(i.drafts),
+                -1,
+                0,
+            )
             for at, i in enumerate(items)
-        }  # fmt: skip
+        }
         zeros = [0] * len(items)
         results = self.table.step(self.number, (zeros, zeros, zeros, others), self.rows)
         return [
-            Result(r[0], Status(r[1]), r[3], r[4], r[5], r[6], bool(r[2] & 1), bool(r[2] & 2), bool(r[2] & 4), r[7], r[8], r[9])
+            Result(
+                r[0],
+                Status(r[1]),
+                r[3],
+                r[4],
+                r[5],
+                r[6],
+                bool(r[2] & 1),
+                bool(r[2] & 2),
+                bool(r[2] & 4),
+                r[7],
+                r[8],
+                r[9],
+            )
             for r in results
             if not isinstance(r, int)
         ]
@@ -150,7 +179,8 @@ def ends(results: Sequence[Result]) -> list[Status | tuple[Status, int]]:
     return [(r.status, r.detail_index) if r.status == Status.STEP_DEADLINE else r.status for r in results]
 
 
-# -- who has the matcher ------------------------------------------------------------------------------------------------
+# -- who has the matcher
+# ------------------------------------------------------------------------------------------------
 
 
 def test_fork_when_its_source_is_in_the_lane_then_it_is_not_begun_and_stands_behind_it_later() -> None:
@@ -160,7 +190,9 @@ def test_fork_when_its_source_is_in_the_lane_then_it_is_not_begun_and_stands_beh
     fork = Item(2, Action.FORK, source_sequence_id=1, row=4)
     assert ends(bench.step(Item(1, accept=(0,), row=0), fork)) == [late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN)]
     assert len(bench.table) == 1
-    assert ends(bench.step(Item(1, row=0), fork)) == [late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN)], "also behind a question"
+    assert ends(bench.step(Item(1, row=0), fork)) == [late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN)], (
+        "also behind a question"
+    )
     bench.lane.work()
     results = bench.step(Item(1, row=0), fork)
     assert ends(results) == [Status.OK, late(LateIndex.UNDER_WAY)]
@@ -174,9 +206,11 @@ def test_fork_when_its_source_was_made_in_the_same_step_then_it_is_not_begun() -
     bench = Bench()
     bench.open(1, 0)
     results = bench.step(
-        Item(2, Action.OPEN, 1, row=0), Item(3, Action.FORK, source_sequence_id=2, row=1),
-        Item(4, Action.FORK, source_sequence_id=1, row=2), Item(5, Action.FORK, source_sequence_id=4, row=3),
-    )  # fmt: skip
+        Item(2, Action.OPEN, 1, row=0),
+        Item(3, Action.FORK, source_sequence_id=2, row=1),
+        Item(4, Action.FORK, source_sequence_id=1, row=2),
+        Item(5, Action.FORK, source_sequence_id=4, row=3),
+    )
     assert ends(results) == [late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN)] * 2
 
 
@@ -186,8 +220,10 @@ def test_advance_when_the_lane_copies_the_sequence_then_it_is_not_begun() -> Non
     bench.open(1, 0)
     fork, other = (Item(number, Action.FORK, source_sequence_id=1) for number in (2, 3))
     assert ends(bench.step(fork, Item(1, accept=(1,), row=0), other)) == [
-        late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN), late(LateIndex.NOT_BEGUN),
-    ]  # fmt: skip
+        late(LateIndex.UNDER_WAY),
+        late(LateIndex.NOT_BEGUN),
+        late(LateIndex.NOT_BEGUN),
+    ]
     assert ends(bench.step(Item(2, Action.CLOSE), Item(1, accept=(1,)))) == [Status.OK, late(LateIndex.NOT_BEGUN)]
     bench.lane.work()
     assert ends(bench.step(Item(1, accept=(1,), row=0))) == [late(LateIndex.UNDER_WAY)]
@@ -213,7 +249,9 @@ def test_fork_when_the_late_item_of_its_source_failed_then_it_stands_where_the_s
     assert (asked[0].position, bench.row(1), len(bench.table)) == (1, [1, 2], 2)
 
 
-@pytest.mark.parametrize("behind", [Item(1, accept=(1,)), Item(1, rollback=1), Item(1, Action.CLOSE)], ids=lambda item: item.action.name)
+@pytest.mark.parametrize(
+    "behind", [Item(1, accept=(1,)), Item(1, rollback=1), Item(1, Action.CLOSE)], ids=lambda item: item.action.name
+)
 def test_item_when_a_fork_before_it_was_not_begun_then_it_does_not_overtake_it(behind: Item) -> None:
     """Also when the lane lets go of the source in between: the fork is sent again, and must find it as it was."""
     bench = Bench()
@@ -244,7 +282,11 @@ def test_item_when_an_item_before_it_was_not_begun_then_no_fork_overtakes_that()
     bench.step(Item(1, accept=(1,)))
     bench.other.meanwhile["matcher"] = bench.lane.work
     both = [Item(1, accept=(2,)), Item(2, Action.FORK, source_sequence_id=1, row=2)]
-    assert ends(bench.step(both[0], Item(9, Action.OPEN, 2), both[1])) == [late(LateIndex.NOT_BEGUN), Status.OK, late(LateIndex.NOT_BEGUN)]
+    assert ends(bench.step(both[0], Item(9, Action.OPEN, 2), both[1])) == [
+        late(LateIndex.NOT_BEGUN),
+        Status.OK,
+        late(LateIndex.NOT_BEGUN),
+    ]
     assert ends(bench.step(*both)) == [late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN)]
     bench.lane.work()
     assert ends(bench.step(Item(1), both[1])) == [Status.OK, late(LateIndex.UNDER_WAY)]
@@ -258,8 +300,9 @@ def test_advance_when_the_copy_is_made_then_it_does_not_wait_for_the_rest_of_the
     bench.open(1, 0)
     advance = Item(1, accept=(1,), row=0)
     assert ends(bench.step(Item(2, Action.FORK, source_sequence_id=1, row=2), advance)) == [
-        late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN),
-    ]  # fmt: skip
+        late(LateIndex.UNDER_WAY),
+        late(LateIndex.NOT_BEGUN),
+    ]
     stepped: list[Result] = []
     bench.grammar.meanwhile["fill"] = lambda: stepped.extend(bench.step(advance)) if not stepped else None
     bench.lane.work(1)
@@ -283,7 +326,8 @@ def test_failed_position_when_the_lane_is_at_work_then_it_is_that_before_the_ite
     assert [(r.status, r.position) for r in results] == [(Status.STEP_DEADLINE, 1), (Status.SEQUENCE_EXISTS, 1)]
 
 
-# -- opening and forking may be slow, too -----------------------------------------------------------------------------------
+# -- opening and forking may be slow, too
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "action"), [("matcher", Action.OPEN), ("fork", Action.FORK)])
@@ -302,13 +346,17 @@ def test_create_when_a_matcher_takes_long_then_the_next_ones_are_made_in_the_lan
         result = results[at]
         while result.status == Status.STEP_DEADLINE:
             bench.lane.work()
-            again = made[at] if result.detail_index == LateIndex.NOT_BEGUN else Item(made[at].sequence_id, row=made[at].row)
+            again = (
+                made[at] if result.detail_index == LateIndex.NOT_BEGUN else Item(made[at].sequence_id, row=made[at].row)
+            )
             result = bench.step(again)[0]
         assert (result.status, bench.row(3 + at)) == (Status.OK, [1, 2] if action == Action.FORK else [0, 1])
 
 
 @pytest.mark.parametrize(("count", "is_slow"), [(1, True), (250, False)])
-def test_judge_when_an_item_has_hundreds_of_tokens_then_its_grammar_is_not_slow_for_that(count: int, is_slow: bool) -> None:
+def test_judge_when_an_item_has_hundreds_of_tokens_then_its_grammar_is_not_slow_for_that(
+    count: int, is_slow: bool
+) -> None:
     """A replay is long because the history is, not because the masks are slow."""
     bench = Bench(slow=False, row_seconds=0.01)
     bench.open(1)
@@ -322,7 +370,9 @@ def test_judge_when_an_item_has_hundreds_of_tokens_then_its_grammar_is_not_slow_
 
 @pytest.mark.parametrize("when_slow", ["wait", "fail"])
 @pytest.mark.parametrize("action", [Action.OPEN, Action.FORK, Action.ADVANCE])
-def test_item_when_it_has_thousands_of_tokens_then_it_runs_in_the_lane_and_the_next_does_not(action: Action, when_slow: WhenSlow) -> None:
+def test_item_when_it_has_thousands_of_tokens_then_it_runs_in_the_lane_and_the_next_does_not(
+    action: Action, when_slow: WhenSlow
+) -> None:
     """A restore holds up no neighbour, in pieces that are calls of their own, and makes no grammar slow."""
     bench = Bench(slow=False, when_slow=when_slow)
     bench.open(1)
@@ -335,14 +385,26 @@ def test_item_when_it_has_thousands_of_tokens_then_it_runs_in_the_lane_and_the_n
     assert len(pieces) > 5
     result = bench.step(Item(item.sequence_id, row=0))[0]
     assert (result.status, result.position, bench.row(0)) == (Status.OK, 2000, [0, 1])
-    assert ends(bench.step(Item(item.sequence_id, accept=(0,), row=0), Item(3, Action.FORK, source_sequence_id=1))) == [Status.OK] * 2
+    assert (
+        ends(bench.step(Item(item.sequence_id, accept=(0,), row=0), Item(3, Action.FORK, source_sequence_id=1)))
+        == [Status.OK] * 2
+    )
     assert not bench.lane.jobs
 
 
-# -- a surprise costs one sequence -------------------------------------------------------------------------------------------
+# -- a surprise costs one sequence
+# -------------------------------------------------------------------------------------------
 
 
-SURPRISES = [BackendError("x"), RuntimeError("x"), ValueError("x"), MemoryError(), RecursionError(), SystemExit(1), PanicError("x")]
+SURPRISES = [
+    BackendError("x"),
+    RuntimeError("x"),
+    ValueError("x"),
+    MemoryError(),
+    RecursionError(),
+    SystemExit(1),
+    PanicError("x"),
+]
 CALLS = {
     "matcher": Item(9, Action.OPEN, 1, row=1),
     "fork": Item(9, Action.FORK, source_sequence_id=1, row=1),
@@ -359,14 +421,24 @@ CALLS = {
 def test_step_when_a_backend_raises_anything_then_one_sequence_ends_at_most(
     name: str, slow: bool, drafts: tuple[int, ...], surprise: BaseException
 ) -> None:
-    """Neighbours have their rows, on the data path and beside the lane; the row of the failed item allows the stop only."""
+    """Neighbours have their rows, on the data path and beside the lane; the row of the failed item allows the stop
+    only."""
     bench = Bench(slow=slow, at_once=True, row_seconds=60.0)
     bench.open(1, 0)
     bench.open(2, 0)
     bench.open(3, 0, grammar_id=2)
     bench.grammar.surprises[name] = surprise
     item = CALLS[name]
-    item = Item(item.sequence_id, item.action, item.grammar_id, item.source_sequence_id, item.rollback, item.accept, drafts, item.row)
+    item = Item(
+        item.sequence_id,
+        item.action,
+        item.grammar_id,
+        item.source_sequence_id,
+        item.rollback,
+        item.accept,
+        drafts,
+        item.row,
+    )
     bench.rows.block[:] = -1
     with capture_logs() as logs:
         results = bench.step(Item(3, accept=(1,), row=0), item, Item(4, Action.OPEN, 2, row=5))

@@ -26,14 +26,14 @@ FINGERPRINT = bytes(range(32))
 STRUCTS = {
     "maskd_steps_header": (
         lay.STEPS_HEADER,
-        "magic layout_major layout_minor header_bytes total_bytes cell_count item_capacity token_capacity zero0 cells_offset "
-        "cell_stride_bytes items_offset tokens_offset session_id",
+        "magic layout_major layout_minor header_bytes total_bytes cell_count item_capacity token_capacity zero0 "
+        "cells_offset cell_stride_bytes items_offset tokens_offset session_id",
     ),
     "maskd_rows_header": (
         lay.ROWS_HEADER,
-        "magic layout_major layout_minor header_bytes total_bytes cell_count item_capacity row_capacity forced_capacity cells_offset "
-        "cell_stride_bytes results_offset forced_offset rows_offset row_stride_bytes vocab_size token_capacity session_id worker_epoch "
-        "fingerprint",
+        "magic layout_major layout_minor header_bytes total_bytes cell_count item_capacity row_capacity "
+        "forced_capacity cells_offset cell_stride_bytes results_offset forced_offset rows_offset row_stride_bytes "
+        "vocab_size token_capacity session_id worker_epoch fingerprint",
     ),
     "maskd_steps_cell": (lay.STEPS_CELL, "step item_count token_count"),
     "maskd_rows_cell": (lay.ROWS_CELL, "lock step item_count forced_count duration_ns"),
@@ -43,7 +43,8 @@ STRUCTS = {
     ),
     "maskd_result": (
         lay.RESULT,
-        "sequence_id status flags row row_count accepted_count position forced_offset forced_count detail_index detail_value",
+        "sequence_id status flags row row_count accepted_count position forced_offset forced_count "
+        "detail_index detail_value",
     ),
     "maskd_hello": (lay.HELLO, "magic layout_major layout_minor zero0 token"),
     "maskd_grant": (lay.GRANT, "magic status layout_major layout_minor session_id rows_bytes steps_bytes"),
@@ -115,17 +116,23 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     directory = tmp_path_factory.mktemp("layout")
     source = directory / "offsets.c"
     source.write_text(
-        '#include "maskd_shm.h"\n#include <stdio.h>\n#define P(name, value) printf("%s %llu\\n", name, (unsigned long long)(value))\n'
+        '#include "maskd_shm.h"\n#include <stdio.h>\n'
+        '#define P(name, value) printf("%s %llu\\n", name, (unsigned long long)(value))\n'
         "int main(void) {\n" + "\n".join(lines) + "\nreturn 0; }\n"
     )
     program = directory / "offsets"
-    subprocess.run([compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", str(source), "-o", str(program)], check=True)
+    subprocess.run(
+        [compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", str(source), "-o", str(program)],
+        check=True,
+    )
     out = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout
     return {name: int(value) for name, value in (line.split() for line in out.splitlines())}
 
 
 @pytest.mark.parametrize("name", STRUCTS)
-def test_layout_when_compiled_as_c_then_every_field_stands_where_python_has_it(name: str, compiled: dict[str, int]) -> None:
+def test_layout_when_compiled_as_c_then_every_field_stands_where_python_has_it(
+    name: str, compiled: dict[str, int]
+) -> None:
     """Offset and size of every field are the same in maskd_shm.h and in layout.py."""
     packed, fields = STRUCTS[name]
     python = offsets_of(packed, fields)
@@ -135,16 +142,21 @@ def test_layout_when_compiled_as_c_then_every_field_stands_where_python_has_it(n
 
 def test_layout_when_compiled_as_c_then_words_sizes_and_numbers_agree(compiled: dict[str, int]) -> None:
     """Hot words, sizes, magics, versions, actions and statuses are the same in C and Python."""
-    assert {f"{name}.{field}": offset for (name, field), offset in WORDS.items()} == {f"{n}.{f}": compiled[f"{n}.{f}"] for n, f in WORDS}
+    assert {f"{name}.{field}": offset for (name, field), offset in WORDS.items()} == {
+        f"{n}.{f}": compiled[f"{n}.{f}"] for n, f in WORDS
+    }
     assert {name: compiled[name] for name in CONSTANTS} == CONSTANTS
     assert {name: compiled[name] for name in SIZES} == SIZES
     assert compiled["maskd_steps_header"] == compiled["maskd_rows_header"] <= lay.PAGE_BYTES
 
 
 @pytest.mark.parametrize(
-    ("dtype", "packed", "name"), [(lay.ITEM_DTYPE, lay.ITEM, "maskd_item"), (lay.RESULT_DTYPE, lay.RESULT, "maskd_result")]
+    ("dtype", "packed", "name"),
+    [(lay.ITEM_DTYPE, lay.ITEM, "maskd_item"), (lay.RESULT_DTYPE, lay.RESULT, "maskd_result")],
 )
-def test_dtype_when_compared_with_its_struct_then_the_fields_are_the_same(dtype: np.dtype, packed: struct.Struct, name: str) -> None:
+def test_dtype_when_compared_with_its_struct_then_the_fields_are_the_same(
+    dtype: np.dtype, packed: struct.Struct, name: str
+) -> None:
     """The numpy record of items and results is the packed struct."""
     expected = offsets_of(packed, STRUCTS[name][1])
     assert dtype.itemsize == packed.size
@@ -188,8 +200,12 @@ def test_rows_header_when_a_byte_is_wrong_then_it_is_refused_or_only_names_diffe
     assert layout == LAYOUT or layout.rows_bytes == LAYOUT.rows_bytes
 
 
-@given(st.integers(1, 300_000), st.integers(1, lay.MAX_ITEMS), st.integers(1, lay.MAX_ROWS), st.integers(1, lay.MAX_TOKENS))
-def test_layout_when_capacities_are_allowed_then_parts_do_not_overlap(vocab_size: int, items: int, rows: int, tokens: int) -> None:
+@given(
+    st.integers(1, 300_000), st.integers(1, lay.MAX_ITEMS), st.integers(1, lay.MAX_ROWS), st.integers(1, lay.MAX_TOKENS)
+)
+def test_layout_when_capacities_are_allowed_then_parts_do_not_overlap(
+    vocab_size: int, items: int, rows: int, tokens: int
+) -> None:
     """Every part ends before the next one starts, rows start on pages, and all sums fit in 63 bits."""
     layout = Layout(vocab_size, items, rows, tokens)
     assert layout.items_offset + 64 * items <= layout.tokens_offset

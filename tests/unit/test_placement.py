@@ -1,4 +1,5 @@
-"""Where the data path runs, on the processors of this machine; each test in a thread of its own, whose affinity ends with it."""
+"""Where the data path runs, on the processors of this machine; each test in a thread of its own, whose affinity ends
+with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The worker's threads for long work: whatever a job raises is the answer of that job, and the thread does the next one."""
+"""The worker's threads for long work: whatever a job raises is the answer of that job, and the thread does the next
+one."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def outcome(pool: WorkPool, job: Any) -> Any:
     return came[0]
 
 
-@pytest.mark.parametrize("error", [GrammarError("wrong"), RuntimeError("x"), MemoryError(), SystemExit(1), PanicError("x")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [GrammarError("wrong"), RuntimeError("x"), MemoryError(), SystemExit(1), PanicError("x")], ids=repr
+)
 def test_job_when_it_raises_anything_then_that_is_its_answer_and_the_thread_lives(error: BaseException) -> None:
     """One thread, so that a thread that died would be missed."""
 

@@ -1,7 +1,7 @@
 """The ring between engine and worker, both ends in one process, in any order of events, against a model.
 
-The model: steps are answered in the order in which they were published, each once, two under way at most; the reply to a step stays as it
-is until the step after the next is served; whoever sleeps is woken, and whoever is awake is not.
+The model: steps are answered in the order in which they were published, each once, two under way at most; the reply to
+a step stays as it is until the step after the next is served; whoever sleeps is woken, and whoever is awake is not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from maskd.grammar import GrammarSpec
 from maskd.ipc.marker import Marker
 from maskd.sequences import HeldGrammar, SequenceTable
 from maskd.shm import layout as lay
-from maskd.shm.arena import Arena, Reply
+from maskd.shm.arena import Arena
+from maskd.shm.cells import Reply
 from maskd.step import Action, Item
 from maskd.worker.shared_session import SharedSession
 from tests.conftest import byte_vocabulary
@@ -43,7 +44,9 @@ class RingMachine(RuleBasedStateMachine):
     def begin(self, start: int, capacity: int) -> None:
         layout = lay.Layout(VOCABULARY.vocab_size, capacity, capacity, 8)
         self.marker = Marker()
-        table = SequenceTable(len(VOCABULARY.tokens), VOCABULARY.vocab_size, VOCABULARY.stop_token_ids, 8, marker=self.marker.words)
+        table = SequenceTable(
+            len(VOCABULARY.tokens), VOCABULARY.vocab_size, VOCABULARY.stop_token_ids, 8, marker=self.marker.words
+        )
         table.grammars[1] = HeldGrammar.of(1, GRAMMAR, None)
         self.worker = SharedSession(7, VOCABULARY, layout, table, 1, self.marker)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -69,7 +72,14 @@ class RingMachine(RuleBasedStateMachine):
     @rule(plain=st.booleans())
     def submit(self, plain: bool) -> None:
         action = Action.ADVANCE if self.accepted else Action.OPEN
-        item = Item(1, action, 1, accept=(LETTERS[self.accepted % 10],), row=0 if plain else self.capacity - 1, want_forced=not plain)
+        item = Item(
+            1,
+            action,
+            1,
+            accept=(LETTERS[self.accepted % 10],),
+            row=0 if plain else self.capacity - 1,
+            want_forced=not plain,
+        )
         if self.outstanding == 2:
             with pytest.raises(StepOrderError):
                 self.engine.submit([item])
@@ -112,7 +122,8 @@ class RingMachine(RuleBasedStateMachine):
         assert self.worker.has_work == (self.engine.submitted > self.worker.completed)
         if not self.worker.has_work:
             with pytest.raises(ProtocolError):
-                self.worker.serve()  # a spurious wake-up is answered by looking at ``has_work``; without that it is a broken contract
+                # a spurious wake-up is answered by looking at ``has_work``; without that it is a broken contract
+                self.worker.serve()
             return
         _shm.store_u32(self.worker.sleep_word, 0)
         self.worker_asleep = False
@@ -192,6 +203,8 @@ def test_ring_when_a_step_is_published_twice_or_too_far_ahead_then_protocol_erro
         _shm.store_u64(machine.worker.published_word, 1)
         with pytest.raises(ProtocolError):  # the cell holds no step yet
             machine.worker.serve()
-        assert np.frombuffer(machine.engine._rows.view, dtype=np.uint64, count=1, offset=lay.COMPLETED_STEP_OFFSET)[0] == 0
+        assert (
+            np.frombuffer(machine.engine._rows.view, dtype=np.uint64, count=1, offset=lay.COMPLETED_STEP_OFFSET)[0] == 0
+        )
     finally:
         machine.teardown()

@@ -99,7 +99,8 @@ def test_schema_when_malformed_then_pointer_says_where(schema: object, where: st
 
 
 @pytest.mark.parametrize(
-    "schema", [False, {"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}]
+    "schema",
+    [False, {"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}],
 )
 def test_schema_when_nothing_can_match_then_unsatisfiable(schema: object) -> None:
     """false, and references that lead back to themselves."""
@@ -145,12 +146,23 @@ def test_ref_when_it_is_a_name_or_a_value_then_left_alone() -> None:
 def test_keywords_when_spelled_in_older_ways_then_as_today() -> None:
     """Whole numbers written as 2.0, the flags of draft 4, and "unevaluated" where nothing else evaluates."""
     schema = {
-        "minLength": 2.0, "minimum": 5, "exclusiveMinimum": True, "maximum": 9, "exclusiveMaximum": False,
-        "unevaluatedProperties": False, "prefixItems": [{}], "unevaluatedItems": False,
-    }  # fmt: skip
+        "minLength": 2.0,
+        "minimum": 5,
+        "exclusiveMinimum": True,
+        "maximum": 9,
+        "exclusiveMaximum": False,
+        "unevaluatedProperties": False,
+        "prefixItems": [{}],
+        "unevaluatedItems": False,
+    }
     assert parsed(schema).value == {
-        "minLength": 2, "exclusiveMinimum": 5, "maximum": 9, "prefixItems": [{}], "additionalProperties": False, "items": False,
-    }  # fmt: skip
+        "minLength": 2,
+        "exclusiveMinimum": 5,
+        "maximum": 9,
+        "prefixItems": [{}],
+        "additionalProperties": False,
+        "items": False,
+    }
     composed = {"allOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False}
     assert parsed(composed).value == composed
 
@@ -161,12 +173,18 @@ S = {"type": "string"}
 @pytest.mark.parametrize(
     ("schema", "closed"),
     [
-        ({"type": "object", "properties": {"a": S}}, {"type": "object", "properties": {"a": S}, "additionalProperties": False}),
+        (
+            {"type": "object", "properties": {"a": S}},
+            {"type": "object", "properties": {"a": S}, "additionalProperties": False},
+        ),
         ({"type": "object", "additionalProperties": S}, {"type": "object", "additionalProperties": S}),
         ({"type": "object", "additionalProperties": True}, {"type": "object", "additionalProperties": True}),
         ({"type": ["object", "null"]}, {"type": ["object", "null"], "additionalProperties": False}),
         ({"properties": {"a": S}}, {"properties": {"a": S}, "additionalProperties": False}),
-        ({"type": "array", "items": {"type": "object"}}, {"type": "array", "items": {"type": "object", "additionalProperties": False}}),
+        (
+            {"type": "array", "items": {"type": "object"}},
+            {"type": "array", "items": {"type": "object", "additionalProperties": False}},
+        ),
         ({}, {}),
         (S, S),
         ({"enum": [{"type": "object"}]}, {"enum": [{"type": "object"}]}),
@@ -213,8 +231,13 @@ def test_forbid_when_a_definition_is_used_alone_and_composed_then_each_use_gets_
     """Closed where it stands alone, open where another schema adds properties; pointers lead back to the one source."""
     schema = {
         "type": "object",
-        "$defs": {"p": {"type": "object", "properties": {"n": {"type": "array", "uniqueItems": True}, "again": {"$ref": "#"}}}},
-        "properties": {"alone": {"$ref": "#/$defs/p"}, "more": {"allOf": [{"$ref": "#/$defs/p"}, {"properties": {"m": S}}]}},
+        "$defs": {
+            "p": {"type": "object", "properties": {"n": {"type": "array", "uniqueItems": True}, "again": {"$ref": "#"}}}
+        },
+        "properties": {
+            "alone": {"$ref": "#/$defs/p"},
+            "more": {"allOf": [{"$ref": "#/$defs/p"}, {"properties": {"m": S}}]},
+        },
     }
     result = parsed(schema, FORBID)
     alone = result.value["properties"]["alone"]["$ref"]

@@ -133,7 +133,9 @@ def test_mapping_when_closed_with_a_view_left_then_the_view_stays_readable(fd: i
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM, errno.EFBIG])
-def test_segment_when_there_is_no_memory_then_a_capacity_error_and_no_descriptor_left(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segment_when_there_is_no_memory_then_a_capacity_error_and_no_descriptor_left(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full machine is an error at the door, and says how much was wanted."""
 
     def refuse(*_: object) -> None:

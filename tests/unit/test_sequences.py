@@ -28,7 +28,8 @@ DEAD_END = 9
 
 
 def allowed(history: Sequence[int], stop: int = STOP) -> set[int]:
-    """The toy grammar: digits 0..9; after 9 nothing; after 7 only 8, after 8 only 7 or the stop; the stop after an even digit."""
+    """The toy grammar: digits 0..9; after 9 nothing; after 7 only 8, after 8 only 7 or the stop; the stop after an even
+    digit."""
     if not history:
         return set(range(10))
     last = history[-1]
@@ -139,7 +140,7 @@ def batch_of(items: Sequence[_shm.ItemTuple], *, plain: bool) -> _shm.Batch:
     short = [
         plain and named[i[1]] == 1 and not (i[0] or i[2] or i[3] or i[6] or i[9]) and i[7] >= 0 and len(i[8]) == 1
         for i in items
-    ]  # fmt: skip
+    ]
     return (
         [i[1] if yes else 0 for i, yes in zip(items, short, strict=True)],
         [i[8][0] if yes else 0 for i, yes in zip(items, short, strict=True)],
@@ -170,7 +171,11 @@ class Bench:
 
     def _table(self, batch: Batch, first: type[Matcher], second: type[Matcher]) -> tuple[SequenceTable, Rows]:
         table = SequenceTable(TOKEN_COUNT, VOCAB_SIZE, (STOP,), CAPACITY, forced_limit=FORCED_LIMIT)
-        for grammar_id, stop, kind, by in ((1, STOP, first, None), (2, STOP, second, batch), (3, OTHER_STOP, Matcher, None)):
+        for grammar_id, stop, kind, by in (
+            (1, STOP, first, None),
+            (2, STOP, second, batch),
+            (3, OTHER_STOP, Matcher, None),
+        ):
             table.grammars[grammar_id] = HeldGrammar.of(grammar_id, Grammar(self.faults, stop, kind), by)  # type: ignore[arg-type]
         return table, Rows(np.zeros((ROWS, len(row_of((), VOCAB_SIZE))), dtype=np.int32))
 
@@ -179,17 +184,42 @@ class Bench:
         self.number += 1
         self.rows.block[:] = self.long_rows.block[:] = -1
         tuples: list[_shm.ItemTuple] = [
-            (status, i.sequence_id, int(i.action), int(i.want_forced), i.grammar_id, i.source_sequence_id, i.rollback, i.row,
-             tuple(i.accept), tuple(i.drafts), -1, 0)
+            (
+                status,
+                i.sequence_id,
+                int(i.action),
+                int(i.want_forced),
+                i.grammar_id,
+                i.source_sequence_id,
+                i.rollback,
+                i.row,
+                tuple(i.accept),
+                tuple(i.drafts),
+                -1,
+                0,
+            )
             for i in items
-        ]  # fmt: skip
+        ]
         batch, long_batch = batch_of(tuples, plain=True), batch_of(tuples, plain=False)
         results = in_full(batch, self.table.step(self.number, batch, self.rows))
         assert results == self.long_table.step(self.number, long_batch, self.long_rows)
         np.testing.assert_array_equal(self.rows.block, self.long_rows.block)
         assert self.state(self.table) == self.state(self.long_table)
         return [
-            Result(r[0], Status(r[1]), r[3], r[4], r[5], r[6], bool(r[2] & 1), bool(r[2] & 2), bool(r[2] & 4), r[7], r[8], r[9])
+            Result(
+                r[0],
+                Status(r[1]),
+                r[3],
+                r[4],
+                r[5],
+                r[6],
+                bool(r[2] & 1),
+                bool(r[2] & 2),
+                bool(r[2] & 4),
+                r[7],
+                r[8],
+                r[9],
+            )
             for r in results
         ]
 
@@ -214,15 +244,24 @@ def test_step_when_a_sequence_lives_then_rows_positions_and_end_are_right() -> N
     bench = Bench()
     assert bench.step(Item(1, Action.OPEN, 1, row=2)) == [Result(1, row=2, row_count=1)]
     assert bench.row(2) == set(range(10))
-    assert bench.step(Item(1, accept=(4,), row=0)) == [Result(1, row=0, row_count=1, accepted_count=1, position=1, accepting=True)]
+    assert bench.step(Item(1, accept=(4,), row=0)) == [
+        Result(1, row=0, row_count=1, accepted_count=1, position=1, accepting=True)
+    ]
     assert bench.row(0) == set(range(10)) | {STOP}
     assert bench.step(Item(1, accept=(STOP,), row=0)) == [Result(1, accepted_count=1, position=2, terminated=True)]
     assert bench.row(0) == {STOP}
     assert bench.step(Item(1, row=1)) == [Result(1, position=2, terminated=True)]
     assert bench.row(1) == {STOP}
     failed = bench.step(Item(1, accept=(1,), row=1))[0]
-    assert (failed.status, failed.terminated, failed.position, bench.row(1)) == (Status.SEQUENCE_TERMINATED, True, 2, {STOP})
-    assert bench.step(Item(1, rollback=2, accept=(1, 7), row=1))[0] == Result(1, row=1, row_count=1, accepted_count=2, position=2)
+    assert (failed.status, failed.terminated, failed.position, bench.row(1)) == (
+        Status.SEQUENCE_TERMINATED,
+        True,
+        2,
+        {STOP},
+    )
+    assert bench.step(Item(1, rollback=2, accept=(1, 7), row=1))[0] == Result(
+        1, row=1, row_count=1, accepted_count=2, position=2
+    )
     assert bench.row(1) == {8}
     assert bench.step(Item(1, rollback=ROLLBACK_ALL, row=1))[0] == Result(1, row=1, row_count=1)
     assert bench.step(Item(1, Action.CLOSE, row=3)) == [Result(1)]
@@ -237,7 +276,13 @@ def test_step_when_drafts_are_walked_then_every_position_has_its_row_and_the_sta
     opened(bench, 1)
     result = bench.step(Item(1, accept=(4,), drafts=(7, 8, STOP, 1), row=1))[0]
     assert (result.row, result.row_count, result.position, result.accepting) == (1, 3, 1, True)
-    assert [bench.row(row) for row in range(1, 6)] == [set(range(10)) | {STOP}, {8}, set(range(10)) | {STOP}, {STOP}, {STOP}]
+    assert [bench.row(row) for row in range(1, 6)] == [
+        set(range(10)) | {STOP},
+        {8},
+        set(range(10)) | {STOP},
+        {STOP},
+        {STOP},
+    ]
     result = bench.step(Item(1, drafts=(50, 1), row=1))[0]
     assert (result.row_count, [bench.row(row) for row in (2, 3)]) == (1, [{STOP}, {STOP}])
     assert bench.step(Item(1, row=0))[0].position == 1
@@ -268,9 +313,15 @@ def test_step_when_every_item_fails_in_its_own_way_then_neighbours_are_served() 
         Item(9, Action.OPEN, 1, accept=(2,), row=7),
     )
     assert [(r.status, r.detail_value) for r in results] == [
-        (Status.OK, 0), (Status.TOKEN_REJECTED, 50), (Status.ROLLBACK_TOO_FAR, 1), (Status.SEQUENCE_NOT_FOUND, 99),
-        (Status.SEQUENCE_EXISTS, 1), (Status.GRAMMAR_NOT_FOUND, 55), (Status.SEQUENCE_NOT_FOUND, 55), (Status.OK, 0),
-    ]  # fmt: skip
+        (Status.OK, 0),
+        (Status.TOKEN_REJECTED, 50),
+        (Status.ROLLBACK_TOO_FAR, 1),
+        (Status.SEQUENCE_NOT_FOUND, 99),
+        (Status.SEQUENCE_EXISTS, 1),
+        (Status.GRAMMAR_NOT_FOUND, 55),
+        (Status.SEQUENCE_NOT_FOUND, 55),
+        (Status.OK, 0),
+    ]
     assert [bench.row(row) for row in range(8)] == [set(range(10)) | {STOP}] + [{STOP}] * 6 + [set(range(10)) | {STOP}]
     assert [r.position for r in bench.step(Item(1), Item(2), Item(3), Item(9))] == [2, 1, 1, 1]
 
@@ -281,11 +332,17 @@ def test_step_when_the_table_is_full_then_open_and_fork_are_refused_until_one_cl
     for sequence_id in range(1, CAPACITY + 1):
         assert opened(bench, sequence_id).status == Status.OK
     results = bench.step(
-        Item(50, Action.OPEN, 1), Item(51, Action.FORK, source_sequence_id=1), Item(2, Action.CLOSE), Item(52, Action.OPEN, 1)
+        Item(50, Action.OPEN, 1),
+        Item(51, Action.FORK, source_sequence_id=1),
+        Item(2, Action.CLOSE),
+        Item(52, Action.OPEN, 1),
     )
     assert [(r.status, r.detail_value) for r in results] == [
-        (Status.SEQUENCE_CAPACITY, CAPACITY), (Status.SEQUENCE_CAPACITY, CAPACITY), (Status.OK, 0), (Status.OK, 0),
-    ]  # fmt: skip
+        (Status.SEQUENCE_CAPACITY, CAPACITY),
+        (Status.SEQUENCE_CAPACITY, CAPACITY),
+        (Status.OK, 0),
+        (Status.OK, 0),
+    ]
     assert len(bench.table) == CAPACITY
 
 
@@ -293,7 +350,10 @@ def test_step_when_tokens_were_out_of_range_then_the_row_is_closed() -> None:
     """Whoever overlooks the status samples a stop token, not from the mask of two steps ago."""
     bench = Bench()
     opened(bench, 1)
-    assert bench.step(Item(1, accept=(500,), drafts=(1,), row=2), status=Status.TOKEN_OUT_OF_RANGE)[0].status == Status.TOKEN_OUT_OF_RANGE
+    assert (
+        bench.step(Item(1, accept=(500,), drafts=(1,), row=2), status=Status.TOKEN_OUT_OF_RANGE)[0].status
+        == Status.TOKEN_OUT_OF_RANGE
+    )
     assert [bench.row(row) for row in (2, 3)] == [{STOP}, {STOP}]
 
 
@@ -312,9 +372,15 @@ def test_step_when_nothing_is_allowed_then_an_error_and_the_sequence_stands_befo
     opened(bench, 1, grammar_id, (1, 2))
     opened(bench, 2, 2, (1,))
     results = bench.step(Item(1, rollback=1, accept=(DEAD_END,), row=0), Item(2, accept=(2,), row=1))
-    assert [(r.status, r.position, r.row_count) for r in results] == [(Status.NO_TOKEN_ALLOWED, 2, 0), (Status.OK, 2, 1)]
+    assert [(r.status, r.position, r.row_count) for r in results] == [
+        (Status.NO_TOKEN_ALLOWED, 2, 0),
+        (Status.OK, 2, 1),
+    ]
     assert (bench.row(0), bench.row(1)) == ({STOP}, set(range(10)) | {STOP})
-    assert bench.step(Item(1, accept=(DEAD_END,), row=0), Item(2, accept=(DEAD_END,), row=1))[1].status == Status.NO_TOKEN_ALLOWED
+    assert (
+        bench.step(Item(1, accept=(DEAD_END,), row=0), Item(2, accept=(DEAD_END,), row=1))[1].status
+        == Status.NO_TOKEN_ALLOWED
+    )
     assert [r.position for r in bench.step(Item(1), Item(2))] == [2, 2]
 
 
@@ -348,7 +414,10 @@ def test_step_when_a_created_sequence_cannot_be_filled_then_it_was_never_there()
     assert [r.status for r in results] == [Status.BACKEND_FAILED] * 2
     bench.faults.fill.clear()
     assert len(bench.table) == 1
-    assert [r.position for r in bench.step(Item(1), Item(2, Action.OPEN, 1, accept=(1,)), Item(3, Action.FORK, source_sequence_id=1))] == [
+    assert [
+        r.position
+        for r in bench.step(Item(1), Item(2, Action.OPEN, 1, accept=(1,)), Item(3, Action.FORK, source_sequence_id=1))
+    ] == [
         1,
         1,
         1,
@@ -362,13 +431,21 @@ def test_step_when_a_row_behind_which_a_fork_stands_cannot_be_made_then_the_fork
         if action == Action.ADVANCE:
             opened(bench, 1, 2, (1,))
         results = bench.step(
-            Item(1, action, 2, accept=(DEAD_END,), row=0), Item(2, Action.FORK, source_sequence_id=1), Item(3, Action.OPEN, 2, row=1)
+            Item(1, action, 2, accept=(DEAD_END,), row=0),
+            Item(2, Action.FORK, source_sequence_id=1),
+            Item(3, Action.OPEN, 2, row=1),
         )
         forked = Status.OK if action == Action.ADVANCE else Status.SEQUENCE_NOT_FOUND
-        assert [(r.status, r.position) for r in results] == [(Status.NO_TOKEN_ALLOWED, position), (forked, position), (Status.OK, 0)]
+        assert [(r.status, r.position) for r in results] == [
+            (Status.NO_TOKEN_ALLOWED, position),
+            (forked, position),
+            (Status.OK, 0),
+        ]
 
 
-@pytest.mark.parametrize("items", [Item(1, accept=(5,), row=0), Item(1, accept=(5, 5), row=0), Item(1, drafts=(5,), row=0)])
+@pytest.mark.parametrize(
+    "items", [Item(1, accept=(5,), row=0), Item(1, accept=(5, 5), row=0), Item(1, drafts=(5,), row=0)]
+)
 def test_step_when_an_accept_fails_then_the_sequence_is_closed_and_says_so(items: Item) -> None:
     """Nobody knows the state of a matcher whose accept failed; only that sequence is gone."""
     bench = Bench()
@@ -490,9 +567,18 @@ class TableMachine(RuleBasedStateMachine):
             kept = tuple(drafts) if wanted else ()
             fits = wanted and row + len(kept) < ROWS
             batch.append(
-                Item(item.sequence_id, item.action, item.grammar_id, item.source_sequence_id, item.rollback, tuple(item.accept),
-                     kept if fits else (), row if fits else NO_ROW, forced)
-            )  # fmt: skip
+                Item(
+                    item.sequence_id,
+                    item.action,
+                    item.grammar_id,
+                    item.source_sequence_id,
+                    item.rollback,
+                    tuple(item.accept),
+                    kept if fits else (),
+                    row if fits else NO_ROW,
+                    forced,
+                )
+            )
             row += 1 + len(kept) if fits else 0
         self.bench.faults.fill = fail
         results = self.bench.step(*batch)
@@ -500,7 +586,9 @@ class TableMachine(RuleBasedStateMachine):
         seen: set[int] = set()
         checks: list[tuple[Status, int, list[set[int]]]] = []
         for at, item in enumerate(batch):
-            if item.action == Action.FORK and item.source_sequence_id in {batch[one].sequence_id for one in self.deferred}:
+            if item.action == Action.FORK and item.source_sequence_id in {
+                batch[one].sequence_id for one in self.deferred
+            }:
                 self.fill_deferred(batch, fail, checks)
             checks.append(self.expect(at, item, fail, seen))
         self.fill_deferred(batch, fail, checks)
@@ -524,11 +612,15 @@ class TableMachine(RuleBasedStateMachine):
     def open_all(self, grammars: list[int], fail: set[tuple[int, ...]]) -> None:
         self.step([(Item(at, Action.OPEN, grammar, row=1), [], False) for at, grammar in enumerate(grammars, 1)], fail)
 
-    @rule(items=st.lists(PLAIN, min_size=1, max_size=6), fail=st.sets(st.sampled_from([(1,), (4,), (2, 2)]), max_size=2))
+    @rule(
+        items=st.lists(PLAIN, min_size=1, max_size=6), fail=st.sets(st.sampled_from([(1,), (4,), (2, 2)]), max_size=2)
+    )
     def usual_step(self, items: list[Item], fail: set[tuple[int, ...]]) -> None:
         self.step([(item, [], False) for item in items], fail)
 
-    def expect(self, number: int, item: Item, fail: set[tuple[int, ...]], seen: set[int]) -> tuple[Status, int, list[set[int]]]:
+    def expect(
+        self, number: int, item: Item, fail: set[tuple[int, ...]], seen: set[int]
+    ) -> tuple[Status, int, list[set[int]]]:
         """Does the item on the model: (status, position, rows)."""
         known = self.model.get(item.sequence_id)
         at = len(known.history) if known else 0
@@ -583,14 +675,21 @@ class TableMachine(RuleBasedStateMachine):
         seen.add(item.sequence_id)
         return Status.OK, len(sequence.history), rows
 
-    def fill_deferred(self, batch: list[Item], fail: set[tuple[int, ...]], checks: list[tuple[Status, int, list[set[int]]]]) -> None:
-        """Single rows are filled when all items are done, or when one of their sequences is forked, and taken back then."""
+    def fill_deferred(
+        self, batch: list[Item], fail: set[tuple[int, ...]], checks: list[tuple[Status, int, list[set[int]]]]
+    ) -> None:
+        """Single rows are filled when all items are done, or when one of their sequences is forked, and taken back
+        then."""
         for at, before in self.deferred.items():
             checks[at] = self.fill_late(batch[at], fail, checks[at], before)
         self.deferred.clear()
 
     def fill_late(
-        self, item: Item, fail: set[tuple[int, ...]], check: tuple[Status, int, list[set[int]]], before: tuple[ModelSequence | None]
+        self,
+        item: Item,
+        fail: set[tuple[int, ...]],
+        check: tuple[Status, int, list[set[int]]],
+        before: tuple[ModelSequence | None],
     ) -> tuple[Status, int, list[set[int]]]:
         """Fills the one row of an item that was done: (status, position, rows); what cannot be filled is taken back."""
         sequence = self.model[item.sequence_id]

@@ -47,9 +47,15 @@ class Cell:
 
     def read_batch(self, step: int = 1) -> _shm.Batch | None:
         return _shm.read_step(
-            self.bytes.ctypes.data, LAYOUT.items_offset, LAYOUT.tokens_offset, LAYOUT.item_capacity, LAYOUT.token_capacity,
-            LAYOUT.vocab_size, LAYOUT.row_capacity, step,
-        )  # fmt: skip
+            self.bytes.ctypes.data,
+            LAYOUT.items_offset,
+            LAYOUT.tokens_offset,
+            LAYOUT.item_capacity,
+            LAYOUT.token_capacity,
+            LAYOUT.vocab_size,
+            LAYOUT.row_capacity,
+            step,
+        )
 
 
 def one(**fields: object) -> Cell:
@@ -109,15 +115,25 @@ COUNT = st.one_of(st.integers(0, 9), st.sampled_from([1 << 31, (1 << 32) - 1]))
     st.lists(st.tuples(WILD, st.integers(0, 5), st.integers(0, 3), WILD, WILD, COUNT, COUNT, COUNT), max_size=4),
     st.lists(small, max_size=16),
 )
-def test_read_step_when_items_are_half_right_then_none_or_items_within_bounds(items: list[tuple[int, ...]], tokens: list[int]) -> None:
+def test_read_step_when_items_are_half_right_then_none_or_items_within_bounds(
+    items: list[tuple[int, ...]], tokens: list[int]
+) -> None:
     """Plausible cells with wild numbers in them pass only within bounds."""
     cell = Cell()
     cell.tokens[: len(tokens)] = tokens
-    for record, (sequence_id, action, flags, rollback, row, offset, accept, drafts) in zip(cell.items, items, strict=False):
+    for record, (sequence_id, action, flags, rollback, row, offset, accept, drafts) in zip(
+        cell.items, items, strict=False
+    ):
         for name, value in (
-            ("sequence_id", sequence_id), ("action", action), ("flags", flags), ("rollback", rollback), ("row", row),
-            ("accept_offset", offset), ("accept_count", accept), ("draft_count", drafts),
-        ):  # fmt: skip
+            ("sequence_id", sequence_id),
+            ("action", action),
+            ("flags", flags),
+            ("rollback", rollback),
+            ("row", row),
+            ("accept_offset", offset),
+            ("accept_count", accept),
+            ("draft_count", drafts),
+        ):
             record[name] = value
     cell.head(1, len(items), len(tokens))
     out = cell.read()
@@ -177,7 +193,9 @@ def test_read_step_when_two_items_want_a_row_then_the_second_is_refused() -> Non
     assert [(item[0], item[10]) for item in items] == [(Status.OK, -1), (Status.INVALID_ITEM, ItemField.ROW_TAKEN)]
 
 
-@pytest.mark.parametrize("head", [(2, 1, 0), (0, 1, 0), (1, 5, 0), (1, 1, 17), (1, (1 << 32) - 1, 0), (1, 0, (1 << 32) - 1)])
+@pytest.mark.parametrize(
+    "head", [(2, 1, 0), (0, 1, 0), (1, 5, 0), (1, 1, 17), (1, (1 << 32) - 1, 0), (1, 0, (1 << 32) - 1)]
+)
 def test_read_step_when_the_cell_lies_about_itself_then_none(head: tuple[int, int, int]) -> None:
     """Another step's number, or counts beyond the capacity, end the session: there is nothing to answer."""
     cell = Cell()
@@ -194,13 +212,15 @@ def test_read_step_when_items_are_plain_then_lists_and_the_others_in_full() -> N
     cell.items["accept_offset"][:4] = (0, 5, 0, 5)
     cell.head(1, 4, 8)
     assert cell.read_batch() == (
-        [7, 0, 0, 0], [10, 0, 0, 0], [3, 0, 0, 0],
+        [7, 0, 0, 0],
+        [10, 0, 0, 0],
+        [3, 0, 0, 0],
         {
             1: (0, 8, 0, 0, 0, 0, 0, 1, (15,), (), -1, 0),
             2: (0, 9, 0, 0, 0, 0, 1, 0, (10,), (), -1, 0),
             3: (0, 8, 0, 0, 0, 0, 0, 2, (15,), (), -1, 0),
         },
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,9 +255,15 @@ def test_read_step_when_sequences_are_named_twice_then_none_of_them_is_plain(num
     items["row"], items["accept_count"] = np.arange(len(numbers)), 1
     lay.STEPS_CELL.pack_into(raw, 0, 1, len(numbers), 1)
     batch = _shm.read_step(
-        raw.ctypes.data, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
-        layout.vocab_size, layout.row_capacity, 1,
-    )  # fmt: skip
+        raw.ctypes.data,
+        layout.items_offset,
+        layout.tokens_offset,
+        layout.item_capacity,
+        layout.token_capacity,
+        layout.vocab_size,
+        layout.row_capacity,
+        1,
+    )
     assert batch is not None
     assert batch[0] == [number * factor if numbers.count(number) == 1 else 0 for number in numbers]
     assert set(batch[3]) == {at for at, number in enumerate(numbers) if numbers.count(number) > 1}
@@ -256,9 +282,15 @@ def test_read_step_when_all_ids_fall_on_one_slot_then_all_come_in_full() -> None
     items["sequence_id"], items["row"], items["accept_count"] = ids, np.arange(len(items)), 1
     lay.STEPS_CELL.pack_into(raw, 0, 1, len(items), 1)
     batch = _shm.read_step(
-        raw.ctypes.data, layout.items_offset, layout.tokens_offset, layout.item_capacity, layout.token_capacity,
-        layout.vocab_size, layout.row_capacity, 1,
-    )  # fmt: skip
+        raw.ctypes.data,
+        layout.items_offset,
+        layout.tokens_offset,
+        layout.item_capacity,
+        layout.token_capacity,
+        layout.vocab_size,
+        layout.row_capacity,
+        1,
+    )
     assert batch is not None
     assert [item_of(batch, at)[1] for at in range(len(items))] == ids
     assert len(batch[3]) == len(items)
@@ -269,7 +301,15 @@ def results_cell(
 ) -> tuple[NDArray[np.uint8], NDArray[np.void], NDArray[np.int32]]:
     raw = np.zeros(LAYOUT.rows_offset, dtype=np.uint8)
     _shm.write_results(
-        raw.ctypes.data, LAYOUT.results_offset, LAYOUT.forced_offset, LAYOUT.forced_capacity, 9, 123, list(ids), list(rows), results
+        raw.ctypes.data,
+        LAYOUT.results_offset,
+        LAYOUT.forced_offset,
+        LAYOUT.forced_capacity,
+        9,
+        123,
+        list(ids),
+        list(rows),
+        results,
     )
     table = raw[LAYOUT.results_offset :][: RESULT_DTYPE.itemsize * len(results)].view(RESULT_DTYPE)
     return raw, table, raw[LAYOUT.forced_offset :][: 4 * LAYOUT.forced_capacity].view(np.int32)
@@ -298,11 +338,19 @@ def test_write_results_when_a_result_is_a_position_then_it_is_written_out() -> N
     full = (5, 0, 2, 1, 1, 1, 9, (4,), -1, 0)
     _, table, _ = results_cell([77, full, 3], [1 << 40, 0, 6], [3, 0, 2])
     fields = [(*r[:7], *r[8:11]) for r in table.tolist()]
-    assert fields == [(1 << 40, 0, 0, 3, 1, 1, 77, 0, -1, 0), (5, 0, 2, 1, 1, 1, 9, 1, -1, 0), (6, 0, 0, 2, 1, 1, 3, 0, -1, 0)]
+    assert fields == [
+        (1 << 40, 0, 0, 3, 1, 1, 77, 0, -1, 0),
+        (5, 0, 2, 1, 1, 1, 9, 1, -1, 0),
+        (6, 0, 0, 2, 1, 1, 3, 0, -1, 0),
+    ]
 
 
-@pytest.mark.parametrize(("result", "ids", "rows"), [(1, [], [0]), (1, [1], []), (-1, [1], [0]), (1, ["x"], [0]), (1, [1], ["x"])])
-def test_write_results_when_a_position_stands_alone_then_it_raises(result: int, ids: list[int], rows: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("result", "ids", "rows"), [(1, [], [0]), (1, [1], []), (-1, [1], [0]), (1, ["x"], [0]), (1, [1], ["x"])]
+)
+def test_write_results_when_a_position_stands_alone_then_it_raises(
+    result: int, ids: list[int], rows: list[int]
+) -> None:
     """Its id and its row must be there."""
     with pytest.raises((IndexError, TypeError, OverflowError, SystemError)):
         results_cell([result], ids, rows)
@@ -311,13 +359,17 @@ def test_write_results_when_a_position_stands_alone_then_it_raises(result: int, 
 def test_write_results_when_forced_tokens_do_not_fit_then_they_are_cut() -> None:
     """Forced tokens are a hint: what does not fit is left out, and nothing is written behind their room."""
     most = LAYOUT.forced_capacity
-    raw, table, forced = results_cell([(1, 0, 0, 0, 1, 1, 1, (7,) * (most - 1), -1, 0), (2, 0, 0, 0, 1, 1, 1, (8, 9), -1, 0)])
+    raw, table, forced = results_cell(
+        [(1, 0, 0, 0, 1, 1, 1, (7,) * (most - 1), -1, 0), (2, 0, 0, 0, 1, 1, 1, (8, 9), -1, 0)]
+    )
     assert table["forced_count"].tolist() == [most - 1, 1]
     assert forced[-1] == 8
     assert not raw[LAYOUT.forced_offset + 4 * most :].any()
 
 
-@pytest.mark.parametrize("bad", [[(1, 2)], [(1,) * 10], [("x", 0, 0, 0, 1, 1, 1, (), -1, 0)], [(1, 0, 0, 0, 1, 1, 1, ("x",), -1, 0)], (1,)])
+@pytest.mark.parametrize(
+    "bad", [[(1, 2)], [(1,) * 10], [("x", 0, 0, 0, 1, 1, 1, (), -1, 0)], [(1, 0, 0, 0, 1, 1, 1, ("x",), -1, 0)], (1,)]
+)
 def test_write_results_when_a_result_is_malformed_then_it_raises(bad: object) -> None:
     """Our own mistakes are Python errors, never wild writes."""
     with pytest.raises((ValueError, TypeError, SystemError)):
@@ -336,8 +388,15 @@ def finish(bits: NDArray[np.bool_], token_count: int) -> tuple[NDArray[np.int32]
     return block[1], flags[0]
 
 
-@given(st.integers(1, 200), st.integers(0, 70), st.sampled_from(["random", "ones", "zeros", "tail"]), st.randoms(use_true_random=False))
-def test_finish_rows_when_compared_with_numpy_then_rows_and_flags_agree(token_count: int, padding: int, kind: str, random: object) -> None:
+@given(
+    st.integers(1, 200),
+    st.integers(0, 70),
+    st.sampled_from(["random", "ones", "zeros", "tail"]),
+    st.randoms(use_true_random=False),
+)
+def test_finish_rows_when_compared_with_numpy_then_rows_and_flags_agree(
+    token_count: int, padding: int, kind: str, random: object
+) -> None:
     """Bits from token_count on are cleared; empty, accepting and all-allowed are told of what is left."""
     vocab_size = token_count + padding
     bits = np.zeros(vocab_size, dtype=bool)

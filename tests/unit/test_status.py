@@ -26,7 +26,11 @@ def test_to_status_when_given_any_error_then_one_error_info_and_retry_where_it_h
     info = error_details_pb2.ErrorInfo()
     assert infos[0].Unpack(info)
     assert len(infos) == 1
-    assert (info.reason, info.domain, dict(info.metadata)) == (cls.reason, "maskd", {"limit": "x", "recovery": cls.recovery})
+    assert (info.reason, info.domain, dict(info.metadata)) == (
+        cls.reason,
+        "maskd",
+        {"limit": "x", "recovery": cls.recovery},
+    )
     assert status.code == getattr(grpc.StatusCode, cls.code).value[0]
     assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details) == cls.retryable
 
@@ -46,17 +50,23 @@ class Raises(grpc.GenericRpcHandler):
 
 
 @pytest_asyncio.fixture
-async def wire(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Raises, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]]:
+async def wire(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[Raises, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]]:
     handler, server = Raises(), grpc.aio.server()
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    async with grpc.aio.insecure_channel(
+        f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]
+    ) as channel:
         yield handler, channel.unary_unary("/x/Y")
     await server.stop(None)
 
 
-async def over(wire: tuple[Raises, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]], error: MaskdError | None) -> MaskdError:
+async def over(
+    wire: tuple[Raises, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]], error: MaskdError | None
+) -> MaskdError:
     handler, call = wire
     handler.error = error
     with pytest.raises(grpc.RpcError) as caught:
@@ -111,9 +121,9 @@ async def test_error_when_grpc_itself_refuses_then_it_is_still_typed(
 
 def test_numbers_when_compared_with_the_proto_then_statuses_and_actions_are_the_same() -> None:
     """Inline and shared memory use the same numbers; actions are one higher on the wire, for UNSPECIFIED is 0."""
-    assert {name.removeprefix("ITEM_STATUS_").removesuffix("_UNSPECIFIED"): number for name, number in pb.ItemStatus.items()} == {
-        status.name: int(status) for status in Status
-    }
+    assert {
+        name.removeprefix("ITEM_STATUS_").removesuffix("_UNSPECIFIED"): number for name, number in pb.ItemStatus.items()
+    } == {status.name: int(status) for status in Status}
     assert {name.removeprefix("ACTION_"): number - 1 for name, number in pb.Action.items() if number} == {
         action.name: int(action) for action in Action
     }

@@ -52,7 +52,9 @@ def byte_level() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|turn|>"])
     tokenizer.add_tokens(["<tool_call>", "Größe", "   ", "Ġxyz"])
@@ -67,10 +69,16 @@ def byte_fallback_bpe() -> Tokenizer:
     data = json.loads(trained.to_str())
     first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trained_tokens = sorted(data["model"]["vocab"], key=data["model"]["vocab"].get)
-    data["model"] |= {"vocab": {token: n for n, token in enumerate(first + trained_tokens)}, "byte_fallback": True, "unk_token": "<unk>"}
+    data["model"] |= {
+        "vocab": {token: n for n, token in enumerate(first + trained_tokens)},
+        "byte_fallback": True,
+        "unk_token": "<unk>",
+    }
     tokenizer = Tokenizer.from_str(json.dumps(data))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
 
@@ -80,7 +88,9 @@ def byte_fallback_unigram() -> Tokenizer:
     letters = [(chr(code), -6.0) for code in range(0x21, 0x7F)]
     words = [("▁", -3.0), ("▁the", -2.0), ("▁quick", -2.0), ("ing", -2.0), ("ö", -4.0), ("你好", -4.0), ("▁▁▁", -2.0)]
     bytes_ = [(f"<0x{byte:02X}>", -10.0) for byte in range(256)]
-    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *bytes_, *letters, *words], unk_id=0, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *bytes_, *letters, *words], unk_id=0, byte_fallback=True)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
     tokenizer.add_special_tokens(["</s>"])
@@ -116,14 +126,22 @@ def joined(vocabulary: Vocabulary, ids: list[int]) -> bytes:
 @pytest.fixture(scope="module")
 def byte_level_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Vocabulary]:
     tokenizer = byte_level()
-    path = save(tmp_path_factory.mktemp("byte_level"), tokenizer, generation_config={"eos_token_id": tokenizer.token_to_id("<|end|>")})
+    path = save(
+        tmp_path_factory.mktemp("byte_level"),
+        tokenizer,
+        generation_config={"eos_token_id": tokenizer.token_to_id("<|end|>")},
+    )
     return tokenizer, load_vocabulary(path)
 
 
 @pytest.fixture(scope="module", params=SENTENCEPIECE_STYLE)
-def sentencepiece_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Vocabulary]:
+def sentencepiece_pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, Vocabulary]:
     tokenizer = SENTENCEPIECE_STYLE[request.param]()
-    return tokenizer, load_vocabulary(save(tmp_path_factory.mktemp("sp"), tokenizer, special_tokens_map={"eos_token": "</s>"}))
+    return tokenizer, load_vocabulary(
+        save(tmp_path_factory.mktemp("sp"), tokenizer, special_tokens_map={"eos_token": "</s>"})
+    )
 
 
 def sentencepiece_text(text: str) -> bytes:
@@ -135,7 +153,9 @@ def sentencepiece_text(text: str) -> bytes:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_byte_level_tokens_when_joined_then_spell_the_text(byte_level_pair: tuple[Tokenizer, Vocabulary], text: str) -> None:
+def test_byte_level_tokens_when_joined_then_spell_the_text(
+    byte_level_pair: tuple[Tokenizer, Vocabulary], text: str
+) -> None:
     """Whatever the library encodes, the bytes of its ids are the text."""
     tokenizer, vocabulary = byte_level_pair
     assert joined(vocabulary, tokenizer.encode(text).ids) == text.encode()
@@ -148,14 +168,18 @@ def test_byte_token_names_when_byte_level_then_are_plain_text(byte_level_pair: t
 
 
 @given(text=ANY_TEXT)
-def test_byte_level_tokens_when_any_text_then_spell_it(byte_level_pair: tuple[Tokenizer, Vocabulary], text: str) -> None:
+def test_byte_level_tokens_when_any_text_then_spell_it(
+    byte_level_pair: tuple[Tokenizer, Vocabulary], text: str
+) -> None:
     """The same for every text there is, added tokens included."""
     tokenizer, vocabulary = byte_level_pair
     assert joined(vocabulary, tokenizer.encode(text).ids) == text.encode()
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text])
-def test_sentencepiece_tokens_when_joined_then_spell_the_text(sentencepiece_pair: tuple[Tokenizer, Vocabulary], text: str) -> None:
+def test_sentencepiece_tokens_when_joined_then_spell_the_text(
+    sentencepiece_pair: tuple[Tokenizer, Vocabulary], text: str
+) -> None:
     """The bytes of the ids are the text with the one space that SentencePiece puts before it."""
     tokenizer, vocabulary = sentencepiece_pair
     text = text.lstrip() or "x"  # a Metaspace adds no space where there is one
@@ -163,7 +187,9 @@ def test_sentencepiece_tokens_when_joined_then_spell_the_text(sentencepiece_pair
 
 
 @given(text=st.text(min_size=1, max_size=40))
-def test_sentencepiece_tokens_when_any_text_then_spell_it(sentencepiece_pair: tuple[Tokenizer, Vocabulary], text: str) -> None:
+def test_sentencepiece_tokens_when_any_text_then_spell_it(
+    sentencepiece_pair: tuple[Tokenizer, Vocabulary], text: str
+) -> None:
     """The same for every text that does not start with a space."""
     tokenizer, vocabulary = sentencepiece_pair
     text = "x" + text
@@ -187,29 +213,43 @@ def test_sentencepiece_tokens_when_any_ids_then_read_as_the_library_decodes(
 def test_byte_tokens_when_byte_fallback_then_are_single_bytes(sentencepiece_pair: tuple[Tokenizer, Vocabulary]) -> None:
     """<0x00> to <0xFF> are the 256 bytes, also those that no UTF-8 has."""
     tokenizer, vocabulary = sentencepiece_pair
-    assert [vocabulary.tokens[tokenizer.token_to_id(f"<0x{byte:02X}>")] for byte in range(256)] == [bytes([byte]) for byte in range(256)]
+    assert [vocabulary.tokens[tokenizer.token_to_id(f"<0x{byte:02X}>")] for byte in range(256)] == [
+        bytes([byte]) for byte in range(256)
+    ]
 
 
-def test_unknown_token_when_only_the_model_names_it_then_is_special(sentencepiece_pair: tuple[Tokenizer, Vocabulary]) -> None:
+def test_unknown_token_when_only_the_model_names_it_then_is_special(
+    sentencepiece_pair: tuple[Tokenizer, Vocabulary],
+) -> None:
     """The unknown token never stands for its own name."""
     tokenizer, vocabulary = sentencepiece_pair
     assert tokenizer.token_to_id("<unk>") in vocabulary.special_token_ids
 
 
-def test_added_tokens_when_special_then_keep_their_name_and_others_are_text(byte_level_pair: tuple[Tokenizer, Vocabulary]) -> None:
+def test_added_tokens_when_special_then_keep_their_name_and_others_are_text(
+    byte_level_pair: tuple[Tokenizer, Vocabulary],
+) -> None:
     """special=true goes to special_token_ids; special=false is ordinary text, plain and not in the byte alphabet."""
     tokenizer, vocabulary = byte_level_pair
-    ids = {text: tokenizer.token_to_id(text) for text in ("<|begin|>", "<|end|>", "<|turn|>", "<tool_call>", "Größe", "   ", "Ġxyz")}
-    assert {text: vocabulary.tokens[token_id] for text, token_id in ids.items()} == {text: text.encode() for text in ids}
+    ids = {
+        text: tokenizer.token_to_id(text)
+        for text in ("<|begin|>", "<|end|>", "<|turn|>", "<tool_call>", "Größe", "   ", "Ġxyz")
+    }
+    assert {text: vocabulary.tokens[token_id] for text, token_id in ids.items()} == {
+        text: text.encode() for text in ids
+    }
     assert set(vocabulary.special_token_ids) == {ids["<|begin|>"], ids["<|end|>"], ids["<|turn|>"]}
 
 
 def test_added_token_when_trained_as_well_then_keeps_its_bytes(tmp_path: Path) -> None:
-    """To list the token of the space among the added ones makes it no other token: the model still writes spaces with it."""
+    """To list the token of the space among the added ones makes it no other token: the model still writes spaces with
+    it."""
     tokenizer = byte_level()
     tokenizer.add_tokens(["Ġ"])
     vocabulary = load_vocabulary(save(tmp_path, tokenizer), stop_token_ids=[0])
-    assert vocabulary.tokens[tokenizer.token_to_id("Ġ")] == b" " == tokenizer.decode([tokenizer.token_to_id("Ġ")]).encode()
+    assert (
+        vocabulary.tokens[tokenizer.token_to_id("Ġ")] == b" " == tokenizer.decode([tokenizer.token_to_id("Ġ")]).encode()
+    )
 
 
 def test_added_token_when_sentencepiece_then_reads_as_the_decoder_prints(tmp_path: Path) -> None:
@@ -351,7 +391,9 @@ def test_tekken_when_read_then_agrees_with_mistral_common(path: Path) -> None:
     assert vocabulary.stop_token_ids == (oracle.eos_id,)
     assert set(vocabulary.special_token_ids) == oracle.special_ids
     for token_id, token in enumerate(vocabulary.tokens):
-        assert token == (oracle.id_to_piece(token_id).encode() if oracle.is_special(token_id) else oracle.id_to_byte_piece(token_id))
+        assert token == (
+            oracle.id_to_piece(token_id).encode() if oracle.is_special(token_id) else oracle.id_to_byte_piece(token_id)
+        )
     assert joined(vocabulary, oracle.encode(TEXTS[2], bos=False, eos=False)) == TEXTS[2].encode()
     assert validate_vocabulary(vocabulary) == ()
 
@@ -361,13 +403,17 @@ def tekken(**changes: Any) -> dict[str, Any]:
     names = ("<unk>", "<s>", "</s>")
     return {
         "config": {"pattern": ".", "default_vocab_size": 260, "default_num_special_tokens": 4, "version": "v13"},
-        "vocab": [{"rank": n, "token_bytes": base64.b64encode(bytes([n % 256])).decode(), "token_str": None} for n in range(257)],
+        "vocab": [
+            {"rank": n, "token_bytes": base64.b64encode(bytes([n % 256])).decode(), "token_str": None}
+            for n in range(257)
+        ],
         "special_tokens": [{"rank": n, "token_str": name, "is_control": True} for n, name in enumerate(names)],
     } | changes
 
 
 def test_tekken_when_it_lists_special_tokens_then_takes_and_fills_them(tmp_path: Path) -> None:
-    """Newer files list their special tokens; the rest up to the count gets mistral-common's filler names. A directory works too."""
+    """Newer files list their special tokens; the rest up to the count gets mistral-common's filler names. A directory
+    works too."""
     (tmp_path / "tekken.json").write_text(json.dumps(tekken()))
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 288}))
     vocabulary = load_vocabulary(tmp_path)
@@ -376,7 +422,8 @@ def test_tekken_when_it_lists_special_tokens_then_takes_and_fills_them(tmp_path:
 
 
 def test_tiktoken_when_read_then_agrees_with_tiktoken(tmp_path: Path) -> None:
-    """Ids are ranks; stop tokens beyond the ranks become special tokens with a made-up name, and ids between are holes."""
+    """Ids are ranks; stop tokens beyond the ranks become special tokens with a made-up name, and ids between are
+    holes."""
     contents = [bytes([byte]) for byte in range(256)] + [b"the", "é".encode(), b"\xf0\x9f", b"   "]
     file = tmp_path / "small.tiktoken"
     file.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(contents)))
@@ -425,7 +472,9 @@ def decoded_by(decoder: decoders.Decoder) -> Tokenizer:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_tokenizer_when_its_tokens_have_no_bytes_then_is_unsupported(tmp_path: Path, tokenizer: Tokenizer, message: str) -> None:
+def test_tokenizer_when_its_tokens_have_no_bytes_then_is_unsupported(
+    tmp_path: Path, tokenizer: Tokenizer, message: str
+) -> None:
     """What a token reads as must not depend on its neighbours; the message says why and what to use."""
     with pytest.raises(VocabularyError, match="unsupported tokenizer") as caught:
         load_vocabulary(save(tmp_path, tokenizer), stop_token_ids=[0])
@@ -443,14 +492,26 @@ def test_tokenizer_when_its_tokens_have_no_bytes_then_is_unsupported(tmp_path: P
         (b'{"model": []}', "model is list, not an object"),
         (b'{"model": ' + b"[" * 100_000, "not JSON"),
         (b'{"model": {"type": "BPE"}, "decoder": {"type": "Fuse"}}', "model.vocab is missing"),
-        (b'{"model": {"type": "BPE", "vocab": {"a": true}, "merges": []}, "decoder": {"type": "Fuse"}}', "is bool, not an integer"),
+        (
+            b'{"model": {"type": "BPE", "vocab": {"a": true}, "merges": []}, "decoder": {"type": "Fuse"}}',
+            "is bool, not an integer",
+        ),
         (b'{"model": {"type": "BPE", "vocab": {"a": -1}}, "decoder": {"type": "Fuse"}}', "is -1; token ids are"),
-        (b'{"model": {"type": "BPE", "vocab": {"a": 99999999999}}, "decoder": {"type": "Fuse"}}', "token ids are from 0"),
-        (b'{"model": {"type": "BPE", "vocab": {"a": 1, "b": 1}}, "decoder": {"type": "Fuse"}}', "gives id 1 to two tokens"),
+        (
+            b'{"model": {"type": "BPE", "vocab": {"a": 99999999999}}, "decoder": {"type": "Fuse"}}',
+            "token ids are from 0",
+        ),
+        (
+            b'{"model": {"type": "BPE", "vocab": {"a": 1, "b": 1}}, "decoder": {"type": "Fuse"}}',
+            "gives id 1 to two tokens",
+        ),
         (b'{"model": {"type": "BPE", "vocab": {"\\ud800": 1}}, "decoder": {"type": "Fuse"}}', "surrogate"),
         (b'{"model": {"type": "BPE", "vocab": {}}, "decoder": {"type": "Fuse"}}', "no tokens in it"),
         (b'{"model": {"type": "Unigram", "vocab": [[]]}, "decoder": {"type": "Fuse"}}', "model.vocab[0][0] is missing"),
-        (b'{"model": {"type": "BPE", "vocab": {"a": 7}}, "decoder": {"type": "Sequence"}}', "the list of a Sequence is missing"),
+        (
+            b'{"model": {"type": "BPE", "vocab": {"a": 7}}, "decoder": {"type": "Sequence"}}',
+            "the list of a Sequence is missing",
+        ),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"\x0a\x0e\x0a\x05<unk>", "SentencePiece model"),
         (b"YQ== 0\nYg==\n", "line 2 is not 'base64 rank'"),
@@ -483,7 +544,10 @@ def test_file_when_malformed_then_says_what_and_where(tmp_path: Path, content: b
         ({"config": {"text_config": 3}}, "text_config is int"),
         ({"generation_config": {"eos_token_id": [None]}}, "generation_config.json: eos_token_id is missing"),
         ({"generation_config": {"eos_token_id": 5000}}, "stop_token_ids holds 5000"),
-        ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "tokenizer_config.json: added_tokens_decoder['x'] is str"),
+        (
+            {"tokenizer_config": {"added_tokens_decoder": {"x": {}}}},
+            "tokenizer_config.json: added_tokens_decoder['x'] is str",
+        ),
         ({"tokenizer_config": {"eos_token": "<nowhere>"}}, "no stop token is known"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -521,7 +585,10 @@ SMALL_TOKENIZER = {
     },
     "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
 }
-SMALL_UNIGRAM = SMALL_TOKENIZER | {"model": {"type": "Unigram", "vocab": [["a", 0.0], ["b", 0.0]], "unk_id": 0}, "decoder": None}
+SMALL_UNIGRAM = SMALL_TOKENIZER | {
+    "model": {"type": "Unigram", "vocab": [["a", 0.0], ["b", 0.0]], "unk_id": 0},
+    "decoder": None,
+}
 SMALL_TEKKEN = {
     "config": {"default_vocab_size": 4, "default_num_special_tokens": 3, "version": "v3"},
     "vocab": [{"rank": 0, "token_bytes": "YQ=="}],
@@ -544,7 +611,11 @@ def places(value: Any) -> list[tuple[Any, ...]]:
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), which=st.sampled_from([SMALL_TOKENIZER, SMALL_UNIGRAM, SMALL_TEKKEN, SMALL_CONFIG]), value=JSON_VALUE)
+@given(
+    data=st.data(),
+    which=st.sampled_from([SMALL_TOKENIZER, SMALL_UNIGRAM, SMALL_TEKKEN, SMALL_CONFIG]),
+    value=JSON_VALUE,
+)
 def test_json_when_any_value_is_replaced_then_only_vocabulary_errors_leave(
     tmp_path: Path, data: st.DataObject, which: dict[str, Any], value: Any
 ) -> None:
@@ -568,7 +639,9 @@ def test_json_when_any_value_is_replaced_then_only_vocabulary_errors_leave(
 
 
 @given(content=st.binary(max_size=60) | st.from_regex(rb"([A-Za-z0-9+/=]{0,6} \d{0,3}\n){1,4}"))
-def test_bytes_when_arbitrary_then_only_vocabulary_errors_leave(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_bytes_when_arbitrary_then_only_vocabulary_errors_leave(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     """So does any content of the file."""
     file = tmp_path_factory.getbasetemp() / "arbitrary"
     file.write_bytes(content)
@@ -580,7 +653,9 @@ def test_bytes_when_arbitrary_then_only_vocabulary_errors_leave(tmp_path_factory
 
 def test_loading_when_imported_then_brings_in_no_model_library() -> None:
     """The daemon starts in a fraction of a second and needs no tokenizer library for this."""
-    code = "import sys, maskd.tokenizer_files; sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+    code = (
+        "import sys, maskd.tokenizer_files; sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -591,12 +666,27 @@ def test_loading_when_imported_then_brings_in_no_model_library() -> None:
     ("tokens", "vocab_size", "stop_token_ids", "expected"),
     [
         ((), 257, (0,), ()),
-        ((b"", b""), 259, (0,), ("2 tokens (257, 258) stand for no bytes and are not special; they are never allowed",)),
-        ((b"a", b"b"), 259, (0,), ("2 tokens (257, 258) repeat the bytes of a lower id; a grammar allows either or both",)),
+        (
+            (b"", b""),
+            259,
+            (0,),
+            ("2 tokens (257, 258) stand for no bytes and are not special; they are never allowed",),
+        ),
+        (
+            (b"a", b"b"),
+            259,
+            (0,),
+            ("2 tokens (257, 258) repeat the bytes of a lower id; a grammar allows either or both",),
+        ),
         ((b"x" * 2049,), 258, (0,), ("1 token (257) have more than 2048 bytes",)),
         ((b"<a>", b"<b>"), 259, (0, 257, 258), ("3 stop tokens end a sequence: 3 tokens (0, 257, 258)",)),
         ((), 264, (0,), ("7 of 264 logits stand for no token; this tail is never allowed",)),
-        ((), 257, (0, 1), ("2 stop tokens", "1 of 256 bytes are no token of their own (0x00); some texts may be out of reach")),
+        (
+            (),
+            257,
+            (0, 1),
+            ("2 stop tokens", "1 of 256 bytes are no token of their own (0x00); some texts may be out of reach"),
+        ),
     ],
 )
 def test_report_when_something_is_odd_then_says_it(

@@ -109,7 +109,8 @@ def test_from_bytes_when_any_bytes_then_only_vocabulary_errors_leave(data: bytes
 
 @given(vocabulary=vocabularies(), data=st.data())
 def test_from_bytes_when_damaged_then_only_vocabulary_errors_leave(vocabulary: Vocabulary, data: st.DataObject) -> None:
-    """Nor does a vocabulary that was cut, extended or changed in one number; a cut or extended one is always refused."""
+    """Nor does a vocabulary that was cut, extended or changed in one number; a cut or extended one is always
+    refused."""
     raw = vocabulary.to_bytes()
     cut = data.draw(st.integers(0, len(raw) - 1))
     for wrong in (raw[:cut], raw + b"\0"):

@@ -22,7 +22,10 @@ def test_worker_when_its_data_path_fails_then_the_process_ends_and_says_why() ->
     ours, theirs = socket.socketpair()
     with ours, theirs:
         worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(theirs.fileno())], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", WORKER, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         theirs.close()
         ours.sendall(b"\x01\x00\x00\x00\x00\x00\x00\x00\xc0")

@@ -1,6 +1,8 @@
-"""Function calls: the weather and the date as a well-known example prompt asks for them, and made-up functions among several.
+"""Function calls: the weather and the date as a well-known example prompt asks for them, and made-up functions among
+several.
 
-A call is written ``<function=NAME>{arguments}</function>``, whether the functions stand in a system prompt or among the tools.
+A call is written ``<function=NAME>{arguments}</function>``, whether the functions stand in a system prompt or among the
+tools.
 Knows nothing about: the shares of the tasks, tokens.
 """
 
@@ -29,7 +31,11 @@ WEATHER: dict[str, Json] = {
                 "type": "string",
                 "description": "the two-letter abbreviation for the state that the city is in, e.g. 'CA' which would mean 'California'",
             },
-            "unit": {"type": "string", "description": "The unit to fetch the temperature in", "enum": ["celsius", "fahrenheit"]},
+            "unit": {
+                "type": "string",
+                "description": "The unit to fetch the temperature in",
+                "enum": ["celsius", "fahrenheit"],
+            },
         },
         "required": ["city", "state", "unit"],
     },
@@ -40,7 +46,10 @@ DATE: dict[str, Json] = {
     "parameters": {
         "type": "object",
         "properties": {
-            "timezone": {"type": "string", "description": "The timezone to fetch the current date and time for, e.g. 'America/New_York'"}
+            "timezone": {
+                "type": "string",
+                "description": "The timezone to fetch the current date and time for, e.g. 'America/New_York'",
+            }
         },
         "required": ["timezone"],
     },
@@ -81,7 +90,22 @@ _DATE = (
     "I am in {}. What day is it?", "Get the current date in {}.",
 )  # fmt: skip
 _VERBS = "get find search book send create delete update open close start stop add remove count check list read write play".split()  # noqa: SIM905
-_ARGUMENTS = ("name", "city", "amount", "count", "title", "id", "date", "room", "item", "user", "level", "note", "size", "color")
+_ARGUMENTS = (
+    "name",
+    "city",
+    "amount",
+    "count",
+    "title",
+    "id",
+    "date",
+    "room",
+    "item",
+    "user",
+    "level",
+    "note",
+    "size",
+    "color",
+)
 _NUMERIC = {"amount", "count", "id", "room", "level", "size"}
 
 
@@ -99,7 +123,9 @@ def weather_and_date(rng: random.Random, held_back: bool) -> Example:
     messages: list[Message] = [system(instructions([WEATHER, DATE]))]
     for _ in range(1 if held_back else rng.choice((1, 3, 4, 5, 6))):
         messages += _weather_turn(rng, held_back)
-    return Example("weather and date, functions in the system prompt", messages, (), structural_tag([WEATHER, DATE]), "calls")
+    return Example(
+        "weather and date, functions in the system prompt", messages, (), structural_tag([WEATHER, DATE]), "calls"
+    )
 
 
 def weather_and_date_tools(rng: random.Random, held_back: bool) -> Example:
@@ -108,7 +134,11 @@ def weather_and_date_tools(rng: random.Random, held_back: bool) -> Example:
     messages: list[Message] = [system("You are a helpful assistant.")] if rng.random() < 0.5 else []
     for _ in range(1 if held_back else rng.choice((1, 2, 3, 4))):
         messages += _weather_turn(rng, held_back)
-        if rng.random() < 0.15 and not held_back and str(messages[-1]["content"]).startswith("<function=get_current_weather>"):
+        if (
+            rng.random() < 0.15
+            and not held_back
+            and str(messages[-1]["content"]).startswith("<function=get_current_weather>")
+        ):
             degrees, sky = rng.randint(-10, 40), rng.choice(("sunny", "cloudy", "rainy", "windy", "clear"))
             messages += [{"role": "tool", "content": f'{{"temperature": {degrees}, "sky": "{sky}"}}'}]
             messages += [assistant(f"It is {degrees} degrees and {sky}.")]
@@ -119,7 +149,8 @@ def weather_and_date_tools(rng: random.Random, held_back: bool) -> Example:
 
 
 def _weather_turn(rng: random.Random, held_back: bool) -> list[Message]:
-    """Returns a question and its calls. A known city has its state and zone by heart; an unknown one comes with its state."""
+    """Returns a question and its calls. A known city has its state and zone by heart; an unknown one comes with its
+    state."""
     if rng.random() < 0.65:
         city = asked = rng.choice(sorted(words.CITIES))
         state, timezone, unit = words.CITIES[city]
@@ -130,7 +161,9 @@ def _weather_turn(rng: random.Random, held_back: bool) -> list[Message]:
         unit = "celsius"
     weather = call("get_current_weather", {"city": city, "state": state, "unit": unit})
     date = call("get_current_date", {"timezone": timezone})
-    wish, answer = rng.choice(((_BOTH, f"{date}\n{weather}"), (_BOTH, f"{date}\n{weather}"), (_WEATHER, weather), (_DATE, date)))
+    wish, answer = rng.choice(
+        ((_BOTH, f"{date}\n{weather}"), (_BOTH, f"{date}\n{weather}"), (_WEATHER, weather), (_DATE, date))
+    )
     text = rng.choice(wish).format(asked)
     if unit == "celsius" and weather in answer:
         text += rng.choice((" Use celsius.", " In celsius, please."))
@@ -162,7 +195,9 @@ def made_up_turn(rng: random.Random, held_back: bool, function: Mapping[str, Jso
     if not arguments:
         wish = rng.choice(("{} the {}.", "Please {} the {}.", "{} a {}", "{} {}")).format(verb, noun)
     else:
-        wish = rng.choice(("{} the {} with {}.", "Please {} the {}: {}.", "{} a {}, {}", "{} {} with {}")).format(verb, noun, said)
+        wish = rng.choice(("{} the {} with {}.", "Please {} the {}: {}.", "{} a {}, {}", "{} {} with {}")).format(
+            verb, noun, said
+        )
     return [user(wish[0].upper() + wish[1:]), assistant(call(function["name"], arguments))]
 
 

@@ -1,4 +1,5 @@
-"""Examples, and how a conversation becomes text: the same rules as the chat template in ``tokenizer_config.json``, in Python.
+"""Examples, and how a conversation becomes text: the same rules as the chat template in ``tokenizer_config.json``, in
+Python.
 
 Owns: ``Example``, ``segments``, the spellings of JSON.
 Knows nothing about: what is said, tokens.
@@ -12,17 +13,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["END_OF_REASONING", "Example", "Judge", "Message", "assistant", "call", "segments", "spell", "system", "user"]
+__all__ = [
+    "END_OF_REASONING",
+    "Example",
+    "Judge",
+    "Message",
+    "assistant",
+    "call",
+    "segments",
+    "spell",
+    "system",
+    "user",
+]
 
 Json = Any
 Message = Mapping[str, Any]
 Judge = Literal["text", "json", "calls", "shape"]
 
 END_OF_REASONING = "</think>"
-"""Ends the reasoning of an assistant that was asked to think first. A piece of its own, so that its tokens are always the same."""
+"""Ends the reasoning of an assistant that was asked to think first. A piece of its own, so that its tokens are always
+the same."""
 
 _THINK = "<think>\n"
-_STYLES: tuple[tuple[int | None, tuple[str, str]], ...] = ((None, (", ", ": ")), (None, (",", ":")), (2, (",", ": ")), (4, (",", ": ")))
+_STYLES: tuple[tuple[int | None, tuple[str, str]], ...] = (
+    (None, (", ", ": ")),
+    (None, (",", ":")),
+    (2, (",", ": ")),
+    (4, (",", ": ")),
+)
 
 
 @dataclass(frozen=True)
@@ -31,13 +49,14 @@ class Example:
 
     Attributes:
         task: what the accuracy is reported under.
-        messages: in OpenAI's form; the last is the assistant's. An assistant's message may have ``reasoning_content``, said before the
-            content, and ``given``, a start of the content that it has not said itself and is not to learn; may be empty. With it there
+        messages: in OpenAI's form; the last is the assistant's. An assistant's message may have ``reasoning_content``,
+            said before the content, and ``given``, a start of the content that it has not said itself and is not to
+            learn; may be empty. With it there
             is no blank line behind reasoning: a mask that begins there may know none.
         tools: function tools in OpenAI's form.
         grammar: (kind, source) as in ``maskd.grammar.GrammarSpec``; None = free text.
-        judge: "text", the answer must be equal; "json", equal once parsed, fences removed; "calls", equal function calls; "shape", any
-            answer of the schema ``grammar`` whose strings hold something.
+        judge: "text", the answer must be equal; "json", equal once parsed, fences removed; "calls", equal function
+            calls; "shape", any answer of the schema ``grammar`` whose strings hold something.
     """
 
     task: str
@@ -63,12 +82,16 @@ class Example:
 
 
 def segments(
-    messages: Sequence[Message], tools: Sequence[Json] = (), *, add_generation_prompt: bool = False, enable_thinking: bool = False
+    messages: Sequence[Message],
+    tools: Sequence[Json] = (),
+    *,
+    add_generation_prompt: bool = False,
+    enable_thinking: bool = False,
 ) -> list[tuple[str, bool]]:
     """Returns the text of a conversation in pieces, and for each whether the assistant says it (its end mark included).
 
-    Each piece is turned into tokens by itself. With ``enable_thinking`` the generation prompt asks for reasoning first; the reasoning of
-    earlier messages is left out, as the chat template does.
+    Each piece is turned into tokens by itself. With ``enable_thinking`` the generation prompt asks for reasoning first;
+    the reasoning of earlier messages is left out, as the chat template does.
     """
     pieces: list[tuple[str, bool]] = []
     if tools and (not messages or messages[0]["role"] != "system"):
@@ -77,9 +100,9 @@ def segments(
         content = message["content"]
         if index == 0 and tools:
             lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
-            content = "\n".join([content + "\n" if content else "", "Functions:", *lines, "Call: <function=NAME>{...}</function>"]).lstrip(
-                "\n"
-            )
+            content = "\n".join(
+                [content + "\n" if content else "", "Functions:", *lines, "Call: <function=NAME>{...}</function>"]
+            ).lstrip("\n")
         if message["role"] != "assistant":
             pieces.append((f"<|im_start|>{message['role']}\n{content}<|im_end|>\n", False))
             continue
@@ -118,6 +141,7 @@ def call(function: str, arguments: Mapping[str, Json]) -> str:
 
 
 def spell(value: Json, rng: random.Random | None = None) -> str:
-    """Returns ``value`` as JSON: spaced as Python does it without ``rng``, else now and then compact or on many lines."""
+    """Returns ``value`` as JSON: spaced as Python does it without ``rng``, else now and then compact or on many
+    lines."""
     indent, separators = _STYLES[0] if rng is None else rng.choices(_STYLES, (14, 3, 2, 1))[0]
     return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)

@@ -1,4 +1,5 @@
-"""Drills for what the first weights did badly: long lists, made-up values that end, questions nobody taught, and answers gone astray.
+"""Drills for what the first weights did badly: long lists, made-up values that end, questions nobody taught, and
+answers gone astray.
 
 Owns: tasks with narrow choices, and ``astray``. Knows nothing about: the shares of the tasks, tokens.
 """
@@ -38,7 +39,13 @@ _QUESTIONS = (
     "What is {}?", "Explain {} like I am five.", "Tell me something about {}.", "What can you say about {}?", "Where can I find {}?",
     "Write a haiku about {}.", "Describe {}.", "Do you like {}?", "What is the difference between {} and {}?", "How do I learn {}?",
 )  # fmt: skip
-_SUMS = ("What is {} + {}?", "How much is {} times {}?", "What is {} minus {}?", "Calculate {} * {}.", "Is {} greater than {}?")
+_SUMS = (
+    "What is {} + {}?",
+    "How much is {} times {}?",
+    "What is {} minus {}?",
+    "Calculate {} * {}.",
+    "Is {} greater than {}?",
+)
 _SCALAR = re.compile(r'("[^"\\]+"|[0-9]+)(?=\s*[,}\]])')
 _SPACE = re.compile(r"(?<=[:,\[{])\s*(?=[\"0-9])")
 
@@ -50,15 +57,26 @@ def crowd(rng: random.Random, held_back: bool) -> Example:
     if rng.random() < 0.4:
         form, link = rng.choice(("{} is {} years old", "{} is {}")), rng.choice((", ", " and ", ". ", "; "))
     else:
-        form, link = rng.choice(("{} ({})", "{}, {}", "{}: {}", "{} {}", "{} - {}")), rng.choice(("; ", "\n", " and ", ". "))
+        form, link = (
+            rng.choice(("{} ({})", "{}, {}", "{}: {}", "{} {}", "{} - {}")),
+            rng.choice(("; ", "\n", " and ", ". ")),
+        )
     text = link.join(form.format(*pair) for pair in pairs)
     key = rng.choice(("users", "users", "people"))
     answer = {key: [{"name": person, "age": age} for person, age in pairs]}
     one = extraction.model_schema("UserDetail", [("name", extraction.NAME), ("age", extraction.AGE)])
-    asking = ("Extract the users: {}", "Extract all users: {}", "Extract all users from `{}`", "Extract the people: {}", "Extract {}")
+    asking = (
+        "Extract the users: {}",
+        "Extract all users: {}",
+        "Extract all users from `{}`",
+        "Extract the people: {}",
+        "Extract {}",
+    )
     wish = rng.choice(asking)
     if rng.random() < 0.3:
-        wish += rng.choice((f"\nReturn JSON: {key}, each with name and age.", f"\nAnswer in JSON with the field {key}."))
+        wish += rng.choice(
+            (f"\nReturn JSON: {key}, each with name and age.", f"\nAnswer in JSON with the field {key}.")
+        )
     schema = json.dumps(extraction.list_schema("Users", one, key))
     messages = [*extraction.system_message(rng, 0.3), user(wish.replace("{}", text)), assistant(spell(answer, rng))]
     return Example("extract a long list of users", messages, grammar=("json_schema", schema), judge="json")
@@ -70,7 +88,12 @@ def pick_function(rng: random.Random, held_back: bool) -> Example:
     for _ in range(rng.randint(2, 5)):
         function = calls.made_up_function(rng)
         properties = dict(list(function["parameters"]["properties"].items())[: rng.randint(0, 1)])
-        functions.append({"name": function["name"], "parameters": {"type": "object", "properties": properties, "required": [*properties]}})
+        functions.append(
+            {
+                "name": function["name"],
+                "parameters": {"type": "object", "properties": properties, "required": [*properties]},
+            }
+        )
     messages: list[Message] = []
     for _ in range(extraction.one_or_more(rng, held_back)):
         messages += calls.made_up_turn(rng, held_back, rng.choice(functions))
@@ -123,8 +146,13 @@ def plain_introduction(rng: random.Random, held_back: bool) -> Example:
         asking: tuple[str, ...] = (
             "Make a self introduction in plain text.", "Introduce yourself in one sentence, please.", "Write a short self introduction.",
         )  # fmt: skip
-        return Example("self introduction: text", [user(rng.choice(asking)), assistant(text)], (), writing.SENTENCES, "shape")
-    jobs = [{"company": firm, "duration": f"{rng.randint(2, 9)} years"} for firm in rng.sample(_COMPANIES, rng.choice((1, 1, 2)))]
+        return Example(
+            "self introduction: text", [user(rng.choice(asking)), assistant(text)], (), writing.SENTENCES, "shape"
+        )
+    jobs = [
+        {"company": firm, "duration": f"{rng.randint(2, 9)} years"}
+        for firm in rng.sample(_COMPANIES, rng.choice((1, 1, 2)))
+    ]
     answer = {"name": made, "skills": skills, "work history": jobs}
     asking = (
         "Make a self introduction please.", "Make a self-introduction please.", "Make a self introduction.",
@@ -146,10 +174,11 @@ def unknown(rng: random.Random, held_back: bool) -> Example:
 
 
 def astray(example: Example, rng: random.Random) -> Example | None:
-    """Returns ``example`` with an answer that has begun to repeat itself, from where it is to be ended; None if it is no JSON.
+    """Returns ``example`` with an answer that has begun to repeat itself, from where it is to be ended; None if it is
+    no JSON.
 
-    A mask allows endless strings, numbers and white space, and a greedy model that once repeats itself goes on. What went astray is
-    ``given``, so only the way back is learnt.
+    A mask allows endless strings, numbers and white space, and a greedy model that once repeats itself goes on. What
+    went astray is ``given``, so only the way back is learnt.
     """
     answer = example.answer
     if example.judge not in ("json", "shape", "calls") or "{" not in answer:
@@ -166,7 +195,10 @@ def astray(example: Example, rng: random.Random) -> Example | None:
     elif answer[place.start()] == '"':
         made = words.word(rng)
         unit = rng.choice((made, made[:2], made[0], f" {rng.choice(_FAMILIES)}", f" {made[0].upper()}"))
-        given, rest = f"{answer[: place.start() + 1]}{rng.choice(('', words.name(rng, False)))}{unit * times}", answer[place.end() - 1 :]
+        given, rest = (
+            f"{answer[: place.start() + 1]}{rng.choice(('', words.name(rng, False)))}{unit * times}",
+            answer[place.end() - 1 :],
+        )
     else:
         given, rest = answer[: place.end()] + str(rng.randint(0, 99)) * times, answer[place.end() :]
     return dataclasses.replace(example, messages=[*example.messages[:-1], {**assistant(rest), "given": given}])

@@ -1,9 +1,11 @@
-"""Measures the bundled model on held-back examples: without masks, with them, and with ``close_before_budget`` too; prints a table.
+"""Measures the bundled model on held-back examples: without masks, with them, and with ``close_before_budget`` too;
+prints a table.
 
-Run ``python -m engine_adapter.bundled.training.evaluate``; it starts a maskd of its own unless ``--target`` names one. Greedy decoding, the same
-loop as everywhere; masks allow no properties but those of the schema. "right" is what ``Example.judge`` says; "parses" is whether the
-answer ended within its budget and is of the form asked for, right or wrong. Where the model thinks first, it has twice the budget, and
-masks are behind a reasoning gate that ends the reasoning after the first half.
+Run ``python -m engine_adapter.bundled.training.evaluate``; it starts a maskd of its own unless ``--target`` names one.
+Greedy decoding, the same loop as everywhere; masks allow no properties but those of the schema. "right" is what
+``Example.judge`` says; "parses" is whether the answer ended within its budget and is of the form asked for, right or
+wrong. Where the model thinks first, it has twice the budget, and masks are behind a reasoning gate that ends the
+reasoning after the first half.
 """
 
 from __future__ import annotations
@@ -67,7 +69,13 @@ def judge(example: Example, text: str) -> tuple[bool, bool]:
     """Returns whether ``text`` is of the form asked for, and whether it is right."""
     if example.judge == "text":
         kind, source = example.grammar or ("", "")
-        parses = text in json.loads(source) if kind == "choice" else re.fullmatch(source, text) is not None if kind == "regex" else True
+        parses = (
+            text in json.loads(source)
+            if kind == "choice"
+            else re.fullmatch(source, text) is not None
+            if kind == "regex"
+            else True
+        )
         return parses, text == example.answer
     if example.judge == "calls":
         calls = _calls(text)
@@ -116,7 +124,8 @@ def held_back_examples(per_task: int, seed: int) -> list[Example]:
 def decode(
     loop: DecodeLoop, loaded: LoadedModel, examples: Sequence[Example], mode: str, closing: ClosingVocabulary
 ) -> Iterator[tuple[str, bool]]:
-    """Yields the answers to ``examples``, under their grammars (see ``MODES``) or under none, and whether each ended by itself."""
+    """Yields the answers to ``examples``, under their grammars (see ``MODES``) or under none, and whether each ended by
+    itself."""
     end = tuple(loaded.tokenizer.encode(END_OF_REASONING).ids)
     generations = []
     for example in examples:
@@ -149,7 +158,9 @@ def decode(
 
 def main() -> None:
     """Prints the table, or JSON."""
-    parser = argparse.ArgumentParser(description="Measure the bundled model without masks, with them, and with close_before_budget.")
+    parser = argparse.ArgumentParser(
+        description="Measure the bundled model without masks, with them, and with close_before_budget."
+    )
     parser.add_argument("--per-task", type=int, default=40, help="examples of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=16)
@@ -173,7 +184,9 @@ def main() -> None:
         for index, mode in enumerate(MODES):
             asked = [example for example in examples if example.grammar or not mode]
             for example, (text, has_ended) in zip(asked, decode(loop, loaded, asked, mode, closing), strict=True):
-                scores.setdefault(example.task, tuple(Score() for _ in MODES))[index].add(example, text, finished=has_ended)
+                scores.setdefault(example.task, tuple(Score() for _ in MODES))[index].add(
+                    example, text, finished=has_ended
+                )
     if arguments.json:
         rows = {task: [[s.count, s.parsed, s.right] for s in modes] for task, modes in scores.items()}
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
@@ -190,7 +203,11 @@ def show(scores: Mapping[str, tuple[Score, ...]], wrong_count: int) -> None:
     for task, modes in sorted(scores.items()):
         rows.append((task, str(modes[0].count), *(_share(n, s.count) for s in modes for n in (s.parsed, s.right))))
         for whole, part in zip(total, modes, strict=True):
-            whole.count, whole.parsed, whole.right = whole.count + part.count, whole.parsed + part.parsed, whole.right + part.right
+            whole.count, whole.parsed, whole.right = (
+                whole.count + part.count,
+                whole.parsed + part.parsed,
+                whole.right + part.right,
+            )
     rows.append(("all", str(total[0].count), *(_share(n, s.count) for s in total for n in (s.parsed, s.right))))
     console.print("\n".join(f"| {' | '.join(row)} |" for row in rows), soft_wrap=True)
     for name, score in zip(MODES, total, strict=True):

@@ -1,6 +1,7 @@
 """Extraction: a text that states facts, and a JSON object that holds them.
 
-The schema of the object is in the prompt (as Instructor puts it there, or in fewer words), among the tools, or nowhere: then a mask
+The schema of the object is in the prompt (as Instructor puts it there, or in fewer words), among the tools, or nowhere:
+then a mask
 gives the keys. Owns: facts, their sentences, their schemas. Knows nothing about: the shares of the tasks, tokens.
 """
 
@@ -46,7 +47,17 @@ USER_SENTENCES = (
     "{name} turned {age} last week.", "{age} year old {name}", "The user {name} is {age} years old.", "name: {name}, age: {age}",
     "{name} is a {age} year old {job}.", "{name} from {city} is {age}.", "Hi, I'm {name}! I'm {age}.", "{name} just turned {age}",
 )  # fmt: skip
-MODELS = ("UserDetail", "UserDetails", "UserExtract", "UserDetail", "User", "Person", "UserInfo", "Customer", "PersonInfo")
+MODELS = (
+    "UserDetail",
+    "UserDetails",
+    "UserExtract",
+    "UserDetail",
+    "User",
+    "Person",
+    "UserInfo",
+    "Customer",
+    "PersonInfo",
+)
 
 
 @dataclass(frozen=True)
@@ -68,30 +79,66 @@ class Field:
 
 STRING, INTEGER, NUMBER, BOOLEAN = {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}
 NAME = Field(
-    ("name", "name", "full_name", "person", "user", "username", "customer_name"), STRING, lambda rng, held_back: person_name(rng, held_back)
+    ("name", "name", "full_name", "person", "user", "username", "customer_name"),
+    STRING,
+    lambda rng, held_back: person_name(rng, held_back),
 )
-AGE = Field(("age", "age", "age", "years", "age_in_years", "years_old"), INTEGER, words.age, ("is {} years old", "is {}", "is aged {}"))
+AGE = Field(
+    ("age", "age", "age", "years", "age_in_years", "years_old"),
+    INTEGER,
+    words.age,
+    ("is {} years old", "is {}", "is aged {}"),
+)
 FACTS = (
     AGE,
     Field(
-        ("city", "city", "home_town", "location", "town", "address"), STRING, words.place, ("lives in {}", "comes from {}", "is from {}")
+        ("city", "city", "home_town", "location", "town", "address"),
+        STRING,
+        words.place,
+        ("lives in {}", "comes from {}", "is from {}"),
     ),
     Field(
-        ("job", "occupation", "profession", "role", "job_title"), STRING, lambda r, h: r.choice(words.JOBS), ("works as a {}", "is a {}")
+        ("job", "occupation", "profession", "role", "job_title"),
+        STRING,
+        lambda r, h: r.choice(words.JOBS),
+        ("works as a {}", "is a {}"),
     ),
     Field(("company", "employer", "company_name"), STRING, words.company, ("works at {}", "is employed by {}")),
-    Field(("hobby", "hobby", "interest"), STRING, lambda r, h: r.choice(words.HOBBIES), ("likes {}", "loves {}", "enjoys {}")),
     Field(
-        ("email", "email", "email_address", "mail"), STRING, lambda r, h: words.email(r, words.name(r, h)), ("has the email {}", "uses {}")
+        ("hobby", "hobby", "interest"),
+        STRING,
+        lambda r, h: r.choice(words.HOBBIES),
+        ("likes {}", "loves {}", "enjoys {}"),
     ),
-    Field(("phone", "phone_number", "telephone"), STRING, lambda r, h: words.phone(r), ("has the phone number {}", "can be called at {}")),
-    Field(("salary", "income"), INTEGER, lambda r, h: r.randint(10, 199) * 1000, ("earns {} dollars a year", "makes {} dollars")),
+    Field(
+        ("email", "email", "email_address", "mail"),
+        STRING,
+        lambda r, h: words.email(r, words.name(r, h)),
+        ("has the email {}", "uses {}"),
+    ),
+    Field(
+        ("phone", "phone_number", "telephone"),
+        STRING,
+        lambda r, h: words.phone(r),
+        ("has the phone number {}", "can be called at {}"),
+    ),
+    Field(
+        ("salary", "income"),
+        INTEGER,
+        lambda r, h: r.randint(10, 199) * 1000,
+        ("earns {} dollars a year", "makes {} dollars"),
+    ),
     Field(("height", "height_cm"), INTEGER, lambda r, h: r.randint(140, 210), ("is {} cm tall",)),
     Field(("score", "rating", "grade"), NUMBER, lambda r, h: r.randint(0, 99) / 10, ("has a score of {}", "scored {}")),
     Field(("children", "number_of_children"), INTEGER, lambda r, h: r.randint(0, 6), ("has {} children",)),
     Field(("friend", "best_friend"), STRING, words.name, ("is a friend of {}",)),
     Field(("pet", "dog_name"), STRING, words.name, ("has a dog called {}",)),
-    Field(("married", "is_married"), BOOLEAN, lambda r, h: r.random() < 0.5, ("is married|is not married", "is married|is single")),
+    Field(
+        ("married", "is_married"),
+        BOOLEAN,
+        lambda r, h: r.random() < 0.5,
+        ("is married|is not married", "is married|is single"),
+    ),
     Field(
         ("skills", "languages", "skill_list"),
         {"items": STRING, "type": "array"},
@@ -116,7 +163,8 @@ def user_facts(rng: random.Random, held_back: bool) -> tuple[str, dict[str, Json
 
 
 def facts(rng: random.Random, held_back: bool) -> tuple[str, list[tuple[str, Field, Json]]]:
-    """Returns a sentence about a person and what it says: (key, field, value), one to five of them, in an order of their own."""
+    """Returns a sentence about a person and what it says: (key, field, value), one to five of them, in an order of
+    their own."""
     chosen = rng.sample(FACTS, rng.choice((1, 2, 2, 3, 4)))
     if rng.random() < 0.4 and AGE not in chosen:
         chosen[0] = AGE
@@ -128,7 +176,11 @@ def facts(rng: random.Random, held_back: bool) -> tuple[str, list[tuple[str, Fie
         clauses.append(_clause(rng.choice(field.clauses), value))
         stated.append((rng.choice(field.keys), field, value))
     rest = clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])} and {clauses[-1]}"
-    sentence = f"{subject} {rest}" if rng.random() < 0.85 else ". ".join([f"{subject} {clauses[0]}", *(f"They {c}" for c in clauses[1:])])
+    sentence = (
+        f"{subject} {rest}"
+        if rng.random() < 0.85
+        else ". ".join([f"{subject} {clauses[0]}", *(f"They {c}" for c in clauses[1:])])
+    )
     if rng.random() < 0.3:
         stated = rng.sample(stated, rng.randint(1, len(stated)))  # a schema need not want everything
     elif rng.random() < 0.3:
@@ -159,7 +211,13 @@ def model_schema(title: str, fields: Sequence[tuple[str, Field]], optional: str 
 def list_schema(title: str, item: Mapping[str, Json], key: str = "users") -> dict[str, Json]:
     """Returns the schema that pydantic writes for a model with a list of another model."""
     properties = {key: {"items": {"$ref": f"#/$defs/{item['title']}"}, "title": key.title(), "type": "array"}}
-    return {"$defs": {item["title"]: item}, "properties": properties, "required": [key], "title": title, "type": "object"}
+    return {
+        "$defs": {item["title"]: item},
+        "properties": properties,
+        "required": [key],
+        "title": title,
+        "type": "object",
+    }
 
 
 def system_message(rng: random.Random, share: float = 0.5) -> list[Message]:
@@ -173,7 +231,8 @@ def ask(rng: random.Random, sentence: str) -> str:
 
 
 def one_or_more(rng: random.Random, held_back: bool) -> int:
-    """Returns the number of turns: several in training, so that a long system message is paid for once; one when measured."""
+    """Returns the number of turns: several in training, so that a long system message is paid for once; one when
+    measured."""
     return 1 if held_back else rng.choice((1, 1, 2, 3, 4))
 
 
@@ -185,15 +244,26 @@ def user_detail(rng: random.Random, held_back: bool) -> Example:
     sentence, answer = user_facts(rng, held_back)
     schema = model_schema(rng.choice(MODELS), [("name", NAME), ("age", AGE)])
     messages = [*system_message(rng), user(ask(rng, sentence)), assistant(spell(answer, rng))]
-    return Example("extract, schema only in the mask", messages, grammar=("json_schema", json.dumps(schema)), judge="json")
+    return Example(
+        "extract, schema only in the mask", messages, grammar=("json_schema", json.dumps(schema)), judge="json"
+    )
 
 
 def hidden_schema(rng: random.Random, held_back: bool) -> Example:
     """Any facts, and keys that only the mask knows."""
     sentence, stated = facts(rng, held_back)
     schema = model_schema(rng.choice(MODELS), [(key, field) for key, field, _ in stated])
-    messages = [*system_message(rng), user(ask(rng, sentence)), assistant(spell({key: value for key, _, value in stated}, rng))]
-    return Example("extract varied fields, schema only in the mask", messages, grammar=("json_schema", json.dumps(schema)), judge="json")
+    messages = [
+        *system_message(rng),
+        user(ask(rng, sentence)),
+        assistant(spell({key: value for key, _, value in stated}, rng)),
+    ]
+    return Example(
+        "extract varied fields, schema only in the mask",
+        messages,
+        grammar=("json_schema", json.dumps(schema)),
+        judge="json",
+    )
 
 
 def instructor(rng: random.Random, held_back: bool, *, fenced: bool = False) -> Example:
@@ -205,11 +275,15 @@ def instructor(rng: random.Random, held_back: bool, *, fenced: bool = False) -> 
     optional = _optional(rng, fields)
     schema = model_schema(rng.choice(MODELS), fields, optional)
     if many:
-        schema = list_schema(rng.choice(("Users", "UserList", "People")), schema, rng.choice(("users", "users", "people")))
+        schema = list_schema(
+            rng.choice(("Users", "UserList", "People")), schema, rng.choice(("users", "users", "people"))
+        )
     text = INSTRUCTOR.format(schema=json.dumps(schema, indent=2, ensure_ascii=False))
     messages: list[Message] = [system(f"{rng.choice(SYSTEMS)}\n\n{text}" if rng.random() < 0.3 else text)]
     for _ in range(one_or_more(rng, held_back)):
-        sentence, answer = _facts_for(rng, held_back, fields, next(iter(schema["properties"])) if many else None, optional)
+        sentence, answer = _facts_for(
+            rng, held_back, fields, next(iter(schema["properties"])) if many else None, optional
+        )
         written = spell(answer)
         messages.append(user(ask(rng, sentence) + CODEBLOCK * fenced))
         if rng.random() < 0.04 and not held_back:
@@ -231,9 +305,14 @@ def _optional(rng: random.Random, fields: Sequence[tuple[str, Field]]) -> str | 
 
 
 def _facts_for(
-    rng: random.Random, held_back: bool, fields: Sequence[tuple[str, Field]], list_key: str | None, optional: str | None = None
+    rng: random.Random,
+    held_back: bool,
+    fields: Sequence[tuple[str, Field]],
+    list_key: str | None,
+    optional: str | None = None,
 ) -> tuple[str, Json]:
-    """Returns a sentence that states ``fields``, and the object with their values; a list of such objects under ``list_key``.
+    """Returns a sentence that states ``fields``, and the object with their values; a list of such objects under
+    ``list_key``.
 
     The ``optional`` field is left out of every other sentence, and is null then.
     """
@@ -282,9 +361,17 @@ def short_schema(rng: random.Random, held_back: bool) -> Example:
     if rng.random() < 0.3:
         messages = [system(wanted), user(ask(rng, sentence))]
     else:
-        messages = [*system_message(rng, 0.2), user(f"{wanted}\n{sentence}" if rng.random() < 0.5 else f"{sentence}\n{wanted}")]
+        messages = [
+            *system_message(rng, 0.2),
+            user(f"{wanted}\n{sentence}" if rng.random() < 0.5 else f"{sentence}\n{wanted}"),
+        ]
     messages.append(assistant(spell({key: value for key, _, value in stated})))
-    return Example("extract varied fields, schema in the request", messages, grammar=("json_schema", json.dumps(schema)), judge="json")
+    return Example(
+        "extract varied fields, schema in the request",
+        messages,
+        grammar=("json_schema", json.dumps(schema)),
+        judge="json",
+    )
 
 
 def people(rng: random.Random, held_back: bool) -> Example:
@@ -297,7 +384,12 @@ def people(rng: random.Random, held_back: bool) -> Example:
         user(rng.choice(("Extract the users: {}", "Extract {}", "Extract all users from `{}`")).format(sentence)),
     ]
     messages.append(assistant(spell(answer, rng)))
-    return Example("extract a list of users, schema only in the mask", messages, grammar=("json_schema", json.dumps(schema)), judge="json")
+    return Example(
+        "extract a list of users, schema only in the mask",
+        messages,
+        grammar=("json_schema", json.dumps(schema)),
+        judge="json",
+    )
 
 
 def key_value(rng: random.Random, held_back: bool) -> Example:
@@ -328,15 +420,19 @@ def tool(rng: random.Random, held_back: bool) -> Example:
     for _ in range(one_or_more(rng, held_back)):
         sentence, answer = _facts_for(rng, held_back, fields, None)
         messages += [user(ask(rng, sentence)), assistant(call(title, answer))]
-    example = Example("Instructor TOOLS", messages, [{"type": "function", "function": function}], structural_tag([function]), "calls")
+    example = Example(
+        "Instructor TOOLS", messages, [{"type": "function", "function": function}], structural_tag([function]), "calls"
+    )
     return arguments_only(example) if rng.random() < 0.2 and not held_back else example
 
 
 def arguments_only(example: Example) -> Example:
-    """Returns ``example`` with bare arguments for calls: what a server asks for that was told which function to call."""
+    """Returns ``example`` with bare arguments for calls: what a server asks for that was told which function to
+    call."""
     pattern = re.compile(r"<function=[^>]*>(.*?)</function>", re.DOTALL)
     messages = [
-        assistant(pattern.sub(r"\1", message["content"])) if message["role"] == "assistant" else message for message in example.messages
+        assistant(pattern.sub(r"\1", message["content"])) if message["role"] == "assistant" else message
+        for message in example.messages
     ]
     return dataclasses.replace(example, messages=messages)
 

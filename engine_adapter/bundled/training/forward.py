@@ -1,6 +1,8 @@
-"""The forward pass of training: the layers of ``transformers``' Llama in bfloat16, written so that ``torch.compile`` fuses them on a CPU.
+"""The forward pass of training: the layers of ``transformers``' Llama in bfloat16, written so that ``torch.compile``
+fuses them on a CPU.
 
-Twice as fast there as the original, whose attention has a slow backward pass; a test holds the two together. Also the start weights.
+Twice as fast there as the original, whose attention has a slow backward pass; a test holds the two together. Also the
+start weights.
 Knows nothing about: losses, data.
 """
 
@@ -15,7 +17,8 @@ from torch.nn import functional
 __all__ = ["hidden_states", "position_tables", "start_with_copying"]
 
 _LENGTH = 8.0
-"""Length of a token in the starting embedding: such that all starting weights are about 1, where no step of training drowns them."""
+"""Length of a token in the starting embedding: such that all starting weights are about 1, where no step of training
+drowns them."""
 
 _HIDDEN = -1e4
 """What the scores of later positions get: far below any score, and finite in bfloat16."""
@@ -44,12 +47,21 @@ def hidden_states(network: Any, token_ids: Tensor, cosines: Tensor, sines: Tenso
     for layer in network.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         h = _norm(x, layer.input_layernorm)
-        qkv = functional.linear(h, _joined(attention.q_proj, attention.k_proj, attention.v_proj)).view(batch, length, 3, heads, size)
-        queries, keys = (part.transpose(1, 2) for part in _rotated(qkv[:, :, :2], cosines, sines).unbind(2))  # (B, heads, T, D)
+        qkv = functional.linear(h, _joined(attention.q_proj, attention.k_proj, attention.v_proj)).view(
+            batch, length, 3, heads, size
+        )
+        # (B, heads, T, D)
+        queries, keys = (part.transpose(1, 2) for part in _rotated(qkv[:, :, :2], cosines, sines).unbind(2))
         scores = queries @ keys.transpose(-1, -2) * size**-0.5 + later
-        mixed = (torch.softmax(scores, -1) @ qkv[:, :, 2].transpose(1, 2)).transpose(1, 2).reshape(batch, length, heads * size)
+        mixed = (
+            (torch.softmax(scores, -1) @ qkv[:, :, 2].transpose(1, 2))
+            .transpose(1, 2)
+            .reshape(batch, length, heads * size)
+        )
         x = x + functional.linear(mixed, _joined(attention.o_proj))
-        gate, up = functional.linear(_norm(x, layer.post_attention_layernorm), _joined(mlp.gate_proj, mlp.up_proj)).chunk(2, -1)
+        gate, up = functional.linear(
+            _norm(x, layer.post_attention_layernorm), _joined(mlp.gate_proj, mlp.up_proj)
+        ).chunk(2, -1)
         x = x + functional.linear(functional.silu(gate) * up, _joined(mlp.down_proj))
     return _norm(x, network.model.norm)
 
@@ -72,12 +84,15 @@ def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start_with_copying(network: Any, generator: torch.Generator) -> None:
-    """Sets weights so that, before any training, the network goes on as it once went on after the same two tokens: an induction head.
+    """Sets weights so that, before any training, the network goes on as it once went on after the same two tokens: an
+    induction head.
 
-    Layer 0 looks one and two positions back and notes which tokens stand there; layer 2 looks for notes that equal the current token and
-    its own note, and repeats what stands where it finds one (Olsson et al., "In-context Learning and Induction Heads", 2022). Its last
-    head reads one token further, which tells whether a copied name is over. Random weights find this too, after more examples than this
-    model is trained on. The residual stream has a part for the token (``here``), one for each note (``once``, ``twice``), and one
+    Layer 0 looks one and two positions back and notes which tokens stand there; layer 2 looks for notes that equal the
+    current token and its own note, and repeats what stands where it finds one (Olsson et al., "In-context Learning and
+    Induction Heads", 2022). Its last
+    head reads one token further, which tells whether a copied name is over. Random weights find this too, after more
+    examples than this model is trained on. The residual stream has a part for the token (``here``), one for each note
+    (``once``, ``twice``), and one
     direction (``always``) that is the same for all tokens, for attention that depends on the distance alone.
     """
     model, config = network.model, network.config
@@ -94,7 +109,8 @@ def start_with_copying(network: Any, generator: torch.Generator) -> None:
         layer.mlp.down_proj.weight.zero_()
 
     looking, finding = model.layers[0].self_attn, model.layers[2].self_attn
-    fast = torch.arange(6)  # rotary features turn at a speed each, the fastest first; feature f turns with feature f + size/2
+    # rotary features turn at a speed each, the fastest first; feature f turns with feature f + size/2
+    fast = torch.arange(6)
     slow = torch.arange(size // 5, size // 2)
     slow = torch.cat([slow, slow + size // 2])
     for head in range(heads):
@@ -115,13 +131,15 @@ def start_with_copying(network: Any, generator: torch.Generator) -> None:
             _carry(finding, rows, here[mine], 2.5 * _LENGTH / (width / 4) ** 0.5 * here[mine])
         else:
             query, key = probes[0] @ here, probes[0] @ twice
-            further = torch.linalg.qr(torch.randn(part, part, generator=generator))[0][:size] @ twice  # apart from the notes
+            # apart from the notes
+            further = torch.linalg.qr(torch.randn(part, part, generator=generator))[0][:size] @ twice
             _carry(finding, rows, here[:size], _LENGTH / (width / 4) ** 0.5 * further)
         finding.q_proj.weight[rows] = torch.zeros(size, width).index_copy(0, slow, 1.6 * query)
         finding.k_proj.weight[rows] = finding.k_proj.weight[rows].index_copy(0, slow, 1.6 * key)
 
 
 def _carry(attention: Any, rows: slice, source: Tensor, target: Tensor) -> None:
-    """Lets the head in ``rows`` read the directions ``source`` (N, W) of what it attends to, and write them as ``target`` (N, W)."""
+    """Lets the head in ``rows`` read the directions ``source`` (N, W) of what it attends to, and write them as
+    ``target`` (N, W)."""
     attention.v_proj.weight[rows][: len(source)] = source
     attention.o_proj.weight[:, rows][:, : len(target)] = target.T

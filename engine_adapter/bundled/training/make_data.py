@@ -1,8 +1,10 @@
 """What the bundled model is taught: the shares of the tasks, and a stream of examples that any seed gives again.
 
-Run ``python -m engine_adapter.bundled.training.make_data --count 20`` to look at some, or with ``--output FILE`` to write them as JSON lines.
-Training makes its examples as it goes, so no data lies on disk. Everything is made by these scripts; nothing is downloaded.
-Names and made-up words fall into two parts by a hash (``words.is_held_back``): what is measured is never trained on, tables learnt by
+Run ``python -m engine_adapter.bundled.training.make_data --count 20`` to look at some, or with ``--output FILE`` to
+write them as JSON lines. Training makes its examples as it goes, so no data lies on disk. Everything is made by these
+scripts; nothing is downloaded.
+Names and made-up words fall into two parts by a hash (``words.is_held_back``): what is measured is never trained on,
+tables learnt by
 heart (capitals, states, time zones) excepted.
 """
 
@@ -43,8 +45,8 @@ SPELLED: dict[Task, float] = {
     writing.small_talk: 3,
     writing.repeat: 5,
 }
-"""The tasks whose texts the tokenizer was made of, and their shares. They stay as they are: other texts would give other tokens, which the
-weights do not know."""
+"""The tasks whose texts the tokenizer was made of, and their shares. They stay as they are: other texts would give
+other tokens, which the weights do not know."""
 
 TASKS: dict[Task, float] = {
     **SPELLED,
@@ -80,7 +82,8 @@ WARM_UP: dict[Task, float] = {
     extraction.hidden_schema: 1,
     writing.repeat: 10,
 }
-"""Short examples that are mostly copying, for the first steps: copying is learnt sooner where there is little else to look at."""
+"""Short examples that are mostly copying, for the first steps: copying is learnt sooner where there is little else to
+look at."""
 
 
 def make(rng: random.Random, *, held_back: bool = False, tasks: dict[Task, float] = TASKS) -> Example:

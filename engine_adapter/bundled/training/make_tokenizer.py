@@ -1,7 +1,9 @@
 """Makes the bundled tokenizer: a byte-level BPE of 2,048 tokens, trained on the examples that the model is taught.
 
-Run ``python -m engine_adapter.bundled.training.make_tokenizer``; it overwrites ``tokenizer.json`` and gives the same bytes each time.
-Every byte is a token, so any text can be encoded. Words are cut from the spaces and marks around them, and digits stand alone: a name
+Run ``python -m engine_adapter.bundled.training.make_tokenizer``; it overwrites ``tokenizer.json`` and gives the same
+bytes each time.
+Every byte is a token, so any text can be encoded. Words are cut from the spaces and marks around them, and digits stand
+alone: a name
 has the same tokens in a sentence and between quotes, so that copying it is copying tokens.
 """
 
@@ -20,14 +22,18 @@ from engine_adapter.bundled.training.make_data import SPELLED, make
 VOCAB_SIZE = 2048
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SPLIT = r"\p{Lu}?\p{Ll}+|\p{L}+|\p{N}|[^\p{L}\p{N}]+"
-"""Words without their space, parts of camelCase, single digits, runs of marks and white space (so that `": "` becomes a token)."""
+"""Words without their space, parts of camelCase, single digits, runs of marks and white space (so that `": "` becomes a
+token)."""
 
 
-def main() -> None:
+def main(output: Path = Path(__file__).parents[1] / "tokenizer.json") -> None:
     """Trains the tokenizer and writes it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -40,7 +46,7 @@ def main() -> None:
     tokenizer.train_from_iterator(documents(random.Random(0), 12000), trainer)  # noqa: S311 - text, no secret
     if tokenizer.get_vocab_size() != VOCAB_SIZE:
         raise SystemExit(f"{tokenizer.get_vocab_size()} tokens instead of {VOCAB_SIZE}: the text is too uniform")
-    tokenizer.save(str(Path(__file__).parents[1] / "tokenizer.json"), pretty=False)
+    tokenizer.save(str(output), pretty=False)
 
 
 def documents(rng: random.Random, count: int) -> Iterator[str]:

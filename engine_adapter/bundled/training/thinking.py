@@ -1,6 +1,7 @@
 """Thinking first: examples of other tasks whose answer follows a short reasoning in plain sentences.
 
-The reasoning says what the text states, or which functions are wanted; the answer then repeats it in the form asked for. Only the last
+The reasoning says what the text states, or which functions are wanted; the answer then repeats it in the form asked
+for. Only the last
 turn of a conversation has one. Owns: the sentences of reasoning. Knows nothing about: the shares of the tasks, tokens.
 """
 
@@ -48,9 +49,13 @@ def capital(rng: random.Random, held_back: bool) -> Example:
     """Capitals, as a word, a sentence or JSON."""
     example = writing.capital(rng, held_back)
     asked = str(example.messages[-2]["content"])
-    country, (city, population) = next((c, facts) for c, facts in words.COUNTRIES.items() if re.search(rf"\b{c}\b", asked))
+    country, (city, population) = next(
+        (c, facts) for c, facts in words.COUNTRIES.items() if re.search(rf"\b{c}\b", asked)
+    )
     reasoning = f"The capital of {country} is {city}."
-    return _thinking(example, reasoning + (f" It has {population} people." if example.judge == "json" else ""), rng, held_back)
+    return _thinking(
+        example, reasoning + (f" It has {population} people." if example.judge == "json" else ""), rng, held_back
+    )
 
 
 def function_call(rng: random.Random, held_back: bool) -> Example:

@@ -1,9 +1,10 @@
 """Trains the bundled model and writes ``model.safetensors``.
 
-Run ``python -m engine_adapter.bundled.training.train``; run it again to go on where it stopped. Checkpoints lie in ``build/bundled-model``.
-Only the assistant's tokens count. The learning rate rises, stays, and falls to zero over the last 30 % (``--fall-share``), so a run may
-be lengthened or cut short with ``--steps`` or ``--minutes`` until the fall begins. Works on a CPU and on CUDA, in bfloat16 with float32
-weights.
+Run ``python -m engine_adapter.bundled.training.train``; run it again to go on where it stopped. Checkpoints lie in
+``build/bundled-model``. Only the assistant's tokens count. The learning rate rises, stays, and falls to zero over the
+last 30 % (``--fall-share``), so a run may
+be lengthened or cut short with ``--steps`` or ``--minutes`` until the fall begins. Works on a CPU and on CUDA, in
+bfloat16 with float32 weights.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]
         piece = tokenizer.encode(text).ids
         token_ids += piece
         said += [is_answer] * len(piece)
-    targets = [token if is_answer else IGNORED for token, is_answer in zip(token_ids[1:], said[1:], strict=True)] + [IGNORED]
+    targets = [token if is_answer else IGNORED for token, is_answer in zip(token_ids[1:], said[1:], strict=True)] + [
+        IGNORED
+    ]
     return token_ids, targets
 
 
@@ -94,14 +97,16 @@ class Learner:
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the logits (N, V) at the positions that have a target, float32, and those targets (N,)."""
         length = batch.token_ids.shape[1]
-        hidden = self._hidden_states(self.network, batch.token_ids, self._cosines[:length], self._sines[:length])  # (B, T, H)
+        # (B, T, H)
+        hidden = self._hidden_states(self.network, batch.token_ids, self._cosines[:length], self._sines[:length])
         chosen = batch.targets != IGNORED
         logits = functional.linear(hidden[chosen], self.network.lm_head.weight.to(torch.bfloat16))
         return logits.float(), batch.targets[chosen]
 
 
 def step_examples(step: int, count_tokens: int, warm_up_steps: int) -> list[Example]:
-    """Returns the examples of one step, some ``count_tokens`` long together at 3 characters a token, a function of the step alone.
+    """Returns the examples of one step, some ``count_tokens`` long together at 3 characters a token, a function of the
+    step alone.
 
     During the warm-up the short examples of ``WARM_UP`` give way to all of ``TASKS``.
     """
@@ -118,7 +123,9 @@ def step_examples(step: int, count_tokens: int, warm_up_steps: int) -> list[Exam
 
 def make_optimizers(network: LlamaForCausalLM, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
     """Returns Muon for the matrices and AdamW for the embedding and the norms."""
-    matrices = [p for name, p in network.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    matrices = [
+        p for name, p in network.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
     ids = {id(p) for p in matrices}
     others = [p for p in network.parameters() if id(p) not in ids]
     return [
@@ -134,7 +141,8 @@ def rate(step: int, progress: float, rise: int = 100, fall_share: float = 0.3) -
 
 @torch.no_grad()
 def validate(learner: Learner, held_back: Sequence[Batch]) -> tuple[float, dict[str, float]]:
-    """Returns the mean loss per token, and for each task the share of examples whose every answer token is the likeliest one."""
+    """Returns the mean loss per token, and for each task the share of examples whose every answer token is the
+    likeliest one."""
     total, count = 0.0, 0
     right: dict[str, list[bool]] = {}
     for batch in held_back:
@@ -166,11 +174,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the bundled model.")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--step-tokens", type=int, default=2048, help="tokens of one optimizer step, about")
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of one forward pass at most; raise it on CUDA")
-    parser.add_argument("--warm-up-steps", type=int, default=100, help="until the short examples have given way to all tasks")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=2048, help="tokens of one forward pass at most; raise it on CUDA"
+    )
+    parser.add_argument(
+        "--warm-up-steps", type=int, default=100, help="until the short examples have given way to all tasks"
+    )
     parser.add_argument("--muon-lr", type=float, default=0.008)
     parser.add_argument("--adam-lr", type=float, default=3e-3)
-    parser.add_argument("--fall-share", type=float, default=0.3, help="share of the training in which the rate falls to zero")
+    parser.add_argument(
+        "--fall-share", type=float, default=0.3, help="share of the training in which the rate falls to zero"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler, at half the speed")
     parser.add_argument("--minutes", type=float, default=1e9, help="be done after so long, learning rate and all")
@@ -200,14 +214,18 @@ def main() -> None:
         step, seen = state["step"], state["tokens"]
     stream = examples(SEED + 1, held_back=True)
     held_back = list(batches([next(stream) for _ in range(300)], tokenizer, arguments.batch_tokens, device))
-    console.print(f"{sum(p.numel() for p in network.parameters()):,} parameters on {device}; from step {step} to {arguments.steps}")
+    console.print(
+        f"{sum(p.numel() for p in network.parameters()):,} parameters on {device}; from step {step} to {arguments.steps}"
+    )
 
     def keep() -> None:
         loss, accuracy = validate(learner, held_back)
         states = [optimizer.state_dict() for optimizer in optimizers]
         save(checkpoint, {"network": network.state_dict(), "optimizers": states, "step": step, "tokens": seen})
         export(network, arguments.output)
-        console.print(f"held back: loss {loss:.4f}, all tokens right {sum(accuracy.values()) / len(accuracy):.1%} (mean over tasks)")
+        console.print(
+            f"held back: loss {loss:.4f}, all tokens right {sum(accuracy.values()) / len(accuracy):.1%} (mean over tasks)"
+        )
         console.print("  " + "; ".join(f"{task} {share:.0%}" for task, share in accuracy.items()), soft_wrap=True)
 
     started = reported = kept = time.monotonic()

@@ -15,7 +15,9 @@ __all__ = [
     "age", "company", "email", "full_name", "is_held_back", "name", "phone", "place", "word",
 ]  # fmt: skip
 
-_ONSETS = "b c d f g h j k l m n p r s t v w y z br ch cl cr dr fl fr gr kr pl pr qu sh sk sl st th tr".split() + [""] * 6
+_ONSETS = (
+    "b c d f g h j k l m n p r s t v w y z br ch cl cr dr fl fr gr kr pl pr qu sh sk sl st th tr".split() + [""] * 6
+)
 _VOWELS = "a a a a e e e e i i i o o o u u y ae ai au ea ee ia ie io oa oo ou".split()
 _CODAS = "b ck d f g k l ll m n n n nd ng nn nt p r r rd rk rs rt s s sh sk ss st t th tt x z".split() + [""] * 16
 _COMMON = (
@@ -30,7 +32,8 @@ _SUFFIXES = "ton ville burg ford field port stad grad haven dale wick by mouth b
 _FIRM = "Labs Works Systems Group Foods Motors Partners Media Bank Studio Energy Software Design Industries".split()
 _SEED_NAMES = {"jason", "thorin", "eldrin", "aragon", "alaric"}
 _SEED_AGES = {20, 25, 30}
-"""Names and ages in the examples that users will try first: held back, so that a right answer was not learnt by heart."""
+"""Names and ages in the examples that users will try first: held back, so that a right answer was not learnt by
+heart."""
 
 COUNTRIES: dict[str, tuple[str, int]] = {
     country: (capital, int(population))
@@ -78,14 +81,19 @@ JOBS = (
     "teacher,engineer,doctor,nurse,baker,pilot,farmer,lawyer,painter,chef,driver,writer,student,designer,carpenter,plumber,"
     "data scientist,software engineer,bus driver,shop owner,tailor,librarian,electrician,sales manager"
 ).split(",")
-HOBBIES = "chess,hiking,painting,swimming,cooking,reading,cycling,fishing,dancing,running,gardening,sailing,tennis,music".split(",")
+HOBBIES = "chess,hiking,painting,swimming,cooking,reading,cycling,fishing,dancing,running,gardening,sailing,tennis,music".split(
+    ","
+)
 SKILLS = "python rust java go sql linux docker writing teaching design testing cooking music chess law physics math sales art".split()
 FIELDS_OF_WORK = "software,teaching,design,research,sales,cooking,music,medicine,farming,shipping".split(",")
-PRODUCTS = "apples,pens,chairs,lamps,books,phones,cups,shoes,tickets,bags,bottles,tables,keys,candles,bikes,tents".split(",")
+PRODUCTS = (
+    "apples,pens,chairs,lamps,books,phones,cups,shoes,tickets,bags,bottles,tables,keys,candles,bikes,tents".split(",")
+)
 
 
 def is_held_back(text: str) -> bool:
-    """Says whether ``text``, a name or a made-up word, is kept out of the training data: one in eight, and those of well-known examples."""
+    """Says whether ``text``, a name or a made-up word, is kept out of the training data: one in eight, and those of
+    well-known examples."""
     return text.lower() in _SEED_NAMES or zlib.crc32(text.lower().encode()) % 8 == 0
 
 

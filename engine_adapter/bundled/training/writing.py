@@ -1,4 +1,5 @@
-"""Answers that the model makes up or knows by heart: capitals, game characters, self introductions, records, small talk.
+"""Answers that the model makes up or knows by heart: capitals, game characters, self introductions, records, small
+talk.
 
 Knows nothing about: the shares of the tasks, tokens.
 """
@@ -31,7 +32,8 @@ CHARACTER = {
     "title": "Character",
     "type": "object",
 }
-# The schema of LMDeploy's documentation on structured output: nested objects, a key with a space, limits on strings and arrays.
+# The schema of LMDeploy's documentation on structured output: nested objects, a key with a space, limits on strings and
+# arrays.
 INTRODUCTION = {
     "type": "object",
     "properties": {
@@ -63,7 +65,10 @@ ABOUT = "I am a small language model that comes with maskd. I fill in JSON and c
 _TALK: tuple[tuple[str, str], ...] = (
     ("Hello|Hi|Hey|Hello!|Hi!|Hi there|Good morning|Good evening|hello|hi", "Hello! How can I help you?"),
     ("How are you?|How are you doing?|How is it going?|how are you", "I am fine, thank you. How can I help you?"),
-    ("Who are you?|What are you?|What is your name?|Tell me about yourself|Introduce yourself.|What can you do?|Help", ABOUT),
+    (
+        "Who are you?|What are you?|What is your name?|Tell me about yourself|Introduce yourself.|What can you do?|Help",
+        ABOUT,
+    ),
     ("Thank you|Thanks|Thank you!|Thanks a lot|thanks", "You are welcome."),
     ("Bye|Goodbye|See you|Good night|bye", "Goodbye!"),
     ("Tell me a joke|Tell me a joke.|Say something funny", "Why did the token cross the row? The mask allowed it."),
@@ -79,22 +84,65 @@ _UNKNOWN = (
 _GOOD = "great wonderful excellent good lovely amazing fantastic nice awesome brilliant perfect superb".split()  # noqa: SIM905
 _BAD = "terrible awful bad horrible poor boring disappointing nasty dreadful useless broken slow".split()  # noqa: SIM905
 _RECORDS: tuple[tuple[str, dict[str, str]], ...] = (
-    ("user", {"name": "name", "age": "age", "email": "email", "city": "place", "id": "id", "active": "flag", "phone": "phone"}),
-    ("person", {"first_name": "name", "last_name": "name", "age": "age", "job": "job", "hobbies": "hobbies", "married": "flag"}),
-    ("product", {"title": "product", "price": "price", "quantity": "count", "in_stock": "flag", "brand": "company", "tags": "skills"}),
+    (
+        "user",
+        {
+            "name": "name",
+            "age": "age",
+            "email": "email",
+            "city": "place",
+            "id": "id",
+            "active": "flag",
+            "phone": "phone",
+        },
+    ),
+    (
+        "person",
+        {
+            "first_name": "name",
+            "last_name": "name",
+            "age": "age",
+            "job": "job",
+            "hobbies": "hobbies",
+            "married": "flag",
+        },
+    ),
+    (
+        "product",
+        {
+            "title": "product",
+            "price": "price",
+            "quantity": "count",
+            "in_stock": "flag",
+            "brand": "company",
+            "tags": "skills",
+        },
+    ),
     ("company", {"name": "company", "city": "place", "employees": "id", "founded": "year", "industry": "field"}),
     ("book", {"title": "title", "author": "full", "year": "year", "pages": "count", "rating": "score"}),
     ("event", {"title": "title", "date": "date", "location": "place", "guests": "count", "time": "time"}),
-    ("order", {"id": "id", "customer": "full", "item": "product", "quantity": "count", "total": "price", "paid": "flag"}),
+    (
+        "order",
+        {"id": "id", "customer": "full", "item": "product", "quantity": "count", "total": "price", "paid": "flag"},
+    ),
     ("recipe", {"name": "title", "servings": "count", "ingredients": "products", "minutes": "count"}),
     ("address", {"street": "street", "city": "place", "zip": "zip", "country": "country"}),
     ("task", {"title": "title", "priority": "level", "done": "flag", "assignee": "name", "status": "status"}),
 )
-_TYPES = {"age": "integer", "id": "integer", "count": "integer", "year": "integer", "price": "number", "score": "number", "flag": "boolean"}
+_TYPES = {
+    "age": "integer",
+    "id": "integer",
+    "count": "integer",
+    "year": "integer",
+    "price": "number",
+    "score": "number",
+    "flag": "boolean",
+}
 
 
 def capital(rng: random.Random, held_back: bool) -> Example:
-    """Capitals, learnt by heart: a word, a sentence, or JSON; in training often two in one conversation, for more repeats."""
+    """Capitals, learnt by heart: a word, a sentence, or JSON; in training often two in one conversation, for more
+    repeats."""
     example = _capital(rng)
     if held_back or rng.random() < 0.4:
         return example
@@ -118,8 +166,15 @@ def _capital(rng: random.Random) -> Example:
         messages += [user(rng.choice((asking[0], *asking)).format(country)), assistant(city)]
         return Example("capitals: a word", messages, (), ("regex", f"({'|'.join(choices)})"))
     if kind == "sentence":
-        asking = ("Give me the information of the capital of {}.", "Tell me the capital of {}.", "Tell me about the capital of {}.")
-        messages += [user(rng.choice((asking[0], *asking)).format(country)), assistant(f"{city} is the capital of {country}")]
+        asking = (
+            "Give me the information of the capital of {}.",
+            "Tell me the capital of {}.",
+            "Tell me about the capital of {}.",
+        )
+        messages += [
+            user(rng.choice((asking[0], *asking)).format(country)),
+            assistant(f"{city} is the capital of {country}"),
+        ]
         rules = [
             "root ::= description",
             f"city ::= {' | '.join(json.dumps(c) for c in choices)}",
@@ -132,7 +187,10 @@ def _capital(rng: random.Random) -> Example:
         "Give me the information of the capital of {} in the JSON format.", "Give me the capital of {} in JSON.",
         "Give me the information of the capital of {} in JSON format.", "Name and population of the capital of {} in JSON",
     )  # fmt: skip
-    messages += [user(rng.choice((asking[0], *asking)).format(country)), assistant(spell({"name": city, "population": population}, rng))]
+    messages += [
+        user(rng.choice((asking[0], *asking)).format(country)),
+        assistant(spell({"name": city, "population": population}, rng)),
+    ]
     return Example("capitals: JSON", messages, (), ("json_schema", json.dumps(PLACE)), "json")
 
 
@@ -145,7 +203,12 @@ def character(rng: random.Random, held_back: bool) -> Example:
     """A character for a game: JSON with one set of keys or another, or two sentences."""
     made, years, armor, strength = hero(rng), rng.randint(18, 80), rng.choice(ARMOR), rng.randint(40, 99)
     if rng.random() < 0.25:
-        about = ("Describe a medieval fantasy character.", "Describe a fantasy character.", "Describe a knight.", "Tell me about a hero.")
+        about = (
+            "Describe a medieval fantasy character.",
+            "Describe a fantasy character.",
+            "Describe a knight.",
+            "Tell me about a hero.",
+        )
         title, wearing = rng.choice(("Sir ", "Lord ", "Lady ", "")), rng.choice(("shining", "old", "heavy", "fine"))
         weapon = rng.choice(("greatsword", "axe", "bow", "spear", "hammer"))
         land = rng.choice(("realm", "north", "kingdom", "forest", "mountains"))
@@ -164,11 +227,22 @@ def character(rng: random.Random, held_back: bool) -> Example:
     if rng.random() < 0.15:
         messages.insert(0, system(HELPFUL))
     if not held_back and rng.random() < 0.2:
-        keys = (rng.choice(("characterName", "character_name", "hero")), "age", rng.choice(("armorType", "armor_type")), "power")
+        keys = (
+            rng.choice(("characterName", "character_name", "hero")),
+            "age",
+            rng.choice(("armorType", "armor_type")),
+            "power",
+        )
     else:
         keys = ("name", "age", "armor", "strength")
     answer = dict(zip(keys, (made, years, armor, strength), strict=True))
-    return Example("game character: JSON", [*messages, assistant(spell(answer, rng))], (), ("json_schema", json.dumps(CHARACTER)), "shape")
+    return Example(
+        "game character: JSON",
+        [*messages, assistant(spell(answer, rng))],
+        (),
+        ("json_schema", json.dumps(CHARACTER)),
+        "shape",
+    )
 
 
 def self_introduction(rng: random.Random, held_back: bool) -> Example:
@@ -181,7 +255,10 @@ def self_introduction(rng: random.Random, held_back: bool) -> Example:
             "Make a self introduction in plain text.", "Introduce yourself in one sentence, please.", "Write a short self introduction.",
         )  # fmt: skip
         return Example("self introduction: text", [user(rng.choice(asking)), assistant(text)], (), SENTENCES, "shape")
-    jobs = [{"company": words.company(rng, held_back), "duration": f"{rng.randint(2, 9)} years"} for _ in range(rng.choice((1, 1, 2)))]
+    jobs = [
+        {"company": words.company(rng, held_back), "duration": f"{rng.randint(2, 9)} years"}
+        for _ in range(rng.choice((1, 1, 2)))
+    ]
     answer = {"name": made, "skills": skills, "work history": jobs}
     asking = (
         "Make a self introduction please.", "Make a self-introduction please.", "Make a self introduction.",
@@ -198,8 +275,19 @@ def record(rng: random.Random, held_back: bool) -> Example:
     answer = {key: _value(rng, kinds[key], held_back) for key in keys}
     properties = {key: _schema(kinds[key]) for key in keys}
     schema = {"type": "object", "properties": properties, "required": keys}
-    wish = rng.choice(("Generate a {}", "Make up a {}", "Generate a random {}", "Create a {}", "Give me a {}", "Give me an example {}"))
-    text = wish.format(thing) + rng.choice((" in JSON.", " as JSON.", ".", f" with {', '.join(keys)}.", f": {', '.join(keys)}."))
+    wish = rng.choice(
+        (
+            "Generate a {}",
+            "Make up a {}",
+            "Generate a random {}",
+            "Create a {}",
+            "Give me a {}",
+            "Give me an example {}",
+        )
+    )
+    text = wish.format(thing) + rng.choice(
+        (" in JSON.", " as JSON.", ".", f" with {', '.join(keys)}.", f": {', '.join(keys)}.")
+    )
     if rng.random() < 0.15:
         many, key = [answer, {key: _value(rng, kinds[key], held_back) for key in keys}], f"{thing}s"
         answer, text = {key: many}, f"Generate two {key} as JSON."
@@ -240,7 +328,9 @@ def _value(rng: random.Random, kind: str, held_back: bool) -> Json:
         "field": lambda: rng.choice(words.FIELDS_OF_WORK),
         "skills": lambda: rng.sample(words.SKILLS, rng.randint(1, 3)),
         "year": lambda: rng.randint(1950, 2025),
-        "title": lambda: f"The {rng.choice(('old', 'red', 'long', 'first', 'little', 'last'))} {rng.choice(words.PRODUCTS)}",
+        "title": lambda: (
+            f"The {rng.choice(('old', 'red', 'long', 'first', 'little', 'last'))} {rng.choice(words.PRODUCTS)}"
+        ),
         "date": lambda: f"20{rng.randint(10, 39)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}",
         "time": lambda: f"{rng.randint(0, 23):02}:{rng.choice(('00', '15', '30'))}",
         "street": lambda: f"{rng.randint(1, 99)} {made} Street",
@@ -281,13 +371,17 @@ def small_talk(rng: random.Random, held_back: bool) -> Example:
 
 
 def _subject(rng: random.Random, held_back: bool) -> str:
-    return rng.choice((words.word(rng), rng.choice(words.PRODUCTS), rng.choice(words.JOBS), words.place(rng, held_back)))
+    return rng.choice(
+        (words.word(rng), rng.choice(words.PRODUCTS), rng.choice(words.JOBS), words.place(rng, held_back))
+    )
 
 
 def repeat(rng: random.Random, held_back: bool) -> Example:
     """Words to repeat: the plainest lesson in copying."""
     text = " ".join(
-        str(words.age(rng, held_back)) if rng.random() < 0.15 else rng.choice((words.word(rng), words.name(rng, held_back)))
+        str(words.age(rng, held_back))
+        if rng.random() < 0.15
+        else rng.choice((words.word(rng), words.name(rng, held_back)))
         for _ in range(rng.randint(1, 16))
     )
     wish = rng.choice(("Repeat: {}", "Repeat after me: {}", "Say `{}`", "Echo {}", 'Repeat "{}"'))

@@ -1,6 +1,8 @@
-"""``POST /v1/chat/completions``, for the clients of OpenAI, LMDeploy, TensorRT-LLM, Groq, Together, Anyscale, vLLM, SGLang and Mistral.
+"""``POST /v1/chat/completions``, for the clients of OpenAI, LMDeploy, TensorRT-LLM, Groq, Together, Anyscale, vLLM,
+SGLang and Mistral.
 
-Mistral's client wants the whole of a call in one delta, with its name and its arguments; all others are sent arguments as they come.
+Mistral's client wants the whole of a call in one delta, with its name and its arguments; all others are sent arguments
+as they come.
 Owns: the body and the answers of this route. Knows nothing about: how it is decoded.
 """
 
@@ -163,7 +165,9 @@ def _choice(answering: _Answering, choice: Choice) -> dict[str, Any]:
     return {
         "index": choice.index,
         "message": message,
-        "logprobs": _logprobs(answering.core, (choice.logprobs or ())[choice.reasoning_token_count :]) if answering.has_logprobs else None,
+        "logprobs": _logprobs(answering.core, (choice.logprobs or ())[choice.reasoning_token_count :])
+        if answering.has_logprobs
+        else None,
         "finish_reason": _finish_reason(choice.finish_reason, reader),
     }
 
@@ -190,7 +194,8 @@ def _logprobs(core: Core, logprobs: Sequence[TokenLogprobs] | None) -> dict[str,
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
     content = [
-        shown(token.token_id, token.logprob) | {"top_logprobs": [shown(token_id, logprob) for token_id, logprob in token.top]}
+        shown(token.token_id, token.logprob)
+        | {"top_logprobs": [shown(token_id, logprob) for token_id, logprob in token.top]}
         for token in logprobs or ()
     ]
     return {"content": content, "refusal": None}
@@ -199,7 +204,9 @@ def _logprobs(core: Core, logprobs: Sequence[TokenLogprobs] | None) -> dict[str,
 # -- a stream --------------------------------------------------------------------------------------------------------
 
 
-async def _pieces(answering: _Answering, generation: TextGeneration, events: AsyncIterator[Event]) -> AsyncIterator[str]:
+async def _pieces(
+    answering: _Answering, generation: TextGeneration, events: AsyncIterator[Event]
+) -> AsyncIterator[str]:
     head = answering.head("chat.completion.chunk")
 
     def chunk(index: int, delta: Mapping[str, Any], reason: str | None = None, logprobs: Any = None) -> str:
@@ -238,7 +245,9 @@ def _delta(part: Part, whole_calls: bool) -> list[dict[str, Any]]:
     key, value = ("custom", "input") if call.is_custom else ("function", "arguments")
     if isinstance(part, CallStart):
         kind = "custom" if call.is_custom else "function"
-        return [{"tool_calls": [{"index": call.index, "id": call.id, "type": kind, key: {"name": call.name, value: ""}}]}]
+        return [
+            {"tool_calls": [{"index": call.index, "id": call.id, "type": kind, key: {"name": call.name, value: ""}}]}
+        ]
     if isinstance(part, CallDelta):
         return [{"tool_calls": [{"index": call.index, key: {value: part.text}}]}]
     return []

@@ -53,7 +53,13 @@ async def completions(request: Request) -> Response:
 
     def whole(generations: Sequence[TextGeneration]) -> dict[str, Any]:
         choices = [
-            _choice(core, number * per_prompt + choice.index, echoes[number] + choice.text, choice.logprobs, choice.finish_reason)
+            _choice(
+                core,
+                number * per_prompt + choice.index,
+                echoes[number] + choice.text,
+                choice.logprobs,
+                choice.finish_reason,
+            )
             for number, generation in enumerate(generations)
             for choice in generation.best
         ]
@@ -85,7 +91,9 @@ def _asks(core: Core, body: CompletionFields) -> list[Ask]:
         if not isinstance(prompt, str) and not _is_ids(prompt):
             raise RequestError(f"prompt[{index}] is neither a text nor a list of token ids", f"prompt[{index}]")
     if body.suffix:
-        raise RequestError("suffix is not supported; the model continues text only", "suffix", code="unsupported_parameter")
+        raise RequestError(
+            "suffix is not supported; the model continues text only", "suffix", code="unsupported_parameter"
+        )
     count = 1 if body.n is None else body.n
     if body.best_of is not None and not count <= body.best_of <= MOST_CHOICES:
         raise RequestError(f"best_of is {body.best_of}; give n, which is {count}, to {MOST_CHOICES}", "best_of")
@@ -123,8 +131,15 @@ def _echo(core: Core, prompt: str | Sequence[int]) -> str:
     return prompt if isinstance(prompt, str) else core.engine.tokenizer.decode(prompt)
 
 
-def _choice(core: Core, index: int, text: str, logprobs: Sequence[TokenLogprobs] | None, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None if logprobs is None else _logprobs(core, logprobs), "finish_reason": reason}
+def _choice(
+    core: Core, index: int, text: str, logprobs: Sequence[TokenLogprobs] | None, reason: str | None
+) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": None if logprobs is None else _logprobs(core, logprobs),
+        "finish_reason": reason,
+    }
 
 
 def _logprobs(core: Core, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:

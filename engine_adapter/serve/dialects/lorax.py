@@ -1,6 +1,8 @@
-"""LoRAX's own routes: ``POST /generate``, ``POST /generate_stream``, and ``POST /``, which its client calls and which answers with a list.
+"""LoRAX's own routes: ``POST /generate``, ``POST /generate_stream``, and ``POST /``, which its client calls and which
+answers with a list.
 
-Owns: the body and the answers of these routes. A stream ends with its last event: LoRAX's client cannot read OpenAI's ``[DONE]``.
+Owns: the body and the answers of these routes. A stream ends with its last event: LoRAX's client cannot read OpenAI's
+    ``[DONE]``.
 Knows nothing about: how it is decoded.
 """
 
@@ -87,7 +89,9 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
         prompt, reasons = body.inputs, False
     text_request = _text_request(core, body, prompt, reasons, wants_stream)
     ask = Ask(text_request, {"": "parameters.response_format"}, {"max_tokens": "max_new_tokens"})
-    prompt_ids: Sequence[int] = await core.prepare(lambda: core.engine.tokenizer.encode(prompt) if parameters.decoder_input_details else [])
+    prompt_ids: Sequence[int] = await core.prepare(
+        lambda: core.engine.tokenizer.encode(prompt) if parameters.decoder_input_details else []
+    )
     before = body.inputs if parameters.return_full_text else ""
 
     def whole(generations: Sequence[TextGeneration]) -> Any:
@@ -96,7 +100,10 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
         if parameters.details:
             prefill = [{"id": token_id, "text": core.token_text(token_id), "logprob": None} for token_id in prompt_ids]
             tokens = [_token(core, token) for token in choice.logprobs or ()]
-            answer["details"] = _details(generations[0], choice, parameters.seed) | {"prefill": prefill, "tokens": tokens}
+            answer["details"] = _details(generations[0], choice, parameters.seed) | {
+                "prefill": prefill,
+                "tokens": tokens,
+            }
         return [answer] if is_list else answer
 
     async def pieces(generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
@@ -108,7 +115,10 @@ async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Res
                 held = {"token": _token(core, token), "generated_text": None, "details": None}
         choice = generations[0].choices[0]
         last = held or {"token": {"id": 0, "text": "", "logprob": 0.0, "special": True}}
-        yield sse(last | {"generated_text": before + choice.text, "details": _details(generations[0], choice, parameters.seed)})
+        yield sse(
+            last
+            | {"generated_text": before + choice.text, "details": _details(generations[0], choice, parameters.seed)}
+        )
 
     def failed(failure: Failure) -> str:
         return sse_failure(failure, request.url.path)
@@ -138,20 +148,32 @@ def _text_request(core: Core, body: LoraxFields, prompt: str, reasons: bool, str
         logprobs=0,
         best_of=best_of,
         reasoning=Reasoning() if reasons else None,
-        **shape_of(parameters, read_format(response_format, parameters.guided_decoding_backend or "auto"), core.defaults),
+        **shape_of(
+            parameters, read_format(response_format, parameters.guided_decoding_backend or "auto"), core.defaults
+        ),
     )
 
 
 def _sampling(parameters: LoraxParameters) -> SamplingParams:
     """Greedy, unless ``do_sample`` or a parameter of sampling says otherwise."""
     given: dict[str, Any] = {"top_k": parameters.top_k, "top_p": parameters.top_p, "typical_p": parameters.typical_p}
-    samples = parameters.do_sample or parameters.temperature is not None or any(value is not None for value in given.values())
+    samples = (
+        parameters.do_sample or parameters.temperature is not None or any(value is not None for value in given.values())
+    )
     temperature = parameters.temperature if parameters.temperature is not None else 1.0 if samples else 0.0
-    return sampling({}, temperature=temperature, seed=parameters.seed, repetition_penalty=parameters.repetition_penalty, **given)
+    return sampling(
+        {}, temperature=temperature, seed=parameters.seed, repetition_penalty=parameters.repetition_penalty, **given
+    )
 
 
 def _details(generation: TextGeneration, choice: Choice, seed: int | None) -> dict[str, Any]:
-    reason = "stop_sequence" if choice.stop_string is not None else "eos_token" if choice.finish_reason == "stop" else "length"
+    reason = (
+        "stop_sequence"
+        if choice.stop_string is not None
+        else "eos_token"
+        if choice.finish_reason == "stop"
+        else "length"
+    )
     return {
         "finish_reason": reason,
         "prompt_tokens": generation.prompt_tokens,

@@ -1,8 +1,11 @@
-"""``GET /v1/models`` and ``GET /v1/models/{id}``: the one model there is, with the fields that OpenAI's and Mistral's clients read.
+"""``GET /v1/models`` and ``GET /v1/models/{id}``: the one model there is, with the fields that OpenAI's and Mistral's
+clients read.
 
-Together's client of before version 3 wants a bare list of cards of its own, and is known by its user agent; later ones ask elsewhere.
+Together's client of before version 3 wants a bare list of cards of its own, and is known by its user agent; later ones
+ask elsewhere.
 
-Requests may name any model: LMDeploy and LoRAX mean adapters by it, and nobody should have to edit a name to try a server.
+Requests may name any model: LMDeploy and LoRAX mean adapters by it, and nobody should have to edit a name to try a
+server.
 """
 
 from __future__ import annotations
@@ -31,7 +34,12 @@ async def show_model(request: Request) -> Response:
     core: Core = request.app.state.core
     name = request.path_params["name"]
     if name != core.engine.model_name:
-        raise RequestError(f"there is no model {name!r}; there is {core.engine.model_name!r}", "model", status=404, code="model_not_found")
+        raise RequestError(
+            f"there is no model {name!r}; there is {core.engine.model_name!r}",
+            "model",
+            status=404,
+            code="model_not_found",
+        )
     return JSONResponse(_card(core))
 
 
@@ -42,6 +50,12 @@ def _card(core: Core) -> dict[str, Any]:
         "created": core.created,
         "owned_by": "maskd",
         "type": "base",
-        "capabilities": {"completion_chat": True, "completion_fim": False, "function_calling": True, "fine_tuning": False, "vision": False},
+        "capabilities": {
+            "completion_chat": True,
+            "completion_fim": False,
+            "function_calling": True,
+            "fine_tuning": False,
+            "vision": False,
+        },
         "max_context_length": core.engine.context_length,
     }

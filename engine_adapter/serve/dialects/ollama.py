@@ -1,4 +1,5 @@
-"""Ollama's routes: ``POST /api/chat``, ``POST /api/generate``, ``GET /api/tags``, ``GET /api/version``. Streams are one JSON object a line.
+"""Ollama's routes: ``POST /api/chat``, ``POST /api/generate``, ``GET /api/tags``, ``GET /api/version``. Streams are one
+JSON object a line.
 
 Arguments of a call are an object there, so a call is sent when it is whole.
 Owns: the bodies and the answers of these routes. Knows nothing about: how it is decoded.
@@ -92,7 +93,9 @@ async def chat(request: Request) -> Response:
         return plan, Ask(_text_request(core, body, prompt, plan, reasoning), places, _NAMES)
 
     plan, ask = await core.prepare(prepare)
-    return await _answer(request, core, body, plan, ask, lambda text: {"message": {"role": "assistant", "content": text}})
+    return await _answer(
+        request, core, body, plan, ask, lambda text: {"message": {"role": "assistant", "content": text}}
+    )
 
 
 async def generate(request: Request) -> Response:
@@ -190,7 +193,12 @@ async def _answer(request: Request, core: Core, body: OllamaFields, plan: Plan, 
                 if isinstance(part, Content):
                     yield as_json(line(shape(part.text))) + "\n"
                 elif isinstance(part, CallEnd) and _is_whole(part.call):
-                    yield as_json(line({"message": {"role": "assistant", "content": "", "tool_calls": [_call(part.call)]}})) + "\n"
+                    yield (
+                        as_json(
+                            line({"message": {"role": "assistant", "content": "", "tool_calls": [_call(part.call)]}})
+                        )
+                        + "\n"
+                    )
                 elif isinstance(part, CallEnd):  # cut by the limit: no object, so it is shown as text
                     yield as_json(line(shape(part.call.arguments))) + "\n"
         yield as_json(last(generations[0], shape(""))) + "\n"
@@ -199,7 +207,12 @@ async def _answer(request: Request, core: Core, body: OllamaFields, plan: Plan, 
         return as_json(error_body(failure, request.url.path)) + "\n"
 
     return await core.respond(
-        request, [ask], whole=whole, pieces=pieces if body.stream else None, failed=failed, media_type="application/x-ndjson"
+        request,
+        [ask],
+        whole=whole,
+        pieces=pieces if body.stream else None,
+        failed=failed,
+        media_type="application/x-ndjson",
     )
 
 
@@ -220,7 +233,14 @@ async def tags(request: Request) -> Response:
     core: Core = request.app.state.core
     name = core.engine.model_name
     when = datetime.datetime.fromtimestamp(core.created, datetime.timezone.utc).isoformat().replace("+00:00", "Z")
-    details = {"parent_model": "", "format": "safetensors", "family": "", "families": [], "parameter_size": "", "quantization_level": ""}
+    details = {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": "",
+        "families": [],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
     model = {"name": name, "model": name, "modified_at": when, "size": 0, "digest": "", "details": details}
     return JSONResponse({"models": [model]})
 

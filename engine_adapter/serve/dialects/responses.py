@@ -63,7 +63,10 @@ def _ask(core: Core, body: ResponseFields) -> tuple[Plan, Ask]:
         if getattr(body, field):
             raise RequestError(f"{field} is not supported; nothing is stored here", field, code="unsupported_parameter")
     backend = backend_of(body)
-    tools, grammar = read_tools(body.tools or (), backend), read_format((body.text or {}).get("format"), backend, "text.format")
+    tools, grammar = (
+        read_tools(body.tools or (), backend),
+        read_format((body.text or {}).get("format"), backend, "text.format"),
+    )
 
     def make_plan(behind_reasoning: bool) -> Plan:
         return plan_output(
@@ -109,7 +112,8 @@ def _messages(body: ResponseFields) -> list[Any]:
             messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
         elif kind != "reasoning":
             raise RequestError(
-                f"input[{index}] is of type {kind!r}; give message, function_call or function_call_output", f"input[{index}]"
+                f"input[{index}] is of type {kind!r}; give message, function_call or function_call_output",
+                f"input[{index}]",
             )
     return messages
 
@@ -154,7 +158,11 @@ class _Answer:
         choice = generation.choices[0]
         reader = self._plan.read(choice.text)
         is_whole = choice.finish_reason == "stop"
-        items = [] if choice.reasoning is None else [_reasoning(choice.reasoning, choice.reasoning_token_count < len(choice.token_ids))]
+        items = (
+            []
+            if choice.reasoning is None
+            else [_reasoning(choice.reasoning, choice.reasoning_token_count < len(choice.token_ids))]
+        )
         items += [_message(reader.content, is_whole)] if reader.content or not reader.calls else []
         return self._ended([*items, *(_call_item(call) for call in reader.calls)], generation)
 
@@ -202,11 +210,17 @@ class _Answer:
 
     def _end(self, generation: TextGeneration, reader: Reader) -> list[str]:
         is_whole = generation.choices[0].finish_reason == "stop"
-        events = [] if any(item["type"] != "reasoning" for item in self._items) else self._start(_message("", is_whole) | {"content": []})
+        events = (
+            []
+            if any(item["type"] != "reasoning" for item in self._items)
+            else self._start(_message("", is_whole) | {"content": []})
+        )
         events += self._close(is_whole)
         return [
             *events,
-            self._event(f"response.{'completed' if is_whole else 'incomplete'}", response=self._ended(self._items, generation)),
+            self._event(
+                f"response.{'completed' if is_whole else 'incomplete'}", response=self._ended(self._items, generation)
+            ),
         ]
 
     def _reason(self, text: str) -> list[str]:
@@ -254,14 +268,20 @@ class _Answer:
         events = []
         if item["type"] == "message":
             part = item["content"][0]
-            events.append(self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[]))
+            events.append(
+                self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
+            )
             events.append(self._event("response.content_part.done", **place, content_index=0, part=part))
         elif item["type"] == "reasoning":
             part = item["content"][0]
             events.append(self._event("response.reasoning_text.done", **place, content_index=0, text=part["text"]))
             events.append(self._event("response.content_part.done", **place, content_index=0, part=part))
         elif item["type"] == "function_call":
-            events.append(self._event("response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]))
+            events.append(
+                self._event(
+                    "response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]
+                )
+            )
         else:
             events.append(self._event("response.custom_tool_call_input.done", **place, input=item["input"]))
         events.append(self._event("response.output_item.done", output_index=len(self._items) - 1, item=item))

@@ -1,7 +1,7 @@
 """Bodies: requests read with a limit and checked against a type, and what all dialects of OpenAI share.
 
-Unknown fields are ignored, as most servers do; every field that asks for structure is known, whatever its dialect, so that no output is
-unconstrained because of a spelling. Knows nothing about: what the fields make an engine do.
+Unknown fields are ignored, as most servers do; every field that asks for structure is known, whatever its dialect, so
+that no output is unconstrained because of a spelling. Knows nothing about: what the fields make an engine do.
 """
 
 from __future__ import annotations
@@ -111,12 +111,15 @@ async def read_body(request: Request, form: type[T], limit_bytes: int, limit_sec
     """Reads and checks the body of ``request``.
 
     Raises:
-        RequestError: 413, longer than ``limit_bytes``; 408, not whole after ``limit_seconds``; 400, not JSON or not of the type ``form``.
+        RequestError: 413, longer than ``limit_bytes``; 408, not whole after ``limit_seconds``; 400, not JSON or not of
+            the type ``form``.
     """
     try:
         raw = await asyncio.wait_for(_read(request, limit_bytes), limit_seconds)
     except asyncio.TimeoutError:
-        raise RequestError(f"the body was not whole after {limit_seconds:g} s; send all of it", status=408, code="body_timeout") from None
+        raise RequestError(
+            f"the body was not whole after {limit_seconds:g} s; send all of it", status=408, code="body_timeout"
+        ) from None
     try:
         return msgspec.json.decode(raw, type=form)
     except msgspec.ValidationError as error:
@@ -145,5 +148,7 @@ def usage_of(generations: Sequence[TextGeneration]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "completion_tokens_details": {"reasoning_tokens": sum(generation.reasoning_tokens for generation in generations)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(generation.reasoning_tokens for generation in generations)
+        },
     }

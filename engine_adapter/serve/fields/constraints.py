@@ -1,6 +1,7 @@
 """The fields that completions share, made into what the engine understands.
 
-Owns: sampling parameters, the many names of a constraint, stop strings, limits. Knows nothing about: prompts, tools, answers.
+Owns: sampling parameters, the many names of a constraint, stop strings, limits. Knows nothing about: prompts, tools,
+    answers.
 """
 
 from __future__ import annotations
@@ -17,12 +18,28 @@ from engine_adapter.serve.fields.body import CommonFields, Defaults, OwnFields
 from engine_adapter.structured_output.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
 from maskd.grammar import GrammarSpec
 
-__all__ = ["backend_of", "constraint_of", "limits_of", "read_format", "sampling", "sampling_of", "shape_of", "stop_strings"]
+__all__ = [
+    "backend_of",
+    "constraint_of",
+    "limits_of",
+    "read_format",
+    "sampling",
+    "sampling_of",
+    "shape_of",
+    "stop_strings",
+]
 
 _NAMES = {
-    "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar",
-    "json_schema": "json", "regex": "regex", "ebnf": "grammar", "grammar": "grammar", "structural_tag": "structural_tag",
-}  # fmt: skip
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "regex": "regex",
+    "ebnf": "grammar",
+    "grammar": "grammar",
+    "structural_tag": "structural_tag",
+}
 _JSON_KINDS = ("json_schema", "json_object", "structural_tag")
 _DRAWING = {"top_p", "top_k", "min_p", "typical_p"}
 _MOST_STOPS = 16
@@ -43,7 +60,9 @@ def backend_of(fields: CommonFields) -> str:
     """Returns the grammar backend that a request asks for; "auto" = the server's."""
     backend = fields.guided_decoding_backend or "auto"
     if ":" in backend:  # a daemon loads its own modules only, but a client has no business asking
-        raise RequestError(f"guided_decoding_backend is {backend!r}; give auto, xgrammar or llguidance", "guided_decoding_backend")
+        raise RequestError(
+            f"guided_decoding_backend is {backend!r}; give auto, xgrammar or llguidance", "guided_decoding_backend"
+        )
     return backend
 
 
@@ -82,14 +101,17 @@ def constraint_of(fields: CommonFields) -> GrammarSpec | None:
         raise RequestError(str(error), error.field, code="response_format_invalid") from None
     grammars = {name: grammar for name, grammar in given.items() if grammar is not None}
     if len(grammars) > 1:
-        raise RequestError(f"only one of {' and '.join(grammars)} can be given", list(grammars)[1], code="response_format_invalid")
+        raise RequestError(
+            f"only one of {' and '.join(grammars)} can be given", list(grammars)[1], code="response_format_invalid"
+        )
     return next(iter(grammars.values()), None)
 
 
 def shape_of(fields: OwnFields, grammar: GrammarSpec | None, defaults: Defaults) -> dict[str, Any]:
     """Returns, as arguments of ``TextRequest``, ``grammar`` and what the fields want of its outputs.
 
-    A grammar with a bound of its own on white space keeps that (``disable_any_whitespace``; the narrow ones of ``bounded``).
+    A grammar with a bound of its own on white space keeps that (``disable_any_whitespace``; the narrow ones of
+    ``bounded``).
 
     Raises:
         InvalidRequestError: ``max_whitespace`` is out of range.
@@ -101,7 +123,9 @@ def shape_of(fields: OwnFields, grammar: GrammarSpec | None, defaults: Defaults)
     return {"grammar": grammar, "close_before_budget": close, "when_slow": fields.when_slow}
 
 
-def sampling_of(fields: CommonFields, model_sampling: Mapping[str, float], *, is_several: bool = False) -> SamplingParams:
+def sampling_of(
+    fields: CommonFields, model_sampling: Mapping[str, float], *, is_several: bool = False
+) -> SamplingParams:
     """Returns how the fields want tokens drawn. See ``sampling``.
 
     Raises:
@@ -126,7 +150,9 @@ def sampling_of(fields: CommonFields, model_sampling: Mapping[str, float], *, is
 def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
     for token_id in given or ():
         if not (token_id.isascii() and token_id.isdigit() and len(token_id) <= _MOST_DIGITS):
-            raise RequestError(f"logit_bias has the key {token_id[:40]!r}; give token ids", "logit_bias", code="invalid_value")
+            raise RequestError(
+                f"logit_bias has the key {token_id[:40]!r}; give token ids", "logit_bias", code="invalid_value"
+            )
     return {int(token_id): bias for token_id, bias in given.items()} if given else None
 
 
@@ -149,11 +175,17 @@ def limits_of(fields: CommonFields) -> dict[str, Any]:
 
 
 def sampling(
-    model_sampling: Mapping[str, float], *, is_several: bool = False, names: Mapping[str, str] | None = None, **given: Any
+    model_sampling: Mapping[str, float],
+    *,
+    is_several: bool = False,
+    names: Mapping[str, str] | None = None,
+    **given: Any,
 ) -> SamplingParams:
-    """Returns sampling parameters: those of ``given`` that are not None, over what the model's files say, over OpenAI's defaults.
+    """Returns sampling parameters: those of ``given`` that are not None, over what the model's files say, over OpenAI's
+    defaults.
 
-    A model whose files ask for the likeliest token each time is sampled from all the same if the request asks for several outputs, or
+    A model whose files ask for the likeliest token each time is sampled from all the same if the request asks for
+    several outputs, or
     says which tokens may be drawn. ``names`` says how the dialect spells fields.
 
     Raises:

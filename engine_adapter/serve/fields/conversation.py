@@ -43,7 +43,8 @@ def _read_message(given: Any, param: str) -> dict[str, Any]:
     for key in ("name", "tool_call_id"):
         if given.get(key) is not None:
             message[key] = given[key]
-    for key in ("reasoning_content", "reasoning", "thinking"):  # templates know the first; who leaves it out of a prompt, they decide
+    # templates know the first; who leaves it out of a prompt, they decide
+    for key in ("reasoning_content", "reasoning", "thinking"):
         if isinstance(text := given.get(key), str) and text:
             message["reasoning_content"] = text
             break

@@ -1,7 +1,7 @@
 """Reasoning in requests: the spellings in which clients turn it on, off and short, and the prompt that comes of them.
 
-``chat_template_kwargs`` and ``enable_thinking`` are those of vLLM, SGLang and LMDeploy, ``reasoning_effort`` is OpenAI's (``none`` = off),
-``think`` is Ollama's.
+``chat_template_kwargs`` and ``enable_thinking`` are those of vLLM, SGLang and LMDeploy, ``reasoning_effort`` is
+OpenAI's (``none`` = off), ``think`` is Ollama's.
 Knows nothing about: answers, engines; ``engine_adapter.steering.reasoning`` knows the model's marks.
 """
 
@@ -18,13 +18,23 @@ from engine_adapter.text.reasoning_prompts import ReasoningPrompts
 __all__ = ["prompt_of", "template_variables"]
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-_OURS = ("messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict")
+_OURS = (
+    "messages",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "return_dict",
+)
 
 
 def template_variables(
     kwargs: Mapping[str, Any] | None, effort: str | None, enabled: bool | None, effort_field: str = "reasoning_effort"
 ) -> dict[str, Any]:
-    """Returns the variables of the chat template that a request asks for; ``enable_thinking`` among them, if it says anything about it.
+    """Returns the variables of the chat template that a request asks for; ``enable_thinking`` among them, if it says
+    anything about it.
 
     Args:
         kwargs: ``chat_template_kwargs``.
@@ -38,13 +48,17 @@ def template_variables(
     variables: dict[str, Any] = {}
     if effort is not None:
         if effort not in _EFFORTS:
-            raise RequestError(f"{effort_field} is {effort!r}; give one of {', '.join(_EFFORTS)}", effort_field, code="invalid_value")
+            raise RequestError(
+                f"{effort_field} is {effort!r}; give one of {', '.join(_EFFORTS)}", effort_field, code="invalid_value"
+            )
         variables = {"enable_thinking": effort != "none", "reasoning_effort": effort}
     if enabled is not None:
         variables["enable_thinking"] = enabled
     for name in kwargs or ():
         if name in _OURS:
-            raise RequestError(f"chat_template_kwargs.{name} is not for clients; leave it out", f"chat_template_kwargs.{name}")
+            raise RequestError(
+                f"chat_template_kwargs.{name} is not for clients; leave it out", f"chat_template_kwargs.{name}"
+            )
     return variables | dict(kwargs or {})
 
 
@@ -68,7 +82,9 @@ def prompt_of(
         RequestError, ValueError: the plan or the template refuses.
     """
     if max_tokens is not None and max_tokens < 0:
-        raise RequestError(f"the limit of the reasoning is {max_tokens}; give 0 or more", "thinking_token_budget", code="invalid_value")
+        raise RequestError(
+            f"the limit of the reasoning is {max_tokens}; give 0 or more", "thinking_token_budget", code="invalid_value"
+        )
     plan = make_plan(False)
     prompt, reasons = prompts.render(messages, plan.tools, **variables)
     if not reasons:

@@ -1,6 +1,7 @@
 """Output text to content and function calls, piece by piece while it arrives.
 
-Owns: ``Call``, the parts that a piece of text is made of, and one reader per form of output: plain text, the arguments of one call, text
+Owns: ``Call``, the parts that a piece of text is made of, and one reader per form of output: plain text, the arguments
+    of one call, text
 with calls ``<function=NAME>{...}</function>`` in it (Llama 3.1's form, which the bundled model's chat template uses).
 Knows nothing about: grammars, dialects, tokens.
 """
@@ -146,7 +147,8 @@ class TaggedReader:
     """An output with any number of tagged calls. White space around calls is no content."""
 
     def __init__(self, tools: Mapping[str, bool]) -> None:
-        """Reads calls of ``tools``: name to whether it is a custom one. What looks like a call of another is content."""
+        """Reads calls of ``tools``: name to whether it is a custom one. What looks like a call of another is
+        content."""
         self.content = ""
         self.calls: list[Call] = []
         self._tools = tools
@@ -177,7 +179,14 @@ class TaggedReader:
         """Reads up to the next call; says whether to go on."""
         at = self._held.find(BEGIN)
         if at < 0:
-            kept = next((size for size in range(min(len(BEGIN) - 1, len(self._held)), 0, -1) if BEGIN.startswith(self._held[-size:])), 0)
+            kept = next(
+                (
+                    size
+                    for size in range(min(len(BEGIN) - 1, len(self._held)), 0, -1)
+                    if BEGIN.startswith(self._held[-size:])
+                ),
+                0,
+            )
             certain = self._held[: len(self._held) - kept].rstrip()
             self._say(certain, parts)
             self._held = self._held[len(certain) :]
@@ -212,7 +221,14 @@ class TaggedReader:
                 return False
         at = self._held.find(END)
         if at < 0:
-            kept = next((size for size in range(min(len(END) - 1, len(self._held)), 0, -1) if END.startswith(self._held[-size:])), 0)
+            kept = next(
+                (
+                    size
+                    for size in range(min(len(END) - 1, len(self._held)), 0, -1)
+                    if END.startswith(self._held[-size:])
+                ),
+                0,
+            )
             certain = len(self._held) - kept
             self._extend(call, self._held[:certain], parts)
             self._held = self._held[certain:]
@@ -238,7 +254,8 @@ class TaggedReader:
 
 
 class _JsonEnd:
-    """Finds the end of one JSON object or array in text that comes in pieces. A value of another type is over at once."""
+    """Finds the end of one JSON object or array in text that comes in pieces. A value of another type is over at
+    once."""
 
     def __init__(self) -> None:
         self.is_over = False

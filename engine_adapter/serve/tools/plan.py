@@ -1,9 +1,12 @@
-"""Tools and ``tool_choice`` to a grammar: whatever the choice, the arguments of a call are masked to the schema of its function.
+"""Tools and ``tool_choice`` to a grammar: whatever the choice, the arguments of a call are masked to the schema of its
+function.
 
-How a choice is decoded: ``none``: as if there were no tools. One named tool: the prompt ends with the beginning of its call, and the
-output is its arguments. ``required`` (Mistral: ``any``): one or more tagged calls and nothing else. ``auto``: text in which a tag can only
-open a call of one of the tools.
-Owns: reading both spellings of tools (chat completions nest them, responses do not), the plan. Knows nothing about: HTTP, engines.
+How a choice is decoded: ``none``: as if there were no tools. One named tool: the prompt ends with the beginning of its
+call, and the
+output is its arguments. ``required`` (Mistral: ``any``): one or more tagged calls and nothing else. ``auto``: text in
+which a tag can only open a call of one of the tools.
+Owns: reading both spellings of tools (chat completions nest them, responses do not), the plan. Knows nothing about:
+    HTTP, engines.
 """
 
 from __future__ import annotations
@@ -122,7 +125,8 @@ def plan_output(
         parallel: whether one output may hold several calls; None = yes.
         grammar: of the content, from ``response_format``.
         backend: of grammars that are made here.
-        behind_reasoning: the output begins with reasoning, so the beginning of a named call is part of it, not of the prompt.
+        behind_reasoning: the output begins with reasoning, so the beginning of a named call is part of it, not of the
+            prompt.
         bounded: narrow schemas so that calls are short, and allow one call only: for models that were not trained.
 
     Raises:
@@ -136,7 +140,9 @@ def plan_output(
         return _named(chosen[0], listed, backend)
     tags = [_tag(tool, bounded) for tool in chosen]
     fields = {f"/tags/{index}/content/json_schema": tool.schema_param for index, tool in enumerate(chosen)}
-    places = {f"/format{inside}{place}": field for place, field in fields.items() for inside in ("", "/elements/0")} | {"": "tools"}
+    places = {f"/format{inside}{place}": field for place, field in fields.items() for inside in ("", "/elements/0")} | {
+        "": "tools"
+    }
     single = bounded or parallel is False or mode == "named"
     calls: dict[str, Any] = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
     if single:
@@ -152,7 +158,9 @@ def plan_output(
             structure["stop_after_first"] = True
     strict = all(tool.strict or tool.is_custom for tool in chosen)
     source = json.dumps({"type": "structural_tag", "format": structure}, ensure_ascii=False)
-    options = GrammarOptions(max_whitespace=1 if bounded else None, additional_properties="forbid" if strict or bounded else "allow")
+    options = GrammarOptions(
+        max_whitespace=1 if bounded else None, additional_properties="forbid" if strict or bounded else "allow"
+    )
     spec = GrammarSpec("structural_tag", source, backend, options)
     return Plan(spec, partial(TaggedReader, {tool.name: tool.is_custom for tool in chosen}), listed, places=places)
 
@@ -176,14 +184,18 @@ def _read_tool(given: Any, param: str, backend: str) -> Tool:
         raise RequestError(f"{where}.name is {name!r}; give 1 to 128 of A-Z a-z 0-9 _ . : / -", f"{where}.name")
     description = str(holder.get("description") or "")
     if kind == "custom":
-        return Tool(name, param, description, None, False, _input_grammar(holder.get("format"), f"{where}.format", backend))
+        return Tool(
+            name, param, description, None, False, _input_grammar(holder.get("format"), f"{where}.format", backend)
+        )
     parameters = holder.get("parameters")
     if parameters is None:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping):
         raise RequestError(f"{where}.parameters is not a JSON schema object", f"{where}.parameters")
     if parameters.get("type", "object") != "object":
-        raise RequestError(f"{where}.parameters has type {parameters['type']!r}; arguments are an object", f"{where}.parameters#/type")
+        raise RequestError(
+            f"{where}.parameters has type {parameters['type']!r}; arguments are an object", f"{where}.parameters#/type"
+        )
     if "type" not in parameters and "$ref" not in parameters:
         parameters = {"type": "object", **parameters}
     strict = holder.get("strict")
@@ -210,7 +222,10 @@ def _read_choice(given: Any, tools: Sequence[Tool]) -> tuple[str, Sequence[Tool]
         return "auto", tools
     if isinstance(given, str):
         if given not in ("none", "auto", "required", "any"):
-            raise RequestError(f"tool_choice is {given!r}; give none, auto, required, any, or an object that names a tool", "tool_choice")
+            raise RequestError(
+                f"tool_choice is {given!r}; give none, auto, required, any, or an object that names a tool",
+                "tool_choice",
+            )
         mode = "required" if given == "any" else given
         if mode == "required" and not tools:
             raise RequestError(f"tool_choice is {given!r}, but there are no tools", "tools")
@@ -222,7 +237,9 @@ def _read_choice(given: Any, tools: Sequence[Tool]) -> tuple[str, Sequence[Tool]
         entries = allowed.get("tools") if isinstance(allowed, Mapping) else None
         allowed_mode = allowed.get("mode", "auto") if isinstance(allowed, Mapping) else None
         if not isinstance(entries, list) or allowed_mode not in ("auto", "required"):
-            raise RequestError("tool_choice.allowed_tools needs a mode, auto or required, and a list of tools", "tool_choice")
+            raise RequestError(
+                "tool_choice.allowed_tools needs a mode, auto or required, and a list of tools", "tool_choice"
+            )
         return str(allowed_mode), [_find(_chosen_name(entry), tools) for entry in entries]
     return "named", [_find(_chosen_name(given), tools)]
 
@@ -239,7 +256,9 @@ def _find(name: Any, tools: Sequence[Tool]) -> Tool:
     for tool in tools:
         if tool.name == name:
             return tool
-    raise RequestError(f"tool_choice names {name!r}; tools has {', '.join(tool.name for tool in tools) or 'none'}", "tool_choice")
+    raise RequestError(
+        f"tool_choice names {name!r}; tools has {', '.join(tool.name for tool in tools) or 'none'}", "tool_choice"
+    )
 
 
 # -- grammars --------------------------------------------------------------------------------------------------------
@@ -272,14 +291,24 @@ def _tag(tool: Tool, bounded: bool) -> dict[str, Any]:
 def _as_format(grammar: GrammarSpec, tool: Tool | None = None) -> dict[str, Any]:
     """Returns the part of a structural tag that allows what ``grammar`` allows."""
     if grammar.kind in ("json_schema", "json_object"):
-        return {"type": "json_schema", "json_schema": json.loads(grammar.source) if grammar.source else {"type": "object"}}
+        return {
+            "type": "json_schema",
+            "json_schema": json.loads(grammar.source) if grammar.source else {"type": "object"},
+        }
     if grammar.kind == "regex":
         return {"type": "regex", "pattern": grammar.source}
     if grammar.kind == "ebnf":
         return {"type": "grammar", "grammar": grammar.source}
     if grammar.kind == "choice":
-        return {"type": "or", "elements": [{"type": "const_string", "value": text} for text in json.loads(grammar.source)]}
+        return {
+            "type": "or",
+            "elements": [{"type": "const_string", "value": text} for text in json.loads(grammar.source)],
+        }
     if tool is not None:
-        instead = "must be named in tool_choice and cannot come behind reasoning; give it a regex, or reasoning_effort none"
+        instead = (
+            "must be named in tool_choice and cannot come behind reasoning; give it a regex, or reasoning_effort none"
+        )
         raise RequestError(f"a tool with a {grammar.kind} grammar {instead}", tool.param)
-    raise RequestError(f"tools cannot be combined with a response_format of kind {grammar.kind}; set tool_choice", "response_format")
+    raise RequestError(
+        f"tools cannot be combined with a response_format of kind {grammar.kind}; set tool_choice", "response_format"
+    )

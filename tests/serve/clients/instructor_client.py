@@ -54,15 +54,25 @@ CLIENTS = {
     "mistral": of_mistral,
 }
 MASKED = [
-    ("openai", "JSON_SCHEMA"), ("openai", "TOOLS"), ("openai", "RESPONSES_TOOLS"), ("ollama", "TOOLS"), ("together", "TOOLS"),
-    ("anyscale", "JSON_SCHEMA"), ("groq", "TOOLS"), ("groq", "JSON_SCHEMA"), ("mistral", "TOOLS"), ("mistral", "JSON_SCHEMA"),
-]  # fmt: skip
+    ("openai", "JSON_SCHEMA"),
+    ("openai", "TOOLS"),
+    ("openai", "RESPONSES_TOOLS"),
+    ("ollama", "TOOLS"),
+    ("together", "TOOLS"),
+    ("anyscale", "JSON_SCHEMA"),
+    ("groq", "TOOLS"),
+    ("groq", "JSON_SCHEMA"),
+    ("mistral", "TOOLS"),
+    ("mistral", "JSON_SCHEMA"),
+]
 PROMPTED = [(name, mode) for name in ("openai", "ollama", "groq") for mode in ("JSON", "MD_JSON")]
 
 
 def user_of(url: str, name: str, mode: str, **options: Any) -> UserDetail:
     client = CLIENTS[name](url, instructor.Mode[mode])
-    user = client.chat.completions.create(model="llama3.1", messages=ASK, response_model=UserDetail, max_retries=0, **options)
+    user = client.chat.completions.create(
+        model="llama3.1", messages=ASK, response_model=UserDetail, max_retries=0, **options
+    )
     assert isinstance(user, UserDetail)
     return user
 
@@ -110,5 +120,7 @@ def test_parallel_tools_when_used_then_every_call_is_an_instance(url: str) -> No
     client = of_openai(url, instructor.Mode.PARALLEL_TOOLS)
     ask: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
     kinds = Iterable[Weather | Number]
-    calls = list(client.chat.completions.create(model="m", messages=ask, response_model=kinds, max_retries=0, temperature=0))
+    calls = list(
+        client.chat.completions.create(model="m", messages=ask, response_model=kinds, max_retries=0, temperature=0)
+    )
     assert calls and all(isinstance(call, Weather | Number) for call in calls)

@@ -48,13 +48,18 @@ def test_groq_when_used_then_schemas_tools_and_streams_work(url: str) -> None:
     assert client.models.list().data[0].id
     with pytest.raises(groq.BadRequestError, match="objct"):
         client.chat.completions.create(
-            model="m", messages=ASK, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objct"}}}
+            model="m",
+            messages=ASK,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objct"}}},
         )
 
 
 @pytest.mark.parametrize(
     "response_format",
-    [{"type": "json_schema", "schema": SCHEMA}, {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}],
+    [
+        {"type": "json_schema", "schema": SCHEMA},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
+    ],
     ids=["schema at the top", "as OpenAI"],
 )
 def test_together_when_given_a_schema_then_the_content_is_valid(url: str, response_format: Any) -> None:
@@ -107,7 +112,9 @@ def test_ollama_when_given_a_schema_then_the_content_is_valid(url: str) -> None:
     UserDetail.model_validate_json(client.chat(model="m", messages=ASK, format=SCHEMA).message.content or "")
     stream = client.chat(model="m", messages=ASK, format=SCHEMA, stream=True)
     UserDetail.model_validate_json("".join(part.message.content or "" for part in stream))
-    UserDetail.model_validate_json(client.generate(model="m", prompt="hi", format=SCHEMA, options={"temperature": 0.5}).response)
+    UserDetail.model_validate_json(
+        client.generate(model="m", prompt="hi", format=SCHEMA, options={"temperature": 0.5}).response
+    )
     answer = client.chat(model="m", messages=ASK, format="json", options={"num_predict": 100, "seed": 1})
     assert answer.done_reason == "length" or isinstance(json.loads(answer.message.content or ""), dict)
     assert client.list().models[0].model
@@ -132,8 +139,16 @@ def test_lorax_when_given_a_schema_then_the_text_is_valid(url: str) -> None:
     answer = client.generate("Jason is 30", response_format=response_format, max_new_tokens=200, do_sample=True, seed=1)
     UserDetail.model_validate_json(answer.generated_text)
     assert answer.details and answer.details.generated_tokens == len(answer.details.tokens)
-    parts = list(client.generate_stream("Jason is 30", response_format=response_format, max_new_tokens=200, do_sample=True))
+    parts = list(
+        client.generate_stream("Jason is 30", response_format=response_format, max_new_tokens=200, do_sample=True)
+    )
     UserDetail.model_validate_json(parts[-1].generated_text or "")
     assert "".join(part.token.text for part in parts) == parts[-1].generated_text
     with pytest.raises(Exception, match="objct"):
-        client.generate("x", response_format={"type": "json_object", "schema": {"type": "object", "properties": {"a": {"type": "objct"}}}})
+        client.generate(
+            "x",
+            response_format={
+                "type": "json_object",
+                "schema": {"type": "object", "properties": {"a": {"type": "objct"}}},
+            },
+        )

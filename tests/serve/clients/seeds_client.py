@@ -1,4 +1,5 @@
-"""The published examples of Instructor's and LoRAX's pages, run as printed; only addresses change, and what today's clients refuse."""
+"""The published examples of Instructor's and LoRAX's pages, run as printed; only addresses change, and what today's
+clients refuse."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_ollama_json(url: str) -> None:
 @pytest.mark.usefixtures("trained")
 def test_anyscale_json_schema(url: str) -> None:
     """As printed."""
-    answer = run(example(PAGE, "anyscale.com").replace("https://api.endpoints.anyscale.com", url), ANYSCALE_API_KEY="any")["resp"]
+    answer = run(
+        example(PAGE, "anyscale.com").replace("https://api.endpoints.anyscale.com", url), ANYSCALE_API_KEY="any"
+    )["resp"]
     assert (answer.name, answer.age) == ("Jason", 20)
 
 
@@ -56,8 +59,11 @@ def test_together_tools(url: str) -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_groq_md_json(url: str) -> None:
-    """``qrog`` is a slip; ``from_openai`` no longer takes a Groq client, ``from_groq`` does; three quotes too many at the end."""
-    source = example(PAGE, "qrog").replace("qrog", "groq").replace("from_openai", "from_groq").rstrip().removesuffix('"""')
+    """``qrog`` is a slip; ``from_openai`` no longer takes a Groq client, ``from_groq`` does; three quotes too many at
+    the end."""
+    source = (
+        example(PAGE, "qrog").replace("qrog", "groq").replace("from_openai", "from_groq").rstrip().removesuffix('"""')
+    )
     user = run(source, GROQ_API_KEY="any", GROQ_BASE_URL=url)["user"]
     assert (user.name.lower(), user.age) == ("jason", 25)
 
@@ -76,12 +82,18 @@ def test_mistral_tools(url: str) -> None:
 
 
 def test_lorax_client(url: str) -> None:
-    """A stray backslash is taken out. The client refuses to send the second part, without a schema: it is posted by hand."""
-    source = example("lorax-structured-output.md", "from lorax import Client").replace("generated_text)\\\n", "generated_text)\n")
+    """A stray backslash is taken out. The client refuses to send the second part, without a schema: it is posted by
+    hand."""
+    source = example("lorax-structured-output.md", "from lorax import Client").replace(
+        "generated_text)\\\n", "generated_text)\n"
+    )
     first, second = source.split("# Example 2")
     names = run(first.replace("http://127.0.0.1:8080", url))
     names["Character"].model_validate(names["my_character_with_schema"])
     assert '"type": "json_object",  # No schema' in second
-    body = {"inputs": names["prompt_with_schema"], "parameters": {"response_format": {"type": "json_object"}, "max_new_tokens": 200}}
+    body = {
+        "inputs": names["prompt_with_schema"],
+        "parameters": {"response_format": {"type": "json_object"}, "max_new_tokens": 200},
+    }
     [answer] = httpx.post(url, json=body, timeout=60).json()
     assert isinstance(json.loads(answer["generated_text"]), dict)
