@@ -26,9 +26,10 @@ import msgspec
 import pytest
 
 from maskd import _shm, backends
+from maskd.backends.base import Backend
 from maskd.errors import GrammarUnsupportedError, error_classes
 from maskd.front import config
-from maskd.grammar import KINDS, GrammarOptions, GrammarSpec
+from maskd.grammar import KINDS, WHEN_SLOW, GrammarOptions, GrammarSpec
 from maskd.shm import layout as lay
 from maskd.step import ItemField, Status
 from maskd.v1 import mask_service_pb2 as pb
@@ -39,8 +40,8 @@ from tests.conftest import Daemon
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "maskd" / "native"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-SOCKET = "unix:/run/maskd/maskd.sock"
-"""What the documents call the daemon; examples are run against a real one elsewhere."""
+SOCKET = re.compile(r"unix:/(?:run|tmp)/maskd/maskd\.sock")
+"""Where the pages have the daemon; the tests run one elsewhere."""
 
 
 class Block(NamedTuple):
@@ -101,7 +102,7 @@ def test_python_block_when_run_against_a_daemon_then_it_works(
 ) -> None:
     """Every Python example runs as printed, from the top of the repository; only the socket is another."""
     monkeypatch.chdir(ROOT)
-    source = block.text.replace(SOCKET, daemon.target)
+    source = SOCKET.sub(daemon.target, block.text)
     exec(compile("\n" * int(block.where.rpartition(":")[2]) + source, block.where, "exec"), {"__name__": "example"})
 
 
@@ -114,7 +115,7 @@ def test_console_block_when_read_then_its_commands_exist(
     commands = [line[2:] for line in block.text.splitlines() if line.startswith("$ ")]
     assert commands
     for command in commands:
-        words = shlex.split(command.partition(" #")[0])
+        words = shlex.split(command.partition(" #")[0].rstrip().removesuffix("&"))
         environment = {}
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
@@ -130,10 +131,27 @@ def test_console_block_when_read_then_its_commands_exist(
             config.load({k: v for k, v in given.items() if k != "config"}, environment, given.get("config"))
         elif words[0] in ("maskd", "engine-adapter"):
             module = words[0].replace("-", "_")
-            command = shlex.join([sys.executable, "-m", module, *words[1:]]).replace(SOCKET, daemon.target)
+            command = SOCKET.sub(daemon.target, shlex.join([sys.executable, "-m", module, *words[1:]]))
             subprocess.run(["bash", "-c", command], check=True, cwd=ROOT, timeout=100, stdout=subprocess.DEVNULL)
         else:
             assert words[0] in ("git", "cd", "cc", "docker", "pip"), command
+
+
+def test_readme_when_pasted_from_the_top_then_its_loop_prints_a_city(tmp_path: Path) -> None:
+    """The daemon that the README starts, in the background, and behind it the README's loop; only the socket moves."""
+    listen = f"unix:{tmp_path}/maskd.sock"
+    [serve] = re.findall(r"^\$ (maskd serve .*) &$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    loop = next(block.text for block in blocks("python") if block.where.startswith("README.md"))
+    command = [sys.executable, "-m", *shlex.split(SOCKET.sub(listen, serve))]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as daemon:
+        try:
+            printed = subprocess.run(
+                [sys.executable, "-c", SOCKET.sub(listen, loop)],
+                check=True, cwd=ROOT, timeout=100, capture_output=True, text=True,
+            ).stdout  # fmt: skip
+        finally:
+            daemon.terminate()
+    assert printed in ("Paris\n", "London\n")
 
 
 @each("yaml")
@@ -224,8 +242,11 @@ def test_status_tables_when_compared_with_the_code_then_they_are_complete() -> N
 
 
 def test_layout_version_when_compared_with_the_code_then_it_is_the_same() -> None:
-    """The page describes the version that the code has."""
-    assert f"Layout version: **{lay.MAJOR}.{lay.MINOR}**" in (ROOT / "docs/shared-memory.md").read_text()
+    """The page describes the version that the code has, at its top and wherever a struct holds it."""
+    page = (ROOT / "docs/shared-memory.md").read_text()
+    assert f"Layout version: **{lay.MAJOR}.{lay.MINOR}**" in page
+    written = re.findall(r"\| (layout_(?:major|minor)) \| (\d+) \|", page)
+    assert written == [("layout_major", str(lay.MAJOR)), ("layout_minor", str(lay.MINOR))] * 3
 
 
 def test_error_table_when_made_from_the_classes_then_it_is_the_one_on_the_page() -> None:
@@ -254,11 +275,12 @@ def test_settings_table_when_made_from_config_then_it_is_the_one_on_the_page() -
     hold("docs/daemon.md", "<!-- settings -->\n", "".join(rows), "\n")
 
 
-def test_option_table_when_compared_with_grammar_options_then_it_is_complete() -> None:
-    """The README has every option of a grammar."""
-    assert [row[0] for row in table_behind("README.md", "<!-- options -->")] == list(
-        GrammarOptions.__dataclass_fields__
-    )
+def test_tables_of_grammars_when_compared_with_grammar_then_they_are_complete() -> None:
+    """docs/grammars.md has every option of a grammar, and every kind."""
+    options = [row[0] for row in table_behind("docs/grammars.md", "<!-- options -->")]
+    assert options == list(GrammarOptions.__dataclass_fields__)
+    assert [row[0] for row in table_behind("docs/grammars.md", "## Kinds")] == list(KINDS)
+    assert [row[0].strip('"') for row in table_behind("docs/grammars.md", "`when_slow` says")] == list(WHEN_SLOW)
 
 
 SAMPLES = {
@@ -287,6 +309,101 @@ def test_kind_table_when_compiled_then_yes_means_yes(backend: str, vocabulary: V
             assert not says_yes, row[0]
         else:
             assert says_yes, row[0]
+
+
+KEYWORDS: dict[str, dict[str, object]] = {
+    "any value": {
+        "type": {"type": "integer"},
+        "const": {"const": {"a": [1]}},
+        "enum": {"enum": ["a", 5]},
+        "anyOf": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+        "oneOf": {"oneOf": [{"enum": [1, 2]}, {"enum": [2, 3]}]},
+        "allOf": {"allOf": [{"type": "string"}, {"minLength": 2}]},
+        "not": {"not": {"type": "string"}},
+        "if": {"if": {"type": "string"}, "then": {"minLength": 2}},
+        "$ref": {"$ref": "#/$defs/s", "$defs": {"s": {"type": "string"}}},
+        "$dynamicRef": {"$dynamicRef": "#s", "$defs": {"s": {"$dynamicAnchor": "s", "type": "string"}}},
+    },
+    "string": {
+        "minLength": {"minLength": 2},
+        "maxLength": {"maxLength": 2},
+        "pattern": {"pattern": "^a+$"},
+        "format": {"format": "date"},
+    },
+    "number": {
+        "minimum": {"minimum": 5},
+        "maximum": {"maximum": 5},
+        "exclusiveMinimum": {"exclusiveMinimum": 5},
+        "exclusiveMaximum": {"exclusiveMaximum": 5},
+        "multipleOf": {"multipleOf": 0.5},
+    },
+    "array": {
+        "items": {"items": {"type": "integer"}},
+        "prefixItems": {"prefixItems": [{"type": "integer"}]},
+        "minItems": {"minItems": 1},
+        "maxItems": {"maxItems": 2},
+        "uniqueItems": {"uniqueItems": True},
+        "contains": {"contains": {"type": "integer"}},
+        "minContains": {"contains": {"type": "integer"}, "minContains": 2},
+        "maxContains": {"contains": {"type": "integer"}, "maxContains": 1},
+        "unevaluatedItems": {"unevaluatedItems": {"type": "integer"}},
+    },
+    "object": {
+        "properties": {"properties": {"a": {"type": "integer"}}},
+        "required": {"properties": {"a": {}}, "required": ["a"]},
+        "additionalProperties": {"properties": {"a": {}}, "additionalProperties": False},
+        "patternProperties": {"patternProperties": {"^x": {"type": "integer"}}},
+        "propertyNames": {"propertyNames": {"pattern": "^a+$"}},
+        "minProperties": {"minProperties": 1},
+        "maxProperties": {"maxProperties": 1},
+        "dependentRequired": {"dependentRequired": {"a": ["b"]}},
+        "dependentSchemas": {"dependentSchemas": {"a": {"required": ["b"]}}},
+        "unevaluatedProperties": {"unevaluatedProperties": {"type": "integer"}},
+    },
+}
+"""Values of a type: keyword: a plain use of it. tests/contract probes their combinations."""
+
+
+def outcome(maker: Backend, schema: object) -> str:
+    try:
+        report = maker.compile(GrammarSpec("json_schema", json.dumps(schema))).report
+    except GrammarUnsupportedError:
+        return "refused"
+    return "reported" if report.unenforced else "enforced"
+
+
+def test_keyword_table_when_made_by_the_libraries_then_it_is_the_one_on_the_page(vocabulary: Vocabulary) -> None:
+    """docs/grammars.md has what each library does with each keyword."""
+    makers = [backends.load(name)(vocabulary, threads=1) for name in ("llguidance", "xgrammar")]
+    made = "| values | keywords | llguidance | xgrammar |\n|---|---|---|---|\n"
+    for values, samples in KEYWORDS.items():
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for keyword, sample in samples.items():
+            schema = sample if values == "any value" else {"type": values, **sample}  # type: ignore[dict-item]
+            alike.setdefault(tuple(outcome(maker, schema) for maker in makers), []).append(f"`{keyword}`")
+        made += "".join(f"| {values} | {', '.join(names)} | {' | '.join(how)} |\n" for how, names in alike.items())
+    hold("docs/grammars.md", "<!-- keywords -->\n", made, "\n")
+
+
+def test_troubleshooting_when_compared_with_the_errors_then_it_has_all_of_them() -> None:
+    """docs/troubleshooting.md says of every typed error what causes it."""
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    assert [cls.__name__ for cls in error_classes() if f"`{cls.__name__}`" not in page] == []
+
+
+def test_index_when_compared_with_the_directory_then_it_has_every_page() -> None:
+    """docs/README.md links to every page of docs and to every decision."""
+    linked = set(re.findall(r"\]\(([^)#]+)", (ROOT / "docs/README.md").read_text(encoding="utf-8")))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("**/*.md")} - {"README.md"}
+    assert pages <= linked
+
+
+def test_pictures_when_compared_then_they_differ_in_their_colours_only() -> None:
+    """The picture of the README is drawn once, in colours for light and for dark pages."""
+    light, dark = (
+        re.sub(r"#[0-9a-f]{6}\b", "#", (ROOT / f"docs/overview-{name}.svg").read_text()) for name in ("light", "dark")
+    )
+    assert light == dark
 
 
 def test_links_when_followed_then_the_files_are_there() -> None:
@@ -337,7 +454,7 @@ class PageClient:
     def _attach(self, path: str, token: bytes) -> None:
         self.lease = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.lease.connect(path)
-        self.lease.send(b"MSKHELO1" + struct.pack("<2HI16s16x", 1, 1, 0, token))
+        self.lease.send(b"MSKHELO1" + struct.pack("<2HI16s16x", 1, 2, 0, token))
         grant, ancillary, _, _ = self.lease.recvmsg(64, socket.CMSG_SPACE(16))
         fds = array.array("i", ancillary[0][2])
         magic, status, major, _, _, rows_bytes, steps_bytes = struct.unpack_from("<8sI2HqQQ", grant)
