@@ -25,8 +25,10 @@ import grpc
 import msgspec
 import pytest
 
+from engine_adapter.masker import Masker
 from maskd import _shm, backends
 from maskd.backends.base import Backend
+from maskd.client import Client, Session
 from maskd.errors import GrammarUnsupportedError, error_classes
 from maskd.front import config
 from maskd.grammar import KINDS, WHEN_SLOW, GrammarOptions, GrammarSpec
@@ -389,6 +391,27 @@ def test_troubleshooting_when_compared_with_the_errors_then_it_has_all_of_them()
     """docs/troubleshooting.md says of every typed error what causes it."""
     page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     assert [cls.__name__ for cls in error_classes() if f"`{cls.__name__}`" not in page] == []
+
+
+def test_troubleshooting_when_it_quotes_a_message_then_the_code_has_it() -> None:
+    """Messages of a start that fails are quoted as they are; an ellipsis stands for what differs."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "maskd").rglob("*.py")))
+    messages = re.sub(r'"\s+f?"', "", sources)  # literals side by side are one
+    cells = [row[0] for row in table_behind("docs/troubleshooting.md", "<!-- starting -->")]
+    quoted = [part.strip(" ,") for cell in cells for part in cell.split("…") if part.strip(" ,")]
+    assert quoted and [part for part in quoted if part not in messages] == []
+
+
+@pytest.mark.parametrize(
+    ("marker", "classes"), [("<!-- masker -->", (Masker,)), ("<!-- client -->", (Client, Session))]
+)
+def test_table_of_methods_when_compared_with_the_class_then_it_has_all_that_are_public(
+    marker: str, classes: tuple[type, ...]
+) -> None:
+    """docs/integrating.md has every public method of the masker and of the client."""
+    prefix = "" if len(classes) == 1 else "{}."
+    public = {prefix.format(cls.__name__) + name for cls in classes for name in vars(cls) if not name.startswith("_")}
+    assert {row[0].partition("(")[0] for row in table_behind("docs/integrating.md", marker)} == public
 
 
 def test_index_when_compared_with_the_directory_then_it_has_every_page() -> None:
