@@ -198,9 +198,9 @@ def test_changelog_when_read_then_it_has_the_version_or_what_comes_next() -> Non
     "page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_page_when_read_then_its_prose_is_not_too_wide(page: Path) -> None:
-    """Prose has at most 140 characters a line; tables and code may be wider."""
+    """Prose has at most 120 characters a line; tables and code may be wider."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert [line for line in text.splitlines() if len(line) > 140 and not line.startswith("|")] == []
+    assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 def test_top_level_when_listed_then_it_has_what_was_asked_for_and_no_more() -> None:

@@ -45,7 +45,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
 """Names that hold a forbidden word and may: reason, word, names."""
 
 SAME_NAME = {
-    "Grammar": "the interface of a backend's grammar, and what a client holds of it: one concept, both names are public",
+    "Grammar": "the interface for backends, and what a client holds: one concept, and both are public",
     "SamplingParams": "TensorRT-LLM's class, for its scripts, beside our own",
 }
 """Public classes that one package has twice, and why."""

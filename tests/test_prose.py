@@ -1,0 +1,78 @@
+"""Pages and docstrings are plain: they name the actor, and the pages that a reader meets first have short sentences."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+MODULES = [
+    path
+    for package in ("maskd", "engine_adapter")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if "v1" not in path.parts
+]
+FIRST_PAGES = ("README.md", *(f"docs/{name}.md" for name in ("README", "grammars", "integrating", "troubleshooting")))
+MOST_WORDS = 20
+NO_ACTOR = re.compile(r"\b(whoever|whomever|whosever|nobody|somebody|anybody|that one(?=[.,;:)]|$| (?:is|was|has|that|which)\b))\b", re.IGNORECASE)
+
+
+def prose_of(text: str) -> str:
+    """``text`` of a page without code and comments; code in a line is one word, a link its words."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"<!--.*?-->|<picture>.*?</picture>", "", text, flags=re.DOTALL)
+    text = re.sub(r"`[^`]+`", "code", text)
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Sentences of paragraphs, list items and table cells; headings are none."""
+    for part in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )|\n(?=[|#])", prose_of(text)):
+        if part.lstrip().startswith("#"):
+            continue
+        part = re.sub(r"^\s*(?:[-*]|\d+\.) ", "", part.strip())
+        for piece in part.strip("|").split("|") if part.startswith("|") else [part]:
+            yield from re.split(r"(?<=[.!?])[*)\"]*\s+", " ".join(piece.split()))
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """line, text: of the module, and of its public classes, functions and methods."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    stack: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
+    for node in stack:
+        if text := ast.get_docstring(node):
+            yield getattr(node, "lineno", 1), text
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            stack += [
+                child
+                for child in node.body
+                if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                and not child.name.startswith("_")
+            ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_when_read_then_every_sentence_has_an_actor(page: Path) -> None:
+    """No "nobody", no "whoever": the engine, the client, the worker, or what is missing."""
+    lines = prose_of(page.read_text(encoding="utf-8")).splitlines()
+    assert [line for line in lines if NO_ACTOR.search(line)] == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_when_read_then_every_sentence_has_an_actor(module: Path) -> None:
+    """The same for the heads of modules and for what is public in them."""
+    found = [(line, match[0]) for line, text in docstrings(module) for match in NO_ACTOR.finditer(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("page", FIRST_PAGES)
+def test_first_pages_when_read_then_sentences_are_short(page: str) -> None:
+    """At most twenty words, what is in backticks counted as one."""
+    found = list(sentences((ROOT / page).read_text(encoding="utf-8")))
+    assert [one for one in found if len(re.findall(r"[\w'’.,/-]*\w[\w'’.,/-]*", one)) > MOST_WORDS] == []
+    assert len(found) > 10
