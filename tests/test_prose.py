@@ -18,8 +18,17 @@ MODULES = [
     if "v1" not in path.parts
 ]
 FIRST_PAGES = ("README.md", *(f"docs/{name}.md" for name in ("README", "grammars", "integrating", "troubleshooting")))
+MORE_PAGES = (
+    "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
+    "docs/daemon.md", "docs/errors.md", "docs/glossary.md", "docs/model.md", "docs/reliability.md", "docs/serving.md",
+    "docs/shared-memory.md",
+)  # fmt: skip
+"""Of these only the paragraphs and lists: some of their tables are made of docstrings, or are logs."""
 MOST_WORDS = 20
-NO_ACTOR = re.compile(r"\b(whoever|whomever|whosever|nobody|somebody|anybody|that one(?=[.,;:)]|$| (?:is|was|has|that|which)\b))\b", re.IGNORECASE)
+NO_ACTOR = re.compile(
+    r"\b(whoever|whomever|whosever|nobody|somebody|anybody|that one(?=[.,;:)]|$| (?:is|was|has|that|which)\b))\b",
+    re.IGNORECASE,
+)
 
 
 def prose_of(text: str) -> str:
@@ -30,10 +39,10 @@ def prose_of(text: str) -> str:
     return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
 
 
-def sentences(text: str) -> Iterator[str]:
+def sentences(text: str, *, with_tables: bool = True) -> Iterator[str]:
     """Sentences of paragraphs, list items and table cells; headings are none."""
     for part in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )|\n(?=[|#])", prose_of(text)):
-        if part.lstrip().startswith("#"):
+        if part.lstrip().startswith("#") or (part.startswith("|") and not with_tables):
             continue
         part = re.sub(r"^\s*(?:[-*]|\d+\.) ", "", part.strip())
         for piece in part.strip("|").split("|") if part.startswith("|") else [part]:
@@ -70,9 +79,9 @@ def test_docstrings_when_read_then_every_sentence_has_an_actor(module: Path) -> 
     assert found == []
 
 
-@pytest.mark.parametrize("page", FIRST_PAGES)
-def test_first_pages_when_read_then_sentences_are_short(page: str) -> None:
-    """At most twenty words, what is in backticks counted as one."""
-    found = list(sentences((ROOT / page).read_text(encoding="utf-8")))
+@pytest.mark.parametrize("page", (*FIRST_PAGES, *MORE_PAGES))
+def test_page_when_read_then_its_sentences_are_short(page: str) -> None:
+    """At most twenty words; what is in backticks is one."""
+    found = list(sentences((ROOT / page).read_text(encoding="utf-8"), with_tables=page in FIRST_PAGES))
     assert [one for one in found if len(re.findall(r"[\w'’.,/-]*\w[\w'’.,/-]*", one)) > MOST_WORDS] == []
-    assert len(found) > 10
+    assert len(found) > 3
