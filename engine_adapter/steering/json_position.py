@@ -1,9 +1,7 @@
-"""Where in a JSON document an output stands, and the shortest text that would end the document from there.
+"""Where in a JSON document an output stands, and the shortest text that ends the document from there.
 
-Owns: a pushdown reader that takes bytes one at a time, and beside each open object and array the shapes that it may
-    still have.
-Trusts its input: what the mask let through is JSON. Knows nothing about: tokens, masks; schemas are
-``closing_shapes.py``.
+Owns: a pushdown reader of bytes, and for each open object and array the shapes that it may still have.
+Knows nothing about: tokens, masks, how a schema is read (``shapes``).
 """
 
 from __future__ import annotations
@@ -15,21 +13,31 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine_adapter.steering.shapes import MOST_BYTES, UNKNOWN, Shape, Shapes, literals, string_length
+from engine_adapter.steering.base import UNKNOWN
+from engine_adapter.steering.shapes import MOST_BYTES, Shape, Shapes, literals, string_length
 
-__all__ = ["JsonPosition"]
+__all__ = ["MARKS", "JsonPosition"]
 
+MARKS = b'}]",:0123456789tfn-{['
+"""Bytes to try where a document does not go on as foreseen, outside of strings, numbers and literals."""
 _SPACE = b" \t\n\r"
 _BEGUN_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*(\\u[0-9a-fA-F]{0,3})$")
 _HIGH_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}$")
 _MOST_SHAPES = 128
-"""Shapes of one value at most; the work for a token is done for each of them."""
+"""Most shapes of one value; each token costs work for each of them."""
 _Mode = Literal["value", "string", "bare", "after", "first item", "first key", "next key", "key", "colon"]
 
 
 @dataclass(slots=True)
 class _Open:
-    """An object or array that is not closed: the shapes it may have, the keys it has, the number of its values."""
+    """An object or array that is not closed.
+
+    Attributes:
+        shapes: the shapes that it may still have.
+        keys: the keys that it has.
+        key: the last of them.
+        count: number of its values.
+    """
 
     is_object: bool
     shapes: list[Shape]
@@ -39,53 +47,52 @@ class _Open:
 
 
 class JsonPosition:
-    """Reads one document."""
+    """Reads one document. See ``Position``."""
 
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
         self._open: list[_Open] = []
         self._mode: _Mode = "value"
-        self._expected = shapes.alternatives(shapes.root)  # of the value that comes next, or is being read
+        self._expected = shapes.alternatives(shapes.root)  # shapes of the value that is read, or comes next
         self._read = bytearray()  # of the key, string, number or literal that is being read
         self._is_escaped = False
 
     @property
-    def is_in_string(self) -> bool:
-        """Whether a string or a key is being read."""
-        return self._mode in ("string", "key")
-
-    @property
-    def is_in_bare(self) -> bool:
-        """Whether a number or a literal is being read."""
-        return self._mode == "bare"
-
-    @property
     def may_end(self) -> bool:
-        """Whether the document is whole, or a number or literal that may be."""
+        """Whether the document is whole, or is a number or literal that may be whole."""
         return not self._open and self._mode in ("after", "bare")
 
     def fork(self) -> JsonPosition:
-        """Returns another reader at the same place."""
+        """See ``Position.fork``."""
         other = JsonPosition(self._shapes)
         other._open = [dataclasses.replace(holder, keys=set(holder.keys)) for holder in self._open]
-        other._mode, other._expected, other._read, other._is_escaped = (
-            self._mode,
-            self._expected,
-            self._read[:],
-            self._is_escaped,
-        )
+        other._mode, other._expected = self._mode, self._expected
+        other._read, other._is_escaped = self._read[:], self._is_escaped
         return other
 
     def feed(self, text: bytes) -> None:
-        """Takes the next bytes of the document."""
+        """See ``Position.feed``."""
         for byte in text:
             self._shapes.rest()
             self._feed(byte)
 
+    def fallbacks(self) -> bytes:
+        """See ``Position.fallbacks``: none in a number or literal, the quote in a string."""
+        return b"" if self._mode == "bare" else b'"' if self._is_in_string else MARKS
+
+    def largest_part(self) -> int:
+        """See ``Position.largest_part``."""
+        return self._shapes.largest_part()
+
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _is_in_string(self) -> bool:
+        """Whether a string or a key is being read."""
+        return self._mode in ("string", "key")
+
     def _feed(self, byte: int) -> None:
-        if self.is_in_string:
+        if self._is_in_string:
             self._read.append(byte)
             if self._is_escaped:
                 self._is_escaped = False
@@ -142,7 +149,7 @@ class JsonPosition:
         self._expected = self._below(holder, lambda shape: self._shapes.property(shape, holder.key))
 
     def _end_value(self, text: bytes | None) -> None:
-        """Ends a value; ``text`` is that of a scalar, which may tell alternatives of its object apart."""
+        """Ends a value. ``text``: that of a scalar, which may rule out some shapes of its object."""
         self._mode = "after"
         if not self._open:
             return
@@ -162,12 +169,12 @@ class JsonPosition:
         return literals(shape)
 
     def _below(self, holder: _Open, schema_of: Callable[[Shape], object]) -> list[Shape]:
-        """Returns what a value in ``holder`` may be, whichever shape that has; anything if it has none of those known.
+        """Returns the shapes that a value in ``holder`` may have; those of any value if ``holder`` has no known shape.
 
-        Each shape once: alternatives that refer to the same schema would multiply with every level.
+        Each shape is returned once: alternatives that refer to the same schema would multiply with every level.
 
         Raises:
-            ValueError: there are too many.
+            ValueError: there are more than ``_MOST_SHAPES``.
         """
         schemas = {id(schema): schema for schema in map(schema_of, holder.shapes)}
         found = {id(shape): shape for schema in schemas.values() for shape in self._shapes.alternatives(schema)}
@@ -177,13 +184,8 @@ class JsonPosition:
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
-    def completion(self) -> bytes:
-        """Returns the shortest text that ends the document, near enough; empty if it may end here. See
-        ``closing_shapes.UNKNOWN``.
-
-        Raises:
-            ValueError: it takes too long to be worked out.
-        """
+    def ending(self) -> bytes:
+        """See ``Position.ending``."""
         inner = self._open[-1] if self._open else None
         text = self._end_of_scalar()
         is_first = False
@@ -200,7 +202,7 @@ class JsonPosition:
             extra = {key}
         elif self._mode == "first key":
             is_first = True
-        begun = self._mode in ("value", "string", "bare")  # the value that ``text`` ends is not counted yet
+        begun = self._mode in ("value", "string", "bare")  # then the value that ``text`` ends is not counted yet
         for holder in reversed(self._open):
             self._shapes.spend(1 + len(text) // 64)
             text += self._end_of_holder(holder, holder.count + begun, holder.keys | extra, is_first)
@@ -239,7 +241,7 @@ class JsonPosition:
         return self._end_of_character() + (b"a" if is_known else UNKNOWN) * missing + b'"'
 
     def _end_of_character(self) -> bytes:
-        """Returns the rest of an escape, or of the UTF-8 of a character."""
+        """Returns the rest of an escape, or of the UTF-8 bytes of a character."""
         if self._is_escaped:
             return b"n"
         if (escape := _BEGUN_ESCAPE.search(self._read)) is not None:
@@ -254,14 +256,14 @@ class JsonPosition:
         return b""
 
     def _missing_digits(self, read: bytes) -> bytes:
-        """Digits that take a number over its minimum."""
+        """Returns digits that take a number over its minimum."""
         least = [len(shortest) for shape in self._expected if (shortest := self._shapes.shortest(shape)) is not None]
         return UNKNOWN * max(0, min(least, default=0) - len(read))
 
     def _end_of_key(self, holder: _Open) -> tuple[bytes, str]:
         """Returns the rest of the property whose key is being read, and that key."""
         read = bytes(self._read)
-        known = [key for key in self._keys(holder) if (_quoted(key)).startswith(read)]
+        known = [key for key in self._keys(holder) if _quoted(key).startswith(read)]
         if not known:
             rest = self._below(holder, lambda shape: shape.get("additionalProperties", True))
             value = _least((self._shapes.shortest(shape) for shape in rest), b"0")
@@ -275,7 +277,7 @@ class JsonPosition:
         return b'"a"' + self._shapes.key_separator + b"0", ""
 
     def _keys(self, holder: _Open) -> Sequence[str]:
-        """Returns the keys that ``holder`` may still have, those it must have first."""
+        """Returns the keys that ``holder`` may still have, the required ones first."""
         self._shapes.spend(
             sum(len(shape.get("properties") or ()) + len(shape.get("required") or ()) for shape in holder.shapes) // 4
         )

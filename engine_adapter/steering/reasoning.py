@@ -1,6 +1,7 @@
-"""Reasoning before the answer: where in an output it ends, and the steering that ends it in time or waits for its end.
+"""Reasoning before the answer: where in an output it ends, and the steerings that end it or wait for its end.
 
-The end is looked for among token ids, as the daemon's gate does, so that an answer begins where its grammar does.
+Owns: ``ReasoningEnd``, which searches for the end among token ids, as the daemon's gate does; an answer then begins
+    where its grammar does.
 Knows nothing about: grammars, requests, how a model marks reasoning.
 """
 
@@ -17,11 +18,11 @@ __all__ = ["AfterReasoning", "EndReasoning", "ReasoningEnd"]
 
 
 class ReasoningEnd:
-    """Looks for the end of the reasoning in one output.
+    """Searches for the end of the reasoning in one output.
 
     Attributes:
-        is_over: all end tokens were accepted.
-        matched: end tokens that stand at the end of the output so far.
+        is_over: whether all end tokens were accepted.
+        matched: number of end tokens that stand at the end of the output so far.
     """
 
     def __init__(self, end_token_ids: Sequence[int]) -> None:
@@ -31,7 +32,7 @@ class ReasoningEnd:
         self._held: list[int] = []
 
     def accept(self, token_id: int) -> list[int]:
-        """Takes the next token; returns those that are certain to be reasoning. End tokens are none."""
+        """Takes the next token; returns the tokens that are now certain to be reasoning, which end tokens are not."""
         self._held.append(token_id)
         end = self.end_token_ids
         self.matched = next(
@@ -45,13 +46,13 @@ class ReasoningEnd:
         return certain
 
     def finish(self) -> list[int]:
-        """Takes the end of an output that stopped within its reasoning; returns what was held back."""
+        """Takes the end of an output that stopped within its reasoning; returns the tokens that were held back."""
         held, self._held = self._held, []
         return [] if self.is_over else held
 
 
 class AfterReasoning:
-    """A steering that begins when the reasoning is over. See ``request.Steering``."""
+    """Begins another steering when the reasoning is over. See ``Steering``."""
 
     def __init__(self, inner: Steering, end_token_ids: Sequence[int]) -> None:
         self._inner = inner
@@ -70,8 +71,10 @@ class AfterReasoning:
 
 
 class EndReasoning:
-    """Ends the reasoning of an output without a grammar after so many tokens; with a grammar the daemon's gate does.
-    See ``Steering``."""
+    """Ends the reasoning of an output without a grammar after ``max_tokens``. See ``Steering``.
+
+    With a grammar, the daemon's gate ends the reasoning.
+    """
 
     def __init__(self, end_token_ids: Sequence[int], max_tokens: int) -> None:
         self._end = ReasoningEnd(end_token_ids)

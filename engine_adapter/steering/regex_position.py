@@ -1,12 +1,12 @@
 """Where in a regular expression an output stands, and the shortest text that ends it from there.
 
-A nondeterministic automaton, built from the tree that Python's own parser makes of the pattern, which takes one
-character at a time. A set of states is an int, with a bit for each. For each state the least number of characters to
-the end is worked out once, and where it leads.
-Owns: the automaton. Trusts its input: what the mask let through. Where the pattern is of another dialect or too large
-    there is no
-automaton, and where the two disagree the ending is taken to be empty: the mask decides what is valid.
+Owns: the automaton of a pattern, and the reader that moves through it.
 Knows nothing about: tokens, masks.
+
+The automaton is nondeterministic and takes one character at a time. It is built from the tree that Python's parser
+makes of the pattern. A set of states is an int, with a bit for each state. Each state knows its least number of
+characters to the end. A pattern of another dialect, or one that is too large, has no automaton. Where automaton and
+mask disagree, the ending is taken to be empty.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from engine_adapter.steering.shapes import UNKNOWN
+from engine_adapter.steering.base import UNKNOWN
 
 __all__ = ["Automaton", "RegexPosition"]
 
 _parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 _MOST_STATES = 2000
-"""And members of sets of characters: a character takes some 0.3 ms where all of them are waited for."""
+"""Most states, and members of sets of characters. A character takes some 0.3 ms where all of them wait for one."""
 _MOST_LOOPS = 32
-"""Within loops."""
+"""Most loops within loops."""
 _MOST_CHARS = 512
-"""Kept, with the states that wait for them."""
+"""Most characters that are kept, with the states that wait for them."""
 _REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
 _GROUPS = ("SUBPATTERN", "ATOMIC_GROUP")
 _LIKELY = "a0 A_-.,/"
-"""Characters to look among for one that a set has."""
+"""Characters that are tried as members of a set."""
 
 Leaf = tuple[str, Any]
 """One character: the name of the parser's operation, and its argument."""
@@ -46,18 +46,18 @@ class Automaton:
 
     Attributes:
         start: the states before the first character: bit i for state i.
-        distances: state to the least number of characters that lead to the end; only of states that have such a way.
+        distances: state → the least number of characters to the end; without states that never reach it.
     """
 
     def __init__(self, pattern: str) -> None:
-        """Builds it.
+        """Builds the automaton of ``pattern``.
 
         Raises:
-            ValueError: the pattern is no regular expression of Python's, looks around itself, or has too many states.
+            ValueError: the pattern is not a regular expression of Python's, looks around itself, or is too large.
         """
-        self._leaves: list[Leaf | None] = [None]  # what a state waits for; None = nothing
-        self._next: list[tuple[int, ...]] = [()]  # where it leads, at once if it waits for nothing
-        # the leaves, each once, and the states that wait for it
+        self._leaves: list[Leaf | None] = [None]  # the character that each state waits for; None = nothing
+        self._next: list[tuple[int, ...]] = [()]  # the states that it leads to, at once if it waits for nothing
+        # each leaf once, and the states that wait for it
         self._waiting: dict[tuple[str, int], tuple[Leaf, list[int]]] = {}
         self._size = 0
         try:
@@ -66,7 +66,7 @@ class Automaton:
             raise ValueError(f"no regular expression of Python's: {error}") from error
         closures = self._closures()
         self.start = closures[first]
-        # of those that wait for something
+        # state → the closure that it leads to
         self._after = [closures[following[0]] if following else 0 for following in self._next]
         self._masks = [(leaf, sum(1 << state for state in states)) for leaf, states in self._waiting.values()]
         self._matching: dict[str, int] = {}
@@ -92,8 +92,7 @@ class Automaton:
         return following
 
     def shortest(self, states: int) -> str:
-        """Returns the shortest text to the end; empty if there is none. A byte 0 stands for a character that is not
-        known."""
+        """Returns the shortest text to the end; empty if there is none. It may hold ``UNKNOWN``."""
         here = min(
             (state for state in _bits(states) if state in self.distances), key=self.distances.__getitem__, default=0
         )
@@ -156,15 +155,15 @@ class Automaton:
                     end = self._add(None, self._sequence(items, end), end)
             for _ in range(least):
                 before, end = end, self._sequence(items, end)
-                if end == before:  # of nothing, any number is nothing
+                if end == before:  # repeating nothing adds nothing
                     break
             return end
         raise ValueError(f"{operation} is not followed")
 
     def _closures(self) -> list[int]:
-        """Returns for each state those that wait for something, or are the end, to which it leads at once."""
+        """Returns for each state the states that it leads to at once and that wait for a character, or are the end."""
         closures = [1 << state if state == 0 or leaf is not None else 0 for state, leaf in enumerate(self._leaves)]
-        for _ in range(_MOST_LOOPS):  # a state leads to earlier ones, but for the ends of loops
+        for _ in range(_MOST_LOOPS):  # only ends of loops lead to later states
             has_grown = False
             for state, leaf in enumerate(self._leaves):
                 if leaf is None:
@@ -194,11 +193,7 @@ class Automaton:
 
 
 class RegexPosition:
-    """Reads one output."""
-
-    is_in_string = False
-    is_in_bare = True
-    """Nothing is forced where the shortest ending cannot go on."""
+    """Reads one output. See ``Position``."""
 
     def __init__(self, automaton: Automaton) -> None:
         self._automaton = automaton
@@ -206,25 +201,33 @@ class RegexPosition:
         self._bytes = b""  # of a character that is not whole
 
     def fork(self) -> RegexPosition:
-        """Returns another reader at the same place."""
+        """See ``Position.fork``."""
         other = RegexPosition(self._automaton)
         other._states, other._bytes = self._states, self._bytes
         return other
 
     def feed(self, text: bytes) -> None:
-        """Takes the next bytes of the output."""
+        """See ``Position.feed``."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for char in decoder.decode(self._bytes + text):
             self._states = self._automaton.step(self._states, char)
         self._bytes = decoder.getstate()[0]
 
-    def completion(self) -> bytes:
-        """Returns the shortest text that ends the output; empty if it may end here."""
+    def ending(self) -> bytes:
+        """See ``Position.ending``."""
         return UNKNOWN * bool(self._bytes) + self._automaton.shortest(self._states).encode()
+
+    def fallbacks(self) -> bytes:
+        """See ``Position.fallbacks``: none."""
+        return b""
+
+    def largest_part(self) -> int:
+        """See ``Position.largest_part``."""
+        return max(self._automaton.distances.values())
 
 
 def _key(leaf: Leaf) -> tuple[str, int]:
-    """Returns what is equal for leaves that are; a set is itself, for repeats share it, and the automaton keeps it."""
+    """Returns a key that equal leaves share. A set counts by identity: repeats share it, and the automaton keeps it."""
     return leaf[0], id(leaf[1]) if leaf[0] == "IN" else leaf[1] or 0
 
 
@@ -258,7 +261,7 @@ def _matches(operation: str, argument: Any, char: str) -> bool:
 
 
 def _example(operation: str, argument: Any) -> str:
-    """Returns a character that matches, or one of byte 0 if none is found."""
+    """Returns a character that matches, or ``UNKNOWN`` if none is found."""
     if operation == "LITERAL":
         return chr(argument)
     members = argument if operation == "IN" and str(argument[0][0]) != "NEGATE" else ()

@@ -1,11 +1,10 @@
-"""The shortest documents of a JSON schema, near enough: what it takes at least to end a value.
+"""The shortest documents of a JSON schema, near enough.
 
-Owns: following references, choosing among alternatives, the shortest text of each type. A byte 0 in a text stands for
-    one character that
-only the mask can know (a pattern). The result is an aim and an estimate: the mask decides what is valid, so a keyword
-that is not looked
-at here (``minProperties``, ``contains``, ``if``, …) makes an aim worse and no output wrong.
-Knows nothing about: tokens, masks, where in a document one stands.
+Owns: choosing among alternatives, the shortest text of each type, and a limit on the work for one output.
+Knows nothing about: tokens, masks, where in a document an output stands.
+
+The results are aims and estimates: the mask decides what is valid. Keywords that are not read here (``minProperties``,
+``contains``, ``if``, …) make an aim worse and no output wrong.
 """
 
 from __future__ import annotations
@@ -19,67 +18,70 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["MOST_BYTES", "UNKNOWN", "Shape", "Shapes", "literals", "string_length"]
+from engine_adapter.steering.base import UNKNOWN
+from maskd.json_schema.keywords import OF_TYPE
+from maskd.json_schema.references import follow
 
-UNKNOWN = b"\0"
-"""Stands for one character that is not known."""
+__all__ = ["MOST_BYTES", "Shape", "Shapes", "literals", "string_length"]
 
 Shape = Mapping[str, Any]
-"""A schema without references and alternatives at its top, of one type or of any."""
+"""A schema whose top has neither references nor alternatives; of one type, or of any."""
 
 _regex_parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 _MOST_ALTERNATIVES = 32
 _MOST_REFERENCES = 32
 _MOST_WORK, _WORK_PER_BYTE = 20_000, 200
-"""What may be spent on an output at once, some 20 ms, and what each byte of it gives back: alternatives within
-alternatives multiply."""
+"""Work that an output may cost at once, some 20 ms, and the work that each of its bytes gives back.
+
+Alternatives within alternatives multiply."""
 MOST_BYTES = 1 << 13
-"""Of a shortest text: hardly any output has room for a longer one, and repeats within repeats multiply."""
+"""Longest shortest text: hardly any output has room for a longer one, and repeats within repeats multiply."""
+_MOST_NODES = 2000
+"""Objects and arrays of a schema that are searched for its largest part."""
 _MOST_PATTERN = 2000
-"""Characters of one whose length is worked out."""
+"""Longest pattern, in characters, whose shortest match is measured."""
 _FORMAT_LENGTHS = {
     "date": 10, "time": 9, "date-time": 20, "uuid": 36, "ipv4": 7, "ipv6": 2, "email": 3, "hostname": 1, "uri": 3,
     "duration": 3,
 }  # fmt: skip
-_TYPE_HINTS = {
-    "object": ("properties", "required", "additionalProperties", "patternProperties", "minProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
-    "string": ("pattern", "format", "minLength", "maxLength"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-}
 
 
 class Shapes:
     """The shapes of one schema."""
 
     def __init__(self, schema: Any, item_separator: str = ",", key_separator: str = ":") -> None:
-        """Reads ``schema``, a parsed JSON schema; the separators are those that its grammar demands."""
+        """``schema``: a parsed JSON schema. The separators are those that its grammar demands."""
         self.root = schema
         self.item_separator = item_separator.encode()
         self.key_separator = key_separator.encode()
-        self._expanded: dict[int, tuple[Any, list[Shape]]] = {}  # holds what it is keyed by, so that ids stay unique
+        self._expanded: dict[
+            int, tuple[Any, list[Shape]]
+        ] = {}  # keyed by id; holds the schema, so that ids stay unique
         self._shortest: dict[int, tuple[Any, bytes]] = {}
         self._measuring: set[int] = set()
         self._spent = 0
 
     def spend(self, work: int) -> None:
-        """Counts ``work``, about a microsecond each. Raises ValueError: it was too much, so the schema cannot be
-        followed."""
+        """Counts ``work``, about a microsecond each.
+
+        Raises:
+            ValueError: it was too much, so the schema cannot be followed.
+        """
         self._spent += work
         if self._spent > _MOST_WORK:
             raise ValueError("the schema takes too long to be followed")
 
     def rest(self) -> None:
-        """Counts one byte of the output."""
+        """Counts one byte of the output, which gives some work back."""
         self._spent = max(0, self._spent - _WORK_PER_BYTE)
 
     def alternatives(self, schema: Any) -> list[Shape]:
-        """Returns what a value of ``schema`` may be, each of one type or of any; empty if it may be nothing.
+        """Returns the shapes that a value of ``schema`` may have; empty if no value matches.
 
         Raises:
             ValueError: the schema has too many alternatives to be looked at.
         """
-        for _ in range(_MOST_REFERENCES):  # all references to a schema have the same alternatives, not as good ones
+        for _ in range(_MOST_REFERENCES):  # so that all references to a schema share its alternatives
             if not (isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str)) or schema.keys() & _MERGED:
                 break
             schema = self._resolve(schema["$ref"])
@@ -88,8 +90,7 @@ class Shapes:
         return self._expanded[id(schema)][1]
 
     def shortest(self, schema: Any) -> bytes | None:
-        """Returns the shortest text of a value; None if there is none, none that does not contain itself, or none of 8
-        KiB."""
+        """Returns the shortest text of a value; None if no value is finite, or none has at most ``MOST_BYTES``."""
         if id(schema) in self._shortest:
             return self._shortest[id(schema)][1]
         if id(schema) in self._measuring:
@@ -117,8 +118,10 @@ class Shapes:
         return shape.get("additionalItems", True) if isinstance(shape.get("items"), list) else shape.get("items", True)
 
     def end_of_object(self, shape: Shape, seen: set[str], *, is_first: bool) -> bytes | None:
-        """Returns the shortest text from after a property (``is_first``: from after the brace) to the end of the
-        object."""
+        """Returns the shortest text from after a property to the end of the object; None if there is none.
+
+        ``is_first``: from after the opening brace.
+        """
         properties = shape.get("properties") or {}
         required = [key for key in shape.get("required") or () if isinstance(key, str) and key not in seen]
         self.spend((len(properties) + len(required)) // 8)
@@ -134,7 +137,7 @@ class Shapes:
         return head + self.item_separator.join(parts) + b"}"
 
     def end_of_array(self, shape: Shape, count: int) -> bytes | None:
-        """Returns the shortest text from after ``count`` items to the end of the array."""
+        """Returns the shortest text from after ``count`` items to the end of the array; None if there is none."""
         parts, size = list[bytes](), 0
         for index in range(count, int(shape.get("minItems") or 0)):
             self.spend(index % 2)
@@ -144,6 +147,11 @@ class Shapes:
             parts.append(value)
         head = self.item_separator if count and parts else b""
         return head + self.item_separator.join(parts) + b"]"
+
+    def largest_part(self) -> int:
+        """Returns the bytes of the longest of the shortest values of any part of the schema."""
+        texts = (self.shortest(part) for part in _parts(self.root))
+        return max((len(text) for text in texts if text is not None), default=0)
 
     def _expand(self, schema: Any, depth: int) -> Iterator[Shape]:
         self.spend(1 + (len(schema) // 16 if isinstance(schema, Mapping) else 0))
@@ -179,16 +187,8 @@ class Shapes:
             yield schema if types else {**schema, **_implied_type(schema)}
 
     def _resolve(self, reference: str) -> Any:
-        node = self.root
-        for step in reference.removeprefix("#").split("/")[1:] if reference.startswith("#") else ():
-            name = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, Mapping) and name in node:
-                node = node[name]
-            elif isinstance(node, list) and name.isdigit() and int(name) < len(node):
-                node = node[int(name)]
-            else:
-                return {}
-        return node if reference.startswith("#") else {}
+        target = follow(self.root, reference)
+        return {} if target is None else target[1]
 
     def _text(self, shape: Shape) -> bytes | None:
         if values := literals(shape):
@@ -212,7 +212,7 @@ _MERGED = {"properties", "required", "type", "enum", "const", "items", "minItems
 
 
 def literals(shape: Shape) -> list[bytes]:
-    """Returns the texts that ``shape`` names (``const``, ``enum``); empty if it does not name them."""
+    """Returns the texts that ``shape`` lists (``const``, ``enum``); empty if it does not list any."""
     values = [shape["const"]] if "const" in shape else shape.get("enum")
     return (
         [json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() for value in values]
@@ -222,12 +222,12 @@ def literals(shape: Shape) -> list[bytes]:
 
 
 def string_length(shape: Shape) -> tuple[int, bool]:
-    """Returns the least number of characters of a string, and whether any characters will do."""
+    """Returns the least number of characters of a string, and whether any characters are allowed."""
     least = int(shape.get("minLength") or 0)
     if isinstance(pattern := shape.get("pattern"), str):
         try:
             return max(least, _least_length(pattern)), False
-        except Exception:  # a pattern of another dialect, or too long
+        except Exception:  # the pattern is of another dialect, or too long
             return max(least, 1), False
     if isinstance(name := shape.get("format"), str) and name in _FORMAT_LENGTHS:
         return max(least, _FORMAT_LENGTHS[name]), False
@@ -259,14 +259,27 @@ def _numbers(shape: Shape, *keys: str) -> Sequence[float]:
 def _implied_type(shape: Shape) -> Shape:
     if "const" in shape or "enum" in shape:
         return {}
-    return next(({"type": name} for name, keys in _TYPE_HINTS.items() if shape.keys() & set(keys)), {})
+    return next(({"type": name} for name, keywords in OF_TYPE.items() if not keywords.isdisjoint(shape)), {})
 
 
 def _merged(first: Shape, second: Shape) -> Shape:
-    """Returns both schemas in one, near enough."""
+    """Returns one schema for both, near enough."""
     merged = {**first, **second}
     if isinstance(first.get("properties"), Mapping) and isinstance(second.get("properties"), Mapping):
         merged["properties"] = {**first["properties"], **second["properties"]}
     if isinstance(first.get("required"), list) and isinstance(second.get("required"), list):
         merged["required"] = list(dict.fromkeys([*first["required"], *second["required"]]))
     return merged
+
+
+def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Yields every mapping in ``schema``: its subschemas, and some that are none."""
+    waiting, seen = [schema], 0
+    while waiting and seen < _MOST_NODES:
+        node = waiting.pop()
+        seen += 1
+        if isinstance(node, Mapping):
+            yield node
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node

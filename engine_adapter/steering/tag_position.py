@@ -1,11 +1,10 @@
-"""Where in the text of a structural tag an output stands, and the shortest text that ends a tag which is open.
+"""Where in the text of a structural tag an output stands, and the shortest text that ends an open tag.
 
-A reader of the bytes beside the output: outside of tags it looks for the beginnings that the structural tag names;
-inside of one whose content is a JSON schema, ``closing_position.JsonPosition`` reads on until the value ends, and the
-end of the tag is due.
-Owns: beginnings and ends of tags. Trusts its input, as ``closing_position.py`` does. Contents of other kinds (regexes,
-    grammars) are
-not followed: there the ending is taken to be empty, and the mask decides. Knows nothing about: tokens, masks.
+Owns: beginnings and ends of tags. ``JsonPosition`` reads the JSON value between them.
+Knows nothing about: tokens, masks.
+
+Contents of other kinds (regexes, grammars) are not followed: there the ending is taken to be empty, and the mask
+decides.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine_adapter.steering.json_position import JsonPosition
+from engine_adapter.steering.json_position import MARKS, JsonPosition
 from engine_adapter.steering.shapes import Shapes
 
 __all__ = ["TagPosition", "tags_of"]
-
 
 _MOST_TAGS, _MOST_EDGE = 256, 256
 
@@ -28,9 +26,9 @@ class Tag:
     """A tag around a JSON value.
 
     Attributes:
-        begin: what it begins with.
-        ends: what it may end with, the shortest first.
-        shapes: of the value.
+        begin: the text that it begins with.
+        ends: the texts that it may end with, the shortest first.
+        shapes: the shapes of the value.
     """
 
     begin: bytes
@@ -44,11 +42,13 @@ class Tag:
 
 
 def tags_of(source: Any, item_separator: str, key_separator: str) -> list[Tag]:
-    """Returns the tags of a parsed structural tag, in any of its spellings, whose edges are text and whose content is
-    JSON.
+    """Returns the tags of a parsed structural tag whose edges are text and whose content is JSON.
 
+    Args:
+        source: in any of the spellings of structural tags.
+        item_separator: with ``key_separator``, the separators that the grammar demands.
     Raises:
-        ValueError: there are too many, or their edges are too long; each is looked for at each byte.
+        ValueError: there are too many tags, or their edges are too long; each is searched for at each byte.
     """
     tags = [
         Tag(
@@ -69,10 +69,8 @@ def _found(node: Any) -> Iterator[tuple[str, Any, list[str]]]:
             yield from _found(part)
     if not isinstance(node, Mapping):
         return
-    begin, content = (
-        node.get("begin"),
-        node.get("content", {"type": "json_schema", "json_schema": node.get("schema", {})}),
-    )
+    begin = node.get("begin")
+    content = node.get("content", {"type": "json_schema", "json_schema": node.get("schema", {})})
     if isinstance(begin, str) and "end" in node:
         ends = node["end"] if isinstance(node["end"], list) else [node["end"]]
         if (
@@ -89,61 +87,60 @@ def _found(node: Any) -> Iterator[tuple[str, Any, list[str]]]:
 
 
 class TagPosition:
-    """Reads one output."""
+    """Reads one output. See ``Position``."""
 
     def __init__(self, source: Any, tags: list[Tag]) -> None:
-        """Reads ``source``, a parsed structural tag, which says when there must be a tag; ``tags`` are its
-        ``tags_of``."""
+        """``source``: a parsed structural tag, which says where a tag is required; ``tags``: its ``tags_of``."""
         self._format = source.get("format", source) if isinstance(source, Mapping) else {}
         self._tags = tags
         self._longest = max((len(tag.begin) for tag in tags), default=1)
         self._has_tag = False
         self._outside = b""  # the last bytes of the text since the last tag
-        self._tag: Tag | None = None
-        self._value: JsonPosition | None = None  # None in a tag: its end is being read
-        self._end = b""  # what has been read of it
-
-    @property
-    def is_in_string(self) -> bool:
-        """Whether a string or a key is being read."""
-        return self._value is not None and self._value.is_in_string
-
-    @property
-    def is_in_bare(self) -> bool:
-        """Whether a number or a literal is being read, or text outside of tags."""
-        return self._tag is None or (self._value is not None and self._value.is_in_bare)
+        self._tag: Tag | None = None  # the tag that is open
+        self._value: JsonPosition | None = None  # within its value; None while its end is being read
+        self._end = b""  # the part of its end that has been read
 
     def fork(self) -> TagPosition:
-        """Returns another reader at the same place."""
+        """See ``Position.fork``."""
         other = TagPosition(self._format, self._tags)
         other._has_tag, other._outside, other._tag, other._end = self._has_tag, self._outside, self._tag, self._end
         other._value = None if self._value is None else self._value.fork()
         return other
 
     def feed(self, text: bytes) -> None:
-        """Takes the next bytes of the output."""
+        """See ``Position.feed``."""
         for byte in text:
             self._feed(bytes([byte]))
 
-    def completion(self) -> bytes:
-        """Returns the shortest text that ends the tag which is open, begun or due; empty where the output may end."""
+    def ending(self) -> bytes:
+        """See ``Position.ending``: ends the tag that is open, or completes a tag that is begun or required."""
         if self._tag is not None:
             rest = (end[len(self._end) :] for end in self._tag.ends if end.startswith(self._end))
-            return (b"" if self._value is None else self._value.completion()) + next(rest, b"")
+            return (b"" if self._value is None else self._value.ending()) + next(rest, b"")
         begun = [
             tag.begin[size:] + tag.shortest for tag in self._tags if (size := self._begun(tag)) or self._is_tag_due
         ]
         return min(begun, key=len, default=b"")
 
+    def fallbacks(self) -> bytes:
+        """See ``Position.fallbacks``: none outside of tags."""
+        if self._tag is None:
+            return b""
+        return MARKS if self._value is None else self._value.fallbacks()
+
+    def largest_part(self) -> int:
+        """See ``Position.largest_part``."""
+        return max(len(tag.begin + tag.shortest) + tag.shapes.largest_part() for tag in self._tags)
+
     @property
     def _is_tag_due(self) -> bool:
-        """Whether the output must not end here: no tag yet, or a separator after one."""
+        """Whether a tag must follow: one is required and none came yet, or a separator came after the last one."""
         if self._format.get("at_least_one") and not self._has_tag:
             return True
         return self._format.get("type") == "tags_with_separator" and bool(self._outside)
 
     def _begun(self, tag: Tag) -> int:
-        """Returns how much of the beginning of ``tag`` stands at the end of the text."""
+        """Returns how many bytes of the beginning of ``tag`` stand at the end of the text."""
         return next((size for size in range(len(tag.begin) - 1, 0, -1) if self._outside.endswith(tag.begin[:size])), 0)
 
     def _feed(self, byte: bytes) -> None:

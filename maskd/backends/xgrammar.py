@@ -33,7 +33,8 @@ from maskd.errors import (
 )
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, Unenforced
 from maskd.json_schema.enforcement import NAMES_AGAIN, may_name_again, unenforced
-from maskd.json_schema.schema import JsonSchema, parse_schema, subschemas
+from maskd.json_schema.keywords import subschemas
+from maskd.json_schema.schema import JsonSchema, parse_schema
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]

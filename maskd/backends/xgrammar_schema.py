@@ -1,7 +1,7 @@
-"""JSON schemas in the form in which xgrammar does what they say.
+"""Rewrites JSON schemas to the form that xgrammar enforces.
 
 Owns: the rewriting of a checked schema for xgrammar 0.2.8; every step works around one measured defect.
-Knows nothing about: what xgrammar cannot do in any form (``maskd.json_schema.enforcement``), grammars, tokens.
+Knows nothing about: what xgrammar cannot enforce in any form (``maskd.json_schema.enforcement``), grammars, tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 
 from maskd.errors import GrammarUnsupportedError
 from maskd.json_schema.enforcement import KNOWN_FORMATS
-from maskd.json_schema.schema import JsonSchema, subschemas
+from maskd.json_schema.keywords import put, subschemas
+from maskd.json_schema.schema import JsonSchema
 from maskd.json_schema.strict_json import Json
 from maskd.json_schema.types import deciding_keyword, types_of
 
@@ -23,9 +24,9 @@ SURROGATES = (
 )
 NOT_UTF8 = "xgrammar lets through bytes that are not UTF-8 in the free text of a structural tag"
 
-# One character of a JSON string, escapes included, as raw bytes of the output. Characters beyond ASCII in a pattern
-# make xgrammar expand it over the bytes of the output, not over the characters that a JSON string stands for, so that
-# the escapes can be spelled; and it then compiles to well-formed UTF-8 only.
+# One character of a JSON string, escapes included, as raw bytes of the output. The pattern has characters beyond ASCII.
+# They make xgrammar match the bytes of the output, so that the pattern can spell escapes. Without them it would match
+# the characters that a JSON string stands for. The pattern then compiles to well-formed UTF-8 only.
 _HEX = "[0-9a-fA-F]"
 _PLAIN = " !#-\\[\\]-\ud7ff\ue000-\U0010ffff"
 _ESCAPE = (
@@ -33,7 +34,7 @@ _ESCAPE = (
     f"[dD]([0-7]{_HEX}{{2}}|[89abAB]{_HEX}{{2}}\\\\u[dD][c-fC-F]{_HEX}{{2}})))"
 )
 _CHARACTER = f"([{_PLAIN}]|{_ESCAPE})"
-# The library's own patterns for these two formats let quotes and control characters through.
+# xgrammar's own patterns for these two formats allow quotes and control characters.
 _POINTER = "(/([ !#-.0-\\[\\]-}\x7f-\ud7ff\ue000-\U0010ffff]|~[01])*)*"
 _FORMATS = {"json-pointer": f"^{_POINTER}$", "relative-json-pointer": f"^(0|[1-9][0-9]*)(#|{_POINTER})$"}
 
@@ -44,12 +45,12 @@ def rewrite(schema: JsonSchema, *, compact: bool, strict_mode: bool = False) -> 
     """Returns the schema for xgrammar; the given one is not changed.
 
     Args:
-        compact: no white space is allowed. xgrammar then separates with ", " within values that no schema describes,
-            so these get a schema.
-        strict_mode: xgrammar will read it in its strict mode, as it always does within a structural tag. What the
-            standard allows is then said explicitly.
+        compact: no white space is allowed. Within values that no schema describes, xgrammar would separate with ", ",
+            so these values get a schema.
+        strict_mode: xgrammar will read the result in its strict mode, as it always does within a structural tag. The
+            result then says explicitly what the standard allows by default.
     Raises:
-        GrammarUnsupportedError: a combination that has no such form.
+        GrammarUnsupportedError: xgrammar cannot enforce a combination of keywords in any form.
     """
     root = copy.deepcopy(schema.value)
     if root is True:
@@ -66,11 +67,11 @@ def rewrite(schema: JsonSchema, *, compact: bool, strict_mode: bool = False) -> 
             continue
         _modern_items(node)
         if node.get("additionalProperties") is False and not node.get("properties"):
-            node.pop("propertyNames", None)  # there are no names; the library would take them as permission
+            node.pop("propertyNames", None)  # an empty object has no names; xgrammar would allow names that match
         _drop_false(node)
         for step, child in list(subschemas(node)):
             if child is True:
-                _set(node, step, {})
+                put(node, step, {})
         if deciding_keyword(node) is None or deciding_keyword(node) == "type":
             types = types_of(node) or (("string",) if id(node) in key_schemas else ())
             if "string" in types:
@@ -80,21 +81,15 @@ def rewrite(schema: JsonSchema, *, compact: bool, strict_mode: bool = False) -> 
         if compact and id(node) not in key_schemas and _is_any(node):
             node.update(any_value)
     if compact:
-        # Compiled from the list of types, not from the basic rules of the library.
+        # A list of types: xgrammar compiles it itself. For "any value" it would use its own rules, with white space.
         kinds: list[Json] = [{"type": name} for name in ("null", "boolean", "number", "string")]
         kinds += [{"type": "array", "items": any_value}, {"type": "object", "additionalProperties": any_value}]
         root.setdefault("$defs", {})[_ANY_NAME] = {"anyOf": kinds}
     return root
 
 
-def _set(node: Json, step: tuple[str | int, ...], value: Json) -> None:
-    for part in step[:-1]:
-        node = node[part]
-    node[step[-1]] = value
-
-
 def _modern_items(node: Json) -> None:
-    """Gives the array form of ``items`` (before 2020-12) its present name."""
+    """Gives the list form of ``items`` (before 2020-12) its present name."""
     if isinstance(node.get("items"), list):
         node["prefixItems"] = node.pop("items")
         if "additionalItems" in node:
@@ -102,14 +97,14 @@ def _modern_items(node: Json) -> None:
 
 
 def _drop_false(node: Json) -> None:
-    """Removes alternatives that nothing matches: the library gives up on the whole schema for one of them."""
+    """Removes alternatives that nothing matches: xgrammar refuses the whole schema for one of them."""
     for key in ("anyOf", "oneOf"):
         if isinstance(node.get(key), list) and any(branch is not False for branch in node[key]):
             node[key] = [branch for branch in node[key] if branch is not False]
 
 
 def _lengths(node: Json) -> None:
-    """Turns limits on the length into a pattern: the library's own rule allows control characters and no escapes."""
+    """Turns limits on the length into a pattern: xgrammar's own rule allows control characters and no escapes."""
     if node.get("format") in _FORMATS and "pattern" not in node:
         node["pattern"] = _FORMATS[node.pop("format")]
     least, most = node.get("minLength", 0), node.get("maxLength")
@@ -122,7 +117,7 @@ def _lengths(node: Json) -> None:
 
 
 def _open(node: Json, types: tuple[str, ...], anything: Json, where: str) -> None:
-    """Says what an object or array schema allows where it says nothing."""
+    """Makes an object or array schema say explicitly that it allows anything, where it says nothing."""
     if "object" in types and node.get("additionalProperties", {}) in ({}, True) and "unevaluatedProperties" not in node:
         if "propertyNames" in node and not node.get("properties") and anything:
             raise GrammarUnsupportedError(

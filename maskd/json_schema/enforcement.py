@@ -1,12 +1,14 @@
 """What of a JSON schema a backend does not enforce, keyword by keyword.
 
 Owns: the table for xgrammar 0.2.8. llguidance refuses what it cannot enforce, so it has no table.
-Knows nothing about: grammars, tokens, the libraries' code. ``tests/contract/test_keyword_enforcement.py`` probes the
-library with a valid and an invalid instance for each entry, and fails where table and library disagree.
+Knows nothing about: grammars, tokens, the libraries' code.
 
-How xgrammar reads a schema: the first of ``$ref const enum anyOf oneOf allOf type`` that is present decides, and its
-siblings are not read (``DECIDING``). Of an ``allOf`` with two members or more nothing is read. Without any of them,
-object or array keywords make it an object or an array, and everything else makes it any value.
+``tests/contract/test_keyword_enforcement.py`` probes the library with a valid and an invalid instance for each entry.
+It fails where table and library disagree.
+
+How xgrammar reads a schema: the first of ``$ref const enum anyOf oneOf allOf type`` decides (``DECIDING``). Its
+siblings are not read. An ``allOf`` with two members or more is not read at all. Without a deciding keyword, object or
+array keywords make the schema an object or an array. Everything else makes it any value.
 """
 
 from __future__ import annotations
@@ -15,44 +17,20 @@ import re
 from collections.abc import Callable, Iterator
 
 from maskd.grammar import Unenforced
-from maskd.json_schema.schema import JsonSchema, subschemas
+from maskd.json_schema.keywords import DYNAMIC_REFERENCES, TYPE_OF, subschemas
+from maskd.json_schema.schema import JsonSchema
 from maskd.json_schema.strict_json import Json, Path
 from maskd.json_schema.types import DECIDING, Types, are_disjoint, constants, deciding_keyword, has_type, types_of
 
 __all__ = ["KNOWN_FORMATS", "NAMES_AGAIN", "may_name_again", "unenforced"]
 
+KNOWN_FORMATS = frozenset({
+    "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "json-pointer", "relative-json-pointer",
+    "time", "uri", "uri-reference", "uri-template", "uuid",
+})  # fmt: skip
+"""The formats that xgrammar enforces."""
 
-KNOWN_FORMATS = frozenset(
-    {
-        "date",
-        "date-time",
-        "duration",
-        "email",
-        "hostname",
-        "ipv4",
-        "ipv6",
-        "json-pointer",
-        "relative-json-pointer",
-        "time",
-    }
-    | {"uri", "uri-reference", "uri-template", "uuid"}
-)
-
-# The keywords that look at values of one type only.
-_OF_TYPE = {
-    "string": ("format", "maxLength", "minLength", "pattern"),
-    "number": ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"),
-    "array": (
-        "additionalItems", "contains", "items", "maxContains", "maxItems", "minContains", "minItems", "prefixItems",
-        "unevaluatedItems", "uniqueItems",
-    ),
-    "object": (
-        "additionalProperties", "dependencies", "dependentRequired", "dependentSchemas", "maxProperties",
-        "minProperties", "patternProperties", "properties", "propertyNames", "required", "unevaluatedProperties",
-    ),
-}  # fmt: skip
-_TYPE_OF = {keyword: name for name, keywords in _OF_TYPE.items() for keyword in keywords}
-_ANYWHERE = ("$dynamicRef", "$recursiveRef", "if", "not")
+_CONSTRAINING = frozenset({*TYPE_OF, *DYNAMIC_REFERENCES, *DECIDING, "if", "not"})
 _IDLE_IF_TRUE = ("additionalItems", "additionalProperties", "items", "unevaluatedItems", "unevaluatedProperties")
 
 _EFFECTS = {
@@ -86,7 +64,7 @@ def unenforced(schema: JsonSchema, backend: str) -> tuple[Unenforced, ...]:
     if backend != "xgrammar" or schema.value is True:
         return ()
     found: dict[str, Unenforced] = {}
-    types = Types(schema)
+    types = Types(lambda reference: schema.lookup(reference)[1])
     stack: list[tuple[Path, Json, str | None]] = [((), schema.value, None)]
     seen: set[int] = set()
     while stack:
@@ -115,7 +93,7 @@ NAMES_AGAIN = (
     "in an object that allows further properties, a name may come twice or be spelled with \\u escapes; "
     "it then counts as a further property, and escapes the schema of that name"
 )
-"""True of both libraries: they compare names as they are spelled."""
+"""Both libraries compare names as they are spelled."""
 
 
 def may_name_again(schema: JsonSchema) -> bool:
@@ -127,7 +105,11 @@ def may_name_again(schema: JsonSchema) -> bool:
 
 
 class _Reader:
-    """One schema as xgrammar reads it. ``read``: the keywords whose subschemas it reads."""
+    """One schema as xgrammar reads it.
+
+    Attributes:
+        read: the keywords whose subschemas xgrammar reads; known once ``ignored`` is exhausted.
+    """
 
     def __init__(self, schema: JsonSchema, node: Json, default_type: str | None, possible: Types) -> None:
         self._schema = schema
@@ -159,7 +141,7 @@ class _Reader:
                 or (keyword in _IDLE_IF_TRUE and value is True)
                 or (keyword == "uniqueItems" and value is False)
             )
-            if not idle and (keyword in _TYPE_OF or keyword in _ANYWHERE or keyword in DECIDING):
+            if not idle and keyword in _CONSTRAINING:
                 yield keyword
 
     def _beside_deciding(self) -> Iterator[str]:
@@ -189,13 +171,13 @@ class _Reader:
         for keyword in self._constraints():
             if keyword == "type":
                 continue
-            if keyword not in _TYPE_OF or not self._types:
+            if keyword not in TYPE_OF or not self._types:
                 yield keyword
-            elif _TYPE_OF[keyword] in relevant:
+            elif TYPE_OF[keyword] in relevant:
                 readers = [
                     enforced
                     for name, enforced in zip(self._types, enforced_by_type, strict=True)
-                    if {"integer": "number"}.get(name, name) == _TYPE_OF[keyword]
+                    if {"integer": "number"}.get(name, name) == TYPE_OF[keyword]
                 ]
                 if not all(keyword in enforced for enforced in readers):
                     yield keyword
@@ -266,7 +248,7 @@ _READERS: dict[str, Callable[[Json, set[str]], set[str]]] = {
 def _matches(pattern: str, text: str) -> bool | None:
     """Whether ``pattern`` is found in ``text``; None if Python cannot say."""
     if len(pattern) > 200 or len(text) > 200 or re.search(r"[*+}].*[*+}{]", pattern):
-        return None  # Python's matcher backtracks, and this runs on text from strangers
+        return None  # Python's matcher backtracks, and clients write both pattern and text
     try:
         return re.search(pattern, text) is not None
     except (re.error, RecursionError, OverflowError):
@@ -274,8 +256,8 @@ def _matches(pattern: str, text: str) -> bool | None:
 
 
 def fits(value: Json, keyword: str, argument: Json) -> bool:
-    """Whether ``value`` surely is as ``keyword`` wants it; False where that is not simple to say."""
-    if keyword in _TYPE_OF and not has_type(value, _TYPE_OF[keyword]):
+    """Whether ``value`` is certain to satisfy ``keyword`` with ``argument``; False where that is not simple to say."""
+    if keyword in TYPE_OF and not has_type(value, TYPE_OF[keyword]):
         return True
     if keyword == "pattern":
         return _matches(argument, value) is True

@@ -1,9 +1,10 @@
-"""JSON from strangers: read strictly, without recursion, every complaint with a JSON pointer.
+"""JSON of clients, read strictly and without recursion; every error has a JSON pointer.
 
-Owns: ``loads``, the walk over a parsed value, JSON pointers (RFC 6901).
+Owns: ``loads``, the walk over a parsed value, writing JSON pointers (RFC 6901).
 Knows nothing about: JSON Schema, grammar kinds, backends.
-Python's ``json`` alone would take duplicate keys, NaN, lone surrogates and numbers beyond float, and would meet deep
-nesting with RecursionError; both grammar libraries behave differently, and badly, on each of these.
+
+Python's ``json`` takes duplicate keys, NaN, lone surrogates and numbers beyond float. Deep nesting ends it with
+RecursionError. Both grammar libraries behave differently, and badly, on each of these.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from typing import Any, TypeAlias
 
 from maskd.errors import GrammarError, GrammarTooLargeError
 
-__all__ = ["MAX_DEPTH", "Json", "Path", "join", "loads", "pointer", "walk"]
+__all__ = ["MAX_DEPTH", "Json", "Path", "kind_of", "loads", "pointer", "walk"]
 
 Json: TypeAlias = Any
-"""What ``json.loads`` returns. Naming the union would only move the casts to every line that looks inside."""
+"""A parsed value, as ``json.loads`` returns it. A union would need a cast in every line that looks inside."""
 
 Path: TypeAlias = tuple["str | int", ...]
 
 MAX_DEPTH = 128
-"""Deepest nesting taken: where llguidance's parser stops. What recurses over a value of this depth stays far from
-Python's own limit."""
+"""Deepest nesting taken: where llguidance's parser stops. A recursion of this depth is far below Python's limit."""
 
 _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _UNSAFE = re.compile("[\0\ud800-\udfff]")
@@ -36,13 +36,14 @@ def pointer(path: Path) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
-def join(base: str, path: Path) -> str:
-    """Returns the pointer of ``path`` below the pointer ``base``."""
-    return base + pointer(path)
+def kind_of(value: Json) -> str:
+    """Returns what kind of JSON value ``value`` is, for messages."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def walk(value: Json) -> Iterator[tuple[Path, Json]]:
-    """Yields every value within ``value`` with its path, parents first. Iterative."""
+    """Yields ``value`` and every value within it with its path, parents first. Iterative."""
     stack: list[tuple[Path, Json]] = [((), value)]
     while stack:
         path, item = stack.pop()
@@ -58,11 +59,11 @@ def loads(text: str, what: str) -> Json:
 
     Args:
         text: JSON of any size; nesting is counted before it is parsed.
-        what: what it should be, for messages: "the schema".
+        what: name of the text in messages: "the schema".
     Raises:
         GrammarTooLargeError: nested deeper than ``MAX_DEPTH``.
         GrammarError: not JSON; NaN or a number beyond float; a key twice in one object; NUL or a lone surrogate in a
-            string, which neither library carries through. ``metadata`` holds ``pointer``, or ``line`` and ``column``.
+            string, which neither library preserves. ``metadata`` holds ``pointer``, or ``line`` and ``column``.
     """
     _check_depth(text, what)
     repeated: dict[int, str] = {}  # id of the dict → the key that came twice; the dicts live in the result

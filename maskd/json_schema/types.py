@@ -1,13 +1,14 @@
-"""Which values the schemas of xgrammar let through at all: types, constants, and whether alternatives exclude each
-other.
+"""Which values a schema lets through: types, constants, and whether alternatives exclude each other.
 
-Owns: the keyword that decides (``DECIDING``), ``Types``, ``are_disjoint``.
-Knows nothing about: which keywords are enforced (``schema_enforcement.py``), grammars.
+Owns: ``Types``, ``are_disjoint``; how xgrammar reads a type (``DECIDING``, ``types_of``).
+Knows nothing about: which keywords are enforced (``enforcement``), grammars.
 """
 
 from __future__ import annotations
 
-from maskd.json_schema.schema import TYPES, JsonSchema
+from collections.abc import Callable
+
+from maskd.json_schema.keywords import TYPES, declared_types
 from maskd.json_schema.strict_json import Json
 
 __all__ = ["DECIDING", "Types", "are_disjoint", "constants", "deciding_keyword", "has_type", "types_of"]
@@ -20,14 +21,14 @@ _IMPLIES_ARRAY = ("items", "prefixItems", "unevaluatedItems")
 
 
 def deciding_keyword(node: Json) -> str | None:
-    """Returns the keyword of ``DECIDING`` that xgrammar goes by, if any."""
+    """Returns the first keyword of ``DECIDING`` that the schema has, if any."""
     return next((keyword for keyword in DECIDING if keyword in node), None)
 
 
 def types_of(node: Json) -> tuple[str, ...]:
-    """Returns the types that a schema without a deciding keyword other than ``type`` stands for; () = any value."""
+    """Returns the types that xgrammar gives a schema whose deciding keyword is ``type`` or None; () = any value."""
     if "type" in node:
-        return (node["type"],) if isinstance(node["type"], str) else tuple(node["type"])
+        return declared_types(node)
     if any(keyword in node for keyword in _IMPLIES_OBJECT):
         return ("object",)
     return ("array",) if any(keyword in node for keyword in _IMPLIES_ARRAY) else ()
@@ -44,26 +45,31 @@ def has_type(value: Json, name: str) -> bool:
 
 
 class Types:
-    """Which types xgrammar lets a value of a schema have: too many rather than too few. Remembers what it found."""
+    """Which types a value of a schema can have: too many rather than too few. Remembers what it found.
 
-    def __init__(self, schema: JsonSchema) -> None:
-        self._schema = schema
+    Args:
+        lookup: returns the schema that a ``$ref`` leads to. No chain of references may lead back to itself.
+        types_of: returns the types of a schema whose deciding keyword is ``type`` or None; () = any value.
+    """
+
+    def __init__(self, lookup: Callable[[str], Json], types_of: Callable[[Json], tuple[str, ...]] = types_of) -> None:
+        self._lookup = lookup
+        self._types_of = types_of
         self._known: dict[int, frozenset[str]] = {}
 
     def resolved(self, node: Json) -> Json:
-        """Returns what ``node`` leads to if it is a ``$ref``; chains are checked to be finite when a schema is
-        parsed."""
+        """Returns ``node``, or the schema that it leads to if it is a ``$ref``."""
         while isinstance(node, dict) and "$ref" in node:
-            node = self._schema.lookup(node["$ref"])[1]
+            node = self._lookup(node["$ref"])
         return node
 
     def of(self, node: Json, depth: int = 8) -> frozenset[str]:
-        """Returns the types; "number" stands for those that are no integers."""
+        """Returns the types of ``node``; "number" stands for numbers that are not integers."""
         node = self.resolved(node)
         if not isinstance(node, dict) or depth == 0:
             return frozenset(TYPES)
         if id(node) not in self._known:
-            self._known[id(node)] = frozenset(TYPES)  # what a circle finds
+            self._known[id(node)] = frozenset(TYPES)  # for a schema that contains itself
             self._known[id(node)] = self._of(node, depth)
         return self._known[id(node)]
 
@@ -79,25 +85,24 @@ class Types:
             )
         if deciding in ("anyOf", "oneOf") or (deciding == "allOf" and len(node["allOf"]) == 1):
             return frozenset[str]().union(*(self.of(branch, depth - 1) for branch in node[deciding]))
-        return frozenset(TYPES if deciding == "allOf" else types_of(node) or TYPES)
+        return frozenset(TYPES if deciding == "allOf" else self._types_of(node) or TYPES)
 
 
 def constants(node: Json) -> list[Json] | None:
-    """Returns the only values that a schema allows, if it lists them."""
+    """Returns the only values that a schema allows; None if it does not list them."""
     if not isinstance(node, dict) or "$ref" in node:
         return None
     return [node["const"]] if "const" in node else node.get("enum")
 
 
 _Facts = tuple[frozenset[str], "set[Json] | None", "dict[str, set[Json]]"]
-"""Types; constants, if only those are allowed; the constants of required properties."""
+"""Types of a schema; its constants, if it lists them; the constants of its required properties."""
 
 _PAIRWISE_LIMIT = 64
 
 
 def are_disjoint(types: Types, branches: list[Json]) -> bool:
-    """Whether no value can match two of ``branches``, going by types, constants and constants in required
-    properties."""
+    """Whether no value can match two of ``branches``, by types, constants and constants in required properties."""
     facts = [_facts(types, types.resolved(branch)) for branch in branches]
     if _all_differ([fact[1] for fact in facts]) or any(
         _all_differ([fact[2].get(name) for fact in facts]) for name in facts[0][2]
@@ -109,7 +114,7 @@ def are_disjoint(types: Types, branches: list[Json]) -> bool:
 
 
 def _all_differ(sets: list[set[Json] | None]) -> bool:
-    known = [one for one in sets if one is not None]
+    known = [values for values in sets if values is not None]
     return len(known) == len(sets) and sum(map(len, known)) == len(set[Json]().union(*known))
 
 
@@ -135,7 +140,7 @@ def _apart(one: _Facts, other: _Facts) -> bool:
 
 
 def _key(value: Json) -> Json:
-    """Returns something hashable that is equal for equal JSON values; ``True`` is not 1, and 1.0 is."""
+    """Returns a hashable value, equal for equal JSON values: 1.0 equals 1, and ``True`` does not."""
     if isinstance(value, list):
         return tuple(map(_key, value))
     if isinstance(value, dict):

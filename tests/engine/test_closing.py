@@ -19,11 +19,12 @@ from engine_adapter.engine import Engine
 from engine_adapter.engine.generation import TextRequest
 from engine_adapter.model.loading import load_model
 from engine_adapter.sampling.params import SamplingParams
-from engine_adapter.steering import regex_position as closing_regex
+from engine_adapter.steering import regex_position
+from engine_adapter.steering.base import UNKNOWN
 from engine_adapter.steering.closing import ClosingVocabulary, steering_for
 from engine_adapter.steering.json_position import JsonPosition
 from engine_adapter.steering.regex_position import Automaton, RegexPosition
-from engine_adapter.steering.shapes import UNKNOWN, Shapes
+from engine_adapter.steering.shapes import Shapes
 from engine_adapter.steering.tag_position import TagPosition, tags_of
 from engine_adapter.structured_output.response_format import grammar_of
 from maskd.bitmask import row_of
@@ -84,10 +85,10 @@ def engine(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield made
 
 
-def completion(schema: Any, begun: str | bytes) -> bytes:
+def ending_of(schema: Any, begun: str | bytes) -> bytes:
     position = JsonPosition(Shapes(schema))
     position.feed(begun.encode() if isinstance(begun, str) else begun)
-    return position.completion()
+    return position.ending()
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,12 @@ def completion(schema: Any, begun: str | bytes) -> bytes:
     ],
 )
 def test_ending_is_the_shortest(schema: Any, begun: str, ending: str) -> None:
-    assert completion(schema, begun).decode() == ending
+    assert ending_of(schema, begun).decode() == ending
 
 
 def test_ending_of_what_only_the_mask_knows_then_counts_its_characters() -> None:
-    assert completion({"type": "string", "pattern": "^[a-z]{3}-$"}, '"a').count(UNKNOWN) == 3
-    assert completion({"type": "string"}, b'"\xf0\x9f') == UNKNOWN * 2 + b'"'
+    assert ending_of({"type": "string", "pattern": "^[a-z]{3}-$"}, '"a').count(UNKNOWN) == 3
+    assert ending_of({"type": "string"}, b'"\xf0\x9f') == UNKNOWN * 2 + b'"'
 
 
 json_values = st.recursive(
@@ -139,7 +140,7 @@ def test_any_document_cut_anywhere_then_its_ending_makes_it_json(
 ) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode("utf-8", "surrogatepass")
     begun = text[: cut % (len(text) + 1)]
-    ending = completion(True, begun)
+    ending = ending_of(True, begun)
     if UNKNOWN not in ending:  # else it was cut within a character
         json.loads(begun + ending)
 
@@ -166,7 +167,7 @@ def test_any_document_cut_anywhere_then_its_ending_makes_it_json(
 def test_ending_of_a_regex_is_the_shortest(pattern: str, begun: str, ending: str) -> None:
     position = RegexPosition(Automaton(pattern))
     position.feed(begun.encode())
-    assert position.completion().decode() == ending
+    assert position.ending().decode() == ending
     assert re.fullmatch(pattern, begun + ending)
 
 
@@ -187,20 +188,20 @@ def test_any_match_of_a_regex_cut_anywhere_then_its_ending_makes_a_match(pattern
     begun = text[: data.draw(st.integers(0, len(text)))]
     position = RegexPosition(Automaton(pattern))
     position.feed(begun.encode())
-    ending = position.completion().decode()
+    ending = position.ending().decode()
     assert re.fullmatch(pattern, begun + ending) and len(ending) <= len(text) - len(begun)
 
 
 def test_ending_of_a_regex_when_a_character_is_not_whole_then_waits_for_it() -> None:
     position = RegexPosition(Automaton("<[^>]*>"))
     position.feed(b"<\xc3")
-    assert position.fork().completion() == UNKNOWN + b">"
+    assert position.fork().ending() == UNKNOWN + b">"
     position.feed(b"\xbc>")
-    assert position.completion() == b""
+    assert position.ending() == b""
 
 
 def test_regex_that_repeats_nothing_then_is_nothing() -> None:
-    assert RegexPosition(Automaton("x(?:){3000000000}")).completion() == b"x"
+    assert RegexPosition(Automaton("x(?:){3000000000}")).ending() == b"x"
 
 
 @pytest.mark.parametrize(
@@ -218,11 +219,13 @@ def test_regex_when_all_its_states_are_waited_for_then_each_is_looked_at_once_a_
     """Characters are compared with each set once, however often the set is repeated and the character comes."""
     automaton = Automaton(pattern)
     calls: list[str] = []
-    real = closing_regex._matches
-    monkeypatch.setattr(closing_regex, "_matches", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1])
+    real = regex_position._matches
+    monkeypatch.setattr(
+        regex_position, "_matches", lambda *arguments: (calls.append(arguments[2]), real(*arguments))[1]
+    )
     position = RegexPosition(automaton)
     position.feed(begun.encode())
-    position.completion()
+    position.ending()
     assert len(calls) <= 3000 * len(set(begun)), "and no set is looked at for each state"
 
 
@@ -271,7 +274,7 @@ _OLDER = {"structures": [{"begin": "<f=a>", "schema": PERSON, "end": "</f>"}], "
 def test_ending_of_a_tag_is_the_shortest(source: Any, begun: str, ending: str) -> None:
     position = TagPosition(source, tags_of(source, ",", ":"))
     position.feed(begun.encode())
-    assert position.fork().completion().decode() == ending
+    assert position.fork().ending().decode() == ending
 
 
 @pytest.mark.parametrize(

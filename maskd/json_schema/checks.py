@@ -1,0 +1,77 @@
+"""Whether the keywords of one schema have values that the standard allows, and their present spelling.
+
+Owns: the check of each keyword's value, and the rewriting of older spellings.
+Knows nothing about: references, subschemas, backends.
+"""
+
+from __future__ import annotations
+
+from maskd.json_schema.keywords import CONDITIONS, DYNAMIC_REFERENCES, SAME_VALUE, SCHEMA_LISTS, SCHEMA_MAPS, TYPES
+from maskd.json_schema.strict_json import Json, kind_of
+
+__all__ = ["fault_in", "modernise"]
+
+_COUNTS = frozenset({
+    "maxContains", "maxItems", "maxLength", "maxProperties", "minContains", "minItems", "minLength", "minProperties",
+})  # fmt: skip
+_EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
+_NUMBERS = frozenset({*_EXCLUSIVE, *_EXCLUSIVE.values(), "multipleOf"})
+_LISTS = SCHEMA_LISTS - {"items"} | {"enum", "required"}
+_NOT_EMPTY = frozenset({"allOf", "anyOf", "enum", "oneOf"})
+_STRINGS = frozenset({"$anchor", "$id", "$ref", "$schema", "format", "pattern"})
+_EVALUATING = (SAME_VALUE | CONDITIONS | DYNAMIC_REFERENCES) - {"then", "else"}  # these two need an "if" beside them
+
+
+def fault_in(schema: dict[str, Json]) -> tuple[str, str] | None:
+    """Returns the first keyword whose value the standard does not allow, and a sentence about it; None = no fault.
+
+    Several such values end xgrammar's parser in the middle of the document.
+    """
+    for keyword, value in schema.items():
+        fault = _fault(keyword, value)
+        if fault is not None:
+            return keyword, fault
+    return None
+
+
+def _fault(keyword: str, value: Json) -> str | None:
+    wanted = None
+    if keyword == "type":
+        names = value if isinstance(value, list) else [value]
+        if not names or not all(isinstance(name, str) and name in TYPES for name in names):
+            return f"type {str(value)[:80]!r} is not known; give one of {', '.join(TYPES)}, or a list of them"
+    elif keyword in SCHEMA_MAPS and not isinstance(value, dict):
+        wanted = "an object"
+    elif keyword in _LISTS:
+        if not isinstance(value, list):
+            wanted = "a list"
+        elif not value and keyword in _NOT_EMPTY:
+            return f"{keyword} is empty; give at least one"
+        elif keyword == "required" and not all(isinstance(name, str) for name in value):
+            return "required is a list of strings"
+    elif keyword in _COUNTS:
+        is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)
+        if not is_whole or isinstance(value, bool) or value < 0:
+            return f"{keyword} is {str(value)[:40]}; give a whole number from 0"
+    elif keyword in _NUMBERS:
+        is_flag = keyword in _EXCLUSIVE and isinstance(value, bool)  # draft 4
+        if not is_flag and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            wanted = "a number"
+        elif keyword == "multipleOf" and value <= 0:
+            return "multipleOf is a number above 0"
+    elif keyword in _STRINGS and not isinstance(value, str):
+        wanted = "a string"
+    return wanted and f"{keyword} is {wanted}, not {kind_of(value)}"
+
+
+def modernise(schema: dict[str, Json]) -> None:
+    """Gives the keywords of ``schema``, which has no fault, the spelling that both libraries read, in place."""
+    for keyword in _COUNTS & schema.keys():
+        schema[keyword] = int(schema[keyword])  # 2.0 is a whole number by the standard, and to neither library
+    for bound, limit in _EXCLUSIVE.items():
+        if isinstance(schema.get(bound), bool) and schema.pop(bound) and limit in schema:  # draft 4: a flag
+            schema[bound] = schema.pop(limit)
+    if not _EVALUATING & schema.keys():  # then "unevaluated" means "additional"
+        for keyword, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+            if keyword in schema and plain not in schema:
+                schema[plain] = schema.pop(keyword)
