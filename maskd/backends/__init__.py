@@ -1,4 +1,4 @@
-"""Backends: grammar libraries behind one interface (``base.py``). ``load`` finds one by name and imports it then."""
+"""Backends: grammar libraries behind one interface (``base``). ``load`` imports a backend by its name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""The backend that picks one: each grammar goes to the first backend that can do all of it, and the report says why.
+"""The backend that chooses among backends: each grammar goes to the first that compiles it; the report says why.
 
 Owns: the order of trying, and which errors end it.
-Knows nothing about: the libraries. llguidance should come first: it refuses what it does not enforce, while xgrammar
-compiles more and reports what it leaves out.
+Knows nothing about: the libraries.
+
+llguidance should come first: it refuses what it cannot enforce. xgrammar compiles more, and reports what it does not
+enforce.
 """
 
 from __future__ import annotations
@@ -41,13 +43,13 @@ class AutoBackend:
         self._backends = tuple(backends)
 
     def compile(self, spec: GrammarSpec) -> Grammar:
-        """See ``Backend.compile``. ``report.backend`` names the backend that has the grammar.
+        """See ``Backend.compile``. ``report.backend`` names the backend that compiled the grammar.
 
         Raises:
-            GrammarUnsatisfiableError: a backend read the whole grammar and found that nothing matches; no other is
-                asked.
-            GrammarError: no backend can do it; of the class that all of them raised if it is one, with each one's
-                reason.
+            GrammarUnsatisfiableError: a backend read the whole grammar and found that nothing matches. No further
+                backend is tried.
+            GrammarError: no backend can compile it. The message has the reason of each. If all raised the same class,
+                this is of that class.
         """
         refusals: list[tuple[str, GrammarError]] = []
         for backend in self._backends:
@@ -79,11 +81,10 @@ def _combined(refusals: Sequence[tuple[str, GrammarError]]) -> GrammarError:
         return GrammarUnsupportedError("no backend is configured; give at least one")
     first = refusals[0][1]
     messages = {error.message for _, error in refusals}
-    if len(messages) == 1:  # found before any library saw it, so it is the same for all of them
+    if len(messages) == 1:  # our own checks refused it, before any library saw it
         return first
     classes = {type(error) for _, error in refusals}
-    # Where one backend cannot do it and another calls it malformed, malformed is the more useful answer, and a limit
-    # the least.
+    # From the most useful answer to the least: malformed, unsupported, too large.
     order = (GrammarError, GrammarUnsupportedError, GrammarTooLargeError)
     raised = classes.pop() if len(classes) == 1 else next((kind for kind in order if kind in classes), GrammarError)
     metadata = next(error.metadata for _, error in refusals if type(error) is raised or raised not in order)

@@ -1,11 +1,12 @@
 """The backend interface: three nouns, and what each must do.
 
+Owns: the protocols that every backend, grammar and matcher implements, and the optional ones.
+Knows nothing about: configuration, torch, sequence ids, shared memory. Rows belong to the caller.
+
 Words. A **backend** holds one grammar library for one vocabulary. It compiles a grammar spec into a **grammar**, which
-is
-immutable and shared by many sequences. A **matcher** is the state of one sequence in one grammar: it **fills** a
-bitmask
-row with the tokens allowed next, **accepts** token ids, **rolls back** and **forks**. A matcher **terminates** when it
-accepts a stop token; a stop token is allowed exactly where the text so far is a complete match.
+is immutable and shared by many sequences. A **matcher** is the state of one sequence in one grammar. It **fills** a
+bitmask row with the tokens allowed next, **accepts** token ids, **rolls back** and **forks**. A matcher **terminates**
+when it accepts a stop token. A stop token is allowed exactly where the text so far is a complete match.
 
 Life of a matcher, with a grammar for ``(Paris|London)``, one token a word::
 
@@ -18,7 +19,7 @@ Life of a matcher, with a grammar for ``(Paris|London)``, one token a word::
 
 A refused token::
 
-    # 1: Paris was taken, London was not; the matcher is good and stands after Paris
+    # 1: Paris was accepted, London was refused; the matcher stands after Paris and works on
     matcher.accept([PARIS, LONDON])
 
 A draft, one row per position::
@@ -26,15 +27,13 @@ A draft, one row per position::
     for token_id in draft:                # fill, accept, fill, accept, ...
         matcher.fill_bitmask(rows[i])
         if not matcher.accept([token_id]): break
-    matcher.rollback(accepted)            # or walked on matcher.look_ahead(), where the matcher has that
+    matcher.rollback(accepted)            # or walk the draft on matcher.look_ahead(), if the matcher has it
 
-The two libraries differ in all of this (refusals that are fatal, rows after a stop token, stop tokens that do not count
-for rollback, bad grammars that only show at the first step, canonical tokens only); the adapters hide the differences
-and ``tests/contract`` is the definition, run on every backend and on a brute-force reference.
+The two libraries differ in all of this: fatal refusals, rows after a stop token, stop tokens that do not count for
+rollback, bad grammars that fail only at the first step, canonical tokens only. The adapters hide the differences.
+``tests/contract`` is the definition; it runs on every backend and on a brute-force reference.
 
-Optional powers are protocols of one method. The worker looks for them once per backend, or once per matcher.
-
-Knows nothing about: configuration, torch, sequence ids, shared memory. Rows belong to the caller.
+Optional powers are protocols of one method. The worker looks for them once for each backend or matcher.
 """
 
 from __future__ import annotations
@@ -68,18 +67,19 @@ class Matcher(Protocol):
         """Writes the tokens allowed next into ``row``. Does not change the matcher.
 
         Args:
-            row: (row_stride_words,) int32, C-contiguous, CPU, the caller's; every word is overwritten. Bits from
-                ``len(vocabulary.tokens)`` on may be left set: the caller clears them.
+            row: (row_stride_words,) int32, C-contiguous, in CPU memory, the caller's. Every word is overwritten. Bits
+                from ``len(vocabulary.tokens)`` on may be left set: the caller clears them.
         Raises:
-            BackendError: the library gave up in this state (limits reached); the matcher stands where it stood.
+            BackendError: the library gave up in this state (limits reached). The matcher keeps its state.
 
         Must not be called on a terminated matcher.
         """
 
     def accept(self, token_ids: Sequence[int]) -> int:
-        """Accepts the longest allowed prefix of ``token_ids`` and returns its length; the state moves by that many.
+        """Accepts the longest allowed prefix of ``token_ids`` and returns its length.
 
-        Ids are within [0, vocab_size). A terminated matcher accepts nothing and returns 0.
+        The state moves by that many tokens. Ids are within [0, vocab_size). A terminated matcher accepts nothing and
+        returns 0.
 
         Raises:
             BackendError: the library gave up; the matcher must be dropped.
@@ -88,7 +88,7 @@ class Matcher(Protocol):
     def rollback(self, token_count: int) -> None:
         """Undoes the last ``token_count`` accepted tokens, a stop token included: the exact inverse of ``accept``.
 
-        0 <= ``token_count`` <= number of accepted tokens; the caller keeps the count.
+        0 <= ``token_count`` <= number of accepted tokens. The caller counts the accepted tokens.
         """
 
     def fork(self) -> Matcher:
@@ -104,14 +104,14 @@ class Grammar(Protocol):
 
     @property
     def report(self) -> GrammarReport:
-        """What the compile did."""
+        """The report of the compile."""
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
         """The ids that terminate a matcher of this grammar."""
 
     def matcher(self) -> Matcher:
-        """Returns a new matcher at the start of the grammar. Microseconds."""
+        """Returns a new matcher at the start of the grammar. Takes microseconds."""
 
 
 class Backend(Protocol):
@@ -122,10 +122,10 @@ class Backend(Protocol):
     def compile(self, spec: GrammarSpec) -> Grammar:
         """Compiles ``spec``; releases the GIL for most of the time.
 
-        A grammar that nothing can match, or that fails at its first mask, is an error here and not at the first step.
+        A grammar that nothing can match, or whose first row cannot be filled, is refused here, not at the first step.
 
         Raises:
-            GrammarError: or one of its children: malformed, unsupported, unsatisfiable, too large.
+            GrammarError: malformed. Its subclasses: unsupported, unsatisfiable, too large.
         """
 
 
@@ -141,23 +141,25 @@ class BatchFill(Protocol):
             rows: (row_count, row_stride_words) int32, C-contiguous.
             indices: as long as ``matchers``, no two equal.
         Raises:
-            BackendError: a matcher failed; which rows were written is not known. The caller then fills one by one.
+            BackendError: a matcher failed. Any of the rows may have been written. The caller then fills one by one.
         """
 
 
 @runtime_checkable
 class Advance(Protocol):
-    """Optional, of a matcher: the usual step with as few calls as the library allows."""
+    """Optional, of a matcher: the usual step with as few native calls as the library allows."""
 
     def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
-        """Accepts ``token_id`` if that is simple, and fills the row at ``row_address`` if that is best done at once.
+        """Accepts ``token_id`` if that is simple, and fills the row at once where that is cheaper than later.
 
+        Args:
+            token_id: within [0, vocab_size).
+            row_address: of a row as ``fill_bitmask`` takes it.
+            row_bytes: size of that row.
         Returns:
-            0: nothing changed, because the token is refused, terminates, or anything else is out of the ordinary. The
-            caller
-            goes on with ``accept``, which has the answer. 1: accepted, ``fill_bitmask`` is still to be called. 2:
-            accepted, and
-            the row is as ``fill_bitmask`` writes it.
+            0: nothing changed. The token is refused or terminates, or the case is unusual; the caller calls ``accept``.
+            1: accepted; the caller calls ``fill_bitmask``.
+            2: accepted, and the row is as ``fill_bitmask`` writes it.
         Raises:
             BackendError: the library gave up; the matcher must be dropped.
         """
@@ -165,20 +167,20 @@ class Advance(Protocol):
 
 @runtime_checkable
 class LookAhead(Protocol):
-    """Optional, of a matcher: drafts are walked on a copy, because that is cheaper here than ``rollback``, or safer."""
+    """Optional, of a matcher: drafts are walked on a copy, which is cheaper or safer here than ``rollback``."""
 
     def look_ahead(self) -> Matcher:
-        """Returns a copy in the same state. The caller accepts and fills on it, and drops it; it is never rolled
-        back."""
+        """Returns a copy in the same state. The caller accepts and fills on it, never rolls it back, and drops it."""
 
 
 @runtime_checkable
 class Detach(Protocol):
-    """Optional, of a matcher whose calls may wait for those of another matcher of its grammar."""
+    """Optional, of a matcher whose calls may wait for calls of another matcher of its grammar."""
 
     def detach(self) -> None:
-        """Leaves what is shared, where that is quickly done; the state stays. For matchers that are slow: it may take a
-        while.
+        """Stops sharing with other matchers, where that is quick enough; the state stays.
+
+        The worker calls it for slow sequences only, because it may take a while.
 
         Raises:
             BackendError: the library gave up; the matcher must be dropped.
@@ -187,16 +189,16 @@ class Detach(Protocol):
 
 @runtime_checkable
 class Serializer(Protocol):
-    """Optional: grammars travel between processes as bytes, so that what one compiled another need not."""
+    """Optional: grammars travel between processes as bytes, so that each is compiled once."""
 
     def serialize(self, grammar: Grammar) -> bytes:
-        """Returns ``grammar``, of this backend, as bytes; empty if this one cannot be serialised."""
+        """Returns ``grammar``, of this backend, as bytes; empty if this grammar cannot be serialised."""
 
     def deserialize(self, data: bytes, spec: GrammarSpec, report: GrammarReport) -> Grammar:
         """Returns the grammar that ``serialize`` packed, compiled from ``spec`` for the same vocabulary.
 
         Raises:
-            GrammarError: not bytes of this library version.
+            GrammarError: the bytes are not from this version of the library.
         """
 
 

@@ -1,10 +1,11 @@
-"""The reasoning gate: a sequence that may say anything until its end-of-reasoning tokens, and follows its grammar from
-then on.
+"""The reasoning gate: a sequence may say anything until its end-of-reasoning tokens; then it follows its grammar.
 
-A gate is a matcher around a matcher, so everything that a sequence can do (roll back, fork, drafts, late rows, forced
-tokens) works across it. The tokens are looked for with the automaton of Knuth, Morris and Pratt ("Fast pattern matching
-in strings", 1977): one state, moved by one token; the states are kept, so that a rollback is a cut.
-Knows nothing about: text. What the end of reasoning is, the engine says in token ids.
+Owns: ``GatedGrammar``, ``GatedMatcher``, ``GatedFill``: each wraps its counterpart of the grammar behind the gate.
+Knows nothing about: text. The engine gives the end of the reasoning as token ids.
+
+A gate is a matcher around a matcher. So everything that a sequence can do works across it: roll back, fork, drafts,
+late rows, forced tokens. The end tokens are found with the automaton of Knuth, Morris and Pratt ("Fast pattern matching
+in strings", 1977). Its state after each token is kept, so a rollback drops the last states.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class GatedGrammar:
     Args:
         grammar: begins after the gate.
         gate: its end tokens are of the vocabulary, and none of them is in ``forbidden``.
-        token_count: ids of the tokenizer.
+        token_count: number of token ids of the vocabulary.
         vocab_size: width of the logits.
         forbidden: stop tokens: an output must not end before its grammar has begun.
     """
@@ -44,10 +45,10 @@ class GatedGrammar:
         self.forbidden = forbidden
         self.token_count = token_count
         self.row = row_of_all_but(forbidden, token_count, vocab_size)
-        """What is allowed while reasoning."""
+        """The row while reasoning."""
         self.row_address = self.row.ctypes.data
         self.end_rows = [row_of((token_id,), vocab_size) for token_id in gate.end_token_ids]
-        """What is allowed once the reasoning must end: the next end token."""
+        """The rows once the reasoning must end: each allows the next end token only."""
         self._grammar = grammar
         self._failures = _failures(gate.end_token_ids)
 
@@ -56,8 +57,7 @@ class GatedGrammar:
         return GatedMatcher(self, self._grammar.matcher(), [], 0)
 
     def move(self, state: int, token_id: int) -> int:
-        """Returns the number of end tokens that stand at the end of the text once ``token_id`` followed ``state`` of
-        them."""
+        """Returns how many end tokens stand at the end of the text when ``token_id`` follows ``state`` of them."""
         end, failures = self.end_token_ids, self._failures
         while state and end[state] != token_id:
             state = failures[state - 1]
@@ -68,8 +68,8 @@ class GatedMatcher:
     """The state of one sequence before, at and after its gate. See ``Matcher``.
 
     Attributes:
-        inner: the matcher of the grammar; it knows nothing of the reasoning.
-        is_open: the end of the reasoning was accepted.
+        inner: the matcher of the grammar; it never sees the reasoning.
+        is_open: whether the end of the reasoning was accepted.
     """
 
     __slots__ = ("_advance", "_constrained", "_grammar", "_states", "inner", "is_open")
@@ -77,7 +77,7 @@ class GatedMatcher:
     def __init__(self, grammar: GatedGrammar, inner: Matcher, states: list[int], constrained: int) -> None:
         self._grammar = grammar
         self.inner = inner
-        self._states = states  # after every token of the reasoning
+        self._states = states  # of the automaton, after every token of the reasoning
         self._constrained = constrained  # tokens that ``inner`` accepted
         self.is_open = bool(states) and states[-1] == len(grammar.end_token_ids)
         self._advance = inner.advance if isinstance(inner, Advance) else None
@@ -157,7 +157,7 @@ class GatedMatcher:
         return limit is not None and len(self._states) >= limit
 
     def _reason(self, token_id: int) -> bool:
-        """Takes a token before the gate, if it is allowed there."""
+        """Takes a token of the reasoning; returns whether it is allowed there."""
         grammar, state = self._grammar, self._state
         if (
             grammar.end_token_ids[state] != token_id
@@ -178,7 +178,7 @@ class GatedFill:
         self._inner = inner
 
     def fill_bitmasks(self, matchers: Seq[Any], rows: NDArray[np.int32], indices: Seq[int]) -> None:
-        """See ``BatchFill.fill_bitmasks``. ``matchers`` are gated ones."""
+        """See ``BatchFill.fill_bitmasks``. ``matchers``: each a ``GatedMatcher``."""
         constrained = []
         for matcher, index in zip(matchers, indices, strict=True):
             if matcher.is_open:
@@ -192,8 +192,7 @@ class GatedFill:
 
 
 def _failures(pattern: Seq[int]) -> list[int]:
-    """Returns, for every prefix of ``pattern``, the length of the longest proper prefix of it that is also its
-    suffix."""
+    """Returns for every prefix of ``pattern`` the length of its longest proper prefix that is also its suffix."""
     failures = [0] * len(pattern)
     state = 0
     for at in range(1, len(pattern)):

@@ -1,7 +1,7 @@
-"""Reading the source of a grammar spec, the part that is the same for every backend.
+"""Reading the source of a grammar spec, as far as it is the same for every backend.
 
-Owns: checks of the text, choice lists, separators, regexes in the form that xgrammar reads as everybody else does.
-Knows nothing about: structural tags (``structural_tag.py``), the libraries themselves.
+Owns: checks of the text, choice lists, separators, regexes in the form to which xgrammar gives the usual meaning.
+Knows nothing about: structural tags (``structural_tag``), the libraries themselves.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ def check_text(spec: GrammarSpec) -> None:
 
 
 def read_choices(source: str) -> Sequence[str]:
-    """Returns the strings of a ``choice`` spec, each once, in their order. Raises GrammarError if it is no list of
-    strings."""
+    """Returns the strings of a ``choice`` spec, each once, in their order.
+
+    Raises:
+        GrammarError: the source is not a list of strings.
+    """
     choices = strict_json.loads(source, "the choice list")
     if not isinstance(choices, list):
         raise GrammarError(f"a choice is a JSON list of strings, not {type(choices).__name__}", pointer="")
@@ -49,7 +52,7 @@ def read_choices(source: str) -> Sequence[str]:
 
 def read_schema(spec: GrammarSpec) -> JsonSchema:
     """Returns the schema of a ``json_schema`` or ``json_object`` spec, as ``parse_schema`` does."""
-    if spec.kind == "json_object":  # any object, so there is nothing to close
+    if spec.kind == "json_object":  # any object: further properties are not forbidden
         return parse_schema({"type": "object"}, dataclasses.replace(spec.options, additional_properties="allow"))
     return parse_schema(spec.source, spec.options)
 
@@ -68,12 +71,12 @@ def json_options(options: GrammarOptions) -> tuple[str, str]:
     return options.item_separator or ",", options.key_separator or ":"
 
 
-# An unclosed class runs to the end, so that a pattern of brackets is read once and not once per bracket.
+# An unclosed class runs to the end, so that a pattern of brackets is read once, not once for each bracket.
 _REGEX_UNIT = re.compile(r"\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*(?:\]|\\?\Z)|\\.|.", re.DOTALL)
 _REGEX_STRANGE = re.compile(r"\\[AzZG0ecpP]|\\[1-9bBkK]|\[:|&&|~~|--")
 _SURROGATES = r"\ud800-\udfff"
 _BEYOND = r"-\ud7ff\ue000-\U0010ffff"
-# The classes as ranges within brackets: xgrammar's own include surrogates, and its \s a no-break space.
+# The classes as ranges within brackets: xgrammar's own classes include surrogates, and its \s a no-break space.
 _REGEX_CLASSES = {
     r"\d": "0-9",
     r"\D": r"\x00-/:" + _BEYOND,
@@ -85,14 +88,13 @@ _REGEX_CLASSES = {
 
 
 def regex_for_xgrammar(pattern: str) -> str:
-    """Returns ``pattern`` so that xgrammar gives it the meaning that it has elsewhere.
+    """Returns ``pattern`` in a form to which xgrammar gives its usual meaning.
 
-    In xgrammar "." matches a newline, ``\\s`` a no-break space, and every negated class UTF-8 encoded surrogates; an
-    anchor
-    in mid-pattern, and escapes such as ``\\A``, are read as something else with no more than a line on stderr.
+    In xgrammar "." matches a newline, ``\\s`` matches a no-break space, and negated classes match UTF-8 encoded
+    surrogates. xgrammar misreads an anchor in mid-pattern, and escapes such as ``\\A``; it only writes a line to stderr.
 
     Raises:
-        GrammarUnsupportedError: the pattern has such a construct; llguidance reads or refuses it properly.
+        GrammarUnsupportedError: the pattern has a construct that xgrammar misreads. llguidance reads or refuses it.
     """
     units = _REGEX_UNIT.findall(pattern)
     read: list[str] = []

@@ -1,8 +1,9 @@
 """Structural tags: text with structured parts in it, for instance tool calls, as xgrammar defines them.
 
-Owns: reading a structural tag (its spellings), naming its tokens by id.
-Knows nothing about: the libraries' own objects; how a JSON schema is read (a function is passed in).
-Format: xgrammar's "structural tag" documentation. Lark is in ``structural_tag_lark.py``.
+Owns: reading a structural tag in all its spellings, replacing the names of its tokens by ids.
+Knows nothing about: the libraries' own objects; how a JSON schema is read (the caller passes a function); Lark
+    (``structural_tag_lark``).
+Format: xgrammar's "structural tag" documentation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from maskd.vocabulary import Vocabulary
 
 __all__ = ["StructuralTag", "parse"]
 
-# Every format type: the fields that must be there, and the fields that hold formats.
+# Every type of format: its required fields, and its fields that hold formats.
 _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "any_text": ((), ()),
     "any_tokens": ((), ()),
@@ -52,9 +53,9 @@ class StructuralTag:
     """A structural tag, checked.
 
     Attributes:
-        format: the format object; tokens are ids, no longer names.
-        root: pointer from the source to ``format``.
-        names_tokens: whether it speaks of single tokens, special ones included.
+        format: the format object; its tokens are ids.
+        root: path from the source to ``format``.
+        names_tokens: whether it names single tokens, special tokens included.
     """
 
     format: Json
@@ -62,8 +63,13 @@ class StructuralTag:
     names_tokens: bool
 
     def for_xgrammar(self, schema: SchemaReader, regex: Callable[[str], str], max_whitespace: int | None) -> Json:
-        """Returns the structural tag as xgrammar takes it, with every schema and regex read by the functions given;
-        ``max_whitespace`` holds for the schemas that do not set their own limit."""
+        """Returns the structural tag as xgrammar takes it.
+
+        Args:
+            schema: translates a JSON schema.
+            regex: translates a regex.
+            max_whitespace: limit for the schemas that do not set their own; None = none.
+        """
 
         def convert(value: Json, path: Path) -> Json:
             if isinstance(value, list):
@@ -88,16 +94,18 @@ class StructuralTag:
     def for_llguidance(
         self, schema: SchemaReader, regex: Callable[[str], str], gbnf: Callable[[str], str]
     ) -> list[dict[str, object]]:
-        """Returns a list of llguidance grammars, the main one first.
+        """Returns a list of llguidance grammars, the main one first. Args as of ``LarkTranslation``.
 
         Raises:
-            GrammarUnsupportedError: names the format that Lark cannot express.
+            GrammarUnsupportedError: Lark cannot express a format; the message names it.
         """
         return LarkTranslation(schema, regex, gbnf).grammars(self.format, self.root)
 
 
 def parse(source: str, vocabulary: Vocabulary) -> StructuralTag:
-    """Reads ``{"type": "structural_tag", "format": …}``, a bare ``{"format": …}``, a bare format, or the older
+    """Reads a structural tag.
+
+    Spellings: ``{"type": "structural_tag", "format": …}``, a bare ``{"format": …}``, a bare format, or the older
     ``{"structures": [{begin, schema, end}], "triggers": […]}``.
 
     Raises:
@@ -172,7 +180,7 @@ _COUNTS = ("min", "max", "max_tokens", "max_chars", "max_whitespace_cnt")
 
 
 def _check_fields(item: Json, path: Path) -> None:
-    """Raises GrammarError for a field of the wrong type; later code relies on it."""
+    """Raises GrammarError for a field of the wrong type; later code relies on the types."""
 
     def refuse(field: str, wanted: str) -> None:
         raise GrammarError(f"{field} of the format {item['type']} is not {wanted}", pointer=pointer((*path, field)))

@@ -1,10 +1,10 @@
 """Structural tags in Lark, for llguidance.
 
-Owns: the translation of each structural tag format that Lark can express; the others are refused by name.
-Knows nothing about: how a tag is read and checked (``structural_tag.py``).
+Owns: the translation of each format that Lark can express; other formats are refused by name.
+Knows nothing about: how a tag is read and checked (``structural_tag``).
 
 Everything up to a JSON schema or a grammar becomes one terminal. A terminal is a regular expression and finds the right
-split by itself; a sequence of terminals would be cut greedily, and ``[a-z]*`` before "b" would swallow the "b".
+split by itself. A sequence of terminals would be cut greedily: ``[a-z]*`` before "b" would take the "b".
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from maskd.json_schema.strict_json import Json, Path, pointer
 __all__ = ["LarkTranslation", "SchemaReader", "lark_string"]
 
 SchemaReader = Callable[[Json, str, "int | None"], Json]
-"""Takes a JSON schema, its pointer and a limit on white space (None = as the options say); returns it for the
-library."""
+"""Takes a JSON schema, its JSON pointer and its ``max_whitespace_cnt``; returns the schema as the library takes it.
+
+None for the limit: that of the grammar's options."""
 
 _UNDERSTOOD = {
     "any_text": {"type", "excludes"},
@@ -51,8 +52,8 @@ class _Part(NamedTuple):
 
     Attributes:
         text: the expression.
-        is_terminal: whether it is regular, so that it may stand in a terminal.
-        is_free: whether it ends in free text, which a terminal could not find the end of.
+        is_terminal: whether it is regular, so that it may be part of a terminal.
+        is_free: whether it ends in free text, whose end llguidance cannot find before a rule.
     """
 
     text: str
@@ -61,7 +62,13 @@ class _Part(NamedTuple):
 
 
 class LarkTranslation:
-    """Translates one structural tag; collects rules and sub-grammars on the way."""
+    """Translates one structural tag.
+
+    Args:
+        schema: translates a JSON schema.
+        regex: translates a regex to the body of one in Lark.
+        gbnf: translates an EBNF grammar to Lark.
+    """
 
     def __init__(self, schema: SchemaReader, regex: Callable[[str], str], gbnf: Callable[[str], str]) -> None:
         self._schema = schema
@@ -76,7 +83,7 @@ class LarkTranslation:
         return [{"lark_grammar": "\n".join([f"start: {start}", *self._lines])}, *self._subgrammars]
 
     def _format(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
-        """Returns the Lark of a format; free text at its end must not contain one of ``ends``."""
+        """Returns the Lark of a format. Free text at its end must not contain any of ``ends``."""
         translate = getattr(self, "_of_" + value["type"], None)
         unknown = value.keys() - _UNDERSTOOD.get(value["type"], {"type"})
         if translate is None or any(value[field] for field in unknown):
@@ -95,7 +102,7 @@ class LarkTranslation:
         return name
 
     def _rule(self, part: _Part) -> str:
-        """Returns ``part`` for use in a rule: a terminal gets a name, so that it stays one lexeme."""
+        """Returns ``part`` for use in a rule. A terminal gets a name, so that it stays one lexeme."""
         return self._name("T", part.text) if part.is_terminal else part.text
 
     def _text_without(self, strings: Sequence[str]) -> str:
@@ -194,14 +201,14 @@ class LarkTranslation:
         return self._either([_Part(lark_string(text)) for text in ([value] if isinstance(value, str) else value)])
 
     def _of_tag(self, value: Json, path: Path, ends: Sequence[str], after: int = 0) -> _Part:
-        """``after``: length of what was already read of the begin string."""
+        """Returns a tag. ``after``: how many characters of its begin string stand before it already."""
         begin = value["begin"][after:] if after else value["begin"]
         strings = (
             [] if isinstance(value["end"], dict) else [value["end"]] if isinstance(value["end"], str) else value["end"]
         )
         content = self._format(value["content"], (*path, "content"), [text for text in strings if text])
         if content.is_free and content.is_terminal and isinstance(value["end"], dict):
-            content = _Part(self._name("T", content.text), False)  # a special token is in no text, so it ends any
+            content = _Part(self._name("T", content.text), False)  # no text has a special token, so the token ends it
         return self._join([self._edge(begin), content, self._edge(value["end"])], path)
 
     def _tags(self, value: Json, path: Path) -> list[_Part]:

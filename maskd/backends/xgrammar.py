@@ -1,10 +1,9 @@
 """xgrammar behind the backend interface.
 
 Owns: the tokenizer info and the compilers of one vocabulary, and what hides xgrammar's habits: empty rows for grammars
-that nothing matches, lines on stderr for special tokens, length-limited strings that are no JSON
-(``xgrammar_schema.py``).
+    that nothing matches, lines on stderr for special tokens, strings that are not JSON (``xgrammar_schema``).
 Knows nothing about: other backends, sequences, rows beyond the one it is given.
-Written against xgrammar 0.2.8. The native handles are called directly: one Python frame less per sequence and step.
+Written against xgrammar 0.2.8. Native handles are called directly: one Python frame less for each sequence and step.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _ROWS_WORTH_THREADS = 16
 
 
 def create(vocabulary: Vocabulary, *, threads: int) -> XgrammarBackend:
-    """Returns the backend for ``vocabulary``; ``threads`` bounds compile threads and the threads of a batch fill."""
+    """Returns the backend for ``vocabulary``. ``threads``: most threads of a compile, and of a batch fill."""
     return XgrammarBackend(vocabulary, threads=threads)
 
 
@@ -77,7 +76,7 @@ class XgrammarMatcher:
         accepted = 0
         try:
             for token_id in token_ids:
-                # The native matcher writes a line to stderr for each special token, and takes some of them as no text.
+                # The native matcher writes a line to stderr for each special token, and accepts some as empty text.
                 if self.is_terminated or token_id in self._never or not self._accept(token_id, False):
                     break
                 accepted += 1
@@ -88,7 +87,7 @@ class XgrammarMatcher:
         return accepted
 
     def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
-        """See ``Advance.advance``. Rows are left: a batch of them is cheaper."""
+        """See ``Advance.advance``. Does not fill the row: filling a batch of rows is cheaper."""
         if token_id in self._not_simple or self.is_terminated:
             return 0
         try:
@@ -116,9 +115,8 @@ class XgrammarGrammar:
     Attributes:
         compiled: the library's object.
         never: ids that are never accepted.
-        not_simple: these, and the stop tokens.
-        replaced_stop: stop tokens of the vocabulary that this grammar replaces. xgrammar leaves them allowed in free
-            text.
+        not_simple: ``never`` and the stop tokens.
+        replaced_stop: stop tokens of the vocabulary that this grammar replaces. xgrammar would allow them in free text.
     """
 
     __slots__ = ("_stop", "compiled", "never", "not_simple", "replaced_stop", "report", "stop_token_ids")
@@ -153,7 +151,7 @@ class XgrammarGrammar:
 
 
 class _Notes:
-    """What a report will say, collected on the way."""
+    """Entries of a report, collected during a compile."""
 
     def __init__(self) -> None:
         self.relaxed: list[Unenforced] = []
@@ -184,8 +182,8 @@ class XgrammarBackend:
     def _token_compiler(self) -> Any:
         """The compiler for grammars that name special tokens.
 
-        xgrammar never allows a token without bytes, and lets one with bytes match text. 0xFF is in no UTF-8 text, so a
-        token that starts with it can be named and nothing else.
+        xgrammar never allows a token without bytes, and lets a token with bytes match text. No UTF-8 text has the byte
+        0xFF. So a token that starts with it matches no text, and a grammar can still name it.
         """
         return self._new_compiler(self._new_info(lambda name: b"\xff" + name))
 
@@ -266,13 +264,13 @@ class XgrammarBackend:
                 max_whitespace_cnt=spec.options.max_whitespace or None,
             )
         except RuntimeError as error:
-            # Of a schema with parts, the part that nothing matches need not be needed.
+            # In a schema with parts, the part that nothing matches may be optional.
             if any(sign in str(error) for sign in _UNSATISFIABLE) and not any(subschemas(schema.value)):
                 raise GrammarUnsatisfiableError(f"nothing can match this {spec.kind}: {_short(error)}") from None
             raise
 
     def _structural_tag(self, spec: GrammarSpec, never: frozenset[int], notes: _Notes) -> tuple[Any, frozenset[int]]:
-        """Returns the compiled tag, and ``never`` less the special tokens if the tag speaks of tokens."""
+        """Returns the compiled tag, and ``never``, without the special tokens if the tag names tokens."""
         if spec.options.max_whitespace == 0 or spec.options.item_separator or spec.options.key_separator:
             raise GrammarUnsupportedError(
                 "xgrammar has neither separators nor compact JSON within a structural tag; "
@@ -292,7 +290,7 @@ class XgrammarBackend:
         return self._token_compiler.compile_structural_tag(text), self._empty | self._padding
 
     def serialize(self, grammar: Grammar) -> bytes:
-        """See ``Serializer.serialize``. A grammar that names special tokens has another tokenizer info, and stays."""
+        """See ``Serializer.serialize``. Empty for a grammar that names special tokens: it has another tokenizer info."""
         assert isinstance(grammar, XgrammarGrammar)
         if grammar.never != self._never_text.union(grammar.replaced_stop) - grammar.stop_token_ids:
             return b""
@@ -307,7 +305,7 @@ class XgrammarBackend:
         return XgrammarGrammar(compiled, report, spec.options, self._vocabulary, self._never_text)
 
     def _note(self, schema: JsonSchema, options: GrammarOptions, notes: _Notes) -> None:
-        """Adds what there is to say about ``schema`` to ``notes``; refuses it under ``strict``."""
+        """Adds to ``notes`` what xgrammar does not enforce of ``schema``; with ``strict``, refuses such a schema."""
         relaxed = unenforced(schema, self.name)
         if relaxed and options.strict:
             listed = ", ".join(f"{entry.keyword} at {entry.pointer}" for entry in relaxed[:20])
@@ -345,8 +343,7 @@ _PREFIX = re.compile(r"^\s*(\[\d\d:\d\d:\d\d\] \S+: )?(Check failed: \(.*?\) is 
 
 
 def _short(error: Exception) -> str:
-    """Returns the first line of what the library says, without its clock and source file; the rest repeats the
-    grammar."""
+    """Returns the first line of an error, without clock and source file; the other lines repeat the grammar."""
     lines = _PREFIX.sub("", str(error), count=1).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
@@ -377,7 +374,7 @@ def _refusal(spec: GrammarSpec, error: Exception) -> GrammarError:
     message = f"xgrammar refuses the {spec.kind}: {text}"
     if "recursion" in text.lower() or "nest" in text.lower():
         return GrammarTooLargeError(message, limit="depth")
-    # The schema passed our own checks, so what is left is what xgrammar cannot do.
+    # The schema passed our own checks, so xgrammar cannot do it.
     if spec.kind == "json_schema" or any(sign in text for sign in _UNSUPPORTED):
         return GrammarUnsupportedError(message, backends="llguidance", **metadata)
     return GrammarError(message, **metadata)
