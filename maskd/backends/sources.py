@@ -91,7 +91,8 @@ def regex_for_xgrammar(pattern: str) -> str:
     """Returns ``pattern`` in a form to which xgrammar gives its usual meaning.
 
     In xgrammar "." matches a newline, ``\\s`` matches a no-break space, and negated classes match UTF-8 encoded
-    surrogates. xgrammar misreads an anchor in mid-pattern, and escapes such as ``\\A``; it only writes a line to stderr.
+    surrogates. xgrammar misreads an anchor in mid-pattern, and escapes such as ``\\A``, and only writes a line to
+    stderr.
 
     Raises:
         GrammarUnsupportedError: the pattern has a construct that xgrammar misreads. llguidance reads or refuses it.

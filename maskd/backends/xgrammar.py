@@ -290,7 +290,7 @@ class XgrammarBackend:
         return self._token_compiler.compile_structural_tag(text), self._empty | self._padding
 
     def serialize(self, grammar: Grammar) -> bytes:
-        """See ``Serializer.serialize``. Empty for a grammar that names special tokens: it has another tokenizer info."""
+        """See ``Serializer.serialize``. Empty if it names special tokens: its tokenizer info is another one."""
         assert isinstance(grammar, XgrammarGrammar)
         if grammar.never != self._never_text.union(grammar.replaced_stop) - grammar.stop_token_ids:
             return b""

@@ -81,7 +81,7 @@ def rewrite(schema: JsonSchema, *, compact: bool, strict_mode: bool = False) -> 
         if compact and id(node) not in key_schemas and _is_any(node):
             node.update(any_value)
     if compact:
-        # A list of types: xgrammar compiles it itself. For "any value" it would use its own rules, with white space.
+        # A list of types: for a schema without types, xgrammar's own rules would separate with ", ".
         kinds: list[Json] = [{"type": name} for name in ("null", "boolean", "number", "string")]
         kinds += [{"type": "array", "items": any_value}, {"type": "object", "additionalProperties": any_value}]
         root.setdefault("$defs", {})[_ANY_NAME] = {"anyOf": kinds}

@@ -123,6 +123,15 @@ def test_bounded_when_a_value_is_valid_then_the_original_allows_it(schema: Json,
             {"oneOf": [{"type": "string", "pattern": "^[A-Za-z]{1,8}$"}, {"type": "null"}]},
         ),
         ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, {"oneOf": [{"type": "number"}, {"type": "integer"}]}),
+        (
+            {"oneOf": [{"const": "a"}, {"type": "number"}, {"enum": [None, "b"]}]},
+            {"oneOf": [{"const": "a"}, SMALL, {"enum": [None, "b"]}]},
+        ),
+        ({"oneOf": [{"type": "number"}, {"properties": {}}]}, {"oneOf": [{"type": "number"}, {"properties": {}}]}),
+        (
+            {"oneOf": [{"type": "number"}, {"$ref": "#/oneOf/0"}]},
+            {"oneOf": [{"type": "number"}, {"$ref": "#/oneOf/0"}]},
+        ),
         ({"not": {"type": "string"}}, {"not": {"type": "string"}}),
         (
             {

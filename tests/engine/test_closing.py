@@ -22,7 +22,8 @@ from engine_adapter.sampling.params import SamplingParams
 from engine_adapter.steering import regex_position
 from engine_adapter.steering.base import UNKNOWN
 from engine_adapter.steering.closing import ClosingVocabulary, steering_for
-from engine_adapter.steering.json_position import JsonPosition
+from engine_adapter.steering.json_position import MARKS, JsonPosition
+from engine_adapter.steering.positions import position_of
 from engine_adapter.steering.regex_position import Automaton, RegexPosition
 from engine_adapter.steering.shapes import Shapes
 from engine_adapter.steering.tag_position import TagPosition, tags_of
@@ -275,6 +276,30 @@ def test_ending_of_a_tag_is_the_shortest(source: Any, begun: str, ending: str) -
     position = TagPosition(source, tags_of(source, ",", ":"))
     position.feed(begun.encode())
     assert position.fork().ending().decode() == ending
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "begun", "fallbacks"),
+    [
+        ("json_schema", {"type": "object"}, "{", MARKS),
+        ("json_schema", {"type": "object"}, '{"a', b'"'),
+        ("json_schema", {"type": "object"}, '{"a": "b', b'"'),
+        ("json_schema", {"type": "object"}, '{"a": tr', b""),
+        ("structural_tag", _TRIGGERED, "free <f=", b""),
+        ("structural_tag", _TRIGGERED, '<f=a>{"name": "x', b'"'),
+        ("structural_tag", _TRIGGERED, "<f=a>", MARKS),
+        ("structural_tag", _TRIGGERED, "<f=a>{}</", MARKS),
+        ("choice", ["Paris", "London"], "L", b""),
+    ],
+)
+def test_fallbacks_by_position_then_none_where_text_is_free(
+    kind: Any, source: Any, begun: str, fallbacks: bytes
+) -> None:
+    """Forked positions, whatever their kind, offer the marks of JSON within a value and nothing in free text."""
+    position = position_of(GrammarSpec(kind, json.dumps(source)))
+    assert position is not None
+    position.feed(begun.encode())
+    assert position.fork().fallbacks() == fallbacks
 
 
 @pytest.mark.parametrize(

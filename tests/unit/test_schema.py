@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
+import jsonschema.validators
+import jsonschema_specifications
 import pytest
 
 from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError
 from maskd.grammar import GrammarOptions
 from maskd.json_schema.enforcement import unenforced
+from maskd.json_schema.keywords import ONE_SCHEMA, SCHEMA_LISTS, SCHEMA_MAPS, TYPE_OF, subschemas
+from maskd.json_schema.references import follow
 from maskd.json_schema.schema import JsonSchema, parse_schema
 from maskd.json_schema.strict_json import MAX_DEPTH, loads, pointer
 
@@ -135,6 +141,73 @@ def test_ref_when_local_then_plain_pointer_to_its_target(schema: object, target:
     path, value = result.lookup(ref)
     assert value == target
     assert "maskd" not in result.pointer_to(path)
+
+
+@pytest.mark.parametrize(
+    ("reference", "path"),
+    [
+        ("#", ()),
+        ("#/a~1b/%C3%A9/1/~0", ("a/b", "é", 1, "~")),
+        ("#/", ("",)),
+        ("#/a~1b/0", ("a/b", "0")),
+        ("#/a~1b/é/2", None),
+        ("#/a~1b/é/01", None),
+        ("#/a~1b/é/-", None),
+        ("#/a~1b/é/1/~0/5", None),
+        ("#here", None),
+        ("other#/", None),
+    ],
+)
+def test_follow_when_a_pointer_then_path_and_value_or_none(reference: str, path: tuple[str | int, ...] | None) -> None:
+    """Pointers of RFC 6901, percent-encoded as in a URI; a list is entered by index, an object by name."""
+    root: Any = {"a/b": {"é": [0, {"~": 5}], "0": 6}, "": 7, "$anchor": "here"}
+    value = root
+    for part in path or ():
+        value = value[part]
+    assert follow(root, reference) == (None if path is None else (path, value))
+
+
+def _of_metaschemas() -> Iterator[tuple[str, Any]]:
+    """Every keyword of drafts 4 to 2020-12 with what its metaschema says about it."""
+    for draft in (4, 6, 7):
+        yield from getattr(jsonschema.validators, f"Draft{draft}Validator").META_SCHEMA["properties"].items()
+    for draft in ("2019-09", "2020-12"):
+        yield "definitions", {"additionalProperties": {"$ref": "#"}}  # kept by a sentence of these drafts
+        for vocabulary in ("applicator", "content", "core", "unevaluated"):
+            uri = f"https://json-schema.org/draft/{draft}/meta/{vocabulary}"
+            if uri in jsonschema_specifications.REGISTRY:
+                yield from jsonschema_specifications.REGISTRY.contents(uri)["properties"].items()
+
+
+def test_keywords_when_compared_with_the_metaschemas_then_they_hold_the_same_schemas() -> None:
+    """Which keywords hold a schema, a list or a map of schemas, by the metaschemas of all drafts."""
+    held: dict[str, set[str]] = {"one": set(), "list": set(), "map": set()}
+    schema = [{"$ref": "#"}, {"$dynamicRef": "#meta"}, {"$recursiveRef": "#"}]
+    for keyword, said in _of_metaschemas():
+        for option in said.get("anyOf", [said]) if isinstance(said, dict) else ():
+            below = option.get("additionalProperties")
+            if {key: option[key] for key in option if key.startswith("$")} in schema:
+                held["one"].add(keyword)
+            if option.get("$ref", "").endswith("/schemaArray"):
+                held["list"].add(keyword)
+            if isinstance(below, dict) and any(part in schema for part in below.get("anyOf", [below])):
+                held["map"].add(keyword)
+    assert held == {"one": ONE_SCHEMA, "list": SCHEMA_LISTS, "map": SCHEMA_MAPS}
+
+
+def test_keywords_when_they_look_at_one_type_then_values_of_others_pass() -> None:
+    """By an independent validator: a keyword of one type ignores values of all other types."""
+    arguments: dict[str, Any] = {"format": "date", "pattern": "x", "required": ["a"], "uniqueItems": True}
+    values = {"object": {}, "array": [], "string": "", "number": 0}
+    for keyword, name in TYPE_OF.items():
+        if keyword not in arguments:
+            children = {step[0] for step, _ in subschemas({keyword: False})}
+            argument: Any = False if children else {} if keyword in (*SCHEMA_MAPS, "dependentRequired") else 1
+            argument = [False] if keyword == "prefixItems" else argument
+        else:
+            argument = arguments[keyword]
+        validator = jsonschema.validators.Draft202012Validator({keyword: argument})
+        assert all(validator.is_valid(value) for other, value in values.items() if other != name), keyword
 
 
 def test_ref_when_it_is_a_name_or_a_value_then_left_alone() -> None:
