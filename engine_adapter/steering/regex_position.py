@@ -161,7 +161,7 @@ class Automaton:
         raise ValueError(f"{operation} is not followed")
 
     def _closures(self) -> list[int]:
-        """Returns for each state the states that it leads to at once and that wait for a character, or are the end."""
+        """Returns for each state which waiting states, or the end, it leads to at once."""
         closures = [1 << state if state == 0 or leaf is not None else 0 for state, leaf in enumerate(self._leaves)]
         for _ in range(_MOST_LOOPS):  # only ends of loops lead to later states
             has_grown = False

@@ -21,6 +21,7 @@ from typing import Any
 from engine_adapter.steering.base import UNKNOWN
 from maskd.json_schema.keywords import OF_TYPE
 from maskd.json_schema.references import follow
+from maskd.json_schema.strict_json import walk
 
 __all__ = ["MOST_BYTES", "Shape", "Shapes", "literals", "string_length"]
 
@@ -37,7 +38,7 @@ Alternatives within alternatives multiply."""
 MOST_BYTES = 1 << 13
 """Longest shortest text: hardly any output has room for a longer one, and repeats within repeats multiply."""
 _MOST_NODES = 2000
-"""Objects and arrays of a schema that are searched for its largest part."""
+"""Values of a schema that are searched for its largest part."""
 _MOST_PATTERN = 2000
 """Longest pattern, in characters, whose shortest match is measured."""
 _FORMAT_LENGTHS = {
@@ -150,7 +151,8 @@ class Shapes:
 
     def largest_part(self) -> int:
         """Returns the bytes of the longest of the shortest values of any part of the schema."""
-        texts = (self.shortest(part) for part in _parts(self.root))
+        nodes = (node for _, node in itertools.islice(walk(self.root), _MOST_NODES))
+        texts = (self.shortest(node) for node in nodes if isinstance(node, Mapping))  # not all of them are schemas
         return max((len(text) for text in texts if text is not None), default=0)
 
     def _expand(self, schema: Any, depth: int) -> Iterator[Shape]:
@@ -270,16 +272,3 @@ def _merged(first: Shape, second: Shape) -> Shape:
     if isinstance(first.get("required"), list) and isinstance(second.get("required"), list):
         merged["required"] = list(dict.fromkeys([*first["required"], *second["required"]]))
     return merged
-
-
-def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields every mapping in ``schema``: its subschemas, and some that are none."""
-    waiting, seen = [schema], 0
-    while waiting and seen < _MOST_NODES:
-        node = waiting.pop()
-        seen += 1
-        if isinstance(node, Mapping):
-            yield node
-            waiting += node.values()
-        elif isinstance(node, list):
-            waiting += node

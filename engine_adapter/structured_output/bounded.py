@@ -3,10 +3,9 @@
 Owns: which parts may be narrowed, and the limits that they get.
 Knows nothing about: grammar libraries, models. JSON Schema drafts 4 to 2020-12.
 
-An untrained model picks among the allowed tokens almost evenly, so a string without a limit ends only by luck. The
-rewritten schema limits plain strings to a few letters, plain numbers to small integers, and arrays to a few items.
-Every document that is valid under the result is valid under the original. The demo uses it; elsewhere it is off by
-default.
+An untrained model picks among the allowed tokens almost evenly, so a string without a limit ends only by luck. Plain
+strings are limited to a few letters, plain numbers to small integers, arrays to a few items. Every document that is
+valid under the result is valid under the original. The demo uses it; elsewhere it is off by default.
 
 Some parts stay as they are, because a narrower part could make the whole wider: ``not``, ``if``, ``contains``,
 ``oneOf`` with branches that overlap, and the targets of their references. Enumerations, constants, formats and limits

@@ -19,15 +19,13 @@ from maskd.grammar import GrammarReport, GrammarSpec
 __all__ = ["AutoBackend"]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Chosen:
     """A grammar of another backend, with the reason for the choice in its report. See ``Grammar``."""
 
-    __slots__ = ("_grammar", "report", "stop_token_ids")
-
-    def __init__(self, grammar: Grammar, report: GrammarReport) -> None:
-        self._grammar = grammar
-        self.report = report
-        self.stop_token_ids = grammar.stop_token_ids
+    _grammar: Grammar
+    report: GrammarReport
+    stop_token_ids: frozenset[int]
 
     def matcher(self) -> Matcher:
         """See ``Grammar.matcher``."""
@@ -60,20 +58,15 @@ class AutoBackend:
             except GrammarError as error:
                 refusals.append((backend.name, error))
                 continue
-            return _Chosen(
-                grammar, dataclasses.replace(grammar.report, backend_reason=_reason(grammar.report, refusals))
-            )
+            report = dataclasses.replace(grammar.report, backend_reason=_reason(grammar.report, refusals))
+            return _Chosen(grammar, report, grammar.stop_token_ids)
         raise _combined(refusals)
 
 
 def _reason(report: GrammarReport, refusals: Sequence[tuple[str, GrammarError]]) -> str:
     if refusals:
         return clip("; ".join(f"{name} refused it: {error.message}" for name, error in refusals), 512)
-    return (
-        f"{report.backend} is asked first and enforces all of it"
-        if not report.unenforced
-        else f"{report.backend} is asked first"
-    )
+    return f"{report.backend} is asked first{'' if report.unenforced else ' and enforces all of it'}"
 
 
 def _combined(refusals: Sequence[tuple[str, GrammarError]]) -> GrammarError:

@@ -122,7 +122,7 @@ class Backend(Protocol):
     def compile(self, spec: GrammarSpec) -> Grammar:
         """Compiles ``spec``; releases the GIL for most of the time.
 
-        A grammar that nothing can match, or whose first row cannot be filled, is refused here, not at the first step.
+        A grammar that nothing can match, or whose first row cannot be filled, is refused here.
 
         Raises:
             GrammarError: malformed. Its subclasses: unsupported, unsatisfiable, too large.

@@ -1,7 +1,6 @@
 """llguidance behind the backend interface.
 
-Owns: the tokenizer of one vocabulary, the translation of every kind to llguidance's list of grammars, and the reading
-    of the library's refusals.
+Owns: the tokenizer of one vocabulary, the translation of every kind for llguidance, the reading of its refusals.
 Knows nothing about: other backends, sequences, the state of a sequence (``llguidance_matcher``).
 Written against llguidance 1.9.1.
 """
@@ -147,7 +146,6 @@ class LlguidanceBackend:
         return grammar
 
     def _grammars(self, spec: GrammarSpec, warnings: list[str]) -> list[dict[str, object]]:
-
         def for_library(schema: JsonSchema, options: GrammarOptions) -> Any:
             if may_name_again(schema):
                 warnings.append(NAMES_AGAIN)
@@ -166,11 +164,9 @@ class LlguidanceBackend:
         tag = structural_tag.parse(spec.source, self._vocabulary)
 
         def schema_of(value: object, pointer: str, max_whitespace: int | None) -> object:
-            options = (
-                spec.options
-                if max_whitespace is None
-                else dataclasses.replace(spec.options, max_whitespace=max_whitespace)
-            )
+            options = spec.options
+            if max_whitespace is not None:
+                options = dataclasses.replace(options, max_whitespace=max_whitespace)
             return for_library(parse_schema(value, spec.options, pointer=pointer), options)
 
         return tag.for_llguidance(schema_of, regex_body, lark_of_gbnf)
@@ -188,22 +184,20 @@ def _too_large(vocabulary: Vocabulary) -> VocabularyError:
     """Returns the error for a vocabulary that the library cannot hold."""
     token_id = max(range(len(vocabulary.tokens)), key=lambda number: len(vocabulary.tokens[number]))
     size = len(vocabulary.tokens[token_id])
+    metadata: dict[str, object]
     if size > _TOKEN_BYTES:
-        return VocabularyError(
-            f"llguidance cannot hold the vocabulary: token {token_id} has {size} bytes, and no token may have more "
-            f"than {_TOKEN_BYTES} beyond what it shares with another one; "
-            "leave it out, or leave llguidance out of backends",
-            limit="token_bytes",
-            value=_TOKEN_BYTES,
-            token_id=token_id,
-            backend="llguidance",
+        reason = (
+            f"token {token_id} has {size} bytes, and no token may have more than {_TOKEN_BYTES} "
+            "beyond what it shares with another one; leave it out"
         )
+        metadata = {"limit": "token_bytes", "value": _TOKEN_BYTES, "token_id": token_id}
+    else:
+        reason = f"its tokens have more than {_TRIE_NODES} prefixes together; use fewer or shorter tokens"
+        metadata = {"limit": "trie_nodes", "value": _TRIE_NODES}
     return VocabularyError(
-        f"llguidance cannot hold the vocabulary: its tokens have more than {_TRIE_NODES} prefixes together; "
-        "use fewer or shorter tokens, or leave llguidance out of backends",
-        limit="trie_nodes",
-        value=_TRIE_NODES,
+        f"llguidance cannot hold the vocabulary: {reason}, or leave llguidance out of backends",
         backend="llguidance",
+        **metadata,
     )
 
 

@@ -1,7 +1,7 @@
 """Matchers and compiled grammars of llguidance.
 
-Owns: what hides the habits of native matchers: they die of a refused or a failed token, stop tokens do not always
-    count, masks are wrong after a rollback, and all matchers of a grammar share a lexer that one of them can spoil.
+Owns: what hides the habits of native matchers. They die of a refused or a failed token. Stop tokens do not always
+    count. Rows are wrong after a rollback. All matchers of a grammar share a lexer, and each can spoil it.
 Knows nothing about: how a grammar is compiled (``llguidance``), sequences, rows beyond the one it is given.
 Written against llguidance 1.9.1.
 """

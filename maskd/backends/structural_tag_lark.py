@@ -181,18 +181,13 @@ class LarkTranslation:
             [self._format(element, (*path, "elements", index), ends) for index, element in enumerate(value["elements"])]
         )
 
-    def _of_optional(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
-        return self._times(self._format(value["content"], (*path, "content"), ends), "?")
-
-    def _of_star(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
-        return self._times(self._format(value["content"], (*path, "content"), ends), "*")
-
-    def _of_plus(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
-        return self._times(self._format(value["content"], (*path, "content"), ends), "+")
-
     def _of_repeat(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
-        most = "" if value["max"] == -1 else value["max"]
-        return self._times(self._format(value["content"], (*path, "content"), ends), f"{{{value['min']},{most}}}")
+        operator = {"optional": "?", "star": "*", "plus": "+"}.get(value["type"])
+        if operator is None:
+            operator = f"{{{value['min']},{'' if value['max'] == -1 else value['max']}}}"
+        return self._times(self._format(value["content"], (*path, "content"), ends), operator)
+
+    _of_optional = _of_star = _of_plus = _of_repeat
 
     def _edge(self, value: Json) -> _Part:
         """Returns the begin or the end of a tag."""

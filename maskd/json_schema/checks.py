@@ -27,11 +27,7 @@ def fault_in(schema: dict[str, Json]) -> tuple[str, str] | None:
 
     Several such values end xgrammar's parser in the middle of the document.
     """
-    for keyword, value in schema.items():
-        fault = _fault(keyword, value)
-        if fault is not None:
-            return keyword, fault
-    return None
+    return next(((keyword, fault) for keyword, value in schema.items() if (fault := _fault(keyword, value))), None)
 
 
 def _fault(keyword: str, value: Json) -> str | None:

@@ -121,16 +121,12 @@ class _Reader:
 
     def ignored(self) -> Iterator[str]:
         """Yields the keywords that constrain the value and are not enforced; sets ``read``."""
-        if self._deciding == "$ref" and self._draft_ignores_siblings():
-            return
+        if self._deciding == "$ref" and re.search(r"draft-0[3467]/", self._schema.value.get("$schema", "")):
+            return  # up to draft 7 nothing beside a reference is read
         if self._deciding in (None, "type"):
             yield from self._of_types()
         else:
             yield from self._beside_deciding()
-
-    def _draft_ignores_siblings(self) -> bool:
-        root = self._schema.value
-        return bool(re.search(r"draft-0[3467]/", root.get("$schema", "")))
 
     def _constraints(self) -> Iterator[str]:
         """Yields the keywords of the schema that constrain anything."""
@@ -165,82 +161,67 @@ class _Reader:
         return all(self._possible.of(branch) <= wanted for branch in branches)
 
     def _of_types(self) -> Iterator[str]:
-        reads: set[str] = set()
-        enforced_by_type = [_READERS.get(name, _nothing)(self._node, reads) for name in self._types]
-        relevant = {{"integer": "number"}.get(name, name) for name in self._types}
+        node = self._node
+        self.read = frozenset[str]().union(*(_READ.get(name, ()) for name in self._types))
+        if node.get("patternProperties"):
+            self.read -= {"propertyNames"}
+        enforced: dict[str, frozenset[str]] = {}  # type as in ``TYPE_OF`` → keywords enforced for all such values
+        for name in self._types:
+            if name in _ENFORCED:
+                looked_at = "number" if name == "integer" else name
+                enforced[looked_at] = enforced.get(looked_at, _ALL) & _ENFORCED[name](node)
         for keyword in self._constraints():
-            if keyword == "type":
-                continue
-            if keyword not in TYPE_OF or not self._types:
+            looked_at = TYPE_OF.get(keyword, "")
+            if keyword != "type" and (not looked_at or not self._types or keyword not in enforced.get(looked_at, _ALL)):
                 yield keyword
-            elif TYPE_OF[keyword] in relevant:
-                readers = [
-                    enforced
-                    for name, enforced in zip(self._types, enforced_by_type, strict=True)
-                    if {"integer": "number"}.get(name, name) == TYPE_OF[keyword]
-                ]
-                if not all(keyword in enforced for enforced in readers):
-                    yield keyword
-        self.read = frozenset(reads)
 
 
-def _nothing(node: Json, reads: set[str]) -> set[str]:
-    return set()
+_ALL = frozenset(TYPE_OF)
+_BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+_READ = {
+    "array": frozenset({"items", "prefixItems", "additionalItems"}),
+    "object": frozenset({"properties", "additionalProperties", "patternProperties", "propertyNames"}),
+}
 
 
-def _string(node: Json, reads: set[str]) -> set[str]:
+def _string(node: Json) -> frozenset[str]:
     if node.get("format") in KNOWN_FORMATS:
-        return {"format"}
-    return {"pattern"} if "pattern" in node else {"minLength", "maxLength"}
+        return frozenset({"format"})
+    return frozenset({"pattern"} if "pattern" in node else {"minLength", "maxLength"})
 
 
-def _integer(node: Json, reads: set[str]) -> set[str]:
-    bounds = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+def _integer(node: Json) -> frozenset[str]:
     factor = node.get("multipleOf", 1)
     low = max((node[key] for key in ("minimum", "exclusiveMinimum") if key in node), default=None)
     high = min((node[key] for key in ("maximum", "exclusiveMaximum") if key in node), default=None)
     unbounded = low is None and high is None
     narrow = low is not None and high is not None and high - low < 10_000
-    return bounds | ({"multipleOf"} if factor == int(factor) and factor <= 1024 and (unbounded or narrow) else set())
+    return _BOUNDS | ({"multipleOf"} if factor == int(factor) and factor <= 1024 and (unbounded or narrow) else set())
 
 
-def _number(node: Json, reads: set[str]) -> set[str]:
-    return {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-
-
-def _array(node: Json, reads: set[str]) -> set[str]:
-    reads |= {"items", "prefixItems", "additionalItems"}
-    return {"items", "prefixItems", "additionalItems", "minItems", "maxItems"}
-
-
-def _object(node: Json, reads: set[str]) -> set[str]:
-    reads |= {"properties", "additionalProperties", "patternProperties"}
+def _object(node: Json) -> frozenset[str]:
     properties, patterns = node.get("properties") or {}, node.get("patternProperties") or {}
-    enforced = {"additionalProperties", "minProperties", "maxProperties"}
-    closed = node.get("additionalProperties") is False
-    if closed or all(map(str.isascii, properties)):
-        enforced.add("properties")
-    if all(name in properties for name in node.get("required", ())):
-        enforced.add("required")
-    if (
-        len(patterns) == 1
-        and (closed or not properties)
-        and not any(_matches(pattern, name) is not False for pattern in patterns for name in properties)
-    ):
-        enforced.add("patternProperties")
     names = node.get("propertyNames")
-    if isinstance(names, dict) and not patterns:
-        reads.add("propertyNames")
-        if all(fits(name, keyword, names[keyword]) for name in properties for keyword in names):
-            enforced.add("propertyNames")
-    return enforced
+    closed = node.get("additionalProperties") is False
+    conditions = {
+        "properties": closed or all(map(str.isascii, properties)),
+        "required": all(name in properties for name in node.get("required", ())),
+        "patternProperties": len(patterns) == 1
+        and (closed or not properties)
+        and all(_matches(pattern, name) is False for pattern in patterns for name in properties),
+        "propertyNames": isinstance(names, dict)
+        and not patterns
+        and all(fits(name, keyword, names[keyword]) for name in properties for keyword in names),
+    }
+    always = {"additionalProperties", "minProperties", "maxProperties"}
+    return frozenset(always.union(keyword for keyword, holds in conditions.items() if holds))
 
 
-_READERS: dict[str, Callable[[Json, set[str]], set[str]]] = {
+_ENFORCED: dict[str, Callable[[Json], frozenset[str]]] = {
     "string": _string,
     "integer": _integer,
-    "number": _number,
-    "array": _array,
+    "number": lambda node: _BOUNDS,
+    "array": lambda node: _READ["array"] | {"minItems", "maxItems"},
     "object": _object,
 }
 

@@ -105,8 +105,8 @@ def _origin(origins: dict[Path, Path], path: Path) -> Path:
 class _Document:
     """Checks every schema of a document and makes every ``$ref`` a plain pointer into it, in place.
 
-    Both libraries look a pointer up by its raw text, from the root of the document. Targets that they could not find
-    that way (escapes, array elements for xgrammar, anchors, ids) get a second name in ``$defs``.
+    Both libraries look a pointer up by its raw text, from the root of the document. They do not find all targets so:
+    escapes, anchors, ids, and for xgrammar array elements. Such targets get a second name in ``$defs``.
     """
 
     def __init__(self, root: Json, base_pointer: str) -> None:

@@ -438,7 +438,7 @@ HUGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", HUGE)
 def test_steering_when_the_schema_is_huge_or_malformed_then_it_has_a_choice_all_the_same(name: str) -> None:
-    """Nobody has compiled it yet: work and texts are bounded, and what is malformed is left to the compiler."""
+    """The schema is not compiled yet: work and texts are bounded, and the compiler reports what is malformed."""
     vocabulary = ClosingVocabulary(byte_vocabulary())
     steering = steering_for(GrammarSpec("json_schema", json.dumps(HUGE[name])), vocabulary)
     row = row_of(range(256), 300)
