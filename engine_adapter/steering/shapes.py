@@ -32,9 +32,7 @@ _regex_parser = importlib.import_module("re._parser" if sys.version_info >= (3, 
 _MOST_ALTERNATIVES = 32
 _MOST_REFERENCES = 32
 _MOST_WORK, _WORK_PER_BYTE = 20_000, 200
-"""Work that an output may cost at once, some 20 ms, and the work that each of its bytes gives back.
-
-Alternatives within alternatives multiply."""
+"""Work that an output may cost at once, some 20 ms, and that each of its bytes gives back: alternatives multiply."""
 MOST_BYTES = 1 << 13
 """Longest shortest text: hardly any output has room for a longer one, and repeats within repeats multiply."""
 _MOST_NODES = 2000

@@ -78,10 +78,7 @@ def _bounded(schema: Json, path: Path, frozen: set[Path]) -> Json:
 
 
 def _is_disjoint(branches: Json) -> bool:
-    """Whether no value can match two of ``branches``: only then is it harmless to narrow one of them.
-
-    References are not followed: what they lead to may be any value.
-    """
+    """Whether no value can match two of ``branches``, so that each may be narrowed; a reference may be any value."""
     return isinstance(branches, list) and are_disjoint(Types(lambda reference: True, declared_types), branches)
 
 

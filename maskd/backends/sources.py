@@ -32,11 +32,7 @@ def check_text(spec: GrammarSpec) -> None:
 
 
 def read_choices(source: str) -> Sequence[str]:
-    """Returns the strings of a ``choice`` spec, each once, in their order.
-
-    Raises:
-        GrammarError: the source is not a list of strings.
-    """
+    """Returns the strings of a ``choice`` spec, each once, in order. Raises GrammarError if it is not such a list."""
     choices = strict_json.loads(source, "the choice list")
     if not isinstance(choices, list):
         raise GrammarError(f"a choice is a JSON list of strings, not {type(choices).__name__}", pointer="")
