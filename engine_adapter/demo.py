@@ -141,7 +141,9 @@ def _parts(trained: bool) -> list[_Part]:
 
 def _request(part: _Part, loaded: LoadedModel, seed: int) -> Request:
     prompt = loaded.tokenizer.encode(_CHAT.format(part.prompt), add_special_tokens=False).ids
-    return Request(prompt, part.grammar, SamplingParams(temperature=0.8, seed=seed), part.max_tokens)
+    return Request(
+        prompt, part.grammar, sampling=SamplingParams(temperature=0.8, seed=seed), max_tokens=part.max_tokens
+    )
 
 
 def _decode(

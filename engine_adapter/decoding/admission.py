@@ -1,8 +1,7 @@
-"""The way of a request to its slot: its grammar is compiled on a thread beside the loop, then it waits until a slot is
-free.
+"""A request on its way to a slot: its grammar is compiled on a thread beside the loop, then it waits for a free slot.
 
-One without a grammar has no business with the masker, so that it can run while the daemon is away.
-Owns: the compile threads and the queue of those that wait. Knows nothing about: slots, tokens, text.
+A request without a grammar does not touch the masker, so it can run while the daemon is away.
+Owns: the compile threads, and the queue of requests that wait. Knows nothing about: slots, tokens, text.
 """
 
 from __future__ import annotations
@@ -12,66 +11,70 @@ import queue
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from engine_adapter.decoding.request import FinishReason, Generation
 from engine_adapter.masker import Masker
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Ready"]
 
 _COMPILE_THREADS = 2
 
 
+class Ready(NamedTuple):
+    """An output that waits for a slot, and its sequence at the masker; None without a grammar."""
+
+    generation: Generation
+    handle: int | None
+
+
 class Admission:
-    """Generations on their way. ``add`` is for any thread, the rest for the loop's."""
+    """Outputs on their way to a slot. ``add`` is for any thread, the rest for the loop's."""
 
     def __init__(self, masker: Masker, finish: Callable[[Generation, FinishReason, Exception | None], None]) -> None:
-        """``finish`` ends those whose grammar is refused and those that are cancelled before they join; it is called on
-        any thread."""
+        """``finish`` is called, on any thread, for outputs that end here: grammar refused, or cancelled."""
         self._masker = masker
         self._finish = finish
         self._compiling = ThreadPoolExecutor(max_workers=_COMPILE_THREADS, thread_name_prefix="grammar")
-        # A grammar that is compiled waits for no other one that is not.
+        # A known grammar does not wait for others that are being compiled.
         self._known = ThreadPoolExecutor(max_workers=1, thread_name_prefix="known-grammar")
-        self._compiled: queue.SimpleQueue[tuple[Generation, int | None]] = queue.SimpleQueue()
-        self._ready: deque[tuple[Generation, int | None]] = deque()
+        self._compiled: queue.SimpleQueue[Ready] = queue.SimpleQueue()
+        self._ready: deque[Ready] = deque()
 
     def add(self, generation: Generation) -> None:
-        """Sends ``generation`` on its way; one without a grammar is ready at once."""
+        """Sends ``generation`` on its way; without a grammar it is ready at once."""
         if generation.request.grammar is None:
-            self._compiled.put((generation, None))
+            self._compiled.put(Ready(generation, None))
         else:
             known = self._masker.knows(generation.request.grammar)
             (self._known if known else self._compiling).submit(self._open, generation)
 
     def wait(self, timeout_seconds: float) -> None:
-        """Waits until one is ready, or ``timeout_seconds`` are over."""
+        """Waits until an output is ready, or ``timeout_seconds`` are over."""
         if not self._ready:
             with contextlib.suppress(queue.Empty):
                 self._ready.append(self._compiled.get(timeout=timeout_seconds))
 
     def drop_cancelled(self, *, masked: bool = True) -> None:
-        """Ends those that wait for a slot and were cancelled; without ``masked``, only those that the masker does not
-        know."""
-        self._collect()
-        for waiting in [
-            waiting for waiting in self._ready if waiting[0].is_cancelled and (masked or waiting[1] is None)
-        ]:
-            self._ready.remove(waiting)
-            if waiting[1] is not None:
-                self._masker.close(waiting[1])
-            self._finish(waiting[0], "cancelled", None)
+        """Ends cancelled outputs that wait for a slot; without ``masked``, only those without a grammar."""
+        self._take_in()
+        for ready in [each for each in self._ready if each.generation.is_cancelled and (masked or each.handle is None)]:
+            self._ready.remove(ready)
+            if ready.handle is not None:
+                self._masker.close(ready.handle)
+            self._finish(ready.generation, "cancelled", None)
 
-    def take(self) -> tuple[Generation, int | None] | None:
-        """Returns the next one that is ready and its handle at the masker, if it has one; None if there is none."""
-        self._collect()
+    def take(self) -> Ready | None:
+        """Returns the next output that is ready; None if there is none."""
+        self._take_in()
         return self._ready.popleft() if self._ready else None
 
     def close(self) -> None:
-        """Waits for the compiles that are running, and starts no other."""
+        """Waits for running compiles, and starts no others."""
         self._compiling.shutdown(cancel_futures=True)
         self._known.shutdown(cancel_futures=True)
 
-    def _collect(self) -> None:
+    def _take_in(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._ready.append(self._compiled.get_nowait())
@@ -83,7 +86,7 @@ class Admission:
                 return
             handle = self._masker.open(generation.request.grammar)
             generation.report = self._masker.report(handle)
-        except Exception as error:  # whatever it is, somebody waits for this generation
+        except Exception as error:  # of any kind: a caller waits for this output
             self._finish(generation, "error", error)
         else:
-            self._compiled.put((generation, handle))
+            self._compiled.put(Ready(generation, handle))

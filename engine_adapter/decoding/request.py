@@ -1,13 +1,13 @@
-"""What a decode loop is asked for, and what comes of it.
+"""What a decode loop is asked for, and its output.
 
-Knows nothing about: slots, models, text; of masks only that a ``Steering`` may look at one.
+Owns: ``Request`` and ``Generation``. Knows nothing about: slots, models, text.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from engine_adapter.sampling.banned_words import BannedWords
@@ -29,9 +29,9 @@ class TokenLogprobs:
     """How likely one token was, in the distribution after the mask and before penalties and temperature.
 
     Attributes:
-        token_id: what was drawn.
-        logprob: its natural logarithm of probability.
-        top: (token id, logprob) of the most likely ones, likeliest first; those that the mask forbids are left out.
+        token_id: the token.
+        logprob: the natural logarithm of its probability.
+        top: (token id, logprob) of the most likely tokens, likeliest first, without those that the mask forbids.
     """
 
     token_id: int
@@ -47,19 +47,19 @@ class Request:
         prompt: token ids, at least one, fewer than the context length.
         grammar: what the output must match; None = anything.
         sampling: how tokens are drawn.
-        max_tokens: the output ends here at the latest.
+        max_tokens: most tokens of the output.
         min_tokens: no stop token is drawn before so many tokens, unless the grammar allows nothing else.
         stop_token_ids: end the output, besides those of the model or the grammar.
         banned_words: the output has none of these, unless the grammar allows nothing else.
         logprobs: record ``Generation.logprobs`` with so many most likely tokens each; None = do not.
         steering: of this request only.
-        on_token: called after every token of the output was appended, on the loop's thread; must be quick. True ends
-            the output there.
-        on_finish: called once, after ``finish_reason`` was set, on some thread; must be quick and not raise.
+        on_token: called with the output after every token, on the loop's thread. True ends the output. Must be quick.
+        on_finish: called once, after ``finish_reason`` was set, on any thread. Must be quick and not raise.
     """
 
     prompt: Sequence[int]
     grammar: GrammarSpec | None = None
+    _: KW_ONLY
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int = 256
     min_tokens: int = 0
@@ -78,11 +78,11 @@ class Generation:
         request: what was asked.
         token_ids: the output so far, without the stop token.
         logprobs: one per token, if the request asks for them.
-        finish_reason: None while it grows; "stop": a stop token was drawn, or ``on_token`` said so; "length":
-            ``max_tokens`` or the
-            context is full.
+        finish_reason: None while it grows. "stop": a stop token was drawn, or ``on_token`` returned True.
+            "length": ``max_tokens`` are there, or the context is full.
         error: why ``finish_reason`` is "error".
-        report: what was said when the grammar was compiled.
+        report: what the daemon said when it compiled the grammar.
+        is_cancelled: whether ``cancel`` was called.
     """
 
     def __init__(self, request: Request) -> None:
@@ -95,21 +95,16 @@ class Generation:
         self.is_cancelled = False
         self._finished = threading.Event()
 
-    @property
-    def wants_logprobs(self) -> bool:
-        """Whether the request asks for log probabilities."""
-        return self.request.logprobs is not None
-
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Waits until it is finished and says whether it is."""
+        """Waits until the output is finished; returns whether it is."""
         return self._finished.wait(timeout_seconds)
 
     def cancel(self) -> None:
-        """Lets the loop end it before its next token."""
+        """Lets the loop end the output before its next token."""
         self.is_cancelled = True
 
     def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
-        """Ends it; for the loop."""
+        """Ends the output; for the loop. Calls ``on_finish``."""
         self.finish_reason, self.error = reason, error
         self._finished.set()
         if self.request.on_finish is not None:

@@ -24,7 +24,7 @@ from engine_adapter.decoding.request import Generation
 from engine_adapter.engine.generation import Choice, TextGeneration, TextRequest
 from engine_adapter.engine.intake import Intake
 from engine_adapter.engine.output import Output
-from engine_adapter.masker.masker import Masker
+from engine_adapter.masker import Masker
 from engine_adapter.model.loading import load_model
 from engine_adapter.model.slots import SlotModel, slots_that_fit
 from engine_adapter.sampling.params import SamplingParams

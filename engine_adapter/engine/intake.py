@@ -84,11 +84,11 @@ class Intake:
         return Request(
             prepared.prompt,
             prepared.grammar,
-            sampling,
-            prepared.max_tokens,
-            asked.min_tokens,
-            frozenset(asked.stop_token_ids),
-            prepared.banned_words,
+            sampling=sampling,
+            max_tokens=prepared.max_tokens,
+            min_tokens=asked.min_tokens,
+            stop_token_ids=frozenset(asked.stop_token_ids),
+            banned_words=prepared.banned_words,
             logprobs=(asked.logprobs or 0) if asked.wants_logprobs else None,
             steering=self._steering(asked, prepared.grammar),
         )

@@ -1,7 +1,7 @@
-"""The lease: one session with the daemon, which can be had again after the daemon, or its worker, died.
+"""The connection: one session with the daemon, which is opened again after the daemon, or its worker, died.
 
 Owns: the client, the session, the grammars that the session holds, and the replay of sequences into a new session.
-Knows nothing about: steps, rows, and when a session counts as lost; ``masker.py`` decides that.
+Knows nothing about: planning steps, and when a session counts as lost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from engine_adapter.masker.late_rows import await_late
+from engine_adapter.masker.late_rows import Answer, await_late
 from maskd.client import Client, Grammar, Session
 from maskd.errors import (
     CapacityError,
@@ -26,25 +26,24 @@ from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["MAY_COME_BACK", "SESSION_LOST", "Lease", "Transport"]
+__all__ = ["MAY_COME_BACK", "SESSION_LOST", "Connection", "Transport"]
 
 Transport = Literal["auto", "shm", "inline"]
 SESSION_LOST = (UnavailableError, DrainingError, DeadlineError, ProtocolError, StepOrderError)
 """Errors of a step after which its session is of no use."""
 MAY_COME_BACK = (*SESSION_LOST, NotFoundError, CapacityError)
-"""Errors on the way to a new session that may be over a moment later: the old one may still count, the daemon may be
-starting."""
+"""Errors on the way to a new session that may be over a moment later: the old session may still count against a limit,
+the daemon may be starting."""
 
 _REPLAY_TOKENS = 4096
 _IDLE_GRAMMARS = 64
 
 
-class Lease:
-    """A session and what it holds. Not thread-safe, but for ``session.create_grammar``.
+class Connection:
+    """A session and what it holds. Not thread-safe, but for ``session.create_grammar`` and ``grammar_of``.
 
     Attributes:
-        session: the present one; before the first ``renew``, None.
-        grammars: those that the present session holds.
+        session: the present one; None before the first ``renew`` and after ``drop``.
     """
 
     def __init__(
@@ -58,8 +57,9 @@ class Lease:
         slow_seconds: float,
         step_seconds: float,
     ) -> None:
+        """See ``Masker`` for the arguments. Opens nothing yet."""
         self.session: Session | None = None
-        self.grammars: dict[GrammarSpec, Grammar] = {}
+        self._grammars: dict[GrammarSpec, Grammar] = {}
         self._connect = connect
         self._vocabulary = vocabulary
         self._row_capacity = row_capacity
@@ -68,6 +68,13 @@ class Lease:
         self._slow_seconds = slow_seconds
         self._step_seconds = step_seconds
         self._client: Client | None = None
+
+    @property
+    def present(self) -> Session:
+        """The present session. Raises UnavailableError: there is none."""
+        if self.session is None:
+            raise UnavailableError("there is no session")
+        return self.session
 
     def renew(self, specs: Iterable[GrammarSpec]) -> dict[GrammarSpec, MaskdError]:
         """Replaces the session by a new one that holds ``specs``; returns those that are refused now, and why.
@@ -88,7 +95,7 @@ class Lease:
         refused: dict[GrammarSpec, MaskdError] = {}
         for spec in specs:
             try:
-                self.grammars[spec] = self.session.create_grammar(spec)
+                self._grammars[spec] = self.session.create_grammar(spec)
             except MAY_COME_BACK:
                 raise
             except MaskdError as error:  # for instance quarantined, because it killed the worker
@@ -101,31 +108,41 @@ class Lease:
         Raises:
             one of ``MAY_COME_BACK``: the new session is lost as well.
         """
-        if self.session is None:
-            raise UnavailableError("there is no session")
         failed: dict[int, MaskdError] = {}
         for items in self._replay_steps(histories):
-            reply = self.session.step(items, timeout_seconds=self._step_seconds)
-            _, results = await_late(
-                self.session, items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds
-            )
-            for item, result in zip(items, results, strict=True):
+            self.present.submit(items)
+            for item, result in zip(items, self.collect(items).results, strict=True):
                 if error := result.error():
                     failed.setdefault(item.sequence_id, error)
         return failed
 
+    def collect(self, items: Sequence[Item]) -> Answer:
+        """Waits for the answer to ``items``, which the present session was sent, late rows included.
+
+        Raises:
+            one of ``SESSION_LOST``: there will be no answer.
+        """
+        reply = self.present.collect(timeout_seconds=self._step_seconds)
+        if reply.ok:
+            return Answer(reply.rows, True, lambda: reply.results)
+        return await_late(self.present, items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds)
+
+    def hold(self, spec: GrammarSpec, grammar: Grammar, in_use: set[GrammarSpec]) -> None:
+        """Notes that the present session holds ``grammar``. Once many are held, drops the oldest not in ``in_use``."""
+        self._grammars[spec] = grammar
+        idle = [each for each in self._grammars if each != spec and each not in in_use]
+        for each in idle[: max(0, len(idle) - _IDLE_GRAMMARS)]:
+            dropped = self._grammars.pop(each)
+            with contextlib.suppress(MaskdError):
+                self.present.delete_grammar(dropped.grammar_id)
+
+    def grammar_of(self, spec: GrammarSpec) -> Grammar | None:
+        """Returns the grammar of ``spec`` in the present session; None if the session does not hold it."""
+        return self._grammars.get(spec)
+
     def grammar_id(self, spec: GrammarSpec) -> int:
         """Returns the number of ``spec`` in the present session, which must hold it."""
-        return self.grammars[spec].grammar_id
-
-    def forget_idle(self, in_use: set[GrammarSpec]) -> None:
-        """Lets the daemon drop grammars that no sequence uses, once there are many; the oldest first."""
-        idle = [spec for spec in self.grammars if spec not in in_use]
-        for spec in idle[: max(0, len(idle) - _IDLE_GRAMMARS)]:
-            grammar = self.grammars.pop(spec)
-            if self.session is not None:
-                with contextlib.suppress(MaskdError):
-                    self.session.delete_grammar(grammar.grammar_id)
+        return self._grammars[spec].grammar_id
 
     def drop(self) -> None:
         """Closes session and client. Safe to repeat."""
@@ -134,7 +151,7 @@ class Lease:
                 with contextlib.suppress(MaskdError):
                     held.close()
         self.session = self._client = None
-        self.grammars = {}
+        self._grammars = {}
 
     def _replay_steps(self, histories: Mapping[int, tuple[GrammarSpec, Sequence[int]]]) -> Iterator[list[Item]]:
         """Yields steps of few enough items and tokens for any session; a long history takes several."""
@@ -144,7 +161,7 @@ class Lease:
             action, done = Action.OPEN, 0
             while action == Action.OPEN or done < len(history):
                 piece = history[done : done + room]
-                items.append(Item(handle, action, grammar_id=self.grammars[spec].grammar_id, accept=piece))
+                items.append(Item(handle, action, grammar_id=self.grammar_id(spec), accept=piece))
                 action, done, room = Action.ADVANCE, done + len(piece), room - len(piece)
                 if room == 0 or len(items) == self._row_capacity:
                     yield items

@@ -1,10 +1,9 @@
-"""The ledger: what every sequence of an engine has accepted, and what is asked of the daemon next. Pure; no session, no
-clock.
+"""The ledger: what every sequence of an engine has accepted, and what is asked of the daemon next.
 
-A step is planned in terms that outlive a session (``Step``) and turned into items for the session that happens to be
-there; results are booked when they arrive. So an unanswered step can be sent again to a new session, in which every
-sequence was opened from its history.
-Knows nothing about: connecting, waiting, rows as memory.
+A step is planned in terms that outlive a session (``Step``) and turned into items for the present session. Results are
+booked when they arrive. So an unanswered step can be sent again to a new session, in which every sequence was opened
+from its history. Pure: no session, no clock.
+Owns: handles and histories. Knows nothing about: connecting, waiting, rows as memory.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class LedgerEntry:
     """One sequence.
 
     Attributes:
-        spec: its grammar; None = without: nobody asks the daemon about it.
+        spec: its grammar; None = without, and the daemon does not know the sequence.
         history: the accepted tokens that the daemon confirmed.
         rollback: tokens that the next step undoes.
         source: the sequence that it forks in the next step; 0 once that is done.
@@ -57,8 +56,7 @@ class Step:
         row_indices: (positions,) int32: the row of every position of the batch, -1 for those without. Not to be
             changed.
         items: what the present session was asked.
-        unasked: handles that take part and were not asked for: nobody was yet, or they have failed, or were closed
-            since.
+        unasked: handles in this step without an item: nothing was sent yet, or the sequence failed or was closed.
     """
 
     tokens: Mapping[int, Sequence[int]]
@@ -74,12 +72,12 @@ class Step:
         self.withdraw()
 
     def withdraw(self) -> None:
-        """Forgets what was asked, for there is no session to answer it."""
+        """Takes the items back: there is no session to answer them."""
         self.items, self.unasked = [], list(self.tokens)
 
     @property
     def unfilled_rows(self) -> list[int]:
-        """The rows of ``unasked``, which nobody fills."""
+        """The rows of ``unasked``, which the daemon does not fill."""
         firsts = (
             (self.first_row[handle], len(self.drafts.get(handle, ())))
             for handle in self.unasked
@@ -94,11 +92,11 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: dict[int, LedgerEntry] = {}
         self._handles = itertools.count(1)
-        self._known: set[int] = set()  # those that the daemon holds, closing ones included
+        self._known: set[int] = set()  # sequences that the daemon holds, closing ones included
         self._closing: list[int] = []
         self._indices: list[int] = []
         self._row_indices = np.array([], dtype=np.int32)
-        self._due: set[int] = set()  # those that fork or roll back in the next step, whether or not it is about them
+        self._due: set[int] = set()  # sequences to fork or roll back in the next step, even if it does not name them
 
     # -- sequences -------------------------------------------------------------------------------------------------
 
@@ -107,8 +105,7 @@ class Ledger:
         return self._add(LedgerEntry(spec))
 
     def fork(self, handle: int) -> int:
-        """Adds a sequence that stands where ``handle`` stands before the tokens of the next step; if that has failed,
-        so has the fork."""
+        """Adds a copy of ``handle`` as it stands before the next step; the copy of a failed sequence has failed."""
         source = self.get(handle)
         fork = self._add(LedgerEntry(source.spec, source=handle, error=source.error))
         self._due.add(fork)
@@ -155,8 +152,7 @@ class Ledger:
         return handle
 
     def _settled(self, handle: int) -> list[int]:
-        """Returns the confirmed tokens of ``handle``, those of its source if it was not forked yet. Not to be
-        changed."""
+        """Returns the confirmed tokens of ``handle``; before it is forked, those of its source. Do not change them."""
         entry = self._entries[handle]
         return self._settled(entry.source) if entry.source else entry.history
 
@@ -185,13 +181,14 @@ class Ledger:
                 indices += range(len(indices), len(indices) + width)
         if len(indices) > row_capacity:
             raise InvalidRequestError(f"{len(indices)} positions; row_capacity is {row_capacity}", field="rows")
-        accepted: dict[int, Sequence[int]] = {}
+        all_tokens: dict[int, Sequence[int]] = {}
         rollbacks: dict[int, int] = {}
         for handle in dict.fromkeys([*tokens, *first_row, *self._due]):
             entry = self.get(handle)
             if entry.spec is None:
                 continue
-            accepted[handle] = (taken,) if isinstance(taken := tokens.get(handle, ()), int) else tuple(taken)
+            given = tokens.get(handle, ())
+            all_tokens[handle] = (given,) if isinstance(given, int) else tuple(given)
             if entry.rollback:
                 if entry.rollback > len(self._settled(handle)):
                     raise RollbackError(
@@ -200,7 +197,7 @@ class Ledger:
                 rollbacks[handle] = entry.rollback
         if indices != self._indices:  # nearly every step has those of the last one
             self._indices, self._row_indices = indices, np.array(indices, dtype=np.int32)
-        step = Step(accepted, rollbacks, drafts, first_row, self._closing, self._row_indices)
+        step = Step(all_tokens, rollbacks, drafts, first_row, self._closing, self._row_indices)
         for handle in self._due:
             self._entries[handle].rollback = 0
         self._due = {handle for handle in self._due if self._entries[handle].source}
@@ -208,30 +205,27 @@ class Ledger:
         return step
 
     def write_items(self, step: Step, grammar_id: Callable[[GrammarSpec], int], item_capacity: int) -> None:
-        """Sets ``step.items`` to what a session must be asked that holds what the ledger thinks it holds.
+        """Sets ``step.items``, for a session that holds the sequences that the ledger says it holds.
 
         Closes that find no room wait for the next step.
         """
         joining: list[Item] = []
         going: list[Item] = []
         step.unasked = []
-        for handle, accept in step.tokens.items():
+        for handle, tokens in step.tokens.items():
             entry = self._entries.get(handle)
             if entry is None or entry.error is not None:
                 step.unasked.append(handle)
                 continue
-            row, rollback, drafts = (
-                step.first_row.get(handle, NO_ROW),
-                step.rollbacks.get(handle, 0),
-                step.drafts.get(handle, ()),
-            )
-            item = Item(handle, Action.ADVANCE, 0, 0, rollback, accept, drafts, row)
+            item = Item(handle, accept=tokens, row=step.first_row.get(handle, NO_ROW))
+            item.rollback = step.rollbacks.get(handle, 0)
+            item.drafts = step.drafts.get(handle, ())
             if handle in self._known:
                 going.append(item)
             else:
                 self._let_join(item, entry, grammar_id)
                 joining.append(item)
-        # Those that join first: the worker goes through the items in order, and a fork copies its source as found.
+        # Joining sequences first: the worker goes through the items in order, and a fork copies its source as found.
         step.items = joining + going
         closes = [handle for handle in step.closes if handle in self._known]
         room = item_capacity - len(step.items)
@@ -250,21 +244,17 @@ class Ledger:
             item.rollback = 0
 
     def is_asking(self, step: Step) -> bool:
-        """Whether somebody waits for the answer to ``step``."""
+        """Whether a sequence of ``step`` still waits for its answer."""
         return any(handle in self._entries and self._entries[handle].error is None for handle in step.tokens)
 
-    def book(self, step: Step, results: Sequence[Result] | None) -> dict[int, MaskdError]:
-        """Brings every sequence of ``step`` to where ``results`` say that it stands, None = all is well; returns the
-        errors."""
-        errors = {
-            handle: error
-            for handle in step.unasked
-            if handle in self._entries and (error := self._entries[handle].error)
-        }
-        if results is None:
-            for item in step.items:
-                self._book(item)
-            return errors
+    def book(self, step: Step, results: Sequence[Result]) -> dict[int, MaskdError]:
+        """Brings every sequence of ``step`` to where ``results`` say that it stands; returns the errors by handle.
+
+        Args:
+            step: what was asked.
+            results: one for each of ``step.items``, in their order.
+        """
+        errors = self._errors_of_unasked(step)
         for item, result in zip(step.items, results, strict=True):
             if error := result.error():
                 errors[item.sequence_id] = error
@@ -272,6 +262,16 @@ class Ledger:
             else:
                 self._book(item)
         return errors
+
+    def book_ok(self, step: Step) -> dict[int, MaskdError]:
+        """Does what ``book`` does if every item is OK, without results to read."""
+        for item in step.items:
+            self._book(item)
+        return self._errors_of_unasked(step)
+
+    def _errors_of_unasked(self, step: Step) -> dict[int, MaskdError]:
+        entries = ((handle, self._entries.get(handle)) for handle in step.unasked)
+        return {handle: entry.error for handle, entry in entries if entry is not None and entry.error is not None}
 
     def _book(self, item: Item) -> None:
         handle = item.sequence_id
@@ -282,7 +282,7 @@ class Ledger:
                 return
             self._known.add(handle)
             if entry is not None:
-                # What is opened accepts all of it.
+                # A sequence that is opened accepts its whole history.
                 entry.history = list(self._settled(handle)) if item.action == Action.FORK else []
                 entry.source = 0
                 self._due.discard(handle)
@@ -294,7 +294,7 @@ class Ledger:
     def _book_error(self, item: Item, result: Result, error: MaskdError) -> None:
         entry = self._entries.get(item.sequence_id)
         if item.action == Action.CLOSE:
-            if result.status == Status.STEP_DEADLINE:  # it stands behind a fork that was not begun
+            if result.status == Status.STEP_DEADLINE:  # behind a fork that was not begun
                 self._closing.append(item.sequence_id)
             else:
                 self._known.discard(item.sequence_id)  # it is not there
@@ -304,7 +304,7 @@ class Ledger:
                 entry.error = error
         elif result.status == Status.STEP_DEADLINE:
             if result.detail_index == LateIndex.UNDER_WAY:
-                self._known.add(item.sequence_id)  # also what is being opened or forked, so that its close is sent
+                self._known.add(item.sequence_id)  # so that its close is sent, even if it is being opened
             if entry is not None:
                 entry.error = error  # the daemon goes on with it, so its place is not known
 

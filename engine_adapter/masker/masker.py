@@ -1,5 +1,6 @@
-"""The masker: what any decode loop embeds to get grammar masks. Two hooks: tokens after sampling, rows before the next
-sampling.
+"""The masker: what any decode loop embeds to get grammar masks.
+
+It has two hooks: tokens after sampling, rows before the next sampling.
 
     handle = masker.open(spec)                             # or open(None): a sequence without a grammar
     masker.advance({handle: token_id}, rows=[handle])      # after sampling; returns at once
@@ -7,10 +8,9 @@ sampling.
     masks = masker.apply_(logits)                          # waits for the rows and masks (B, V) logits in place
 
 When the session dies, the masker gets a new one, replays the accepted tokens of every sequence and sends the unanswered
-step again: the caller gets the rows that it would have got, or an error, but never logits without a mask.
-Owns: the threads' order, waiting and restoring. Knows nothing about: models, sampling, text; ``ledger.py`` knows the
-    sequences and
-``lease.py`` the session. Importing it does not import torch.
+step again. The caller gets the rows that it would have got, or an error, but never logits without a mask.
+Owns: the order of the threads, and what the caller is told.
+Knows nothing about: models, sampling, text; how a session is restored. Importing it does not import torch.
 """
 
 from __future__ import annotations
@@ -18,63 +18,32 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine_adapter.masker.connection import MAY_COME_BACK, SESSION_LOST, Lease, Transport
-from engine_adapter.masker.late_rows import await_late
+from engine_adapter.masker.connection import SESSION_LOST, Connection, Transport
+from engine_adapter.masker.exchange import Exchange
+from engine_adapter.masker.late_rows import Answer
 from engine_adapter.masker.ledger import Ledger, Step
-from maskd.bitmask import mask_array, row_of
+from engine_adapter.masker.masks import MaskApplier, Masks
+from maskd.bitmask import row_of
 from maskd.client import Client, Session
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec
-from maskd.shm.cells import Reply
-from maskd.step import Result
 from maskd.vocabulary import Vocabulary
 
-if TYPE_CHECKING:
-    from engine_adapter.kernels.staging import RowStaging
+__all__ = ["Masker"]
 
-__all__ = ["Masker", "Masks"]
-
-_FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.02, 1.0
-_CONTENTION_SECONDS = 0.1  # longer than anybody but a restore holds the lock
-
-
-@dataclass(slots=True)
-class Masks:
-    """The rows of one step.
-
-    Attributes:
-        rows: (rows, row_stride_words) int32, read-only; a view of shared memory, valid until the second next
-            ``advance``.
-        row_indices: (positions,) int32: position i of the batch is masked by ``rows[row_indices[i]]``; -1 = by none.
-        errors: the sequences that must not be sampled from, and why; their rows allow only stop tokens. Empty in a good
-            step.
-        wait_seconds: how long the caller stood still for the rows: what the forward pass did not hide.
-    """
-
-    rows: NDArray[np.int32]
-    row_indices: NDArray[np.int32]
-    errors: Mapping[int, MaskdError]
-    wait_seconds: float
-    _results: Reply | Sequence[Result] = field(repr=False)
-
-    @property
-    def results(self) -> dict[int, Result]:
-        """What the daemon said about each sequence with a grammar: terminated, accepting, rows over its drafts, ..."""
-        results = self._results.results if isinstance(self._results, Reply) else self._results
-        return {result.sequence_id: result for result in results}
+_OPEN_RETRY_SECONDS = 0.02
+_CONTENTION_SECONDS = 0.1  # longer than any holder of the lock but a restore
 
 
 class Masker:
     """Masks for the sequences of one engine.
 
-    All methods belong to the thread of the decode loop, but for ``open``, which any thread may call, and which should
-    be called elsewhere if a compile of some 100 ms would disturb the loop.
+    All methods belong to the thread of the decode loop, but for ``open`` and ``knows``, which are for any thread.
+    Call ``open`` on another thread if a compile of some 100 ms would disturb the loop.
     """
 
     def __init__(
@@ -93,22 +62,22 @@ class Masker:
         """Opens a session with the daemon, trying for ``start_seconds``.
 
         Args:
-            connect: where the daemon is ("unix:/run/maskd/maskd.sock", "host:port"), or a function that returns a new
-                client.
+            connect: where the daemon listens ("unix:/run/maskd/maskd.sock", "host:port"), or a function that returns
+                a new client.
             vocabulary: of the model; its ``vocab_size`` is the width of the logits.
             row_capacity: positions of the largest batch: sequences times (1 + draft tokens).
             restore_seconds: how long a lost daemon may stay away before ``collect`` raises.
-            start_seconds: how long the daemon may take to be there at first.
+            start_seconds: how long the daemon may take to be there at the start.
             step_seconds: a step that takes longer counts as lost.
-            slow_seconds: how long the batch waits for a sequence whose grammar is slow, before that sequence fails; 0 =
-                not at all. What the daemon does meanwhile, each sequence's ``GrammarSpec.when_slow`` says.
+            slow_seconds: how long the batch waits for a sequence whose grammar is slow, before that sequence fails;
+                0 = not at all. Meanwhile the daemon follows ``GrammarSpec.when_slow`` of each sequence.
             transport: how rows travel.
             spin_seconds: poll for so long before sleeping; costs a core, saves some 5 µs a step.
 
         Raises:
-            UnavailableError: nobody answered in time. VocabularyMismatchError and others: it answered, and refused.
+            UnavailableError: no daemon answered in time. VocabularyMismatchError and others: it refused for good.
         """
-        self._lease = Lease(
+        self._connection = Connection(
             (lambda: Client.connect(connect)) if isinstance(connect, str) else connect,
             vocabulary,
             row_capacity=row_capacity,
@@ -117,23 +86,21 @@ class Masker:
             slow_seconds=slow_seconds,
             step_seconds=step_seconds,
         )
-        self._vocab_size = vocabulary.vocab_size
         self._row_capacity = row_capacity
-        self._restore_seconds = restore_seconds
-        self._step_seconds = step_seconds
-        self._slow_seconds = slow_seconds
         self._stop_row = row_of(vocabulary.stop_token_ids, vocabulary.vocab_size)
-        self._no_rows = np.empty((0, len(self._stop_row)), dtype=np.int32)
-        self._staging: RowStaging | None = None
-
-        # held for a whole ``advance`` or ``collect``; guards the lease and everything below
+        self._applier = MaskApplier(vocabulary.vocab_size, row_capacity)
+        # held for a whole ``advance`` or ``collect``; guards the connection and everything below
         self._lock = threading.RLock()
-        self._ending = threading.Event()
         self._ledger = Ledger()
+        self._exchange = Exchange(
+            self._connection,
+            self._ledger,
+            restore_seconds=restore_seconds,
+            row_stride_words=len(self._stop_row),
+        )
         self._step: Step | None = None
-        self._sent_to: Session | None = None  # the session that was asked ``_step``
         self._masks: Masks | None = None
-        self._restore(time.monotonic() + start_seconds)
+        self._exchange.restore(time.monotonic() + start_seconds)
 
     def __enter__(self) -> Masker:
         return self
@@ -142,11 +109,10 @@ class Masker:
         self.disconnect()
 
     def disconnect(self) -> None:
-        """Ends the session; the daemon frees all that it holds. Whoever waits for a lost one waits no longer. Safe to
-        repeat."""
-        self._ending.set()
+        """Ends the session; the daemon frees all that it holds. Ends every wait for a lost daemon. Safe to repeat."""
+        self._exchange.stop()
         with self._lock:
-            self._lease.drop()
+            self._connection.drop()
 
     # -- sequences -------------------------------------------------------------------------------------------------
 
@@ -156,14 +122,13 @@ class Masker:
         With None the sequence has no grammar: every method takes it, and no row masks it.
 
         Raises:
-            GrammarError: the spec is wrong, unsupported, too large or too slow. UnavailableError: the daemon stays
-                away.
+            GrammarError: the spec is wrong, unsupported, too large or too slow. UnavailableError: the daemon is away.
         """
-        deadline = self._deadline()
+        deadline = self._exchange.deadline()
         while True:
             with self._lock:
-                session = self._lease.session
-                if spec is None or spec in self._lease.grammars:
+                session = self._connection.session
+                if spec is None or self.knows(spec):
                     return self._ledger.open(spec)
             try:
                 if session is None:
@@ -173,17 +138,15 @@ class Masker:
                 self._await_session(session, deadline, error)
                 continue
             with self._lock:
-                if session is self._lease.session:
-                    self._lease.grammars[spec] = grammar
-                    self._lease.forget_idle({spec, *self._ledger.specs()})
+                if session is self._connection.session:
+                    self._connection.hold(spec, grammar, self._ledger.specs())
 
     def knows(self, spec: GrammarSpec) -> bool:
         """Whether ``open`` finds ``spec`` compiled, as far as is known without waiting."""
-        return spec in self._lease.grammars
+        return self._connection.grammar_of(spec) is not None
 
     def fork(self, handle: int) -> int:
-        """Returns the handle of a new sequence that stands where ``handle`` stands before the tokens of the next
-        ``advance``."""
+        """Returns the handle of a copy of ``handle``, as it stands before the tokens of the next ``advance``."""
         with self._lock:
             return self._ledger.fork(handle)
 
@@ -200,10 +163,10 @@ class Masker:
             self._ledger.close(handle)
 
     def report(self, handle: int) -> GrammarReport | None:
-        """Returns what was said when its grammar was compiled; None without a grammar."""
+        """Returns what the daemon said when it compiled the grammar of ``handle``; None without a grammar."""
         with self._lock:
             spec = self._ledger.get(handle).spec
-            grammar = None if spec is None else self._lease.grammars.get(spec)
+            grammar = None if spec is None else self._connection.grammar_of(spec)
             return None if grammar is None else grammar.report
 
     # -- the two hooks ---------------------------------------------------------------------------------------------
@@ -214,32 +177,30 @@ class Masker:
         rows: Sequence[int | None] | None = None,
         drafts: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
-        """Sends the tokens of the whole batch and asks for its next rows. Returns at once; ``collect`` or ``apply_``
-        must follow.
+        """Sends the tokens of the whole batch and asks for its next rows. Returns at once.
 
         Each sequence undoes its ``rollback``, accepts its tokens (all or none), and gets a row for its next position.
+        ``collect`` or ``apply_`` must follow.
 
         Args:
             tokens: handle to the token id(s) it accepts; a sequence without new tokens may be left out.
-            rows: the batch in the order of the logits; None marks a position to leave as it is. Default: ``tokens``, in
-                its order.
-            drafts: handle to draft token ids: it takes 1 + len positions of the batch, one after another, the first for
-                its next token.
+            rows: the handles of the batch in the order of the logits; None marks a position to leave as it is.
+                Default: those of ``tokens``, in their order.
+            drafts: handle to draft token ids. The sequence takes 1 + len positions of the batch, one after another,
+                the first for its next token.
 
         Raises:
             NotFoundError: an unknown handle. RollbackError: more than was accepted. InvalidRequestError: more positions
-                than
-            ``row_capacity``, or the last step was not collected. Nothing is sent.
+                than ``row_capacity``, or the last step was not collected. Nothing is sent.
         """
         with self._lock:
             if self._step is not None:
                 raise InvalidRequestError("the last step was not collected", field="step")
-            self._step = self._ledger.plan(
-                tokens, list(tokens) if rows is None else rows, drafts or {}, self._row_capacity
-            )
-            self._masks = self._sent_to = None
+            rows = list(tokens) if rows is None else rows
+            self._step = self._ledger.plan(tokens, rows, drafts or {}, self._row_capacity)
+            self._masks = None
             try:
-                self._send(self._step)
+                self._exchange.send(self._step)
             except SESSION_LOST:
                 pass  # ``collect`` restores it; the forward pass need not wait for that
             except MaskdError:
@@ -247,8 +208,7 @@ class Masker:
                 raise
 
     def try_advance(self, tokens: Mapping[int, int | Sequence[int]], rows: Sequence[int | None]) -> bool:
-        """Does what ``advance`` does, unless another thread is getting the session back: then nothing is done, and it
-        returns False."""
+        """Does what ``advance`` does; returns False and does nothing if another thread is restoring the session."""
         if not self._lock.acquire(timeout=_CONTENTION_SECONDS):
             return False
         try:
@@ -258,16 +218,17 @@ class Masker:
         return True
 
     def try_apply_(self, logits: Any) -> Masks | None:
-        """Does what ``apply_`` does, unless that has to wait for a new session: then the logits are untouched, and it
-        returns None.
+        """Does what ``apply_`` does; returns None and leaves the logits alone if that has to wait for a new session.
 
-        ``collect``, on whatever thread, waits for the session. After it the rows are those of the same step.
+        ``collect``, on any thread, waits for the session. After it the rows are those of the same step.
         """
         if not self._lock.acquire(timeout=_CONTENTION_SECONDS):
             return None
         try:
             masks = self._collect(restore=False)
-            return None if masks is None else self._mask(logits, masks)
+            if masks is not None:
+                self._applier.apply_(logits, masks)
+            return masks
         finally:
             self._lock.release()
 
@@ -284,8 +245,9 @@ class Masker:
         return masks
 
     def apply_(self, logits: Any) -> Masks:
-        """Waits for the rows and sets what they forbid to -inf, in place. Whoever stands in ``errors`` must not be
-        sampled from.
+        """Waits for the rows and sets what they forbid to -inf, in place.
+
+        Sequences in ``Masks.errors`` must not be sampled from.
 
         Args:
             logits: (positions, vocab_size), a floating-point numpy array or torch tensor, any device, any strides. On
@@ -295,27 +257,16 @@ class Masker:
             ValueError: another shape than the batch has, or not writable. UnavailableError: see ``collect``; the logits
                 are untouched.
         """
-        return self._mask(logits, self.collect())
-
-    def _mask(self, logits: Any, masks: Masks) -> Masks:
-        if tuple(logits.shape) != (len(masks.row_indices), self._vocab_size):
-            raise ValueError(
-                f"logits are {tuple(logits.shape)}; the batch is ({len(masks.row_indices)}, {self._vocab_size})"
-            )
-        if isinstance(logits, np.ndarray):
-            mask_array(logits, masks.rows, masks.row_indices.tolist())
-            return masks
-        if self._staging is None or self._staging.device != logits.device:
-            from engine_adapter.kernels.staging import RowStaging
-
-            self._staging = RowStaging(logits.device, self._row_capacity, len(self._stop_row))
-        self._staging.apply_(logits, masks.rows, masks.row_indices)
+        masks = self.collect()
+        self._applier.apply_(logits, masks)
         return masks
 
     def flush(self) -> None:
-        """Tells the daemon of closed sequences now, for an engine that has nothing else to say. Does not wait for a
-        lost daemon."""
-        # else somebody restores the session, without those
+        """Tells the daemon of closed sequences now, for an engine without a step to send.
+
+        Does not wait for a lost daemon.
+        """
+        # If another thread has the lock to restore the session, the new session lacks the closed sequences anyway.
         if self._ledger.is_closing and self._lock.acquire(blocking=False):
             try:
                 self.advance({})
@@ -323,10 +274,8 @@ class Masker:
             finally:
                 self._lock.release()
 
-    # -- one step: send, answer, conclude --------------------------------------------------------------------------
-
     def _collect(self, *, restore: bool) -> Masks | None:
-        """Returns the masks of the step; None if the session is lost and is not to be restored: the step waits then."""
+        """Returns the masks of the step; None if the session is lost and not to be restored: the step waits then."""
         started = time.perf_counter()
         with self._lock:
             if self._masks is not None:
@@ -335,98 +284,32 @@ class Masker:
                 raise InvalidRequestError("nothing was advanced", field="step")
             step, self._step = self._step, None
             try:
-                answer = self._answer(step, restore=restore)
+                answer = self._exchange.answer(step, restore=restore)
             except MaskdError as error:
                 self._ledger.fail_all(error)
                 raise
             if answer is None:
                 self._step = step
                 return None
-            self._masks = self._conclude(step, *answer, started)
+            self._masks = self._conclude(step, answer, started)
             return self._masks
 
-    def _send(self, step: Step) -> None:
-        session = self._lease.session
-        if session is None:
-            raise UnavailableError("there is no session")
-        self._ledger.write_items(step, self._lease.grammar_id, session.row_capacity)
-        if step.items:
-            session.submit(step.items)
-        self._sent_to = session
-
-    def _answer(self, step: Step, *, restore: bool) -> tuple[NDArray[np.int32], Reply | Sequence[Result]] | None:
-        """Waits for the rows and results of ``step``, through as many sessions as that takes. The results of a good
-        step are left in
-        their reply until somebody asks for them. Without ``restore``, None if the session is lost."""
-        deadline = 0.0
-        while True:
-            try:
-                if self._sent_to is None or self._sent_to is not self._lease.session:
-                    self._send(step)
-                if self._sent_to is None or not step.items:
-                    return self._no_rows, []
-                reply = self._sent_to.collect(timeout_seconds=self._step_seconds)
-                if reply.ok:
-                    return reply.rows, reply
-                return await_late(
-                    self._sent_to, step.items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds
-                )
-            except SESSION_LOST as error:
-                if not self._ledger.is_asking(step):  # only closes, and those are done
-                    step.withdraw()
-                    return self._no_rows, []
-                if not restore:
-                    return None
-                deadline = deadline or self._deadline()
-                if time.monotonic() > deadline:
-                    raise UnavailableError(
-                        f"no session lived through this step for {self._restore_seconds} s: {error}"
-                    ) from error
-                self._restore(deadline)
-
-    def _conclude(
-        self, step: Step, rows: NDArray[np.int32], results: Reply | Sequence[Result], started: float
-    ) -> Masks:
-        """Books the results, and makes sure that whoever could not be asked for has rows that end the sequence."""
-        errors = self._ledger.book(step, None if isinstance(results, Reply) else results)
+    def _conclude(self, step: Step, answer: Answer, started: float) -> Masks:
+        """Books ``answer``. Sequences that were not asked for get rows that end them."""
+        errors = self._ledger.book_ok(step) if answer.all_ok else self._ledger.book(step, answer.results)
+        rows = answer.rows
         if step.unasked:
             missing = max(0, len(step.row_indices) - len(rows))
             rows = np.vstack([rows, np.tile(self._stop_row, (missing, 1))])
             rows[step.unfilled_rows] = self._stop_row
-        return Masks(rows, step.row_indices, errors, time.perf_counter() - started, results)
-
-    # -- sessions --------------------------------------------------------------------------------------------------
-
-    def _restore(self, deadline: float) -> None:
-        """Replaces the session by a new one in which every sequence stands where it stood.
-
-        Raises:
-            UnavailableError: ``deadline`` passed. Others: the daemon answered, and refused for good.
-        """
-        delay = _FIRST_DELAY_SECONDS
-        while True:
-            try:
-                self._ledger.refuse(self._lease.renew(self._ledger.specs()))
-                standing = self._ledger.standing()
-                failed = self._lease.replay(standing)
-                self._ledger.fail(failed)
-                self._ledger.stand_again(standing.keys() - failed.keys())
-                return
-            except MAY_COME_BACK as error:
-                if time.monotonic() + delay > deadline or self._ending.wait(delay):
-                    self._lease.drop()
-                    raise UnavailableError(f"no session with maskd: {error}") from error
-            delay = min(2 * delay, _LAST_DELAY_SECONDS)
+        return Masks(rows, step.row_indices, errors, time.perf_counter() - started, answer)
 
     def _await_session(self, broken: Session | None, deadline: float, error: MaskdError) -> None:
         """Returns when there may be another session than ``broken``: makes it, unless ``collect`` is about to."""
         with self._lock:
-            if broken is self._lease.session and self._step is None:
-                self._restore(deadline)
+            if broken is self._connection.session and self._step is None:
+                self._exchange.restore(deadline)
                 return
         if time.monotonic() > deadline:
             raise UnavailableError(f"no session with maskd: {error}") from error
-        time.sleep(_FIRST_DELAY_SECONDS)
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self._restore_seconds
+        time.sleep(_OPEN_RETRY_SECONDS)

@@ -141,14 +141,14 @@ class MaskerEngine(Engine):
                     item.row = items[at - 1].row + 1 + len(items[at - 1].drafts) if at else 0
                     self.think(item, states[item.sequence_id])
                     masker.rollback(item.sequence_id, item.rollback)
-                session, started = masker._lease.session, time.monotonic()
+                session, started = masker._connection.session, time.monotonic()
                 masker.advance(
                     {item.sequence_id: item.accept for item in items},
                     drafts={item.sequence_id: item.drafts for item in items},
                 )
                 masks = masker.collect()
                 seconds = time.monotonic() - started
-                affected, wrong = 0 if masker._lease.session is session else len(items), list[object]()
+                affected, wrong = 0 if masker._connection.session is session else len(items), list[object]()
                 for item in items:
                     if item.sequence_id in masks.errors:
                         self.lose(masks.errors[item.sequence_id])

@@ -30,6 +30,7 @@ from engine_adapter.decoding.request import Request
 from engine_adapter.decoding.turn import TurnTiming
 from engine_adapter.kernels.staging import RowStaging
 from engine_adapter.masker import Masker, Masks
+from engine_adapter.masker.late_rows import Answer
 from engine_adapter.model.loading import LoadedModel, load_model
 from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
@@ -102,7 +103,7 @@ class InProcessMasker:
                 indices[position] = position
         waited = time.perf_counter() - started
         self._staging.apply_(logits, self._rows, indices)
-        return Masks(self._rows, indices, {}, waited, [])
+        return Masks(self._rows, indices, {}, waited, Answer(self._rows, True, list))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +173,11 @@ def _round(
     masker.close(masker.open(spec))  # compiled before, so that all join at once
     with DecodeLoop(model, masker, stop_token_ids=()) as loop:
         for index in range(batch):
-            loop.add(Request([5] * _PROMPT_TOKENS, spec, SamplingParams(seed=1000 * seed + index), tokens))
+            loop.add(
+                Request(
+                    [5] * _PROMPT_TOKENS, spec, sampling=SamplingParams(seed=1000 * seed + index), max_tokens=tokens
+                )
+            )
         loop.run()
         return [turn for turn in loop.timings if turn.batch_size == batch][_WARM_TURNS:]
 

@@ -47,7 +47,7 @@ def test_known_grammar_when_others_compile_without_end_then_it_does_not_wait_for
             admission.add(wanted)
             admission.wait(60)
             taken = admission.take()
-            assert taken is not None and taken[0] is wanted
+            assert taken is not None and taken.generation is wanted
     finally:
         masker.end.set()
         admission.close()

@@ -264,7 +264,9 @@ def answers(
     for seed, messages in enumerate(prompts):
         prompt = "".join(text for text, _ in segments(messages, add_generation_prompt=True))
         sampling = SamplingParams(temperature=temperature, top_p=0.8 if temperature else 1.0, seed=seed)
-        generations.append(loop.add(Request(loaded.tokenizer.encode(prompt).ids, spec, sampling, 100)))
+        generations.append(
+            loop.add(Request(loaded.tokenizer.encode(prompt).ids, spec, sampling=sampling, max_tokens=100))
+        )
     loop.run()
     assert [generation.finish_reason for generation in generations] == ["stop"] * len(prompts)
     return [loaded.tokenizer.decode(generation.token_ids) for generation in generations]
@@ -341,7 +343,10 @@ def test_answer_when_asked_to_think_first_then_a_reasoning_that_ends_and_the_usu
     gated = GrammarSpec("json_schema", json.dumps(schema), reasoning=ReasoningGate(end))
     pieces = segments([user("Extract `Jason is 30 years old`")], add_generation_prompt=True, enable_thinking=True)
     prompt = loaded.tokenizer.encode("".join(text for text, _ in pieces)).ids
-    generations = [loop.add(Request(prompt, spec, SamplingParams(temperature=0), 100)) for spec in (None, gated)]
+    generations = [
+        loop.add(Request(prompt, spec, sampling=SamplingParams(temperature=0), max_tokens=100))
+        for spec in (None, gated)
+    ]
     loop.run()
     for generation in generations:
         reasoning, mark, answer = loaded.tokenizer.decode(generation.token_ids).partition(END_OF_REASONING)

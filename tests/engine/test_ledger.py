@@ -44,7 +44,7 @@ def answered(bench: Bench, items: list[Item], results: list[Result], patience: i
 
     for _ in range(patience):
         reply: Any = SimpleNamespace(results=results, rows=bench.rows.block)
-        results = list(await_late(SimpleNamespace(step=ask), items, reply, slow_seconds=1, step_seconds=1)[1])  # type: ignore[arg-type]
+        results = list(await_late(SimpleNamespace(step=ask), items, reply, slow_seconds=1, step_seconds=1).results)  # type: ignore[arg-type]
     return results
 
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from engine_adapter.decoding.loop import DecodeLoop
-from engine_adapter.decoding.outage import Outage
 from engine_adapter.decoding.request import EngineFault, Generation, Request
 from engine_adapter.masker import Masker
 from engine_adapter.model.loading import LoadedModel, load_model
@@ -76,7 +75,9 @@ def looping(
 def request(
     loaded: LoadedModel, grammar: GrammarSpec | None, seed: int, max_tokens: int = 100, prompt: str = "Tell me:"
 ) -> Request:
-    return Request(loaded.tokenizer.encode(prompt).ids, grammar, SamplingParams(seed=seed), max_tokens)
+    return Request(
+        loaded.tokenizer.encode(prompt).ids, grammar, sampling=SamplingParams(seed=seed), max_tokens=max_tokens
+    )
 
 
 def batch(loaded: LoadedModel) -> list[Request]:
@@ -198,7 +199,7 @@ def test_output_when_the_daemon_is_away_in_mid_decode_then_free_ones_go_on_and_m
         while len(masked.token_ids) < 5 or not cancelled.token_ids:
             loop.step()
         daemon.kill()
-        while loop._outage is None:
+        while not loop.is_without_daemon:
             loop.step()
         cancelled.cancel()
         joining = loop.add(request(loaded, None, 5, max_tokens=9))
@@ -260,7 +261,7 @@ def test_output_when_a_callback_raises_or_cancels_then_only_its_request_ends(
 
     with looping(loaded, vocabulary, daemon.target) as loop:
         asked = request(loaded, None, 1)
-        raising = loop.add(Request(asked.prompt, None, asked.sampling, 50, on_token=raise_at_third))
+        raising = loop.add(dataclasses.replace(asked, max_tokens=50, on_token=raise_at_third))
         cancelled, good = loop.add(request(loaded, None, 2)), loop.add(request(loaded, CITY, 3))
         while len(raising.token_ids) < 2:
             loop.step()
@@ -297,7 +298,7 @@ def test_output_when_a_part_of_it_fails_then_only_its_request_ends(
     with looping(loaded, vocabulary, daemon.target) as loop:
         good, prompt = request(loaded, CITY, 2), request(loaded, None, 1).prompt
         broken = [
-            Request(prompt, CITY, huge),
+            Request(prompt, CITY, sampling=huge),
             Request([9, 9, 9], JSON),
             Request([9] * 8 + [5] * 20, None),  # in pieces of 8 tokens, of which the first fails
             Request(prompt, CITY, banned_words=Breaking()),  # type: ignore[arg-type]
@@ -439,14 +440,25 @@ def test_loop_when_every_turn_fails_then_it_says_so_until_the_model_works_again(
 
 
 def test_loop_when_it_has_no_slot_to_try_in_then_it_does_not_say_that_it_works(
-    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
+    loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its only slot is held back by an outage."""
+    is_back, collect = threading.Event(), Masker.collect
+    monkeypatch.setattr(Masker, "collect", lambda masker: (is_back.wait(60), collect(masker))[1])
     with looping(loaded, vocabulary, daemon.target, slots=1) as loop:
         held = loop.add(request(loaded, JSON, 1))
         while not held.token_ids:
             loop.step()
-        loop._pending, loop._outage, loop.failure = None, Outage(threading.Event().wait), RuntimeError("no device")
+        with monkeypatch.context() as patch:
+            patch.setattr(Masker, "try_apply_", lambda *_: None)
+            loop.step()
+        assert loop.is_without_daemon
+        loop.failure = RuntimeError("no device")
         assert not loop.step() and loop.failure is not None
+        is_back.set()
+        loop.run()
+        assert loop.failure is None
+    check(loaded, held)
 
 
 def test_output_when_the_failed_turn_is_not_collected_yet_then_free_ones_go_on(
@@ -491,7 +503,7 @@ def test_output_when_the_context_is_full_then_ends_by_length(
     loaded: LoadedModel, vocabulary: Vocabulary, daemon: Daemon
 ) -> None:
     with looping(loaded, vocabulary, daemon.target) as loop:
-        generation = loop.add(Request([5] * 155, None, SamplingParams(seed=1), 100))
+        generation = loop.add(Request([5] * 155, sampling=SamplingParams(seed=1), max_tokens=100))
         loop.run()
         with pytest.raises(ValueError, match="160 tokens; give 1 to 159"):
             loop.add(Request([5] * 160))

@@ -165,7 +165,7 @@ def test_upgrade_when_engines_decode_then_the_new_daemon_takes_over_and_no_row_d
     targets = [old.target]
     with decoding(lambda: Client.connect(targets[-1])) as (decoders, over):
         further(decoders, 20)
-        sessions = [decoder.masker._lease.session for decoder in decoders]
+        sessions = [decoder.masker._connection.session for decoder in decoders]
         new = (
             start_daemon("--drain-seconds", "0.2", environment=of_another_version(tmp_path))
             if address == "new"
@@ -178,14 +178,14 @@ def test_upgrade_when_engines_decode_then_the_new_daemon_takes_over_and_no_row_d
                 until(lambda: watcher.info().draining, "the old daemon drains")
                 assert_refused_with_a_delay(old, VOCABULARY)
                 further(decoders, 5)  # steps go on meanwhile
-                assert [decoder.masker._lease.session for decoder in decoders] == sessions, "nobody was thrown out"
+                assert [decoder.masker._connection.session for decoder in decoders] == sessions, "nobody was thrown out"
             assert old.process.wait(60) == 0
         else:
             old.kill()
         if address == "same":
             old.restart(environment=of_another_version(tmp_path))
         further(decoders, 20)
-        assert all(decoder.masker._lease.session not in sessions for decoder in decoders)
+        assert all(decoder.masker._connection.session not in sessions for decoder in decoders)
         with Client.connect(new.target) as watcher:
             info = watcher.info()
             assert (info.version, info.session_count) == (NEW_VERSION, 2)
@@ -206,7 +206,7 @@ def test_upgrade_when_the_new_daemon_is_started_too_early_then_it_says_so_and_en
     old = start_daemon("--drain-seconds", "1")
     with decoding(lambda: Client.connect(old.target)) as (decoders, _):
         further(decoders, 5)
-        sessions = [decoder.masker._lease.session for decoder in decoders]
+        sessions = [decoder.masker._connection.session for decoder in decoders]
         early = subprocess.run(
             [sys.executable, "-m", "maskd", "serve", "--listen", old.target],
             env=os.environ | of_another_version(tmp_path),
@@ -216,6 +216,6 @@ def test_upgrade_when_the_new_daemon_is_started_too_early_then_it_says_so_and_en
         )
         assert (early.returncode, "another maskd serves" in early.stderr) == (2, True), early.stderr
         further(decoders, 5)
-        assert [decoder.masker._lease.session for decoder in decoders] == sessions
+        assert [decoder.masker._connection.session for decoder in decoders] == sessions
         with Client.connect(old.target) as watcher:
             assert watcher.info().version == __version__

@@ -215,7 +215,7 @@ def test_inline_session_when_it_ended_between_two_steps_then_that_is_unavailable
     ):
         batch = Batch(masker, oracle, [LETTERS, CITY])
         for step, token in enumerate(b"Paris"):
-            if step == 2 and (held := masker._lease.session) is not None:
+            if step == 2 and (held := masker._connection.session) is not None:
                 client._stub.DeleteSession(pb.DeleteSessionRequest(session_id=held.session_id))
             assert not batch.advance({batch.handles[0]: A, batch.handles[1]: token})
         session = open_session(client, vocabulary, transport="inline")

@@ -138,8 +138,8 @@ def decode(
         request = Request(
             loaded.tokenizer.encode("".join(text for text, _ in pieces)).ids,
             spec,
-            SamplingParams(temperature=0),
-            MAX_TOKENS * (1 + example.thinks),
+            sampling=SamplingParams(temperature=0),
+            max_tokens=MAX_TOKENS * (1 + example.thinks),
             steering=AfterReasoning(steering, end) if steering and example.thinks else steering,
         )
         generations.append(loop.add(request))
