@@ -1,4 +1,4 @@
-"""Text in, text out, over the decode loop. What servers and offline interfaces stand on is ``Engine``."""
+"""Text in, text out, over the decode loop. Servers and offline interfaces stand on ``Engine``."""
 
 from engine_adapter.engine.engine import Engine, EngineStats, QueueFullError
 

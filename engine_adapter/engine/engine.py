@@ -1,8 +1,6 @@
-"""The engine: text in, text out, over the decode loop on a thread of its own. What servers and offline interfaces stand
-on.
+"""The engine: text in, text out, over the decode loop on a thread of its own. Servers and offline interfaces use it.
 
-Owns: the model, the daemon if it started one, the masker, the loop's thread, admission with a limit, and tokens
-    becoming text.
+Owns: the model, the daemon if it started one, the masker, the loop's thread, and the limit of the queue.
 Knows nothing about: HTTP, dialects, how masks are made, how tokens are drawn.
 """
 
@@ -50,7 +48,7 @@ class QueueFullError(RuntimeError):
     """The queue has no room for this request.
 
     Attributes:
-        retry_after_seconds: when a slot is likely to be free for it, whole seconds.
+        retry_after_seconds: whole seconds until a slot is likely to be free.
     """
 
     def __init__(self, waiting: int, retry_after_seconds: int) -> None:
@@ -58,9 +56,9 @@ class QueueFullError(RuntimeError):
         self.retry_after_seconds = retry_after_seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """Where the engine stands. Counters count outputs, of which a request may have several, since the engine was made.
+    """What the engine is doing and has done. A request counts as many times as it has outputs.
 
     Attributes:
         slots: outputs that can run at a time.
@@ -71,11 +69,11 @@ class EngineStats:
         prompt_tokens: of all requests.
         generated_tokens: of all outputs.
         turns: of the loop, as far as it remembers.
-        mask_wait_p50_seconds: how long a turn stood still for masks after its forward pass; median of the latest turns.
+        mask_wait_p50_seconds: how long a turn waited for masks after its forward pass; median of the latest turns.
         mask_wait_p99_seconds: the same, 99th percentile.
         turn_p50_seconds: length of a turn, median.
         turn_p99_seconds: 99th percentile.
-        failed_turns: that ended every output in them, since the engine was made.
+        failed_turns: turns that failed, and ended every output in them.
     """
 
     slots: int
@@ -127,23 +125,22 @@ class Engine:
             model: a local Hugging Face directory; None = the bundled model.
             target: a running daemon, "unix:/path" or "host:port"; None = start one, which ends with the engine.
             backend: of every grammar that does not name one.
-            slots: outputs that run at a time; None = 16 on the CPU, as many as memory has room for on CUDA (256 at
-                most). Fewer on
-                CUDA if the memory has no room for them.
+            slots: outputs that run at a time; None = 16 on the CPU, 256 on CUDA. On CUDA the engine makes fewer if
+                the memory has no room for them.
             queue_limit: outputs that may wait; more are refused.
             device: "cpu", "cuda", "cuda:1"; None = CUDA if there is any.
-            bounded: narrow every JSON schema so that its documents are short, see ``bounded.py``. For untrained models.
-            context_length: None = what the model was made for, 4096 at most.
-            reasoning_end: text that ends the reasoning of a model that always begins with it; None = what its chat
-                template shows,
-                "" = the model does not reason.
-            when_slow: what becomes of outputs whose masks are late, unless a request says otherwise: see
+            context_length: None = the model's own, 4096 at most.
+            bounded: narrow every JSON schema so that its documents are short, for untrained models: see
+                ``structured_output.bounded``.
+            restore_seconds: how long outputs with a grammar wait for a daemon that went away, before they fail. The
+                others go on.
+            reasoning_end: text that ends the reasoning of a model that always begins with it; None = the text that
+                its chat template shows, "" = the model does not reason.
+            when_slow: what happens to outputs whose masks are late, unless a request says otherwise: see
                 ``GrammarSpec``.
-            restore_seconds: how long outputs with a grammar wait for a daemon that went away, before they fail; those
-                without go on.
 
         Raises:
-            ValueError: not a model that the loop can run, or its files ask for nonsense. MaskdError: no daemon.
+            ValueError: the loop cannot run this model, or its files have wrong values. MaskdError: no daemon.
         """
         with ExitStack() as stack:
             sidecar = None if target is not None else stack.enter_context(Sidecar())
@@ -161,7 +158,7 @@ class Engine:
             self.prompts = ReasoningPrompts(self.tokenizer, reasoning_end)
             self._vocabulary = load_vocabulary(loaded.path, vocab_size=loaded.vocab_size)
             self._slot_count = slots_that_fit(loaded, self.context_length, slots)
-            # A daemon that is away must not take longer to be missed than outputs wait for it.
+            # The engine must notice that the daemon is away sooner than outputs give up waiting for it.
             reach_seconds = min(10.0, max(1.0, restore_seconds))
             connect = (
                 sidecar.connect if sidecar else partial(Client.connect, str(target), timeout_seconds=reach_seconds)
@@ -193,12 +190,11 @@ class Engine:
 
     @property
     def failure(self) -> Exception | None:
-        """Why the latest turn of the loop failed, with every output in it; None since a turn went well again. The loop
-        goes on trying."""
+        """Why the latest turn of the loop failed, with every output in it; None if it did not. The loop tries again."""
         return self._loop.failure
 
     def submit(self, request: TextRequest) -> TextGeneration:
-        """Queues ``request`` and returns its outputs to be. What is wrong with its grammar shows there, not here.
+        """Queues ``request`` and returns its outputs to be. Errors of its grammar appear there, not here.
 
         Raises:
             QueueFullError: too many wait; nothing was queued.
@@ -216,16 +212,21 @@ class Engine:
         with self._lock:
             self._admit(request.output_count)
             for choice in outputs.choices:
-                output = Output(outputs, choice, self._vocabulary, self._count_finished, self.prompts.end_token_ids)
-                asked = self._intake.output_request(prepared, choice.index)
-                generations.append(
-                    self._loop.add(dataclasses.replace(asked, on_token=output.on_token, on_finish=output.on_finish))
+                output = Output(
+                    outputs,
+                    choice,
+                    self._vocabulary,
+                    end_token_ids=self.prompts.end_token_ids,
+                    when_finished=self._count_finished,
                 )
+                asked = self._intake.output_request(prepared, choice.index)
+                asked = dataclasses.replace(asked, on_token=output.on_token, on_finish=output.on_finish)
+                generations.append(self._loop.add(asked))
             self._prompt_tokens += len(prepared.prompt)
         return outputs
 
     def stats(self) -> EngineStats:
-        """Returns where the engine stands."""
+        """Returns what the engine is doing and has done."""
         timings = list(self._loop.timings)[-_TURNS_IN_STATS:]
         waits = np.quantile([timing.mask_wait_seconds for timing in timings] or [0.0], (0.5, 0.99))
         turns = np.quantile([timing.turn_seconds for timing in timings] or [0.0], (0.5, 0.99))
@@ -247,7 +248,7 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Cancels what is unfinished, stops the loop, and the daemon if the engine started it. Safe to repeat."""
+        """Cancels unfinished outputs, stops the loop, and the daemon if the engine started it. Safe to repeat."""
         self._stopping.set()
         self._thread.join()
         self._loop.close()
@@ -282,8 +283,6 @@ class Engine:
         while not self._stopping.is_set():
             try:
                 self._loop.run(self._stopping)
-            # a turn keeps what fails in it; this is a fault around the turns, and the next run begins with the next
-            # turn
-            except Exception:
+            except Exception:  # between turns: the loop itself deals with the failure of a turn
                 logger.exception("the decode loop failed between turns; it is run again")
                 self._stopping.wait(_RERUN_SECONDS)

@@ -1,8 +1,7 @@
-"""A request in terms of text, and its outputs: growing, streamed to any number of readers, on threads and on event
-loops.
+"""A request in terms of text, and its outputs: they grow, and any number of readers on threads and event loops follow.
 
-Owns: ``TextRequest``, ``Choice``, ``Delta``, ``TextGeneration`` and how readers wait. Knows nothing about: tokens
-    becoming text, the loop.
+Owns: ``TextRequest``, ``Choice``, ``Delta``, ``TextGeneration`` and how readers wait.
+Knows nothing about: the loop, how tokens become text.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from engine_adapter.decoding.request import FinishReason, TokenLogprobs
 from engine_adapter.sampling.params import SamplingParams
@@ -25,10 +24,10 @@ __all__ = ["Choice", "Delta", "Reasoning", "TextGeneration", "TextRequest"]
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """That an output begins with reasoning.
+    """An output begins with reasoning.
 
     Attributes:
-        max_tokens: then it is ended; None = when the model ends it.
+        max_tokens: most tokens of the reasoning; None = until the model ends it.
     """
 
     max_tokens: int | None = None
@@ -43,27 +42,27 @@ class TextRequest:
         grammar: what every output must match; None = anything.
         sampling: how tokens are drawn. Output i uses seed + i.
         max_tokens: of each output; None = as many as the context has room for.
-        min_tokens: no output ends by itself before so many, unless its grammar leaves nothing else to say.
-        stop: an output ends before the first of these; they are not part of it. Those within the first ``min_tokens``
-            are no end.
+        min_tokens: no output ends by itself before so many tokens, unless its grammar allows nothing else.
+        stop: an output ends before the first of these texts. Those within the first ``min_tokens`` do not count.
         stop_token_ids: end an output, besides the model's own.
-        banned_words: no output has any of these, unless its grammar leaves nothing else to say.
+        banned_words: no output has any of these, unless its grammar allows nothing else.
         banned_token_ids: the same for tokens.
-        logprobs: report every token's log probability and those of so many most likely ones; None = none. They are of
-            the distribution after the mask: before penalties and temperature, and what the grammar forbids has none.
+        logprobs: report every token's log probability and those of so many most likely tokens; None = none. They are
+            of the distribution after the mask, before penalties and temperature. Forbidden tokens have none.
         n: number of outputs.
-        best_of: generate so many, of which ``TextGeneration.best`` gives the ``n`` likeliest; None = ``n``.
-        close_before_budget: with a grammar, end the output whole before ``max_tokens`` cuts it: see ``closing.py``.
-        when_slow: "wait", "fail" or "switch", see ``GrammarSpec``; None = what the engine was told.
+        best_of: generate so many outputs; ``TextGeneration.best`` gives the ``n`` likeliest. None = ``n``.
+        close_before_budget: with a grammar, end the output whole before ``max_tokens`` cuts it: see ``steering``.
+        when_slow: "wait", "fail" or "switch", see ``GrammarSpec``; None = the engine's setting.
         ignore_special: leave special tokens out of the text.
-        reasoning: the prompt leaves the assistant within its reasoning; the grammar begins behind its end. None = there
-            is none.
+        reasoning: the prompt ends within the assistant's reasoning, and the grammar begins behind the reasoning's end.
+            None = no reasoning.
     """
 
     prompt: str | Sequence[int]
     grammar: GrammarSpec | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
+    _: KW_ONLY
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     n: int = 1
@@ -79,7 +78,7 @@ class TextRequest:
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether log probabilities are recorded: they were asked for, or the best are to be found."""
+        """Whether log probabilities are recorded: for the caller, or to find the best outputs."""
         return self.logprobs is not None or self.output_count > self.n
 
     @property
@@ -95,11 +94,10 @@ class Choice:
     Attributes:
         index: 0 to n - 1.
         text: without the stop string, and without the reasoning.
-        token_ids: with those of the reasoning and of its end, with all tokens of the stop string, without the stop
-            token.
+        token_ids: all tokens but the stop token, those of reasoning and stop string included.
         logprobs: one per token id; None unless asked for.
-        finish_reason: "stop": it is complete, or met a stop string; "length": the budget or the context is used up.
-        error: why ``finish_reason`` is "error": a ``GrammarError``, or whatever else went wrong.
+        finish_reason: "stop": complete, or ended by a stop string; "length": the budget or the context is used up.
+        error: why ``finish_reason`` is "error": a ``GrammarError``, or another.
         stop_string: the stop string that ended it, if one did.
         reasoning: its text; None if there is to be none.
         reasoning_token_count: how many of ``token_ids`` are of the reasoning and its end.
@@ -122,7 +120,7 @@ class Delta:
 
     Attributes:
         index: of the output.
-        text: may be empty: half a character, or what may become a stop string.
+        text: may be empty: half a character, or what may begin a stop string.
         token_ids: may be empty in the last delta.
         logprobs: one per token id; None unless asked for.
         finish_reason: set in the last delta of an output, and only there.
@@ -133,6 +131,7 @@ class Delta:
     index: int
     text: str
     token_ids: tuple[int, ...]
+    _: KW_ONLY
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     reasoning: str = ""
@@ -140,11 +139,10 @@ class Delta:
 
 
 class TextGeneration:
-    """The outputs of one request. Iterating, also with ``async for``, yields every ``Delta`` from the first one on, for
-    every reader.
+    """The outputs of one request.
 
-    Iteration ends when all outputs have ended, and never raises what went wrong: ``choices[i].error`` has that,
-    ``result`` raises it.
+    Iterating, also with ``async for``, yields every ``Delta`` from the first on, to every reader. Iteration ends when
+    all outputs have ended. It raises no error of an output: ``choices[i].error`` has that, ``result`` raises it.
 
     Attributes:
         request: what was asked.
@@ -154,11 +152,11 @@ class TextGeneration:
     """
 
     def __init__(self, request: TextRequest, prompt_tokens: int, cancel: Callable[[], None]) -> None:
-        """Makes an empty one; for the engine, which also calls ``push``. ``cancel`` reaches the loop."""
+        """For the engine, which also calls ``push``. ``cancel`` tells the loop."""
         self.request = request
-        thinks = request.reasoning is not None
+        reasons = request.reasoning is not None
         self.choices = [
-            Choice(index, logprobs=[] if request.wants_logprobs else None, reasoning="" if thinks else None)
+            Choice(index, logprobs=[] if request.wants_logprobs else None, reasoning="" if reasons else None)
             for index in range(request.output_count)
         ]
         self.prompt_tokens = prompt_tokens
@@ -181,8 +179,7 @@ class TextGeneration:
 
     @property
     def best(self) -> list[Choice]:
-        """The ``n`` outputs whose tokens have the highest mean log probability, likeliest first; all of them if no more
-        were made.
+        """The ``n`` outputs whose tokens have the highest mean log probability, likeliest first.
 
         For finished outputs. They are numbered anew, and have log probabilities only if those were asked for.
         """
@@ -197,19 +194,18 @@ class TextGeneration:
 
     @property
     def reasoning_tokens(self) -> int:
-        """Those of all outputs that are of the reasoning."""
+        """Tokens of the reasoning of all outputs so far."""
         return sum(choice.reasoning_token_count for choice in self.choices)
 
     def cancel(self) -> None:
-        """Ends what is unfinished within a step of the loop; slots and daemon sequences are free then. Safe to
-        repeat."""
+        """Ends unfinished outputs within a turn of the loop, and frees their slots and sequences. Safe to repeat."""
         self._cancel()
 
     def result(self, timeout_seconds: float | None = None) -> list[Choice]:
         """Waits for the end and returns the outputs.
 
         Raises:
-            TimeoutError: not finished in time; it goes on. Whatever error the first failed output ended with.
+            TimeoutError: not finished in time; the outputs go on. Others: the error of the first failed output.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         with self._growth:
@@ -243,7 +239,7 @@ class TextGeneration:
         try:
             while True:
                 grown.clear()
-                finished = self.is_finished  # before the deltas are looked at: the last one comes before it
+                finished = self.is_finished  # read before the deltas: the last delta comes first
                 fresh = self._deltas[position:]
                 for delta in fresh:
                     yield delta
@@ -264,11 +260,11 @@ class TextGeneration:
                 self._unfinished -= 1
             self._growth.notify_all()
             for loop, grown in self._waiting:
-                with contextlib.suppress(RuntimeError):  # its loop is closed, and so is the reader
+                with contextlib.suppress(RuntimeError):  # its event loop is closed, and the reader with it
                     loop.call_soon_threadsafe(grown.set)
 
 
 def _mean_logprob(choice: Choice) -> float:
-    """Returns the mean over the tokens of ``choice``; an empty one comes last."""
+    """Returns the mean over the tokens of ``choice``; an empty output comes last."""
     logprobs = [token.logprob for token in choice.logprobs or ()]
     return sum(logprobs) / len(logprobs) if logprobs else -math.inf

@@ -1,8 +1,6 @@
-"""From a request in terms of text to what the loop is asked for: checked numbers, the prompt's tokens, the grammar with
-its gate, steering.
+"""From a request in terms of text to requests of the loop: numbers checked, prompt as tokens, grammar, gate, steering.
 
-Owns: what a model and an engine's settings make of a request. Knows nothing about: the loop, queues, outputs becoming
-    text.
+Owns: how a model and the engine's settings change a request. Knows nothing about: the loop, queues, outputs as text.
 """
 
 from __future__ import annotations
@@ -26,11 +24,19 @@ from maskd.vocabulary import Vocabulary
 __all__ = ["Intake", "Prepared"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What the outputs of one request have in common."""
+    """What the outputs of one request have in common.
 
-    asked: TextRequest
+    Attributes:
+        request: as it was asked.
+        prompt: token ids.
+        grammar: with the engine's settings and the reasoning gate; None = anything.
+        max_tokens: of each output.
+        banned_words: those of the request; None = none.
+    """
+
+    request: TextRequest
     prompt: Sequence[int]
     grammar: GrammarSpec | None
     max_tokens: int
@@ -63,7 +69,7 @@ class Intake:
         self._prefixes = TokenPrefixes(vocabulary)
 
     def prepare(self, request: TextRequest) -> Prepared:
-        """Checks ``request``, and works out what all of its outputs need.
+        """Checks ``request`` and prepares what its outputs have in common.
 
         Raises:
             ValueError: the prompt is empty or too long for the context, or a number is out of range.
@@ -73,12 +79,17 @@ class Intake:
         banned = None
         if any(request.banned_words) or request.banned_token_ids:
             banned = BannedWords(request.banned_words, self._prefixes, request.banned_token_ids)
-        return Prepared(request, prompt, self._grammar(request, max_tokens), max_tokens, banned)
+        return Prepared(
+            request=request,
+            prompt=prompt,
+            grammar=self._grammar(request, max_tokens),
+            max_tokens=max_tokens,
+            banned_words=banned,
+        )
 
     def output_request(self, prepared: Prepared, index: int) -> Request:
-        """Returns what the loop is asked for output ``index``, without callbacks."""
-        asked = prepared.asked
-        sampling = asked.sampling
+        """Returns the loop's request for output ``index``, without callbacks."""
+        request, sampling = prepared.request, prepared.request.sampling
         if sampling.seed is not None:
             sampling = dataclasses.replace(sampling, seed=sampling.seed + index)
         return Request(
@@ -86,11 +97,11 @@ class Intake:
             prepared.grammar,
             sampling=sampling,
             max_tokens=prepared.max_tokens,
-            min_tokens=asked.min_tokens,
-            stop_token_ids=frozenset(asked.stop_token_ids),
+            min_tokens=request.min_tokens,
+            stop_token_ids=frozenset(request.stop_token_ids),
             banned_words=prepared.banned_words,
-            logprobs=(asked.logprobs or 0) if asked.wants_logprobs else None,
-            steering=self._steering(asked, prepared.grammar),
+            logprobs=(request.logprobs or 0) if request.wants_logprobs else None,
+            steering=self._steering(request, prepared.grammar),
         )
 
     def _checked_budget(self, request: TextRequest, prompt: Sequence[int]) -> int:
@@ -136,20 +147,19 @@ class Intake:
         if request.reasoning is None:
             return spec
         limit = None if request.reasoning.max_tokens is None else min(request.reasoning.max_tokens, max_tokens)
-        # the shortest output must fit behind the reasoning, and a quarter of the budget is left to it
+        # The shortest output must fit behind the reasoning; the answer gets at least a quarter of the budget.
         if request.close_before_budget:
             answer = max(max_tokens // 4, steering_for(spec, self._closing_vocabulary).reserve())
             room = max(0, max_tokens - answer - len(self._prompts.end_token_ids))
             limit = room if limit is None else min(limit, room)
         return dataclasses.replace(spec, reasoning=ReasoningGate(self._prompts.end_token_ids, limit))
 
-    def _steering(self, asked: TextRequest, grammar: GrammarSpec | None) -> Steering | None:
-        reasoning, end = asked.reasoning, self._prompts.end_token_ids
+    def _steering(self, request: TextRequest, grammar: GrammarSpec | None) -> Steering | None:
+        reasoning, end = request.reasoning, self._prompts.end_token_ids
         if grammar is None:
-            return (
-                None if reasoning is None or reasoning.max_tokens is None else EndReasoning(end, reasoning.max_tokens)
-            )
-        if not asked.close_before_budget:
+            limit = None if reasoning is None else reasoning.max_tokens
+            return None if limit is None else EndReasoning(end, limit)
+        if not request.close_before_budget:
             return None
         closing = steering_for(grammar, self._closing_vocabulary)
         return closing if reasoning is None else AfterReasoning(closing, end)

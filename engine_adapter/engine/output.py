@@ -1,6 +1,6 @@
-"""One output on its way from the loop to its readers: tokens become reasoning and text, stop strings end it.
+"""One output on its way from the loop to its readers: tokens become reasoning and text, stop strings end the text.
 
-Owns: what the loop's callbacks do. Knows nothing about: the loop, who reads.
+Owns: the callbacks of a ``Request``. Knows nothing about: the loop, the readers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from maskd.vocabulary import Vocabulary
 
 __all__ = ["Output"]
 
-# of grammars: what they allow may begin with the blank lines that follow reasoning
+# kinds of grammars that allow the blank lines which follow reasoning
 _FREE_KINDS = (None, "structural_tag")
 
 
@@ -28,13 +28,18 @@ class Output:
         outputs: TextGeneration,
         choice: Choice,
         vocabulary: Vocabulary,
+        *,
+        end_token_ids: Sequence[int],
         when_finished: Callable[[Choice, float], None],
-        end_token_ids: Sequence[int] = (),
     ) -> None:
-        """Begins with reasoning, which ``end_token_ids`` end, if the request says so.
+        """Follows one of ``outputs``.
 
-        ``when_finished`` is called with the choice and how many seconds it took, waiting included, before readers hear
-        of the end.
+        Args:
+            outputs: of the request.
+            choice: the output.
+            vocabulary: of the model.
+            end_token_ids: end the reasoning, if the request says that the output begins with one.
+            when_finished: called with the choice and its seconds, waiting included, before readers hear of the end.
         """
         request = outputs.request
         self._outputs = outputs
@@ -67,12 +72,19 @@ class Output:
             logprobs = (generation.logprobs[-1],)
             choice.logprobs += logprobs
         self._outputs.push(
-            Delta(choice.index, text, (token_id,), logprobs, reasoning=reasoning, is_reasoning=is_reasoning)
+            Delta(
+                choice.index,
+                text,
+                (token_id,),
+                logprobs=logprobs,
+                reasoning=reasoning,
+                is_reasoning=is_reasoning,
+            )
         )
         return self._stream.stop_string is not None
 
     def on_finish(self, generation: Generation) -> None:
-        """Passes on the end, and the text that was held back."""
+        """Passes on how the output ended, and the text that was held back."""
         choice = self._choice
         reasoning = rest = ""
         choice.finish_reason, choice.error = generation.finish_reason, generation.error
@@ -81,10 +93,10 @@ class Output:
             reasoning = "" if self._end is None else self._reason(self._end.finish())
             rest = self._stream.finish()
             choice.text, choice.stop_string = self._stream.text, self._stream.stop_string
-            # what was held back was one after all, complete only with the last bytes
+            # the last bytes may have completed a stop string
             if choice.stop_string is not None:
                 choice.finish_reason = "stop"
-        except Exception as error:  # readers wait for the end, whatever becomes of the text
+        except Exception as error:  # of any kind: readers wait for the end
             choice.finish_reason, choice.error = "error", error
         self._when_finished(choice, time.monotonic() - self._started)
         self._outputs.push(Delta(choice.index, rest, (), finish_reason=choice.finish_reason, reasoning=reasoning))

@@ -218,8 +218,10 @@ class Ledger:
                 step.unasked.append(handle)
                 continue
             item = Item(handle, accept=tokens, row=step.first_row.get(handle, NO_ROW))
-            item.rollback = step.rollbacks.get(handle, 0)
-            item.drafts = step.drafts.get(handle, ())
+            if step.rollbacks:
+                item.rollback = step.rollbacks.get(handle, 0)
+            if step.drafts:
+                item.drafts = step.drafts.get(handle, ())
             if handle in self._known:
                 going.append(item)
             else:
