@@ -1,9 +1,8 @@
 """Applies packed bitmask rows to logits, in place, on the device of the logits.
 
-Owns: the contract of ``apply_bitmask_``. The CPU has one native call for it (``maskd.bitmask.mask_logits``), which is
-    the reference; CUDA
-one Triton kernel (``triton_bitmask.py``).
-Knows nothing about: where rows come from, grammars, sampling. Row format: ``maskd/bitmask.py``.
+On the CPU this is one native call (``maskd.bitmask.mask_logits``), the reference; on CUDA one kernel
+(``triton_bitmask``). The format of rows is described in ``maskd.bitmask``.
+Owns: the contract of ``apply_bitmask_``. Knows nothing about: where rows come from, grammars, sampling.
 """
 
 from __future__ import annotations
@@ -23,18 +22,16 @@ __all__ = ["apply_bitmask_", "mask_on_host_", "rows_to_tensor"]
 def apply_bitmask_(logits: Tensor, rows: Tensor, *, row_indices: Tensor | None = None) -> None:
     """Sets the logits of every token that its row does not allow to -inf.
 
-    Changes ``logits`` only. Never synchronises with the device. A column without a bit cannot stay open: rows narrower
-    than the
-    logits are refused, where other appliers leave the tail of a padded vocabulary unmasked.
+    Changes ``logits`` only. Never synchronises with the device. Refuses rows narrower than the logits: other appliers
+    leave the tail of a padded vocabulary unmasked.
 
     Args:
         logits: (B, V) floating point, any strides, on the CPU or on CUDA.
         rows: (R, W) int32 on the same device, 32 * W >= V; bit j of word w is token 32 * w + j, 1 = allowed. R = B
             without ``row_indices``.
-        row_indices: (B,) int32 or int64 on the same device: ``logits[i]`` gets ``rows[row_indices[i]]``; -1 leaves it
-            as it is.
-            An index outside of the rows raises IndexError on the CPU; on CUDA, where that cannot be known in time, it
-            allows nothing.
+        row_indices: (B,) int32 or int64 on the same device: ``logits[i]`` gets ``rows[row_indices[i]]``, or stays as it
+            is if that is -1. An index outside of the rows raises IndexError on the CPU. On CUDA, where it is seen too
+            late to raise, it allows nothing.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -51,7 +48,7 @@ def apply_bitmask_(logits: Tensor, rows: Tensor, *, row_indices: Tensor | None =
 
 
 def mask_on_host_(logits: Tensor, rows: NDArray[np.int32], row_indices: list[int]) -> None:
-    """``apply_bitmask_`` for logits on the CPU, and rows where they are.
+    """Does what ``apply_bitmask_`` does, for logits on the CPU and rows in a numpy array.
 
     Raises:
         ValueError, IndexError: as ``maskd.bitmask.mask_logits``.
@@ -66,8 +63,7 @@ def rows_to_tensor(rows: NDArray[np.int32]) -> Tensor:
     """Returns a tensor over the memory of ``rows``, without a copy and without torch's warning about read-only arrays.
 
     The tensor keeps ``rows`` alive and is as valid as they are. It must not be written: the memory may be mapped
-    read-only, and a
-    write would end the process.
+    read-only, and a write would end the process.
 
     Args:
         rows: (R, W) int32, CPU, read-only or not.
@@ -76,7 +72,7 @@ def rows_to_tensor(rows: NDArray[np.int32]) -> Tensor:
 
 
 class _SameMemory:
-    """Offers the memory of an array as writable, the only kind that torch takes in silence."""
+    """Offers the memory of an array as writable: torch warns about every other kind."""
 
     def __init__(self, array: NDArray[np.int32]) -> None:
         self.array = array  # keeps the memory alive

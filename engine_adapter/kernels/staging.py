@@ -1,9 +1,8 @@
-"""Rows on their way to the device of the logits, and onto them.
+"""Rows on their way to the device of the logits, and into the logits.
 
-On CUDA: rows are copied into pinned memory of the engine (also a private snapshot, which nobody can change under the
-transfer), from
-there to the device on a stream of their own, beside whatever the current stream computes, which then waits for them.
-Elsewhere: rows are used where they are. Owns: staging memory, stream, events. Knows nothing about: grammars, sessions.
+On CUDA the rows are copied into pinned memory, a snapshot that the daemon cannot change during the transfer. They go to
+the device on a stream of their own, and the current stream waits for them. On the CPU they are used in place.
+Owns: staging memory, stream, events. Knows nothing about: grammars, sessions.
 """
 
 from __future__ import annotations
@@ -32,12 +31,11 @@ class RowStaging:
             self._copied, self._applied = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def apply_(self, logits: Tensor, rows: NDArray[np.int32], row_indices: NDArray[np.int32]) -> None:
-        """Masks position i of ``logits`` by ``rows[row_indices[i]]``; -1 = not at all. On CUDA, returns before it is
-        done.
+        """Masks position i of ``logits`` by ``rows[row_indices[i]]``, -1 = not at all. On CUDA, returns before the end.
 
         Args:
             logits: (B, V) floating point, on ``device``.
-            rows: (R, W) int32; the first B are looked at. May be written again once this returns.
+            rows: (R, W) int32, of which the first B are used. May be written again once this returns.
             row_indices: (B,) int32, below B.
         """
         if self.device.type == "cpu":
@@ -52,7 +50,7 @@ class RowStaging:
         self._pinned_indices[:count].copy_(torch.from_numpy(row_indices))
         current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._stream):
-            self._stream.wait_event(self._applied)  # nobody reads the device memory any more
+            self._stream.wait_event(self._applied)  # the kernel has read the device memory
             self._rows[: len(used)].copy_(self._pinned_rows[: len(used)], non_blocking=True)
             self._indices[:count].copy_(self._pinned_indices[:count], non_blocking=True)
             self._copied.record()

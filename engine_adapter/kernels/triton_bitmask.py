@@ -1,7 +1,7 @@
-"""The Triton form of ``kernels.apply_bitmask_``: one launch, reads each word once, writes only what it forbids.
+"""``apply_bitmask_`` as a Triton kernel: one launch, which reads each word once and writes only forbidden tokens.
 
-Knows nothing about: checking arguments (``kernels.py`` did). Imported only where there is CUDA, or by its test, which
-runs it on the CPU through Triton's interpreter.
+Imported only where there is CUDA, and by its test, which runs it on the CPU through Triton's interpreter.
+Owns: the kernel. Knows nothing about: checking arguments; ``apply`` does that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ BLOCK_WORDS = 128
 
 
 def apply_bitmask_triton_(logits: Tensor, rows: Tensor, row_indices: Tensor | None) -> None:
-    """Does what ``kernels.apply_bitmask_`` says, for arguments that it has checked. An index past the rows allows
-    nothing."""
+    """Does what ``apply_bitmask_`` does, for arguments that it has checked. An index past the rows allows nothing."""
     if logits.numel() == 0:
         return
     grid = (logits.shape[0], triton.cdiv(logits.shape[1], 32 * BLOCK_WORDS))

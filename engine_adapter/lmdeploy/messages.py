@@ -96,11 +96,11 @@ class GenerationConfig:
         if self.n != 1:
             raise ValueError(f"n is {self.n}; a prompt has one answer: give it as often as it is to be answered")
         sampling = SamplingParams(
-            self.temperature if self.do_sample else 0.0,
-            self.top_k,
-            self.top_p,
-            self.min_p,
-            self.random_seed,
+            temperature=self.temperature if self.do_sample else 0.0,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=self.random_seed,
             repetition_penalty=self.repetition_penalty,
         )
         return TextRequest(

@@ -1,9 +1,8 @@
-"""CUDA graphs of the decode step: what the host would launch kernel by kernel is launched at once.
+"""CUDA graphs of the decode step: the host launches all kernels of a step at once.
 
-Owns: warm-up, capture and replay, one graph per shape. Knows nothing about: what is captured, except that it reads and
-    writes only memory
-that stays where it is, and that running it again does no harm. Source: the PyTorch documentation, "CUDA semantics",
-CUDA Graphs.
+Owns: warm-up, capture and replay, one graph per shape. Knows nothing about: what the step computes.
+The step must read and write only memory that stays where it is, and must do no harm when it is run again.
+Source: the PyTorch documentation, "CUDA semantics", CUDA Graphs.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _WARM_UP_RUNS = 2
 
 
 class StepGraphs:
-    """Graphs by shape, captured when the shape is first seen. One memory pool for all: only one runs at a time."""
+    """Graphs by shape, captured when the shape is first seen. All share one memory pool: only one runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -31,7 +30,7 @@ class StepGraphs:
 
         Args:
             shape: equal for steps that launch the same kernels on the same memory.
-            step: launches them, and waits for nothing.
+            step: launches the kernels, and waits for nothing.
         """
         graph = self._graphs.get(shape)
         if graph is None:
@@ -47,7 +46,7 @@ class StepGraphs:
                 step()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Another thread may use CUDA meanwhile; only what this one launches belongs to the graph.
+        # Another thread may use CUDA meanwhile; only the launches of this one belong to the graph.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             step()
         self._pool = self._pool or graph.pool()

@@ -1,6 +1,6 @@
 """Loads a model: the bundled tiny network, or any local Hugging Face directory. Opens no connection.
 
-Knows nothing about: slots, requests, grammars.
+Owns: ``LoadedModel``. Knows nothing about: slots, requests, grammars.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ WEIGHT_SEED = 0
 _SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """What a model directory holds.
+    """A model directory, loaded.
 
     Attributes:
         network: the ``transformers`` causal language model, in evaluation mode on its device.
@@ -33,7 +33,7 @@ class LoadedModel:
         path: the directory; it holds ``tokenizer.json``.
         stop_token_ids: ids that end a text.
         trained: False if the weights are random numbers.
-        sampling: what the model's ``generation_config.json`` says about sampling, as fields of ``SamplingParams``.
+        sampling: fields of ``SamplingParams`` that the model's ``generation_config.json`` sets.
     """
 
     network: Any
@@ -52,14 +52,11 @@ class LoadedModel:
 def load_model(path: Path | str | None = None, device: torch.device | str | None = None) -> LoadedModel:
     """Loads a model from a local directory; opens no connection.
 
-    A directory with a configuration but without weights gets random ones, the same on every machine: enough to exercise
-    a decode loop.
+    A directory without weights gets random ones, the same on every machine: enough to exercise a decode loop.
 
     Args:
-        path: directory with ``config.json``, ``tokenizer.json`` and, if trained, ``*.safetensors``; None = the bundled
-            model.
-        device: where the weights live; None = the first CUDA device, or else the CPU. bfloat16 on CUDA, float32 on the
-            CPU.
+        path: with ``config.json``, ``tokenizer.json`` and, if trained, ``*.safetensors``; None = the bundled model.
+        device: None = the first CUDA device, or else the CPU. The weights are bfloat16 on CUDA, float32 on the CPU.
 
     Raises:
         ValueError: the network has attention windows, which the static slots cannot hold.
@@ -73,7 +70,7 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
     ):
         raise ValueError(f"{directory}: the network has layers other than full attention")
     trained = any(directory.glob("*.safetensors"))
-    transformers_logging.disable_progress_bar()  # it writes to stderr, whoever owns that
+    transformers_logging.disable_progress_bar()  # stderr belongs to the caller
     if trained:
         network = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, attn_implementation="sdpa", local_files_only=True
@@ -84,11 +81,9 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").to(
                 dtype
             )
-    stop = (
-        network.generation_config.eos_token_id
-        if network.generation_config.eos_token_id is not None
-        else config.eos_token_id
-    )
+    stop = network.generation_config.eos_token_id
+    if stop is None:
+        stop = config.eos_token_id
     return LoadedModel(
         network=network.to(target).eval(),
         tokenizer=Tokenizer.from_file(str(directory / "tokenizer.json")),
@@ -100,7 +95,7 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
 
 
 def _sampling_defaults(path: Path) -> dict[str, float]:
-    """Returns what a generation config says, as vLLM reads it; ``do_sample: false`` is temperature 0."""
+    """Returns the fields that a generation config sets, as vLLM reads it; ``do_sample: false`` is temperature 0."""
     if not path.exists():
         return {}
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -1,10 +1,8 @@
 """The model: a Llama-like network from ``transformers`` over static slots.
 
-Owns: the key-value cache whose rows each stand at a position of their own, prefill of one slot, and the decode step
-    over all slots.
-Every buffer is written in place, and a decode step has one of few shapes: so many slots, so many columns of the cache,
-both rounded up.
-On CUDA the step of each shape is captured in a graph (``cuda_graphs``).
+Every slot stands at a position of its own in the key-value cache. Every buffer is written in place. A decode step has
+one of few shapes: a number of slots and a number of cache columns, both rounded up. On CUDA each shape has a graph.
+Owns: the cache, prefill of one slot, and the decode step over all slots.
 Knows nothing about: requests, sampling, grammars, text.
 """
 
@@ -28,8 +26,7 @@ _MEMORY_SHARE = 0.8  # of what is free on the device; activations and graphs nee
 
 
 def slots_that_fit(loaded: LoadedModel, context_length: int, wanted: int | None = None) -> int:
-    """Returns how many slots of ``context_length`` tokens to make: ``wanted``, or on CUDA fewer, if its free memory has
-    no room.
+    """Returns how many slots of ``context_length`` tokens to make: ``wanted``, on CUDA only as many as fit.
 
     Raises:
         ValueError: ``wanted`` is below 1, or there is no room for one.
@@ -59,14 +56,13 @@ def _head_size(config: Any) -> int:
 
 
 class SlotModel:
-    """Runs a network over ``slot_count`` slots, each holding the tokens of one sequence.
+    """Runs a network over ``slot_count`` slots, each with the tokens of one sequence. One caller at a time.
 
-    A sequence joins by ``prefill`` and leaves by ``free``, between steps; the others do not notice. One caller at a
-    time.
+    A sequence joins by ``prefill`` and leaves by ``free``, between steps; the others do not notice.
 
     Attributes:
         lengths: tokens in the cache of each slot.
-        logits: (S, V) in the network's dtype, on its device, overwritten in place: row s is valid after a ``prefill``
+        logits: (S, V) in the network's dtype, on its device, overwritten in place. Row s is valid after a ``prefill``
             of slot s or a ``decode`` that named it.
     """
 
@@ -77,7 +73,7 @@ class SlotModel:
         self.lengths = [0] * slot_count
         self.logits = torch.zeros(slot_count, network.config.vocab_size, dtype=network.dtype, device=self.device)
         self._network = network
-        self._cache = SlotCache(network.config, slot_count, context_length, network.dtype, self.device)
+        self._cache = SlotCache(network, slot_count, context_length)
         self._token_ids = torch.zeros(slot_count, 1, dtype=torch.int64, device=self.device)
         self._positions = torch.zeros(slot_count, 1, dtype=torch.int64, device=self.device)
         self._columns = torch.arange(context_length, device=self.device)  # (C,)
@@ -87,7 +83,7 @@ class SlotModel:
         """Appends ``token_ids`` to ``slot`` and sets ``logits[slot]`` to those after the last one.
 
         Raises:
-            ValueError: none given, or more than the slot has room for.
+            ValueError: there are no ``token_ids``, or more than the slot has room for.
         """
         start, end = self.lengths[slot], self.lengths[slot] + len(token_ids)
         if not token_ids or end > self.context_length:
@@ -103,11 +99,11 @@ class SlotModel:
     def decode(self, token_ids: Tensor, slots: Sequence[int]) -> None:
         """Appends one token to each of ``slots`` and sets their ``logits``.
 
-        All slots up to the last of ``slots`` are computed, whoever is in them. An idle one writes at the position after
-        its last token, which nobody reads and the next token overwrites.
+        All slots up to the last of ``slots`` are computed. An idle slot writes behind its last token, where nothing is
+        read before its next token is written.
 
         Args:
-            token_ids: (S,) int64, on the model's device; those of other slots are not looked at.
+            token_ids: (S,) int64, on the model's device; those of other slots have no effect.
             slots: no slot twice, each with room for one token.
         """
         self._token_ids.copy_(token_ids[:, None])
@@ -124,7 +120,7 @@ class SlotModel:
             self.lengths[slot] += 1
 
     def rewind(self, slot: int) -> None:
-        """Takes the last token of ``slot`` back, to be given again."""
+        """Takes the last token of ``slot`` back; the caller gives it again."""
         self.lengths[slot] -= 1
 
     def free(self, slot: int) -> None:
@@ -132,12 +128,11 @@ class SlotModel:
         self.lengths[slot] = 0
 
     def _decode_slots(self, count: int, width: int) -> None:
-        """The part of a step that a CUDA graph can hold: it reads and writes only memory of this object, and waits for
-        nothing."""
+        """Computes the logits; a CUDA graph can hold this, for it uses only memory of this object and never waits."""
         self.logits[:count] = self._forward(self._token_ids[:count], self._positions[:count], slice(0, count), width)
 
     def _rounded_slots(self, count: int) -> int:
-        """Rounds up on CUDA, where idle slots cost little and every number would be a graph of its own."""
+        """Rounds up on CUDA, where idle slots cost little and every number would need its own graph."""
         return count if self._graphs is None else min(1 << (count - 1).bit_length(), self.slot_count)
 
     def _rounded_columns(self, width: int) -> int:
@@ -148,10 +143,9 @@ class SlotModel:
 
     @torch.inference_mode()
     def _forward(self, token_ids: Tensor, positions: Tensor, slots: slice, width: int) -> Tensor:
-        """Runs (B, T) tokens at (B, T) positions of B neighbouring slots; returns the logits (B, V) after the last of
-        each.
+        """Runs (B, T) tokens at (B, T) positions of B neighbouring slots; returns (B, V) logits after the last of each.
 
-        ``width`` columns of the cache are attended to; it lies above all positions.
+        ``width`` columns of the cache are attended to; it is above all positions.
         """
         self._cache.aim(slots, positions, width)
         visible = self._columns[None, None, None, :width] <= positions[:, None, :, None]  # (B, 1, T, W)
@@ -170,18 +164,17 @@ class SlotModel:
 class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of all slots, allocated once; ``aim`` says where the next forward pass writes."""
 
-    def __init__(
-        self, config: Any, slot_count: int, context_length: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, network: Any, slot_count: int, context_length: int) -> None:
+        config = network.config
         shape = (slot_count, config.num_key_value_heads, context_length, _head_size(config))
         self.slot_layers = [
-            _SlotLayer(torch.zeros(2, *shape, dtype=dtype, device=device)) for _ in range(config.num_hidden_layers)
+            _SlotLayer(torch.zeros(2, *shape, dtype=network.dtype, device=network.device))
+            for _ in range(config.num_hidden_layers)
         ]
         super().__init__(layers=self.slot_layers)
 
     def aim(self, slots: slice, positions: Tensor, width: int) -> None:
-        """Lets the next pass write (B, T) ``positions`` of the B ``slots``, and attend to the first ``width`` positions
-        of those."""
+        """Lets the next pass write (B, T) ``positions`` of B ``slots``, and attend to their first ``width`` columns."""
         for layer in self.slot_layers:
             layer.slots, layer.positions, layer.width = slots, positions, width
 

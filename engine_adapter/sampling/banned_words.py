@@ -1,7 +1,7 @@
-"""Words that an output must not have: which tokens would complete one.
+"""Words that an output must not have: the tokens that would complete one.
 
 A word is looked for in the bytes of the output, so it is found however it is cut into tokens.
-Owns: the search. Knows nothing about: masks, sampling; whoever asks forbids the tokens as long as others are left.
+Owns: the search. Knows nothing about: masks, sampling; the sampler forbids the tokens unless no others are left.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ __all__ = ["BannedWords", "TokenPrefixes"]
 
 
 class TokenPrefixes:
-    """The tokens of a model in the order of their bytes, but for special ones, which are no text; made once per
-    model."""
+    """The tokens of a model in the order of their bytes, without special ones. Made once per model."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         special = frozenset(vocabulary.special_token_ids)
@@ -39,8 +38,7 @@ class BannedWords:
     """The words of one request."""
 
     def __init__(self, words: Sequence[str], prefixes: TokenPrefixes, token_ids: Sequence[int] = ()) -> None:
-        """Takes note of ``words``, of which empty ones mean nothing, and of tokens that are banned whatever they stand
-        for."""
+        """Takes note of ``words``, of which empty ones mean nothing, and of ``token_ids`` that are always banned."""
         self._words = [word.encode() for word in words if word]
         self._prefixes = prefixes
         self._always = [*token_ids]

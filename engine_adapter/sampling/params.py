@@ -1,4 +1,7 @@
-"""How one request is sampled. Knows nothing about: tensors, slots."""
+"""How one request is sampled.
+
+Owns: ``SamplingParams`` and its ranges. Knows nothing about: tensors, slots.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 """Bounds within which nothing becomes 0, infinite or NaN in float32, and what messages say about them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one request is sampled.
 
@@ -29,14 +32,13 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 = all.
         top_p: keep the smallest set of most likely tokens whose probability reaches this; 1 = all.
         min_p: drop tokens less likely than this times the most likely one; 0 = none.
-        typical_p: keep the smallest set of tokens whose probability reaches this, those first whose surprise is nearest
-            to the
-            expected one (Meister et al., "Locally typical sampling", 2022); 1 = all.
+        typical_p: keep the smallest set of tokens whose probability reaches this, first those whose surprise is nearest
+            to the expected one (Meister et al., "Locally typical sampling", 2022); 1 = all.
         seed: same seed, same tokens; None = drawn from the system.
         presence_penalty: taken off the logit of every token that the output has already; negative = added.
-        frequency_penalty: the same, once for each time that the output has it.
-        repetition_penalty: of tokens that prompt or output have, logits above 0 are divided by it and others
-            multiplied; 1 = none. From 0.01 to 100.
+        frequency_penalty: the same, once for each time that the output has the token.
+        repetition_penalty: for tokens of prompt and output: logits above 0 are divided by it, others multiplied by it.
+            0.01 to 100; 1 = none.
         logit_bias: token id to what is added to its logit, -100 to 100. No bias allows what a grammar forbids.
 
     Raises:
@@ -69,8 +71,5 @@ class SamplingParams:
 
 def shown(value: float) -> str:
     """Returns ``value`` for a message; an integer of many digits is not written out."""
-    return (
-        f"an integer of {value.bit_length()} bits"
-        if isinstance(value, int) and value.bit_length() > 128
-        else repr(value)
-    )
+    is_long = isinstance(value, int) and value.bit_length() > 128
+    return f"an integer of {int(value).bit_length()} bits" if is_long else repr(value)

@@ -1,9 +1,9 @@
-"""What moves the logits of a slot before its draw: bias, and penalties for tokens that its text has already.
+"""Changes of the logits before the draw: bias, and penalties for tokens that the text of a slot has already.
 
-Owns: the biases of every slot, and which tokens its prompt and its output have, as tensors on the device. Each is made
-    when the first slot
-needs it, and only the rows of slots that use one are touched.
-Knows nothing about: drawing, grammars. A logit of -inf stays -inf: nothing here can allow what a mask forbids.
+A logit of -inf stays -inf: nothing here can allow what a mask forbids.
+Owns: the biases of every slot, and the tokens of its prompt and output, as tensors on the device. Each tensor is made
+when the first slot needs it, and only the rows of slots that use it are touched.
+Knows nothing about: drawing, grammars.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Penalties:
         self._rows: list[int] = []  # slots with any of these, ascending
 
     def set(self, slot: int, params: SamplingParams, prompt: Sequence[int]) -> None:
-        """Sets what ``slot`` uses from now on; its output is empty. ``prompt`` counts for the repetition penalty."""
+        """Sets the parameters of ``slot``; its output is empty. ``prompt`` counts for the repetition penalty."""
         repeats = params.repetition_penalty != 1
         _mark(self._biased, slot, bool(params.logit_bias))
         _mark(self._repeating, slot, repeats)
@@ -69,12 +69,10 @@ class Penalties:
             self._counts[index, token_ids[index]] += 1
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Returns (S, V) float32 ``logits`` with everything applied, a copy if there is anything: bias first, then what
-        repeats.
+        """Returns (S, V) float32 ``logits`` with biases, then penalties; a copy if there are any.
 
         The repetition penalty divides a logit above 0 by its factor and multiplies one below 0, as Hugging Face and
-        vLLM do (Keskar et
-        al., "CTRL", 2019); presence and frequency penalties are taken off, as OpenAI defines them.
+        vLLM do (Keskar et al., "CTRL", 2019). Presence and frequency penalties are taken off, as OpenAI defines them.
         """
         if not self._rows:
             return logits
@@ -91,14 +89,13 @@ class Penalties:
                 seen = repeating & ((counts > 0) | self._in_prompt[rows])
                 part = torch.where(seen, torch.where(part > 0, part / repetition, part * repetition), part)
             part = part - frequency * counts - presence * (counts > 0)
-        # The mask has the last word: whatever the numbers do to -inf, it stays -inf.
+        # The mask has the last word: -inf stays -inf.
         part = part.masked_fill(forbidden, -torch.inf)
         return logits.index_copy(0, rows, part)
 
 
 def forbid(logits: Tensor, forbidden: Mapping[int, Sequence[int]]) -> Tensor:
-    """Returns ``logits`` with tokens set to -inf, but for slots that would have none left: what a mask allows is never
-    a dead end.
+    """Returns ``logits`` with forbidden tokens set to -inf, but not for slots that would have no token left.
 
     Args:
         logits: (S, V) float32.

@@ -1,11 +1,10 @@
 """Logits to token ids, on the device, one set of parameters per slot.
 
-Owns: the parameters of every slot as tensors, changed in place when a request joins; the draw (``penalties.py`` moves
-    the logits before
-it). It is a pure function of (seed, position, logits, tokens so far): no generator state, so a request gives the same
-tokens in any slot, beside any neighbours, and again after a restart. One 64-bit hash per row (SplitMix64, Steele et al.
-2014) is its random number.
-Knows nothing about: grammars (a forbidden token is a logit of -inf and is never drawn), text, stop tokens.
+A draw is a pure function of seed, position, logits and tokens so far. It has no generator state. So a request gets the
+same tokens in any slot, beside any neighbours, and again after a restart. Its random number is one 64-bit hash per row
+(SplitMix64, Steele et al. 2014). A forbidden token has a logit of -inf and is never drawn.
+Owns: the draw, and the parameters of every slot as tensors, changed in place when a request joins.
+Knows nothing about: grammars, text, stop tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Sampler:
         self._penalties.set(slot, params, prompt)
 
     def release(self, slot: int) -> None:
-        """Forgets what ``slot`` had asked for that costs every step something."""
+        """Forgets those parameters of ``slot`` that cost time in every step."""
         self._truncating.discard(slot)
         self._typical.discard(slot)
         self._penalties.release(slot)
@@ -63,16 +62,13 @@ class Sampler:
     def sample(self, logits: Tensor, positions: Tensor, forbidden: Mapping[int, Sequence[int]] | None = None) -> Tensor:
         """Draws one token id per row. Changes neither the sampler nor its arguments; see ``count``.
 
-        A row without one finite logit, or whose draw comes to a token without one, yields -1: nothing may be drawn from
-        it.
-
         Args:
             logits: (S, V) floating point, on the sampler's device.
             positions: (S,) int64, same device: how many tokens each sequence has so far; each position is its own draw.
             forbidden: slot to tokens that it must not draw, unless all others are -inf.
 
         Returns:
-            (S,) int64, same device.
+            (S,) int64, same device; -1 for a row from which no token with a finite logit can be drawn.
         """
         masked = logits
         logits = self._penalties.apply(logits.float())
@@ -90,8 +86,7 @@ class Sampler:
         cumulative = probabilities.cumsum(dim=-1)  # (S, V)
         target = _uniform(self._seed, positions)[:, None] * cumulative[:, -1:]  # (S, 1)
         drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[1] - 1)  # (S, 1)
-        # Rounding in a parallel sum may point beside the token that was meant; one of probability 0 must never be
-        # drawn.
+        # Rounding in a parallel sum may point beside the right token; a token of probability 0 must never be drawn.
         possible = probabilities.gather(1, drawn) > 0
         taken = torch.where(possible & (self._temperature > 0), drawn, greedy[:, None])  # (S, 1)
         return torch.where(masked.gather(1, taken).isfinite(), taken, -1).squeeze(1)
@@ -120,13 +115,15 @@ class Sampler:
 def token_logprobs(
     logits: Tensor, token_ids: Tensor, top: int
 ) -> tuple[list[float], list[list[int]], list[list[float]]]:
-    """Returns, for each row, the log probability of its token, and id and log probability of its ``top`` most likely
-    ones.
+    """Returns how likely the token of each row is, and which tokens are the most likely ones.
 
     Args:
         logits: (B, V) floating point, after the mask.
         token_ids: (B,) int64, same device.
-        top: 0 for none.
+        top: how many of the most likely tokens to return; 0 for none.
+
+    Returns:
+        For each row: the log probability of its token, the ids of the ``top`` tokens, their log probabilities.
     """
     logprobs = torch.log_softmax(logits.float(), dim=-1)  # (B, V)
     drawn = logprobs.gather(1, token_ids[:, None]).squeeze(1)  # (B,)
@@ -135,8 +132,10 @@ def token_logprobs(
 
 
 def _uniform(seed: Tensor, position: Tensor) -> Tensor:
-    """Returns (S,) float32 in [0, 1), the SplitMix64 output number ``position`` of each seed; int64 wraps as uint64
-    would."""
+    """Returns (S,) float32 in [0, 1): the SplitMix64 output number ``position`` of each seed.
+
+    int64 wraps as uint64 would.
+    """
     x = seed + (position + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15
     x = (x ^ _shift_right(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ _shift_right(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB

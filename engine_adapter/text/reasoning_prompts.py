@@ -1,6 +1,6 @@
 """Reasoning in a prompt: how a chat template marks it, and whether the assistant begins with it.
 
-Knows nothing about: outputs, grammars, requests.
+Owns: ``ReasoningPrompts`` and the known marks. Knows nothing about: outputs, grammars, requests.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ class ReasoningPrompts:
 
         Args:
             tokenizer: of the model.
-            end: text that ends the reasoning of a model that always begins with it, whatever the template says; None =
-                what the
-                template says; "" = none.
+            end: text that ends the reasoning of a model that always begins with it, even against the template.
+                None = the end that the template shows; "" = the model does not reason.
 
         Raises:
             ValueError: ``end`` has no tokens.
@@ -46,7 +45,7 @@ class ReasoningPrompts:
             raise ValueError(
                 f"reasoning_end is {self.end!r}, which has no tokens; give the text that ends the model's reasoning"
             )
-        # A template that can only turn reasoning off is that of a model that begins with it by itself.
+        # If a template can only turn reasoning off, its model begins with reasoning by itself.
         self._begins_by_itself = self.end is not None and (
             bool(end) or (self._state_after(_ASK) is None and self._state_after(_ASK, enable_thinking=False) is False)
         )
@@ -54,13 +53,13 @@ class ReasoningPrompts:
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
     ) -> tuple[str, bool]:
-        """Returns the prompt, and whether what follows it is reasoning, up to its end.
+        """Returns the prompt, and whether the assistant's reasoning follows it.
 
         Args:
             messages, tools, variables: see ``TextTokenizer.apply_chat_template``; ``enable_thinking`` is a variable.
 
         Raises:
-            ValueError: see there.
+            ValueError: the model has no chat template, or the template refuses the messages.
         """
         prompt = str(self._tokenizer.apply_chat_template(messages, tools, **variables))
         if self.end is None:
@@ -68,13 +67,15 @@ class ReasoningPrompts:
         state = self._state(prompt, messages, tools, variables)
         if state is not None or not self._begins_by_itself or variables.get("enable_thinking") is False:
             return prompt, bool(state)
-        # The model would begin with this by itself; standing in the prompt it is certain.
+        # The model would write this mark by itself; in the prompt it is certain.
         return prompt + (f"{self._start}\n" if self._start else ""), True
 
     def follows(self, prompt: str) -> bool:
-        """Says whether what follows ``prompt``, a text that somebody else rendered, is reasoning: it ends with the mark
-        that begins it,
-        or the model begins by itself and nothing has ended it."""
+        """Whether reasoning follows ``prompt``, a text that the client rendered.
+
+        It does if the text ends with the mark that begins reasoning. It also does if the model begins by itself, and
+        the text does not end with the mark that ends reasoning.
+        """
         if self.end is None:
             return False
         text = prompt.rstrip()
@@ -89,10 +90,9 @@ class ReasoningPrompts:
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any],
     ) -> bool | None:
-        """Says whether ``prompt`` leaves the assistant within its reasoning, has ended it (False), or does not speak of
-        it (None).
+        """Whether ``prompt`` leaves the assistant within its reasoning; None if it has no mark of reasoning.
 
-        Only what the template adds for the assistant is looked at: anybody may write marks into a message.
+        Only the text that the template adds for the assistant counts: any message may have marks in it.
         """
         assert self.end is not None
         without = self._tokenizer.apply_chat_template(messages, tools, add_generation_prompt=False, **variables)
@@ -107,5 +107,5 @@ class ReasoningPrompts:
         try:
             prompt = self._tokenizer.apply_chat_template(messages, **variables)
             return self._state(prompt, messages, None, variables)
-        except ValueError:  # a template that does not take this conversation shows nothing
+        except ValueError:  # the template refuses this conversation
             return None

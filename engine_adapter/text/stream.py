@@ -1,7 +1,7 @@
-"""Tokens to text while they arrive: UTF-8 that is never cut within a character, and stop strings that are cut exactly.
+"""Tokens to text while they arrive: no character is cut in two, and the text ends exactly before a stop string.
 
-Owns: the bytes of a character that is not whole yet, and the text that may be the beginning of a stop string.
-Knows nothing about: tokens other than their bytes, who reads the text.
+Owns: the bytes of a character that is not whole yet, and the text that may begin a stop string.
+Knows nothing about: tokens other than their bytes, the readers of the text.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ class TextStream:
     """The text of one output.
 
     Attributes:
-        text: all that was released.
+        text: all the text that ``feed`` and ``finish`` returned.
         stop_string: the stop string that ended it, if one did.
     """
 
     def __init__(self, stop: Sequence[str] = (), *, skip_space: bool = False) -> None:
-        """``stop`` are the stop strings; with ``skip_space`` white space at the beginning is no part of the text."""
+        """Begins a text that ``stop`` strings end; with ``skip_space`` without white space at its beginning."""
         self.text = ""
         self._skip_space = skip_space
         self.stop_string: str | None = None
@@ -45,7 +45,7 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """Takes the end; returns what was held back. Bytes that are no whole character become U+FFFD."""
+        """Takes the end; returns the text held back. Bytes that are no whole character become U+FFFD."""
         if self.stop_string is not None:
             return ""
         piece = self._release(self._decoder.decode(b"", True)) + self._held
@@ -59,7 +59,7 @@ class TextStream:
             self.text += piece
             return piece
         pending = self._held + piece
-        # All pieces before were searched: the first end is the first stop string to be complete.
+        # All text before was searched, so the leftmost hit is the first stop string.
         found = [(pending.find(string), string) for string in self._stop if string in pending]
         if found:
             at, self.stop_string = min(found, key=lambda hit: (hit[0], -len(hit[1])))

@@ -1,9 +1,8 @@
-"""Text to token ids and back, and the chat template: what a model directory says about text.
+"""Text to token ids and back, and the chat template: the parts of a model directory that are about text.
 
-Owns: ``TextTokenizer``. Chat templates are run by transformers in jinja's sandbox; where they come from is Hugging
-    Face's convention
-(``chat_template.jinja``, or ``chat_template`` in ``tokenizer_config.json``).
-Knows nothing about: requests, networks, grammars.
+Chat templates are found by Hugging Face's convention: ``chat_template.jinja``, or ``chat_template`` in
+``tokenizer_config.json``. The transformers library runs them in jinja's sandbox.
+Owns: ``TextTokenizer``. Knows nothing about: requests, networks, grammars.
 """
 
 from __future__ import annotations
@@ -43,20 +42,18 @@ class TextTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of ``text``. A beginning-of-text token stands at most once, whether the text, the tokenizer
-        or both put it."""
+        """Returns the ids of ``text``, with one beginning-of-text token even if text and tokenizer both have it."""
         ids: list[int] = self._tokenizer.encode(text).ids
         doubled = self._bos_id is not None and ids[:2] == [self._bos_id] * 2
         return ids[1:] if doubled else ids
 
     def encode_piece(self, text: str) -> list[int]:
-        """Returns the ids of ``text`` as it stands within others: nothing is put before or behind it."""
+        """Returns the ids of ``text`` within other text: without beginning and end tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Returns the text of ``token_ids``, without special tokens. Raises ValueError: one of them is no 32-bit number
-        from 0 on."""
+        """Returns the text of ``token_ids``, without special tokens. Raises ValueError: an id is below 0 or too large."""
         try:
             return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
         except (OverflowError, TypeError) as error:
@@ -74,8 +71,8 @@ class TextTokenizer:
 
         Args:
             messages: mappings with ``role`` and ``content``.
-            tools: what the model may call, in OpenAI's form.
-            tokenize: give ids instead of text.
+            tools: the functions that the model may call, in OpenAI's form.
+            tokenize: return ids instead of text.
             add_generation_prompt: end with the head of the assistant's turn.
             variables: for the template, for instance ``enable_thinking``.
 
