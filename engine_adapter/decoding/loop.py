@@ -92,7 +92,7 @@ class DecodeLoop:
         """Queues ``request`` and returns its output to be. The request joins when its grammar is compiled.
 
         Raises:
-            ValueError: the prompt is empty or too long, a number of tokens is out of range, or a bias is for no token.
+            ValueError: the prompt is empty or too long, a number is out of range, or a bias is for no token.
         """
         if not 0 < len(request.prompt) < self._model.context_length:
             raise ValueError(f"the prompt has {len(request.prompt)} tokens; give 1 to {self._model.context_length - 1}")
@@ -199,10 +199,8 @@ class DecodeLoop:
         tokens: dict[int, int] = {}
         for slot in sampled.slots:
             token_id = sampled.token_ids[slot.index]
-            error = masks.errors.get(slot.handle) if masks is not None and slot.handle is not None else None
-            ending: Ending | None
-            if error is not None:
-                ending = Ending("error", error)
+            if masks is not None and slot.handle is not None and slot.handle in masks.errors:
+                ending: Ending | None = Ending("error", masks.errors[slot.handle])
             else:
                 is_full = self._model.lengths[slot.index] == self._model.context_length
                 ending = slot.append(token_id, sampled.logprobs.get(slot.index), is_full=is_full)

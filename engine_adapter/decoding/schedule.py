@@ -5,12 +5,12 @@ Owns: the work between two turns. Knows nothing about: forward passes, logits, h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from engine_adapter.decoding.admission import Admission
-from engine_adapter.decoding.batch import Batch, Ending
+from engine_adapter.decoding.batch import Batch, Ending, Slot
 from engine_adapter.decoding.outage import Outage
 from engine_adapter.decoding.turn import Pending
 from engine_adapter.masker import Masker
@@ -53,7 +53,7 @@ class Schedule:
         return pending if pending.decoding or pending.reading else None
 
     def _plan(self, last_tokens: Tensor) -> Pending:
-        pending = Pending(last_tokens, decoding := [], reading := [], sampling := [])
+        decoding, reading, sampling = list[Slot](), list[tuple[Slot, Sequence[int]]](), list[Slot]()
         for slot in self._batch.running:
             if self._outage.holds(slot):
                 continue
@@ -64,7 +64,7 @@ class Schedule:
                 decoding.append(slot)
             if not slot.unread:
                 sampling.append(slot)
-        return pending
+        return Pending(last_tokens, decoding, reading, sampling)
 
     def _drop_cancelled(self) -> None:
         """Ends cancelled outputs that wait or whose prompt is being read. ``Slot.append`` ends the others."""

@@ -1,6 +1,6 @@
 """The values of a turn of the decode loop: what is to be done, what was sampled, and how long it took.
 
-Knows nothing about: how a turn is made.
+Owns: ``Pending``, ``Sampled``, ``TurnTiming``. Knows nothing about: how a turn is made.
 """
 
 from __future__ import annotations

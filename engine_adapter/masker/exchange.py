@@ -1,6 +1,6 @@
 """One step with the daemon: sent, answered, and sent again to a new session whenever the session is lost.
 
-Owns: restoring: a new session in which every sequence stands where the ledger says, and how long to try for it.
+Owns: the way to a new session in which every sequence stands where the ledger says, and how long to try.
 Knows nothing about: threads, logits, when a step is due.
 """
 

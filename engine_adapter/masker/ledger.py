@@ -1,8 +1,8 @@
 """The ledger: what every sequence of an engine has accepted, and what is asked of the daemon next.
 
 A step is planned in terms that outlive a session (``Step``) and turned into items for the present session. Results are
-booked when they arrive. So an unanswered step can be sent again to a new session, in which every sequence was opened
-from its history. Pure: no session, no clock.
+booked when they arrive. So an unanswered step can be sent again to a new session, where every sequence was opened from
+its history. Pure: no session, no clock.
 Owns: handles and histories. Knows nothing about: connecting, waiting, rows as memory.
 """
 

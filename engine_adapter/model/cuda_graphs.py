@@ -1,7 +1,7 @@
 """CUDA graphs of the decode step: the host launches all kernels of a step at once.
 
 Owns: warm-up, capture and replay, one graph per shape. Knows nothing about: what the step computes.
-The step must read and write only memory that stays where it is, and must do no harm when it is run again.
+The step must use only memory that stays where it is. Running it twice must do no harm.
 Source: the PyTorch documentation, "CUDA semantics", CUDA Graphs.
 """
 

@@ -1,6 +1,6 @@
 """Words that an output must not have: the tokens that would complete one.
 
-A word is looked for in the bytes of the output, so it is found however it is cut into tokens.
+The search is over the bytes of the output, so it finds words however they are cut into tokens.
 Owns: the search. Knows nothing about: masks, sampling; the sampler forbids the tokens unless no others are left.
 """
 

@@ -1,8 +1,8 @@
 """Changes of the logits before the draw: bias, and penalties for tokens that the text of a slot has already.
 
 A logit of -inf stays -inf: nothing here can allow what a mask forbids.
-Owns: the biases of every slot, and the tokens of its prompt and output, as tensors on the device. Each tensor is made
-when the first slot needs it, and only the rows of slots that use it are touched.
+Owns: the biases of every slot, and the tokens of its prompt and output, as tensors on the device. The first slot that
+needs a tensor makes it. Only the rows of slots that use it are touched.
 Knows nothing about: drawing, grammars.
 """
 

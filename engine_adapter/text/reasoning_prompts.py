@@ -73,8 +73,8 @@ class ReasoningPrompts:
     def follows(self, prompt: str) -> bool:
         """Whether reasoning follows ``prompt``, a text that the client rendered.
 
-        It does if the text ends with the mark that begins reasoning. It also does if the model begins by itself, and
-        the text does not end with the mark that ends reasoning.
+        It does if the text ends with the mark that begins reasoning. If the model begins by itself, it also does unless
+        the text ends with the mark that ends reasoning.
         """
         if self.end is None:
             return False

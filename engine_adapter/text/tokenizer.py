@@ -53,7 +53,7 @@ class TextTokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Returns the text of ``token_ids``, without special tokens. Raises ValueError: an id is below 0 or too large."""
+        """Returns the text of ``token_ids``, without special tokens. Raises ValueError: no such id."""
         try:
             return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
         except (OverflowError, TypeError) as error:
