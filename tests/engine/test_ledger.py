@@ -99,21 +99,22 @@ def test_close_behind_a_fork_that_is_not_begun_then_is_sent_again_behind_it() ->
 
 def test_close_that_is_never_begun_then_is_sent_with_the_next_step() -> None:
     ledger = Ledger()
-    handle = ledger.open(QUICK)
+    handle, is_closed = ledger.open(QUICK), False
 
     def step(*results: Result) -> list[Item]:
-        planned = ledger.plan({handle: ()} if handle in ledger._entries else {}, [], {}, 8)
+        planned = ledger.plan({} if is_closed else {handle: ()}, [], {}, 8)
         ledger.write_items(planned, lambda spec: 1, 8)
         ledger.book(planned, results)
         return planned.items
 
     step(Result(handle))
     ledger.close(handle)
+    is_closed = True
     for _ in range(2):
         items = step(Result(handle, Status.STEP_DEADLINE, detail_index=LateIndex.NOT_BEGUN))
         assert [item.action for item in items] == [Action.CLOSE] and ledger.is_closing
     assert step(Result(handle, Status.SEQUENCE_NOT_FOUND))[0].action == Action.CLOSE
-    assert not ledger.is_closing and ledger._known == set(), "nothing is closed twice"
+    assert not ledger.is_closing and step() == [], "nothing is closed twice"
 
 
 def test_fork_of_what_has_failed_then_has_failed() -> None:

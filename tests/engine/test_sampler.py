@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine_adapter.sampling.params import SamplingParams
+from engine_adapter.sampling.penalties import Penalties
 from engine_adapter.sampling.sampler import Sampler, _uniform
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
@@ -170,30 +171,37 @@ def test_sample_when_biased_then_tokens_gain_but_never_against_the_mask() -> Non
     assert draws(SamplingParams(temperature=0.0, logit_bias={0: -5.0, 1: -5.0})) == [0, 0, 2000, 0]
 
 
-def test_sample_when_repetition_is_penalised_then_prompt_and_output_count_once() -> None:
+def test_penalties_when_tokens_repeat_then_prompt_and_output_count_once() -> None:
     """Above 0 divided, below 0 multiplied, whether a token stands in the prompt, in the output, or in both; neighbours
     are untouched."""
     logits = torch.tensor([[4.0, 3.0, -1.0, -3.0]] * 2)
-    sampler = Sampler(2, 4)
-    sampler.set(0, SamplingParams(temperature=0.0, repetition_penalty=2.0), [0, 0])
-    sampler.set(1, SamplingParams(temperature=0.0))
-    moved = sampler._penalties.apply(logits)
-    assert moved.tolist() == [[2.0, 3.0, -1.0, -3.0], [4.0, 3.0, -1.0, -3.0]]
-    sampler.count(torch.tensor([2, 0]), [0, 1])
-    sampler.count(torch.tensor([0, 0]), [0, 1])
-    assert sampler._penalties.apply(logits)[0].tolist() == [2.0, 3.0, -2.0, -3.0]
-    assert sampler.sample(logits, torch.zeros(2, dtype=torch.int64)).tolist() == [1, 0]
-    sampler.set(
-        0,
-        SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={1: 3.0}),
-        [1],
-    )
-    sampler.count(torch.tensor([2, 0]), [0])
-    sampler.count(torch.tensor([2, 0]), [0])
+    penalties = Penalties(2, 4)
+    penalties.set(0, SamplingParams(repetition_penalty=2.0), [0, 0])
+    penalties.set(1, SamplingParams(), [])
+    assert penalties.apply(logits).tolist() == [[2.0, 3.0, -1.0, -3.0], [4.0, 3.0, -1.0, -3.0]]
+    penalties.count(torch.tensor([2, 0]), [0, 1])
+    penalties.count(torch.tensor([0, 0]), [0, 1])
+    assert penalties.apply(logits)[0].tolist() == [2.0, 3.0, -2.0, -3.0]
+    several = SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={1: 3.0})
+    penalties.set(0, several, [1])
+    penalties.count(torch.tensor([2, 0]), [0])
+    penalties.count(torch.tensor([2, 0]), [0])
     # (3 + 3) / 2, -1 * 2 - 0.5 - 2 * 0.25
-    assert sampler._penalties.apply(logits)[0].tolist() == [4.0, 3.0, -3.0, -3.0]
+    assert penalties.apply(logits)[0].tolist() == [4.0, 3.0, -3.0, -3.0]
+    penalties.release(0)
+    assert penalties.apply(logits) is logits
+
+
+def test_sample_when_repetition_is_penalised_then_another_token_wins() -> None:
+    logits = torch.tensor([[4.0, 3.0, -1.0, -3.0]] * 2)
+    sampler, positions = Sampler(2, 4), torch.zeros(2, dtype=torch.int64)
+    sampler.set(0, SamplingParams(temperature=0.0, repetition_penalty=2.0))
+    sampler.set(1, SamplingParams(temperature=0.0))
+    assert sampler.sample(logits, positions).tolist() == [0, 0]
+    sampler.count(torch.tensor([0, 0]), [0, 1])
+    assert sampler.sample(logits, positions).tolist() == [1, 0]
     sampler.release(0)
-    assert sampler._penalties.apply(logits) is logits
+    assert sampler.sample(logits, positions).tolist() == [0, 0]
 
 
 def test_sample_when_tokens_are_forbidden_then_not_drawn_unless_nothing_else_is_left() -> None:
