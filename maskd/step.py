@@ -23,7 +23,18 @@ from maskd.errors import (
     TokenRejectedError,
 )
 
-__all__ = ["NO_ROW", "ROLLBACK_ALL", "Action", "Item", "ItemField", "LateIndex", "Result", "Status"]
+__all__ = [
+    "NO_ROW",
+    "ROLLBACK_ALL",
+    "Action",
+    "Item",
+    "ItemField",
+    "ItemFlag",
+    "LateIndex",
+    "Result",
+    "ResultFlag",
+    "Status",
+]
 
 ROLLBACK_ALL = -1
 """``Item.rollback``: undo every token; the sequence stands as newly opened."""
@@ -38,6 +49,20 @@ class Action(enum.IntEnum):
     OPEN = 1
     FORK = 2
     CLOSE = 3
+
+
+class ItemFlag(enum.IntFlag):
+    """Flags of an item."""
+
+    WANT_FORCED = 1
+
+
+class ResultFlag(enum.IntFlag):
+    """Flags of a result; ``Result`` has them as fields of the same names."""
+
+    TERMINATED = 1
+    ACCEPTING = 2
+    ALL_ALLOWED = 4
 
 
 class Status(enum.IntEnum):

@@ -38,7 +38,7 @@ Optional powers are protocols of one method. The worker looks for them once for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -56,7 +56,9 @@ __all__ = [
     "Grammar",
     "LookAhead",
     "Matcher",
+    "PIECE_TOKENS",
     "Serializer",
+    "in_pieces",
 ]
 
 
@@ -207,3 +209,14 @@ class BackendFactory(Protocol):
 
     def __call__(self, vocabulary: Vocabulary, *, threads: int) -> Backend:
         """Returns the backend for ``vocabulary``; ``threads`` bounds its native threads. May take a second."""
+
+
+PIECE_TOKENS = 16
+"""Tokens of one native call. llguidance holds the interpreter while it takes tokens. A history of thousands in one call
+would stop the data path, which needs the interpreter, and look like a hang to the front."""
+
+
+def in_pieces(token_ids: Sequence[int], size: int = PIECE_TOKENS) -> Iterator[Sequence[int]]:
+    """Yields ``token_ids`` in pieces of ``size``, each for one native call."""
+    for at in range(0, len(token_ids), size):
+        yield token_ids[at : at + size]

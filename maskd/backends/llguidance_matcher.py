@@ -16,14 +16,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from maskd.backends.base import in_pieces
 from maskd.errors import BackendError
 from maskd.grammar import GrammarReport
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["LlguidanceGrammar", "LlguidanceMatcher", "address_of", "first_lines"]
-
-_PIECE_TOKENS = 16
-"""Tokens of one native call in a replay: the library holds the interpreter meanwhile."""
 
 
 class LlguidanceMatcher:
@@ -95,8 +93,7 @@ class LlguidanceMatcher:
         for _ in range(2):
             start, count = self._checkpoint if self._checkpoint[1] <= len(self._history) else (self._root, 0)
             native = start.deep_copy()
-            left = self._history[count:]
-            if all(native.consume_tokens(left[at : at + _PIECE_TOKENS]) for at in range(0, len(left), _PIECE_TOKENS)):
+            if all(map(native.consume_tokens, in_pieces(self._history[count:]))):
                 self._native = native
                 return
             self._move(self._grammar.sound_root(self._root))

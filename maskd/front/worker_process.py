@@ -148,7 +148,10 @@ class Worker(Supervised):
             calls = {call[0]: call for call in marker.busy()}
             same = [slot for slot, call in calls.items() if slot in watched and watched[slot][0] == call]
             now = look(self.pid) if same else {}
-            stuck = {slot: stuck_seconds(passed, before, now, marker.slot(slot)[2]) if before else 0.0 for slot in same}
+            stuck = {
+                slot: stuck_seconds(passed, before, now, marker.slots[slot].thread_id) if before else 0.0
+                for slot in same
+            }
             watched = {
                 slot: (call, watched[slot][1] + stuck[slot] if slot in stuck else 0.0) for slot, call in calls.items()
             }

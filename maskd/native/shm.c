@@ -127,6 +127,31 @@ static PyObject *spin(PyObject *self, PyObject *args) {
     return PyLong_FromSsize_t(found);
 }
 
+/* What read_step returns, with fields by name: an item that was checked, and the items of a step. */
+enum {
+    ITEM_STATUS, ITEM_SEQUENCE_ID, ITEM_ACTION, ITEM_FLAGS, ITEM_GRAMMAR_ID, ITEM_SOURCE_SEQUENCE_ID, ITEM_ROLLBACK, ITEM_ROW, ITEM_ACCEPT, ITEM_DRAFTS,
+    ITEM_DETAIL_INDEX, ITEM_DETAIL_VALUE, ITEM_FIELDS
+};
+static PyStructSequence_Field item_fields[] = {
+    {"status", "MASKD_OK, or why the item is refused"}, {"sequence_id", NULL}, {"action", NULL}, {"flags", NULL}, {"grammar_id", NULL},
+    {"source_sequence_id", NULL}, {"rollback", NULL}, {"row", NULL}, {"accept", "token ids, a tuple"}, {"drafts", "token ids, a tuple"},
+    {"detail_index", "of the status"}, {"detail_value", "of the status"}, {NULL, NULL}};
+static PyStructSequence_Desc item_description = {"maskd._shm.CheckedItem", "One item in full, as read_step found it.", item_fields, ITEM_FIELDS};
+
+enum { BATCH_IDS, BATCH_TOKENS, BATCH_ROWS, BATCH_OTHERS, BATCH_FIELDS };
+static PyStructSequence_Field batch_fields[] = {{"ids", "sequence ids of plain items; 0 for others"}, {"tokens", "the token of each plain item"},
+                                                {"rows", "the row of each plain item"}, {"others", "CheckedItem of each other item, by index"}, {NULL, NULL}};
+static PyStructSequence_Desc batch_description = {"maskd._shm.Batch", "The items of one step.", batch_fields, BATCH_FIELDS};
+
+typedef struct {
+    PyTypeObject *item, *batch;
+} module_state;
+
+/* Puts a new reference into a field; a value that could not be made leaves the error set. */
+static void put(PyObject *record, Py_ssize_t field, PyObject *value) {
+    if (value) PyStructSequence_SetItem(record, field, value);
+}
+
 static PyObject *int32_tuple(const int32_t *values, Py_ssize_t count) {
     PyObject *tuple = PyTuple_New(count);
     for (Py_ssize_t i = 0; tuple && i < count; i++) {
@@ -137,12 +162,6 @@ static PyObject *int32_tuple(const int32_t *values, Py_ssize_t count) {
         }
     }
     return tuple;
-}
-
-/* Steals nothing; returns 0 on success. */
-static int put_int(PyObject *tuple, Py_ssize_t index, long long value) {
-    PyObject *number = PyLong_FromLongLong(value);
-    return number ? PyTuple_SetItem(tuple, index, number) : -1;
 }
 
 enum { /* detail_index of MASKD_INVALID_ITEM */
@@ -188,29 +207,30 @@ static int check_item(const maskd_item *item, const int32_t *tokens, uint32_t to
     return MASKD_OK;
 }
 
-/* One item as (status, sequence_id, action, flags, grammar_id, source_sequence_id, rollback, row, accept, drafts, detail_index, detail_value). */
-static PyObject *item_tuple(const maskd_item *item, int status, const int32_t *tokens, int32_t detail_index, int64_t detail_value) {
-    PyObject *tuple = PyTuple_New(12), *accept, *drafts;
+/* One item in full, as a CheckedItem. */
+static PyObject *checked_item(PyTypeObject *type, const maskd_item *item, int status, const int32_t *tokens, int32_t detail_index, int64_t detail_value) {
+    PyObject *checked = PyStructSequence_New(type);
     int bounded = status == MASKD_OK || status == MASKD_TOKEN_OUT_OF_RANGE; /* else the counts were not believed */
     uint32_t accept_count = bounded ? item->accept_count : 0, draft_count = bounded ? item->draft_count : 0;
     uint32_t offset = accept_count || draft_count ? item->accept_offset : 0;
-    if (!tuple) return NULL;
-    accept = int32_tuple(tokens + offset, accept_count);
-    drafts = int32_tuple(tokens + offset + accept_count, draft_count);
-    if (!accept || !drafts) {
-        Py_XDECREF(accept);
-        Py_XDECREF(drafts);
-        Py_DECREF(tuple);
+    if (!checked) return NULL;
+    put(checked, ITEM_STATUS, PyLong_FromLong(status));
+    put(checked, ITEM_SEQUENCE_ID, PyLong_FromLongLong(item->sequence_id));
+    put(checked, ITEM_ACTION, PyLong_FromLong(item->action));
+    put(checked, ITEM_FLAGS, PyLong_FromLong(item->flags));
+    put(checked, ITEM_GRAMMAR_ID, PyLong_FromLongLong(item->grammar_id));
+    put(checked, ITEM_SOURCE_SEQUENCE_ID, PyLong_FromLongLong(item->source_sequence_id));
+    put(checked, ITEM_ROLLBACK, PyLong_FromLong(item->rollback));
+    put(checked, ITEM_ROW, PyLong_FromLong(item->row));
+    put(checked, ITEM_ACCEPT, int32_tuple(tokens + offset, accept_count));
+    put(checked, ITEM_DRAFTS, int32_tuple(tokens + offset + accept_count, draft_count));
+    put(checked, ITEM_DETAIL_INDEX, PyLong_FromLong(detail_index));
+    put(checked, ITEM_DETAIL_VALUE, PyLong_FromLongLong(detail_value));
+    if (PyErr_Occurred()) {
+        Py_DECREF(checked);
         return NULL;
     }
-    if (PyTuple_SetItem(tuple, 8, accept) < 0 || PyTuple_SetItem(tuple, 9, drafts) < 0 || put_int(tuple, 0, status) < 0 ||
-        put_int(tuple, 1, item->sequence_id) < 0 || put_int(tuple, 2, item->action) < 0 || put_int(tuple, 3, item->flags) < 0 ||
-        put_int(tuple, 4, item->grammar_id) < 0 || put_int(tuple, 5, item->source_sequence_id) < 0 || put_int(tuple, 6, item->rollback) < 0 ||
-        put_int(tuple, 7, item->row) < 0 || put_int(tuple, 10, detail_index) < 0 || put_int(tuple, 11, detail_value) < 0) {
-        Py_DECREF(tuple);
-        return NULL;
-    }
-    return tuple;
+    return checked;
 }
 
 /* Whether every sequence id is there once: unique[i] tells it of item i. Bounded, whatever the ids are: where too many fall
@@ -247,8 +267,8 @@ static int list_int(PyObject *list, Py_ssize_t index, long long value) {
 }
 
 /* read_step(cell, items_offset, tokens_offset, item_capacity, token_capacity, vocab_size, row_capacity, step)
- *   -> (sequence ids, tokens, rows, others), or None if the cell itself is broken. Three lists with an entry for each item; an item that
- * is not plain, or whose sequence is named twice, has the id 0 there and its tuple in the dict others, by its number.
+ *   -> Batch, or None if the cell itself is broken. Three of its fields are lists with an entry for each item. An item that is not plain,
+ * or whose sequence is named twice, has the id 0 there; the dict others has it as a CheckedItem, by its index.
  * Every byte of the foreign cell is copied once into private memory and only then looked at. */
 static PyObject *read_step(PyObject *self, PyObject *args) {
     unsigned long long cell_address, items_offset, tokens_offset, step;
@@ -259,7 +279,7 @@ static PyObject *read_step(PyObject *self, PyObject *args) {
     uint32_t *slots = NULL, slot_count = 2;
     unsigned char *taken = NULL, *unique = NULL;
     PyObject *ids = NULL, *plain_tokens = NULL, *rows = NULL, *others = NULL, *out = NULL;
-    (void)self;
+    const module_state *state = PyModule_GetState(self);
     if (!PyArg_ParseTuple(args, "KKKIIIIK", &cell_address, &items_offset, &tokens_offset, &item_capacity, &token_capacity, &vocab_size, &row_capacity, &step))
         return NULL;
     memcpy(&cell, POINTER(void, cell_address), sizeof(cell));
@@ -290,13 +310,19 @@ static PyObject *read_step(PyObject *self, PyObject *args) {
             list_int(rows, i, plain ? items[i].row : 0) < 0)
             goto done;
         if (plain) continue;
-        PyObject *number = PyLong_FromUnsignedLong(i), *tuple = item_tuple(&items[i], status, tokens, detail_index, detail_value);
-        int failed = !number || !tuple || PyDict_SetItem(others, number, tuple) < 0;
-        Py_XDECREF(number);
-        Py_XDECREF(tuple);
+        PyObject *index = PyLong_FromUnsignedLong(i), *item = checked_item(state->item, &items[i], status, tokens, detail_index, detail_value);
+        int failed = !index || !item || PyDict_SetItem(others, index, item) < 0;
+        Py_XDECREF(index);
+        Py_XDECREF(item);
         if (failed) goto done;
     }
-    out = PyTuple_Pack(4, ids, plain_tokens, rows, others);
+    out = PyStructSequence_New(state->batch);
+    if (!out) goto done;
+    put(out, BATCH_IDS, ids);
+    put(out, BATCH_TOKENS, plain_tokens);
+    put(out, BATCH_ROWS, rows);
+    put(out, BATCH_OTHERS, others);
+    ids = plain_tokens = rows = others = NULL;
 done:
     free(items);
     free(tokens);
@@ -310,9 +336,15 @@ done:
     return out;
 }
 
+enum {
+    RESULT_SEQUENCE_ID, RESULT_STATUS, RESULT_FLAGS, RESULT_ROW, RESULT_ROW_COUNT, RESULT_ACCEPTED_COUNT, RESULT_POSITION, RESULT_FORCED,
+    RESULT_DETAIL_INDEX, RESULT_DETAIL_VALUE, RESULT_FIELDS
+};
+
 /* write_results(cell, results_offset, forced_offset, forced_capacity, step, duration_ns, ids, rows, results)
- * A result is the position of a plain item that went well, with its id and its row in the other two lists, or it is
- * (sequence_id, status, flags, row, row_count, accepted_count, position, forced, detail_index, detail_value). The caller has set the lock. */
+ * A result is the position of a plain item that went well, with its id and its row in the other two lists. Else it is a tuple
+ * of RESULT_FIELDS fields, in the order of their enum. Either may come as a pair with the flags of its row, which are added.
+ * The caller has set the lock. */
 static PyObject *write_results(PyObject *self, PyObject *args) {
     unsigned long long cell_address, results_offset, forced_offset, step, duration_ns;
     unsigned int forced_capacity, forced_at = 0;
@@ -327,30 +359,36 @@ static PyObject *write_results(PyObject *self, PyObject *args) {
     if (count < 0) return NULL;
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *one = PyList_GetItem(results, i), *forced;
-        long long field[10];
+        long long field[RESULT_FIELDS], row_flags = 0;
+        if (one && PyTuple_Check(one) && PyTuple_Size(one) == 2) {
+            row_flags = PyLong_AsLongLong(PyTuple_GetItem(one, 1));
+            one = PyTuple_GetItem(one, 0);
+            if (PyErr_Occurred()) return NULL;
+        }
         if (one && PyLong_Check(one)) {
             PyObject *id = PyList_GetItem(ids, i), *row = id ? PyList_GetItem(rows, i) : NULL;
             if (!row) return NULL;
-            maskd_result plain = {.sequence_id = PyLong_AsLongLong(id), .row = (int32_t)PyLong_AsLong(row), .row_count = 1, .accepted_count = 1,
-                                  .position = (uint32_t)PyLong_AsUnsignedLong(one), .forced_offset = forced_at, .detail_index = -1};
+            maskd_result plain = {.sequence_id = PyLong_AsLongLong(id), .flags = (uint16_t)row_flags, .row = (int32_t)PyLong_AsLong(row), .row_count = 1,
+                                  .accepted_count = 1, .position = (uint32_t)PyLong_AsUnsignedLong(one), .forced_offset = forced_at, .detail_index = -1};
             if (PyErr_Occurred()) return NULL;
             out[i] = plain;
             continue;
         }
-        if (!one || PyTuple_Size(one) != 10) {
+        if (!one || PyTuple_Size(one) != RESULT_FIELDS) {
             if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "a result has ten fields");
             return NULL;
         }
-        for (int k = 0; k < 10; k++) field[k] = k == 7 ? 0 : PyLong_AsLongLong(PyTuple_GetItem(one, k));
+        for (int k = 0; k < RESULT_FIELDS; k++) field[k] = k == RESULT_FORCED ? 0 : PyLong_AsLongLong(PyTuple_GetItem(one, k));
         if (PyErr_Occurred()) return NULL;
-        forced = PyTuple_GetItem(one, 7);
+        forced = PyTuple_GetItem(one, RESULT_FORCED);
         Py_ssize_t forced_count = PyTuple_Size(forced);
         if (forced_count < 0) return NULL;
         if ((unsigned long long)forced_count > forced_capacity - forced_at) forced_count = forced_capacity - forced_at; /* a hint: cut, not failed */
-        maskd_result result = {.sequence_id = field[0], .status = (uint16_t)field[1], .flags = (uint16_t)field[2], .row = (int32_t)field[3],
-                               .row_count = (uint32_t)field[4], .accepted_count = (uint32_t)field[5], .position = (uint32_t)field[6],
-                               .forced_offset = forced_at, .forced_count = (uint32_t)forced_count, .detail_index = (int32_t)field[8],
-                               .detail_value = field[9]};
+        maskd_result result = {.sequence_id = field[RESULT_SEQUENCE_ID], .status = (uint16_t)field[RESULT_STATUS],
+                               .flags = (uint16_t)(field[RESULT_FLAGS] | row_flags), .row = (int32_t)field[RESULT_ROW],
+                               .row_count = (uint32_t)field[RESULT_ROW_COUNT], .accepted_count = (uint32_t)field[RESULT_ACCEPTED_COUNT],
+                               .position = (uint32_t)field[RESULT_POSITION], .forced_offset = forced_at, .forced_count = (uint32_t)forced_count,
+                               .detail_index = (int32_t)field[RESULT_DETAIL_INDEX], .detail_value = field[RESULT_DETAIL_VALUE]};
         for (Py_ssize_t k = 0; k < forced_count; k++) forced_out[forced_at++] = (int32_t)PyLong_AsLong(PyTuple_GetItem(forced, k));
         out[i] = result;
     }
@@ -473,9 +511,32 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static int execute(PyObject *module) {
+    module_state *state = PyModule_GetState(module);
+    state->item = PyStructSequence_NewType(&item_description);
+    state->batch = PyStructSequence_NewType(&batch_description);
+    if (!state->item || !state->batch) return -1;
+    return PyModule_AddType(module, state->item) < 0 ? -1 : PyModule_AddType(module, state->batch);
+}
+
+static int traverse(PyObject *module, visitproc visit, void *arg) {
+    module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->item);
+    Py_VISIT(state->batch);
+    return 0;
+}
+
+static int clear(PyObject *module) {
+    module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->item);
+    Py_CLEAR(state->batch);
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, .m_name = "maskd._shm", .m_doc = "Ordering, spinning and bounded copies for shared memory.", .m_size = 0, .m_methods = methods, .m_slots = slots};
+    PyModuleDef_HEAD_INIT, .m_name = "maskd._shm", .m_doc = "Ordering, spinning and bounded copies for shared memory.", .m_size = sizeof(module_state),
+    .m_methods = methods, .m_slots = slots, .m_traverse = traverse, .m_clear = clear};
 
 PyMODINIT_FUNC PyInit__shm(void) { return PyModuleDef_Init(&module); }

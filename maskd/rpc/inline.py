@@ -28,7 +28,7 @@ from maskd.errors import (
 )
 from maskd.rpc.status import from_refusal, from_rpc_error
 from maskd.shm import layout as lay
-from maskd.shm.cells import Reply
+from maskd.shm.cells import Reply, result_flags
 from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
@@ -178,7 +178,9 @@ class InlineTransport:
         forced: list[int] = []
         at = 0
         for i, (result, item) in enumerate(zip(answer.results, items, strict=True)):
-            flags = result.terminated | result.accepting << 1 | result.all_allowed << 2
+            flags = result_flags(
+                terminated=result.terminated, accepting=result.accepting, all_allowed=result.all_allowed
+            )
             row = item.row if result.row_count else NO_ROW
             if item.row >= 0:
                 rows[item.row : item.row + 1 + len(item.drafts)] = self._stop_row

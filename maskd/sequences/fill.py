@@ -13,11 +13,15 @@ from maskd import _shm
 from maskd.backends.base import Matcher
 from maskd.bitmask import row_of
 from maskd.errors import BackendError
-from maskd.sequences.rows import ACCEPTING, ALL_ALLOWED, ROW_EMPTY, Rows
-from maskd.sequences.sequence import Broken, ItemFailed, NextCall, Sequence
+from maskd.sequences.result import Broken, ItemFailed
+from maskd.sequences.rows import RowFlag, Rows
+from maskd.sequences.sequence import NextCall, Sequence
 from maskd.step import Status
 
-__all__ = ["RowMaker"]
+__all__ = ["EMPTY", "RowMaker"]
+
+EMPTY = RowFlag.EMPTY.value
+"""A plain int: operations on an ``IntFlag`` are slow."""
 
 
 class RowMaker:
@@ -28,18 +32,22 @@ class RowMaker:
         vocab_size: width of the logits.
         stop_token_ids: of the vocabulary, for the row that failed and terminated items get.
         forced_limit: forced tokens looked for at most.
+
+    Attributes:
+        stop_row: the row that allows the stop tokens only.
+        flags: those flags of a row that its result passes on.
     """
 
     def __init__(self, token_count: int, vocab_size: int, stop_token_ids: Seq[int], forced_limit: int) -> None:
         self.stop_row = row_of(stop_token_ids, vocab_size)
-        self.flags = ACCEPTING | (ALL_ALLOWED if token_count == vocab_size else 0)  # padding is never allowed
-        """What of the flags of a row is passed on."""
+        every = token_count == vocab_size  # else there is padding, which no row allows
+        self.flags = (RowFlag.ACCEPTING | RowFlag.ALL_ALLOWED if every else RowFlag.ACCEPTING).value
         self.token_count = token_count
         self._scratch = self.new_rows(1)
         self._forced_limit = forced_limit
 
     def new_rows(self, count: int) -> Rows:
-        """Returns rows of their own, all zero."""
+        """Returns new rows in private memory, all zero."""
         return Rows(np.zeros((count, len(self.stop_row)), dtype=np.int32))
 
     def close(self, rows: Rows, row: int, count: int) -> None:
@@ -48,27 +56,30 @@ class RowMaker:
             rows.block[row : row + count] = self.stop_row
 
     def fill(self, sequence: Sequence, matcher: Matcher, rows: Rows, row: int) -> int:
-        """Fills one row of ``sequence`` from ``matcher`` and returns its flags. An empty row is a failed item: there is
-        nothing to
-        sample from."""
+        """Fills one row of ``sequence`` from ``matcher`` and returns its flags.
+
+        Raises:
+            ItemFailed: BACKEND_FAILED, or NO_TOKEN_ALLOWED: the row is empty, and nothing can be sampled from it.
+        """
         try:
             matcher.fill_bitmask(rows.row[row])
         except BackendError:
             raise ItemFailed(Status.BACKEND_FAILED) from None
         flags = _shm.finish_rows(rows.address, rows.stride_words, self.token_count, [row], [sequence.stop_bytes])[0]
-        if flags & ROW_EMPTY:
+        if flags & EMPTY:
             raise ItemFailed(Status.NO_TOKEN_ALLOWED)
         return flags
 
     def fill_drafts(
         self, sequence: Sequence, row: int, drafts: tuple[int, ...], rows: Rows, next_call: NextCall
     ) -> tuple[int, int]:
-        """Walks the drafts: fill, accept one, fill, ..., and back: (rows filled, flags of the first). The history is
-        not touched.
+        """Walks the drafts and back: fill, accept one, fill, … The history is not touched.
 
         A draft into a dead end counts as refused. Rows behind a refused draft allow the stop tokens only; the engine
-        drops
-        these positions anyway.
+        drops these positions anyway.
+
+        Returns:
+            how many rows were filled, and the flags of the first.
         """
         row_count = 1
         flags = self.fill(sequence, sequence.matcher, rows, row) & self.flags
@@ -90,7 +101,7 @@ class RowMaker:
         return row_count, flags
 
     def forced(self, sequence: Sequence, next_call: NextCall) -> tuple[int, ...]:
-        """Returns the tokens that are the only ones allowed, one after the other. Works on every backend."""
+        """Returns the tokens that the grammar forces next: at each position the only one allowed."""
         forced: list[int] = []
         try:
             with _Walk(sequence) as walk:
@@ -101,7 +112,7 @@ class RowMaker:
                     if token_id < 0 or not walk(token_id):
                         break
                     forced.append(token_id)
-        except ItemFailed:  # forced into a dead end: the step that gets there will say so, this is a hint
+        except ItemFailed:  # a dead end: forced tokens are a hint, and the step that gets there fails
             pass
         except BackendError:
             raise Broken from None
@@ -116,11 +127,10 @@ class RowMaker:
 
 
 class _Walk:
-    """A look ahead from where ``sequence`` stands: on a copy of its matcher, or on the matcher itself, which is rolled
-    back after it.
+    """A look ahead from where ``sequence`` stands: on a copy of its matcher, or on the matcher itself and back.
 
     Attributes:
-        matcher: what is walked on.
+        matcher: the one that walks.
     """
 
     __slots__ = ("_is_copy", "_walked", "matcher")

@@ -1,6 +1,6 @@
-"""One item in full: roll back, accept, fill; all or nothing. Touches its own sequence only, so the slow lane may run
-it.
+"""One item in full: roll back, accept, fill; all or nothing.
 
+An item touches its own sequence only, so the slow lane may run it.
 Knows nothing about: the table, opening and closing, the lane.
 """
 
@@ -11,18 +11,26 @@ from dataclasses import dataclass
 
 from maskd import _shm
 from maskd.sequences.fill import RowMaker
-from maskd.sequences.rows import TERMINATED, Rows
-from maskd.sequences.sequence import NOTHING, Broken, ItemFailed, NextCall, Sequence
-from maskd.step import NO_ROW, ROLLBACK_ALL, Status
+from maskd.sequences.result import Broken, ItemFailed, ItemResult
+from maskd.sequences.rows import Rows
+from maskd.sequences.sequence import NextCall, Sequence
+from maskd.step import NO_ROW, ROLLBACK_ALL, Action, ItemFlag, ResultFlag, Status
 
 __all__ = ["Effect", "run_item"]
 
-_WANT_FORCED = 1
+_ADVANCE, _WANT_FORCED, _TERMINATED = Action.ADVANCE.value, ItemFlag.WANT_FORCED.value, ResultFlag.TERMINATED.value
+"""Plain ints: operations on enums are slow."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Effect:
-    """What an item did to its sequence, so that it can be taken back when the row cannot be made."""
+    """What an item did to its sequence, so that it can be taken back when the row cannot be made.
+
+    Attributes:
+        accepted: tokens that the item had the sequence accept.
+        undone: tokens that the item rolled back before that.
+        created: the item opened or forked the sequence.
+    """
 
     sequence: Sequence
     accepted: int
@@ -30,7 +38,7 @@ class Effect:
     created: bool
 
     def take_back(self, next_call: NextCall) -> None:
-        """Puts the sequence to where it stood before its item; one that the item created is dropped. Raises Broken."""
+        """Restores the sequence as it stood before the item, unless the item created it. Raises Broken."""
         if self.created:
             return
         self.sequence.rollback(self.accepted)
@@ -39,63 +47,58 @@ class Effect:
 
 
 def run_item(
-    item: _shm.ItemTuple,
+    item: _shm.CheckedItem,
     sequence: Sequence,
-    created: bool,
     row: int,
     rows: Rows,
     maker: RowMaker,
     next_call: NextCall,
     *,
     may_defer: bool,
-) -> tuple[_shm.ResultTuple, Effect | None]:
-    """Runs ``item``, its first row into ``rows[row]``.
+) -> tuple[ItemResult, Effect | None]:
+    """Runs ``item`` on ``sequence``, with its first row in ``rows[row]``.
 
     Args:
-        created: the item opened or forked the sequence; if it fails nothing needs to be taken back.
         next_call: called between its native calls.
-        may_defer: one plain row may be left to be filled with those of others, and forced tokens may be looked for. For
-            the
-            data path only.
+        may_defer: on the data path: leave a plain row for the batch fill, and compute forced tokens.
 
     Returns:
-        its result and, if its one row is still to be filled, what it did.
+        the result and, if its one row is still to be filled, what the item did.
 
     Raises:
-        ItemFailed: the sequence is as it was. Anything else: its state is not known.
+        ItemFailed: the sequence is as it was. After any other error, its state is not known.
     """
-    _, sequence_id, _, flags, _, _, rollback, _, accept, drafts, _, _ = item
-    count = len(sequence.history) if rollback == ROLLBACK_ALL else rollback
-    if count > len(sequence.history):
-        raise ItemFailed(Status.ROLLBACK_TOO_FAR, value=len(sequence.history))
-    undone, accepted = sequence.rollback(count), 0
-    row_count, flags_out, forced, deferred = 0, 0, NOTHING, False
+    position, accept, drafts, flags = len(sequence.history), item.accept, item.drafts, item.flags
+    count = position if item.rollback == ROLLBACK_ALL else item.rollback
+    if count > position:
+        raise ItemFailed(Status.ROLLBACK_TOO_FAR, value=position)
+    effect = Effect(sequence, 0, sequence.rollback(count), item.action != _ADVANCE)
+    row_count, result_flags, deferred = 0, 0, False
+    forced: tuple[int, ...] = ()
     try:
         sequence.accept_all(accept, next_call)
-        accepted = len(accept)
+        effect.accepted = len(accept)
         if sequence.terminated:
             maker.close(rows, row, 1 + len(drafts))
-            flags_out = TERMINATED
+            result_flags = _TERMINATED
         else:
             deferred = may_defer and row >= 0 and not drafts and not flags
-            if row >= 0 and not deferred:
-                row_count, flags_out = maker.fill_drafts(sequence, row, drafts, rows, next_call)
+            if deferred:
+                row_count = 1
+            elif row >= 0:
+                row_count, result_flags = maker.fill_drafts(sequence, row, drafts, rows, next_call)
             if flags & _WANT_FORCED and may_defer:
                 forced = maker.forced(sequence, next_call)
     except ItemFailed:
-        Effect(sequence, accepted, undone, created).take_back(next_call)
+        effect.take_back(next_call)
         raise
-    row_count += deferred
-    result = (
-        sequence_id,
-        0,
-        flags_out,
-        row if row_count else NO_ROW,
-        row_count,
-        accepted,
-        len(sequence.history),
-        forced,
-        -1,
-        0,
+    result = ItemResult(
+        item.sequence_id,
+        flags=result_flags,
+        row=row if row_count else NO_ROW,
+        row_count=row_count,
+        accepted_count=len(accept),
+        position=len(sequence.history),
+        forced=forced,
     )
-    return result, Effect(sequence, accepted, undone, created) if deferred else None
+    return result, effect if deferred else None

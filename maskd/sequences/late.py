@@ -1,11 +1,9 @@
-"""Items that take too long: they run in a lane of their own, and are answered when they are done.
+"""Items that take too long: they run in a lane, and are answered when they are done.
 
-A sequence is slow when its grammar is, or when a mask of its grammar took longer than ``row_seconds`` just now. Its
-items run in the
-lane; the step waits for them until its deadline and then goes on. What a late sequence does next is said by its grammar
-(``GrammarSpec.when_slow``): wait until it is asked again, end, or go on with another backend, which must agree with
-every
-token so far.
+A sequence is slow when its grammar is, or when a mask of its grammar just took longer than ``row_seconds``. Its items
+run in the lane. The step waits for them until its deadline and then goes on without them. The grammar says what a late
+sequence does next (``GrammarSpec.when_slow``): wait until the engine asks again, end, or move to another backend. The
+other backend must agree with every token so far.
 Owns: the clock of a step, and which grammars are slow.
 Knows nothing about: threads (``worker/slow_lane.py``), other sequences.
 """
@@ -16,57 +14,68 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from maskd import _shm
+from maskd.ipc.marker import Progress, mark_of
 from maskd.sequences.fill import RowMaker
 from maskd.sequences.item import run_item
+from maskd.sequences.result import ItemFailed, ItemResult
 from maskd.sequences.rows import Rows
-from maskd.sequences.sequence import NOTHING, Copying, ItemFailed, Late, LateWork, NextCall, Sequence
-from maskd.step import NO_ROW, Action, LateIndex, Status
+from maskd.sequences.sequence import Copying, Late, LateWork, NextCall, Sequence
+from maskd.step import NO_ROW, LateIndex, Status
 
-__all__ = ["Lane", "SlowItems"]
+__all__ = ["Lane", "LateItem", "SlowItems"]
 
 _STEPS_TIMED = 16
 """After a slow step, items are run and timed one by one for so many steps."""
 _TOKEN_SECONDS = 1e-5
-"""A token is given so long: an ordinary one takes 1 to 2 µs, and long items make no grammar slow."""
+"""Time allowed for a token. An ordinary token takes 1 to 2 µs, so long items make no grammar slow."""
 _MANY_TOKENS = 256
-"""An item with more tokens, as a restore has, runs in the lane, whatever its grammar: its neighbours do not wait for
-all of them."""
+"""An item with more tokens, as a restore has, runs in the lane, whatever its grammar. Its neighbours need not wait."""
 
 
 class Lane(Protocol):
     """Where slow items run, off the data path."""
 
-    def start(self, job: Callable[[NextCall], Any], mark: int) -> LateWork:
-        """Runs ``job`` some time; ``mark`` says which grammar it computes."""
+    def start(self, job: Callable[[NextCall], ItemResult], mark: int) -> LateWork:
+        """Runs ``job`` some time; ``mark`` says which grammar the job computes."""
+
+
+class LateItem(NamedTuple):
+    """An item of this step in the lane: index of its result, sequence, work."""
+
+    at: int
+    sequence: Sequence
+    late: Late
 
 
 class SlowItems:
     """The slow items of a session.
 
     Args:
-        lane: where they run; None = nothing is ever slow.
+        lane: where they run; None = no item is ever slow.
         row_seconds: a step waits so long for them; sequences whose masks take longer become slow.
         maker: of the rows.
-        marker: its first word is odd while the data path computes.
-        mark_base: session part of the marks.
+        progress: of the data path.
+        session: number of the session, for marks.
+
+    Attributes:
+        entries: the items of this step that run in the lane.
     """
 
     def __init__(
-        self, lane: Lane | None, row_seconds: float, maker: RowMaker, marker: memoryview, mark_base: int
+        self, lane: Lane | None, row_seconds: float, maker: RowMaker, progress: Progress, session: int
     ) -> None:
         self._lane = lane
         self._row_seconds = row_seconds
         self._maker = maker
-        self._marker = marker
-        self._mark_base = mark_base
+        self._progress = progress
+        self._session = session
         self._deadline = 0.0
         self._steps_to_time = 0
         self._slow_marks: set[int] = set()
-        self.entries: list[tuple[int, Sequence, Late]] = []
-        """Those of this step: index of the result, sequence, work."""
+        self.entries: list[LateItem] = []
 
     def begin_step(self) -> bool:
         """Starts the clock; returns whether items are to be run and timed one by one."""
@@ -76,40 +85,40 @@ class SlowItems:
         return timed
 
     def end_step(self) -> None:
-        """Notes whether the step was slow, to find the sequence in the steps to come."""
+        """Notes whether the step was slow. The steps to come are then timed, to find the sequence."""
         if self._lane is not None and not self._steps_to_time and time.perf_counter() > self._deadline:
             self._steps_to_time = _STEPS_TIMED
 
-    def judge(self, sequence: Sequence, started: float, item: _shm.ItemTuple | None = None) -> None:
-        """Sends a sequence, and all others of its grammar, to the lane if it was too slow since ``started``, for one
-        row or for ``item``.
+    def judge(self, sequence: Sequence, started: float, item: _shm.CheckedItem | None = None) -> None:
+        """Sends ``sequence``, and all others of its grammar, to the lane if ``item``, or one row, took too long.
 
-        By the processor's time (``time.thread_time``): on a busy machine, a thread that had to wait for a core says
-        nothing about
-        the grammar.
+        Args:
+            started: ``time.thread_time()`` before it. On a busy machine a thread waits for a core; that time says
+                nothing about the grammar.
         """
-        allowed = self._row_seconds * (1 + len(item[9])) + _TOKEN_SECONDS * len(item[8]) if item else self._row_seconds
+        allowed = self._row_seconds
+        if item is not None:
+            allowed = allowed * (1 + len(item.drafts)) + _TOKEN_SECONDS * len(item.accept)
         if self._lane is not None and time.thread_time() - started > allowed:
             sequence.set_slow()
             self._slow_marks.add(sequence.mark)
 
-    def watch(self, sequence: Sequence, item: _shm.ItemTuple | None = None) -> None:
-        """Sends ``sequence`` to the lane if its grammar is known to be slow; for the time of ``item`` also if that has
-        many tokens."""
-        if self._is_slow(sequence) or (item is not None and self._lane is not None and len(item[8]) > _MANY_TOKENS):
+    def watch(self, sequence: Sequence, item: _shm.CheckedItem | None = None) -> None:
+        """Sends ``sequence`` to the lane if its grammar is slow; if ``item`` has many tokens, for that item."""
+        if self._is_slow(sequence) or (item is not None and self._lane is not None and len(item.accept) > _MANY_TOKENS):
             sequence.set_slow()
 
     def _is_slow(self, sequence: Sequence) -> bool:
         return self._lane is not None and (sequence.held.slow or sequence.mark in self._slow_marks)
 
-    def start(self, at: int, item: _shm.ItemTuple, sequence: Sequence) -> _shm.ResultTuple:
-        """Has ``item`` run in the lane. ``outcome`` has the result that takes the place of the one returned here.
+    def start(self, at: int, item: _shm.CheckedItem, sequence: Sequence) -> ItemResult:
+        """Runs ``item`` in the lane; ``outcome`` has the result that takes the place of the one returned here.
 
-        An item without tokens, after a late one, asks for what the late one came to.
+        An item without tokens that follows a late item asks for the result of that late item.
 
         Raises:
-            ItemFailed: STEP_DEADLINE: the late one is still under way, or a copy; ``item``, unless it only asks, is not
-                begun.
+            ItemFailed: STEP_DEADLINE: the late item, or a copy, is still under way. An ``item`` that does more than ask
+                is not begun.
         """
         late = sequence.late
         if late is not None:
@@ -120,11 +129,13 @@ class SlowItems:
             late = self._run(item, worked_on, len(worked_on.history), worked_on.history)
         return self._enter(at, item, sequence, late)
 
-    def create(self, at: int, item: _shm.ItemTuple, sequence: Sequence, source: Sequence | None) -> _shm.ResultTuple:
-        """Has ``item`` run in the lane, as ``start`` does; ``sequence`` is new, and begins there, as a copy of
-        ``source`` if that is given.
+    def create(self, at: int, item: _shm.CheckedItem, sequence: Sequence, source: Sequence | None) -> ItemResult:
+        """Runs ``item`` in the lane, as ``start`` does. ``sequence`` is new and begins there, as a copy of ``source``.
 
-        ``source`` is the lane's until it is copied; from then on its items run there, too.
+        The lane has ``source`` until the copy is made. From then on the items of ``source`` run in the lane, too.
+
+        Args:
+            source: None = ``sequence`` begins at the start of its grammar.
         """
         if source is None:
             return self._enter(at, item, sequence, self._run(item, sequence, 0, (), sequence.begin))
@@ -145,13 +156,13 @@ class SlowItems:
         """Returns ``source``, or what took its place, once the lane has let go of its matcher.
 
         Raises:
-            ItemFailed: STEP_DEADLINE: it has not, and the item that reads it is not begun. SEQUENCE_NOT_FOUND: a late
-                item was its end.
+            ItemFailed: STEP_DEADLINE: the lane still has it, and the item that reads it is not begun.
+                SEQUENCE_NOT_FOUND: a late item closed it.
         """
         if (late := source.late) is not None:
             self._settle(late.work)
             if late.closes:
-                raise ItemFailed(Status.SEQUENCE_NOT_FOUND, value=late.item[1])
+                raise ItemFailed(Status.SEQUENCE_NOT_FOUND, value=late.item.sequence_id)
             source = late.sequence
         self._settle_copy(source)
         return source
@@ -166,11 +177,11 @@ class SlowItems:
         if not self._wait_for(work):
             raise self._deadline_passed(index)
 
-    def outcome(self, item: _shm.ItemTuple, sequence: Sequence, late: Late, rows: Rows) -> _shm.ResultTuple:
-        """Returns what ``late`` came to, its rows copied to where ``item`` wants them.
+    def outcome(self, item: _shm.CheckedItem, sequence: Sequence, late: Late, rows: Rows) -> ItemResult:
+        """Returns the result of ``late``, with its rows copied to where ``item`` wants them.
 
         Raises:
-            ItemFailed: STEP_DEADLINE if it is not done. Else what it failed with, which may be anything.
+            ItemFailed: STEP_DEADLINE if ``late`` is not done. Else the error of ``late``, which may be anything.
         """
         if not self._wait_for(late.work):
             raise self._give_up_waiting(sequence, late)
@@ -184,56 +195,57 @@ class SlowItems:
             worked_on.set_quick()
         if late.work.error is not None:
             raise late.work.error
-        sequence_id, row, wanted = item[1], item[7], 1 + len(item[9])
-        (_, _, flags, _, row_count, *tail), _ = late.work.outcome
-        row_count = min(row_count, wanted) if row >= 0 else 0
-        if row >= 0:
-            rows.block[row : row + row_count] = late.rows.block[:row_count]
-            self._maker.close(rows, row + row_count, wanted - row_count)
-        return (sequence_id, 0, flags, row if row_count else NO_ROW, row_count, *tail)
+        result: ItemResult = late.work.outcome
+        if item.row < 0:
+            return result._replace(row=NO_ROW, row_count=0)
+        wanted = 1 + len(item.drafts)
+        row_count = min(result.row_count, wanted)
+        rows.block[item.row : item.row + row_count] = late.rows.block[:row_count]
+        self._maker.close(rows, item.row + row_count, wanted - row_count)
+        return result._replace(row=item.row if row_count else NO_ROW, row_count=row_count)
 
-    def _enter(self, at: int, item: _shm.ItemTuple, sequence: Sequence, late: Late) -> _shm.ResultTuple:
+    def _enter(self, at: int, item: _shm.CheckedItem, sequence: Sequence, late: Late) -> ItemResult:
         sequence.late = late
-        self.entries.append((at, sequence, late))
-        return (item[1], 0, 0, NO_ROW, 0, 0, late.position, NOTHING, -1, 0)
+        self.entries.append(LateItem(at, sequence, late))
+        return ItemResult(item.sequence_id, position=late.position)
 
     def _run(
         self,
-        item: _shm.ItemTuple,
+        item: _shm.CheckedItem,
         sequence: Sequence,
         position: int,
         history: Seq[int],
         begin: Callable[[], None] | None = None,
     ) -> Late:
-        """Starts ``item``. ``history``: what stands before it. ``begin``: makes the matcher of a new sequence."""
+        """Starts ``item``. ``history``: the tokens before it. ``begin``: makes the matcher of a new sequence."""
         may_move = (
             sequence.held.when_slow == "switch" and sequence.held.alternate is not None and self._is_slow(sequence)
         )
-        return self._late(item, sequence, position, tuple(history) if may_move else None, begin, NOTHING)
+        return self._late(item, sequence, position, tuple(history) if may_move else None, begin)
 
     def _move(self, late: Late) -> Late:
         """Starts ``late`` once more, on the other backend and from the first token."""
         late.work.cancel()
         assert late.before is not None and late.sequence.held.alternate is not None
         held = late.sequence.held.alternate
-        twin = Sequence(held, self._mark_base | held.grammar_id)
+        twin = Sequence(held, mark_of(self._session, held.grammar_id))
         self.watch(twin)
-        return self._late(late.item, twin, late.position, None, twin.begin, late.before)
+        return self._late(late.item, twin, late.position, None, twin.begin, replay=late.before)
 
     def _late(
         self,
-        item: _shm.ItemTuple,
+        item: _shm.CheckedItem,
         sequence: Sequence,
         position: int,
         before: tuple[int, ...] | None,
         begin: Callable[[], None] | None,
-        replay: tuple[int, ...],
+        replay: tuple[int, ...] = (),
     ) -> Late:
         assert self._lane is not None
-        rows, row = self._maker.new_rows(1 + len(item[9])), 0 if item[7] >= 0 else NO_ROW
-        created, is_slow = item[2] != Action.ADVANCE, self._is_slow(sequence)
+        rows, row = self._maker.new_rows(1 + len(item.drafts)), 0 if item.row >= 0 else NO_ROW
+        is_slow = self._is_slow(sequence)
 
-        def job(next_call: NextCall) -> Any:
+        def job(next_call: NextCall) -> ItemResult:
             if begin is not None:
                 begin()
             if is_slow:
@@ -241,9 +253,10 @@ class SlowItems:
             if replay:
                 _agree(sequence, replay, next_call)
             next_call()
-            return run_item(item, sequence, created, row, rows, self._maker, next_call, may_defer=False)
+            result, _ = run_item(item, sequence, row, rows, self._maker, next_call, may_defer=False)
+            return result
 
-        return Late(self._lane.start(job, sequence.mark), sequence, rows, item, position, created, before)
+        return Late(self._lane.start(job, sequence.mark), sequence, rows, item, position, before)
 
     def _give_up_waiting(self, sequence: Sequence, late: Late) -> ItemFailed:
         """Leaves ``late`` to be asked for again, or does what its grammar says instead."""
@@ -256,27 +269,26 @@ class SlowItems:
         return self._deadline_passed(LateIndex.UNDER_WAY)
 
     def not_begun(self) -> ItemFailed:
-        """Returns the answer to an item that is to be sent again."""
+        """Returns the answer to an item that the engine must send again."""
         return self._deadline_passed(LateIndex.NOT_BEGUN)
 
     def _deadline_passed(self, index: LateIndex) -> ItemFailed:
         return ItemFailed(Status.STEP_DEADLINE, index, int(self._row_seconds * 1e6), closes=index == LateIndex.CLOSED)
 
     def _wait_for(self, work: LateWork | Copying) -> bool:
-        """Waits for ``work`` until the deadline. The data path is not busy meanwhile: a hang in the lane is the
-        lane's."""
-        self._marker[0] += 1
+        """Waits for ``work`` until the deadline. Meanwhile the data path is not busy: a hang in the lane is not its."""
+        self._progress.end()
         try:
             return work.wait(self._deadline - time.perf_counter())
         finally:
-            self._marker[0] += 1
+            self._progress.begin()
 
 
 def _agree(sequence: Sequence, history: tuple[int, ...], next_call: NextCall) -> None:
-    """Lets ``sequence``, which is new, accept what its twin on another backend accepted.
+    """Lets ``sequence``, which is new, accept the tokens that its twin on another backend accepted.
 
     Raises:
-        ItemFailed: BACKENDS_DISAGREE: which of the two is wrong is not known.
+        ItemFailed: BACKENDS_DISAGREE: it is not known which of the two is wrong.
     """
     accepted = sequence.accept(history, next_call)
     if accepted < len(history):

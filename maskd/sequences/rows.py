@@ -1,19 +1,24 @@
-"""The rows of one cell, and the flags that say what is in one.
+"""The rows of one cell, and the flags that say what is in a row.
 
 Knows nothing about: who fills them.
 """
 
 from __future__ import annotations
 
+import enum
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ACCEPTING", "ALL_ALLOWED", "ROW_EMPTY", "TERMINATED", "Rows"]
+__all__ = ["RowFlag", "Rows"]
 
-TERMINATED, ACCEPTING, ALL_ALLOWED = 1, 2, 4
-"""Flags of a result."""
-ROW_EMPTY = 1
-"""Flag of a row, from ``_shm.finish_rows``; the others are those of the result."""
+
+class RowFlag(enum.IntFlag):
+    """What ``_shm.finish_rows`` says about a row. A result passes all but EMPTY on, as the ``ResultFlag`` so named."""
+
+    EMPTY = 1
+    ACCEPTING = 2
+    ALL_ALLOWED = 4
 
 
 class Rows:

@@ -1,8 +1,7 @@
 """One sequence: its matcher, and every token that the matcher accepted.
 
-Owns: the token history (``rollback`` is checked against it, undone tokens come from it), and the two ways in which an
-    item
-ends early. Knows nothing about: other sequences, rows, steps.
+Owns: the token history. ``rollback`` is checked against it, and undone tokens come from it.
+Knows nothing about: other sequences, rows, steps.
 """
 
 from __future__ import annotations
@@ -16,55 +15,35 @@ from typing import Any, Protocol
 import numpy as np
 
 from maskd import _shm
-from maskd.backends.base import Advance, BatchFill, Detach, Grammar, LookAhead, Matcher
+from maskd.backends.base import PIECE_TOKENS, Advance, BatchFill, Detach, Grammar, LookAhead, Matcher, in_pieces
 from maskd.errors import BackendError
 from maskd.grammar import WhenSlow
+from maskd.sequences.result import Broken, ItemFailed
 from maskd.sequences.rows import Rows
-from maskd.step import Status
+from maskd.step import Action, Status
 
-__all__ = ["NOTHING", "Broken", "Copying", "HeldGrammar", "ItemFailed", "Late", "LateWork", "NextCall", "Sequence"]
-
-NOTHING: tuple[int, ...] = ()
-_PIECE_TOKENS = 16
-"""Tokens of one native call. llguidance holds the interpreter for as long as it takes tokens, so a history of thousands
-must not be one call: not for the data path, which waits for the interpreter, and not for the front, which looks for
-hangs."""
+__all__ = ["Copying", "HeldGrammar", "Late", "LateWork", "NextCall", "Sequence"]
 
 NextCall = Callable[[], None]
-"""Called before a native call of an item that makes several, so that the front, which looks for hangs, times each for
-itself."""
+"""Called before a native call of an item that makes several. The front, which looks for hangs, then times each call."""
 
 
 def _no_next_call() -> None:
     """For calls that are short, or of which there is one."""
 
 
-class ItemFailed(Exception):
-    """Ends an item: status and details of its result; ``closes``: its sequence is gone."""
-
-    def __init__(
-        self, status: Status, index: int = -1, value: int = 0, accepted: int = 0, *, closes: bool = False
-    ) -> None:
-        super().__init__(status)
-        self.status, self.index, self.value, self.accepted, self.closes = status, index, value, accepted, closes
-
-
-class Broken(Exception):
-    """The matcher cannot be trusted any more: the sequence is closed."""
-
-
 @dataclass(frozen=True)
 class HeldGrammar:
-    """A grammar that a session holds, with what the step needs of it at hand.
+    """A grammar that a session holds, with the values that a step needs.
 
     Attributes:
-        grammar_id: in the session; marks say with it what a worker is busy with.
-        grammar: the compiled one.
+        grammar_id: in the session; a mark names the grammar by it.
+        grammar: the compiled grammar.
         stop_token_ids: of the grammar.
         stop_bytes: the same, packed as int32.
-        batch: its backend, if that fills in batches and this grammar may be filled with others.
+        batch: its backend, if rows of this grammar may be filled together with those of others; else None.
         slow: its rows are made in the slow lane from the start.
-        when_slow: what becomes of a sequence whose row is late.
+        when_slow: what happens to a sequence whose row is late.
         alternate: the same grammar on another backend, for "switch".
     """
 
@@ -97,7 +76,7 @@ class HeldGrammar:
 
 
 class LateWork(Protocol):
-    """What a lane is doing; ``outcome`` and ``error`` are good once ``wait`` said so."""
+    """A job in a lane. ``outcome`` and ``error`` may be read once ``wait`` returned True."""
 
     outcome: Any
     error: BaseException | None
@@ -106,7 +85,7 @@ class LateWork(Protocol):
         """Waits for at most ``seconds``; returns whether the job is done, or has failed."""
 
     def cancel(self) -> None:
-        """Says that its outcome is not wanted."""
+        """Says that the outcome is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,46 +93,50 @@ class Late:
     """A slow item under way, or done.
 
     Attributes:
-        work: what the lane does for it.
-        sequence: the one that it works on, which is another one once the item was moved to another backend.
-        rows: rows of its own: they may come after their cell is used again.
-        item: what was asked.
+        work: its job in the lane.
+        sequence: the sequence being advanced; after a switch, its replacement on the other backend.
+        rows: private rows: the cell of its step may be in use again when they are done.
+        item: the item.
         position: tokens of the sequence before the item.
-        created: the item opened or forked the sequence.
-        before: the tokens before the item, if it may be moved.
+        before: the tokens before the item, if it may be moved to another backend; else None.
     """
 
     work: LateWork
     sequence: Sequence
     rows: Rows
-    item: _shm.ItemTuple
+    item: _shm.CheckedItem
     position: int
-    created: bool
     before: tuple[int, ...] | None
 
     @property
+    def created(self) -> bool:
+        """Whether the item opened or forked the sequence."""
+        return self.item.action != Action.ADVANCE
+
+    @property
     def closes(self) -> bool:
-        """Whether the sequence is gone with this item, which is done."""
+        """Whether this item, which is done, closes the sequence."""
         error = self.work.error
         return error is not None and (self.created or not isinstance(error, ItemFailed) or error.closes)
 
-    def answers(self, item: _shm.ItemTuple) -> bool:
-        """Whether ``item`` does no more than ask what became of this one."""
-        _, _, _, _, _, _, rollback, row, accept, drafts, _, _ = item
-        _, _, _, _, _, _, _, own_row, _, own_drafts, _, _ = self.item
-        return not rollback and not accept and drafts in (NOTHING, own_drafts) and (row < 0 or own_row >= 0)
+    def answers(self, item: _shm.CheckedItem) -> bool:
+        """Whether ``item`` only asks for the result of this one."""
+        return (
+            not (item.rollback or item.accept)
+            and item.drafts in ((), self.item.drafts)
+            and (item.row < 0 or self.item.row >= 0)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """A lane job that begins with a copy of another sequence: over once ``copied`` is set, or once ``work`` was left
-    out."""
+    """A lane job that begins with a copy of a sequence: over once ``copied`` is set, or once ``work`` was left out."""
 
     copied: threading.Event
     work: LateWork
 
     def wait(self, seconds: float) -> bool:
-        """Waits for at most ``seconds``; returns whether the other sequence is free."""
+        """Waits for at most ``seconds``; returns whether the copied sequence is free."""
         return (self.copied.wait(seconds) if seconds > 0 else self.copied.is_set()) or self.work.wait(0)
 
 
@@ -163,13 +146,13 @@ class Sequence:
     Attributes:
         matcher: its state in the grammar.
         held: its grammar.
-        mark: for ``maskd.ipc.marker``: session and grammar.
+        mark: its session and grammar, for the marker (``maskd.ipc.marker``).
         history: every accepted token, stop token included.
         terminated: a stop token was accepted.
         slow: its items run in the slow lane.
-        late: its item in the slow lane. The lane has the matcher until ``late.work`` is done; ask ``late.sequence``
-            then.
-        copied_by: the lane job that copies the matcher, and has it until then.
+        late: its item in the slow lane. The lane has the matcher until ``late.work`` is done; then ``late.sequence``
+            takes the place of this sequence.
+        copied_by: the lane job that copies the matcher, and has it until the copy is made.
         seen_in: the last step that had a full item for it.
         advance: ``Advance.advance`` of the matcher, if it has that.
         look_ahead: ``LookAhead.look_ahead`` of the matcher, if it has that.
@@ -192,7 +175,7 @@ class Sequence:
         self.seen_in = -1
         self.look_ahead: Callable[[], Matcher] | None = None
         self._detached = False
-        # At hand, because every step of every sequence looks at them.
+        # Copied from ``held``: every step of every sequence reads them.
         self.advance: Callable[[int, int, int], int] | None = None
         self.stop_token_ids = held.stop_token_ids
         self.stop_bytes = held.stop_bytes
@@ -203,7 +186,7 @@ class Sequence:
         self._take_matcher(self.held.grammar.matcher())
 
     def begin_as_copy(self, source: Sequence) -> None:
-        """Stands where ``source`` stands, which has the same grammar. Raises what the backend raises."""
+        """Stands where ``source`` stands; both have the same grammar. Raises what the backend raises."""
         self._take_matcher(source.matcher.fork())
         self.history = source.history.copy()
         self.terminated = source.terminated
@@ -216,12 +199,11 @@ class Sequence:
 
     @property
     def position(self) -> int:
-        """Tokens accepted; those before its late item, if there is one: the lane works on the history."""
+        """Tokens accepted; with a late item those before it, because the lane works on the history."""
         return self.late.position if self.late else len(self.history)
 
     def detach(self) -> None:
-        """Leaves what the matcher shares with others, once: for a sequence in the lane. Raises what the backend
-        raises."""
+        """Separates the matcher from what it shares with others, once. For the lane; raises what the backend raises."""
         if not self._detached:
             self._detached = True
             if isinstance(self.matcher, Detach):
@@ -242,10 +224,9 @@ class Sequence:
 
     def accept(self, token_ids: Seq[int], next_call: NextCall = _no_next_call) -> int:
         """Accepts the longest allowed prefix and returns its length."""
-        accepted, size = 0, 1 if self._detached else _PIECE_TOKENS  # a token of a slow grammar may take a second
-        for at in range(0, len(token_ids), size):
-            piece = token_ids[at : at + size]
-            if at:
+        accepted, size = 0, 1 if self._detached else PIECE_TOKENS  # a token of a slow grammar may take a second
+        for piece in in_pieces(token_ids, size):
+            if accepted:
                 next_call()
             try:
                 taken = self.matcher.accept(piece)
@@ -291,5 +272,5 @@ class Sequence:
 
 
 def _never_fast(token_id: int, row_address: int, row_bytes: int) -> int:
-    """Always 0: slow sequences never take the short way."""
+    """Always 0: slow sequences never use the fast path."""
     return 0

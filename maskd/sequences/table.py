@@ -1,37 +1,45 @@
 """The table: every sequence of a session, and the step that runs the items of a batch on them.
 
-Owns: which sequences are open, and the rows that are filled together. Knows nothing about: how one item runs
-    (``item``), how slow
-items are waited for (``late``).
+Owns: which sequences are open.
+Knows nothing about: how one item runs (``item``), how rows are filled together (``deferred``), how a step waits for
+slow items (``late``).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 
 import structlog
 
 from maskd import _shm
 from maskd.errors import BackendError
+from maskd.ipc.marker import Progress, mark_of
+from maskd.sequences.deferred import DeferredRows, Place
 from maskd.sequences.fill import RowMaker
 from maskd.sequences.item import Effect, run_item
 from maskd.sequences.late import Lane, SlowItems
-from maskd.sequences.rows import ROW_EMPTY, TERMINATED, Rows
-from maskd.sequences.sequence import NOTHING, Broken, HeldGrammar, ItemFailed, Sequence
-from maskd.step import NO_ROW, Action, LateIndex, Status
+from maskd.sequences.result import Broken, ItemFailed, ItemResult, StepResult
+from maskd.sequences.rows import Rows
+from maskd.sequences.sequence import HeldGrammar, Sequence
+from maskd.step import Action, LateIndex, ResultFlag, Status
 
 __all__ = ["SequenceTable", "item_of"]
 
-_ADVANCE, _FORK = int(Action.ADVANCE), int(Action.FORK)
+_ADVANCE, _OPEN, _FORK, _CLOSE = (action.value for action in (Action.ADVANCE, Action.OPEN, Action.FORK, Action.CLOSE))
+"""Plain ints: operations on enums are slow."""
 _log = structlog.get_logger()
 _NO_SEQUENCES: dict[int, Sequence] = {}
 
 
-def item_of(batch: _shm.Batch, at: int) -> _shm.ItemTuple:
+def item_of(batch: _shm.Batch, at: int) -> _shm.CheckedItem:
     """Returns item ``at`` of ``batch`` in full."""
-    ids, tokens, rows, others = batch
-    return others.get(at) or (0, ids[at], _ADVANCE, 0, 0, 0, 0, rows[at], (tokens[at],), NOTHING, -1, 0)
+    item = batch.others.get(at)
+    if item is None:
+        plain = (0, batch.ids[at], _ADVANCE, 0, 0, 0, 0, batch.rows[at], (batch.tokens[at],), (), -1, 0)
+        item = _shm.CheckedItem(plain)
+    return item
 
 
 class SequenceTable:
@@ -42,8 +50,8 @@ class SequenceTable:
         vocab_size: width of the logits.
         stop_token_ids: of the vocabulary, for the row that failed and terminated items get.
         sequence_capacity: sequences open at a time.
-        marker: two words: the second gets what is computed, for ``maskd.ipc.marker``.
-        number: of the session, below 2**32, for the marker.
+        progress: of the data path, where the front reads what is computed; None = in private memory.
+        number: of the session, below 2**32, for marks.
         lane: where slow items run; None = on the caller's thread like all others.
         row_seconds: a step waits so long for its slow items; sequences whose masks take longer become slow.
         forced_limit: forced tokens looked for per item.
@@ -59,7 +67,7 @@ class SequenceTable:
         vocab_size: int,
         stop_token_ids: Seq[int],
         sequence_capacity: int,
-        marker: memoryview | None = None,
+        progress: Progress | None = None,
         number: int = 0,
         lane: Lane | None = None,
         row_seconds: float = 0.02,
@@ -68,51 +76,57 @@ class SequenceTable:
         self.grammars: dict[int, HeldGrammar] = {}
         self._sequences: dict[int, Sequence] = {}
         self._capacity = sequence_capacity
-        self._marker = marker if marker is not None else memoryview(bytearray(16)).cast("Q")
         self.number = number
-        self._mark_base = number << 32
+        self._progress = progress or Progress()
+        self._next_call = self._progress.next_call
         self._maker = RowMaker(token_count, vocab_size, stop_token_ids, forced_limit)
-        self._slow = SlowItems(lane, row_seconds, self._maker, self._marker, self._mark_base)
+        self._slow = SlowItems(lane, row_seconds, self._maker, self._progress, number)
+        self._deferred = DeferredRows(self._maker, self._slow, self._progress, number)
         self._not_begun: set[int] = set()
-        """Sequences with an item in this step that is to be sent again: what comes behind it must not overtake it."""
+        """Sequences with an item in this step that must be sent again: their later items must not overtake it."""
 
     def __len__(self) -> int:
         return len(self._sequences)
 
     def close(self) -> None:
-        """Ends all sequences; what the lane has not begun for them is left out. Nothing may be stepped afterwards."""
+        """Ends all sequences, and cancels their jobs in the lane. ``step`` must not be called afterwards."""
         for sequence in self._sequences.values():
             if sequence.late is not None:
                 sequence.late.work.cancel()
         self._sequences.clear()
 
     def drop_grammar(self, grammar_id: int) -> None:
-        """Lets go of a grammar, and of its alternate. Sequences that use them keep them. Safe to repeat."""
+        """Drops a grammar and its alternate. Sequences that use them keep them. Safe to repeat."""
         held = self.grammars.pop(grammar_id, None)
         if held is not None and held.alternate is not None:
             self.grammars.pop(held.alternate.grammar_id, None)
 
-    def step(self, number: int, batch: _shm.Batch, rows: Rows) -> list[int | _shm.ResultTuple]:
-        """Does what the items of ``batch`` say, fills ``rows``, and returns one result an item, in order: its position
-        if it is
-        plain and went well without flags, else a tuple.
+    def step(self, number: int, batch: _shm.Batch, rows: Rows) -> list[StepResult]:
+        """Runs the items of ``batch`` in order, and fills ``rows``.
 
         Items with one row and no drafts are filled together at the end, in one native call where the backend has one.
-        The row of an item that failed or terminated allows the stop tokens only: an engine that overlooks the status
-        ends the sequence instead of going on without a mask.
+        The row of an item that failed or terminated allows the stop tokens only. An engine that overlooks the status
+        then ends the sequence, instead of going on without a mask.
+
+        Args:
+            number: of the step; no two steps of a session have the same.
+
+        Returns:
+            one ``StepResult`` an item.
         """
-        results: list[int | _shm.ResultTuple] = []
-        pending: list[tuple[int, int, Sequence, Effect | None]] = []  # (index of its result, row, sequence, effect)
-        filled: list[tuple[int, int, Sequence, Effect | None]] = []
-        ids, tokens, row_numbers, _ = batch
-        marker, timed = self._marker, self._slow.begin_step()
+        results: list[StepResult] = []
+        waiting: list[Place] = []
+        filled: list[Place] = []
+        effects: dict[int, Effect] = {}
+        words, timed = self._progress.words, self._slow.begin_step()
         find = _NO_SEQUENCES.get if timed else self._sequences.get
-        row_address, row_bytes, mark, count = rows.row_address, 4 * rows.stride_words, -1, marker[0]
-        for sequence, token_id, row in zip(map(find, ids), tokens, row_numbers, strict=True):
-            if sequence is not None:  # the short way of nearly every item; the long way gives the same answer
-                marker[0] = count = count + 2
+        # The loop writes the words of its progress itself, with the count at hand: a method would cost as much again.
+        row_address, row_bytes, mark, count = rows.row_address, 4 * rows.stride_words, -1, words[0]
+        for sequence, token_id, row in zip(map(find, batch.ids), batch.tokens, batch.rows, strict=True):
+            if sequence is not None:  # the fast path of nearly every item; the item in full gives the same answer
+                words[0] = count = count + 2
                 if sequence.mark != mark:
-                    marker[1] = mark = sequence.mark
+                    words[1] = mark = sequence.mark
                 advance = sequence.advance
                 try:
                     done = advance(token_id, row_address[row], row_bytes) if advance else sequence.take(token_id)
@@ -122,63 +136,75 @@ class SequenceTable:
                 if done:
                     history = sequence.history
                     history.append(token_id)
-                    (filled if done == 2 else pending).append((len(results), row, sequence, None))
+                    (filled if done == 2 else waiting).append((len(results), row, sequence))
                     results.append(len(history))
                     continue
             at, mark = len(results), -1
             item = item_of(batch, at)
-            if item[2] == _FORK and any(entry[2] is self._sequences.get(item[5]) for entry in (*pending, *filled)):
-                # The source stands where its own item leaves it, and that can still fail.
-                self._fill_pending(batch, pending, filled, rows, results, timed=timed)
-                pending, filled = [], []
+            if item.action == _FORK and self._is_deferred(item.source_sequence_id, waiting, filled):
+                # The source stands where its own item leaves it, and that item can still fail.
+                self._fill_deferred(waiting, filled, effects, batch, rows, results, timed=timed)
+                waiting, filled = [], []
             try:
-                result, deferred = self._item(number, at, item, rows, timed=timed)
+                result, effect = self._item(number, at, item, rows, timed=timed)
             except BaseException as error:
                 result = self._ended(item, error, rows)
             else:
-                if deferred is not None:
-                    pending.append((at, item[7], deferred.sequence, deferred))
+                if effect is not None:
+                    waiting.append((at, item.row, effect.sequence))
+                    effects[at] = effect
             results.append(result)
-            count = marker[0]
-        if pending or filled:
-            self._fill_pending(batch, pending, filled, rows, results, timed=timed)
+            count = words[0]
+        if waiting or filled:
+            self._fill_deferred(waiting, filled, effects, batch, rows, results, timed=timed)
         self._slow.end_step()
         if self._slow.entries:
             self._collect_slow(batch, rows, results)
         self._not_begun.clear()
         return results
 
+    def _is_deferred(self, sequence_id: int, waiting: list[Place], filled: list[Place]) -> bool:
+        """Whether the row of an item of this sequence waits for the end of the step."""
+        sequence = self._sequences.get(sequence_id)
+        return any(other is sequence for _, _, other in (*waiting, *filled))
+
     # -- one item, in full -----------------------------------------------------------------------------------------
 
     def _item(
-        self, number: int, at: int, item: _shm.ItemTuple, rows: Rows, *, timed: bool
-    ) -> tuple[_shm.ResultTuple, Effect | None]:
-        """Runs one item. Returns its result and, if its one row is still to be filled, what it did."""
-        status, sequence_id, action, *_, row, _, drafts, index, value = item
-        if status:
-            raise ItemFailed(Status(status), index, value)
+        self, number: int, at: int, item: _shm.CheckedItem, rows: Rows, *, timed: bool
+    ) -> tuple[ItemResult, Effect | None]:
+        """Runs one item. Returns its result and, if its one row is still to be filled, what the item did."""
+        if item.status:
+            raise ItemFailed(Status(item.status), item.detail_index, item.detail_value)
         self._next_call()
         if self._not_begun and not self._not_begun.isdisjoint(_read_by(item)):
             raise self._slow.not_begun()
-        if action in (Action.OPEN, Action.FORK):
+        if item.action in (_OPEN, _FORK):
             return self._create(at, item, number, rows)
-        sequence = self._known(sequence_id, number)
+        sequence = self._known(item.sequence_id, number)
         sequence.seen_in = number
-        self._marker[1] = sequence.mark
-        if action == Action.CLOSE:
-            self._maker.close(rows, row, 1 + len(drafts))
-            if sequence.late is not None:
-                sequence.late.work.cancel()
-            del self._sequences[sequence_id]
-            return (sequence_id, 0, 0, NO_ROW, 0, 0, sequence.position, NOTHING, -1, 0), None
+        self._progress.set_mark(sequence.mark)
+        if item.action == _CLOSE:
+            return self._close(item, sequence, rows), None
         self._slow.watch(sequence, item)
         if sequence.slow:
             return self._slow.start(at, item, sequence), None
-        started = time.thread_time() if timed else 0.0
-        result, effect = run_item(item, sequence, False, row, rows, self._maker, self._next_call, may_defer=True)
-        if timed:
-            self._slow.judge(sequence, started, item)
-        return result, effect
+        if not timed:
+            return run_item(item, sequence, item.row, rows, self._maker, self._next_call, may_defer=True)
+        return self._run_timed(item, sequence, rows)
+
+    def _run_timed(self, item: _shm.CheckedItem, sequence: Sequence, rows: Rows) -> tuple[ItemResult, Effect | None]:
+        started = time.thread_time()
+        ran = run_item(item, sequence, item.row, rows, self._maker, self._next_call, may_defer=True)
+        self._slow.judge(sequence, started, item)
+        return ran
+
+    def _close(self, item: _shm.CheckedItem, sequence: Sequence, rows: Rows) -> ItemResult:
+        self._maker.close(rows, item.row, 1 + len(item.drafts))
+        if sequence.late is not None:
+            sequence.late.work.cancel()
+        del self._sequences[item.sequence_id]
+        return ItemResult(item.sequence_id, position=sequence.position)
 
     def _known(self, sequence_id: int, number: int) -> Sequence:
         sequence = self._sequences.get(sequence_id)
@@ -188,31 +214,17 @@ class SequenceTable:
             raise ItemFailed(Status.SEQUENCE_EXISTS, value=sequence_id)
         return sequence
 
-    def _create(self, at: int, item: _shm.ItemTuple, number: int, rows: Rows) -> tuple[_shm.ResultTuple, Effect | None]:
-        """Runs an item that opens or forks; see ``_item``. Always timed: a matcher or its copy may cost more than its
-        rows."""
-        _, sequence_id, action, _, grammar_id, source_id, _, row, *_ = item
-        if sequence_id in self._sequences:
-            raise ItemFailed(Status.SEQUENCE_EXISTS, value=sequence_id)
+    def _create(self, at: int, item: _shm.CheckedItem, number: int, rows: Rows) -> tuple[ItemResult, Effect | None]:
+        """Runs an item that opens or forks; see ``_item``. Always timed: a new matcher may cost more than its rows."""
+        if item.sequence_id in self._sequences:
+            raise ItemFailed(Status.SEQUENCE_EXISTS, value=item.sequence_id)
         if len(self._sequences) >= self._capacity:
             raise ItemFailed(Status.SEQUENCE_CAPACITY, value=self._capacity)
-        source = None
-        if action == Action.OPEN:
-            held = self.grammars.get(grammar_id)
-            if held is None:
-                raise ItemFailed(Status.GRAMMAR_NOT_FOUND, value=grammar_id)
-            sequence = Sequence(held, self._mark_base | held.grammar_id)
-        else:
-            source = self._sequences.get(source_id)
-            if source is None:
-                raise ItemFailed(Status.SEQUENCE_NOT_FOUND, value=source_id)
-            source = self._slow.readable(source)
-            sequence = Sequence(source.held, source.mark)
-            if source.slow:
-                sequence.set_slow()
+        source = None if item.action == _OPEN else self._source_of(item)
+        sequence = self._opened(item) if source is None else self._forked(source)
         self._slow.watch(sequence)
         sequence.seen_in = number
-        self._marker[1] = sequence.mark
+        self._progress.set_mark(sequence.mark)
         effect = None
         if sequence.slow:
             result = self._slow.create(at, item, sequence, source)
@@ -228,146 +240,107 @@ class SequenceTable:
                 result = self._slow.start(at, item, sequence)
             else:
                 self._next_call()
-                started = time.thread_time()
-                result, effect = run_item(item, sequence, True, row, rows, self._maker, self._next_call, may_defer=True)
-                self._slow.judge(sequence, started, item)
-        self._sequences[sequence_id] = sequence
+                result, effect = self._run_timed(item, sequence, rows)
+        self._sequences[item.sequence_id] = sequence
         return result, effect
 
-    def _next_call(self) -> None:
-        """Says that the next native call begins: the front counts the time of each for itself."""
-        self._marker[0] += 2
+    def _opened(self, item: _shm.CheckedItem) -> Sequence:
+        held = self.grammars.get(item.grammar_id)
+        if held is None:
+            raise ItemFailed(Status.GRAMMAR_NOT_FOUND, value=item.grammar_id)
+        return Sequence(held, mark_of(self.number, held.grammar_id))
 
-    def _collect_slow(self, batch: _shm.Batch, rows: Rows, results: list[int | _shm.ResultTuple]) -> None:
-        """Takes the slow items that are done by the deadline; the others go on, and are asked for again."""
+    def _source_of(self, item: _shm.CheckedItem) -> Sequence:
+        source = self._sequences.get(item.source_sequence_id)
+        if source is None:
+            raise ItemFailed(Status.SEQUENCE_NOT_FOUND, value=item.source_sequence_id)
+        return self._slow.readable(source)
+
+    def _forked(self, source: Sequence) -> Sequence:
+        sequence = Sequence(source.held, source.mark)
+        if source.slow:
+            sequence.set_slow()
+        return sequence
+
+    def _collect_slow(self, batch: _shm.Batch, rows: Rows, results: list[StepResult]) -> None:
+        """Takes the results of the slow items that are done by the deadline; the engine asks for the others again."""
         for at, sequence, late in self._slow.entries:
             item = item_of(batch, at)
             try:
                 results[at] = self._slow.outcome(item, sequence, late, rows)
-                self._sequences[item[1]] = late.sequence
+                self._sequences[item.sequence_id] = late.sequence
             except BaseException as error:
                 if sequence.late is None:  # it is done
                     if late.created:
-                        self._sequences.pop(item[1], None)
+                        self._sequences.pop(item.sequence_id, None)
                     else:
-                        self._sequences[item[1]] = late.sequence
+                        self._sequences[item.sequence_id] = late.sequence
                 results[at] = self._ended(item, error, rows)
         self._slow.entries.clear()
 
-    def _ended(self, item: _shm.ItemTuple, error: BaseException, rows: Rows) -> _shm.ResultTuple:
-        """Returns the result of an item that raised. What a library raises of its own, a panic of Rust among it, is no
-        exception that
-        a step could know: the state of the matcher is unknown, so its sequence is closed, and no other is concerned."""
+    def _ended(self, item: _shm.CheckedItem, error: BaseException, rows: Rows) -> ItemResult:
+        """Returns the result of an item that raised.
+
+        A library may raise errors of its own, such as a panic of Rust. The state of the matcher is not known then: its
+        sequence is closed, and no other sequence is concerned.
+        """
         if isinstance(error, ItemFailed):
             return self._failed(item, error, rows)
         if not isinstance(error, Broken | BackendError):
             _log.error("a backend failed in a way of its own", session=self.number, exc_info=error)
         return self._failed(item, ItemFailed(Status.BACKEND_FAILED, value=1, closes=True), rows)
 
-    def _failed(self, item: _shm.ItemTuple, failure: ItemFailed, rows: Rows) -> _shm.ResultTuple:
-        sequence_id, sequence = item[1], self._sequences.get(item[1])
+    def _failed(self, item: _shm.CheckedItem, failure: ItemFailed, rows: Rows) -> ItemResult:
+        sequence = self._sequences.get(item.sequence_id)
         if failure.status == Status.STEP_DEADLINE and failure.index == LateIndex.NOT_BEGUN:
             self._not_begun.update(_read_by(item))
-        if item[0] in (0, Status.TOKEN_OUT_OF_RANGE):  # the row numbers of a malformed item mean nothing
-            self._maker.close(rows, item[7], 1 + len(item[9]))
-        position = sequence.position if sequence else 0
-        flags = TERMINATED if sequence and not sequence.late and sequence.terminated else 0
+        if item.status in (Status.OK, Status.TOKEN_OUT_OF_RANGE):  # the row numbers of a malformed item mean nothing
+            self._maker.close(rows, item.row, 1 + len(item.drafts))
         if failure.closes:
-            self._sequences.pop(sequence_id, None)
-        return (
-            sequence_id,
-            int(failure.status),
-            flags,
-            NO_ROW,
-            0,
-            failure.accepted,
-            position,
-            NOTHING,
-            failure.index,
-            failure.value,
+            self._sequences.pop(item.sequence_id, None)
+        return ItemResult(
+            item.sequence_id,
+            status=failure.status.value,
+            flags=ResultFlag.TERMINATED if sequence and not sequence.late and sequence.terminated else 0,
+            accepted_count=failure.accepted,
+            position=sequence.position if sequence else 0,
+            detail_index=failure.index,
+            detail_value=failure.value,
         )
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
-    def _fill_pending(
+    def _fill_deferred(
         self,
+        waiting: list[Place],
+        filled: list[Place],
+        effects: Mapping[int, Effect],
         batch: _shm.Batch,
-        pending: list[tuple[int, int, Sequence, Effect | None]],
-        filled: list[tuple[int, int, Sequence, Effect | None]],
         rows: Rows,
-        results: list[int | _shm.ResultTuple],
+        results: list[StepResult],
         *,
         timed: bool,
     ) -> None:
-        """Fills the rows that are left, in one native call a backend where there is one, and completes the results of
-        all."""
-        failed: list[tuple[int, Sequence, Effect | None, BaseException]] = []
-        singles = pending
-        if len(pending) > 1 and not timed:
-            groups = {entry[2].batch for entry in pending}
-            singles = []
-            for by in groups:
-                entries = pending if len(groups) == 1 else [entry for entry in pending if entry[2].batch is by]
-                if by is None or len(entries) == 1:
-                    singles += entries
-                    continue
-                self._next_call()
-                self._marker[1] = self._mark_base  # grammar 0: several
-                try:
-                    by.fill_bitmasks(
-                        [entry[2].matcher for entry in entries], rows.block, [entry[1] for entry in entries]
-                    )
-                except BaseException:  # one of them failed: find out which, and serve the others
-                    singles += entries
-        row_of_number = rows.row
-        for at, row, sequence, effect in singles:
-            self._next_call()
-            self._marker[1] = sequence.mark
-            started = time.thread_time() if timed else 0.0
+        """Fills and finishes the rows that are left, and takes the items back whose rows could not be made.
+
+        Args:
+            effects: what the items in full did, by index. A plain item accepted one token.
+        """
+        for failure in self._deferred.fill(waiting, filled, rows, results, timed=timed):
+            item = item_of(batch, failure.at)
             try:
-                sequence.matcher.fill_bitmask(row_of_number[row])
-                if timed:
-                    self._slow.judge(sequence, started)
-            except BaseException as error:
-                failed.append(
-                    (
-                        at,
-                        sequence,
-                        effect,
-                        ItemFailed(Status.BACKEND_FAILED) if isinstance(error, BackendError) else error,
-                    )
-                )
-                row_of_number[row][:] = self._maker.stop_row
-        filled += pending
-        indices, stops = [entry[1] for entry in filled], [entry[2].stop_bytes for entry in filled]
-        flags = _shm.finish_rows(rows.address, rows.stride_words, self._maker.token_count, indices, stops)
-        if flags.count(0) < len(flags):
-            for (at, row, sequence, effect), flag in zip(filled, flags, strict=True):
-                if flag & ROW_EMPTY:
-                    failed.append((at, sequence, effect, ItemFailed(Status.NO_TOKEN_ALLOWED)))
-                elif flag := flag & self._maker.flags:
-                    result = results[at]
-                    results[at] = (
-                        (batch[0][at], 0, flag, row, 1, 1, result, NOTHING, -1, 0)
-                        if isinstance(result, int)
-                        else (*result[:2], flag, *result[3:])
-                    )
-        for at, sequence, effect, why in failed:
-            item = item_of(batch, at)
-            try:
-                if isinstance(why, ItemFailed):
-                    (effect or Effect(sequence, 1, NOTHING, created=False)).take_back(self._next_call)
-                    if effect is not None and effect.created:
-                        self._sequences.pop(item[1], None)
-                results[at] = self._ended(item, why, rows)
+                if isinstance(failure.error, ItemFailed):
+                    effect = effects.get(failure.at) or Effect(failure.sequence, 1, (), created=False)
+                    effect.take_back(self._next_call)
+                    if effect.created:
+                        self._sequences.pop(item.sequence_id, None)
+                results[failure.at] = self._ended(item, failure.error, rows)
             except BaseException as worse:
-                results[at] = self._ended(item, worse, rows)
+                results[failure.at] = self._ended(item, worse, rows)
 
 
-def _read_by(item: _shm.ItemTuple) -> tuple[int, ...]:
-    """Returns the sequences whose other items ``item`` may not overtake: none for a question for a row, a fork's source
-    as well."""
-    _, sequence_id, action, _, _, source_id, rollback, _, accept, _, _, _ = item
-    if action == Action.FORK:
-        return sequence_id, source_id
-    return (sequence_id,) if action or rollback or accept else ()
+def _read_by(item: _shm.CheckedItem) -> tuple[int, ...]:
+    """Returns the sequences whose earlier items ``item`` must not overtake: none if it only asks for a row."""
+    if item.action == _FORK:
+        return item.sequence_id, item.source_sequence_id
+    return (item.sequence_id,) if item.action or item.rollback or item.accept else ()

@@ -1,6 +1,7 @@
-"""What stands in a cell, as values: items written, results read. Both transports use it.
+"""The contents of a cell as values: items written, results read. Both transports use it.
 
-Owns: items as bytes, results as values. Knows nothing about: mappings, sockets, who waits for whom.
+Owns: items as bytes, results as values, flags as booleans.
+Knows nothing about: mappings, sockets, who waits for whom.
 """
 
 from __future__ import annotations
@@ -16,34 +17,51 @@ from numpy.typing import NDArray
 
 from maskd.errors import InvalidRequestError, ProtocolError
 from maskd.shm import layout as lay
-from maskd.step import Item, Result, Status
+from maskd.step import Item, ItemFlag, Result, ResultFlag, Status
 
-__all__ = ["Reply", "pack_items", "result_of"]
+__all__ = ["Reply", "pack_items", "result_flags", "result_of"]
 
 _STATUSES = tuple(Status)
+# Plain ints: operations on enums are slow.
+_WANT_FORCED = ItemFlag.WANT_FORCED.value
+_TERMINATED, _ACCEPTING, _ALL_ALLOWED = (
+    flag.value for flag in (ResultFlag.TERMINATED, ResultFlag.ACCEPTING, ResultFlag.ALL_ALLOWED)
+)
 
 
-def result_of(row: Sequence[Any], forced: NDArray[np.int32]) -> Result:
-    """Returns the ``Result`` of one record of ``layout.RESULT``, given as a tuple."""
-    flags = row[2]
+def result_flags(*, terminated: bool, accepting: bool, all_allowed: bool) -> int:
+    """Returns the flags of a result, as a ``ResultFlag`` has them; ``result_of`` is the other direction."""
+    return _TERMINATED * terminated | _ACCEPTING * accepting | _ALL_ALLOWED * all_allowed
+
+
+def result_of(record: Sequence[Any], forced: NDArray[np.int32]) -> Result:
+    """Returns the ``Result`` of one ``record`` of ``layout.RESULT``.
+
+    Args:
+        forced: (n,) int32, the forced tokens of all items.
+
+    Raises:
+        IndexError: the status is unknown.
+    """
+    sequence_id, status, flags, row, row_count, accepted, position, forced_at, forced_count, index, value = record
     return Result(
-        row[0],
-        _STATUSES[row[1]],
-        row[3],
-        row[4],
-        row[5],
-        row[6],
-        bool(flags & 1),
-        bool(flags & 2),
-        bool(flags & 4),
-        tuple(forced[row[7] : row[7] + row[8]].tolist()) if row[8] else (),
-        row[9],
-        row[10],
+        sequence_id,
+        _STATUSES[status],
+        row,
+        row_count,
+        accepted,
+        position,
+        bool(flags & _TERMINATED),
+        bool(flags & _ACCEPTING),
+        bool(flags & _ALL_ALLOWED),
+        tuple(forced[forced_at : forced_at + forced_count].tolist()) if forced_count else (),
+        index,
+        value,
     )
 
 
 def pack_items(view: memoryview | bytearray, at: int, items: Sequence[Item]) -> bytes:
-    """Writes ``items`` to ``view`` from ``at`` on, as a cell has them, and returns their tokens, int32.
+    """Writes ``items`` to ``view`` from offset ``at`` on, and returns their tokens as bytes, int32.
 
     Raises:
         InvalidRequestError: a number does not fit its field.
@@ -58,7 +76,7 @@ def pack_items(view: memoryview | bytearray, at: int, items: Sequence[Item]) -> 
                 item.grammar_id,
                 item.source_sequence_id,
                 item.action,
-                item.want_forced,
+                _WANT_FORCED * item.want_forced,
                 item.rollback,
                 item.row,
                 len(flat),
@@ -80,8 +98,8 @@ class Reply:
     Attributes:
         step: its number.
         packed: the results as bytes of ``layout.RESULT``, in the order of the items.
-        rows: (row_capacity, row_stride_words) int32, read-only; with shared memory a view of it, valid until the second
-            next submit. Row r belongs to the item that asked for row r.
+        rows: (row_capacity, row_stride_words) int32, read-only. Row r belongs to the item that asked for row r. With
+            shared memory a view of it, valid until the second next submit.
         forced: (n,) int32, the forced tokens of all items.
         worker_seconds: time the worker spent on this step.
         ok: whether every item is OK.
@@ -102,8 +120,7 @@ class Reply:
 
     @property
     def results(self) -> list[Result]:
-        """One ``Result`` an item, in the order of the items. Raises ProtocolError if one has a status that nobody
-        knows."""
+        """One ``Result`` an item, in the order of the items. Raises ProtocolError for an unknown status."""
         if self._results is None:
             try:
                 self._results = [result_of(row, self.forced) for row in lay.RESULT.iter_unpack(self.packed)]

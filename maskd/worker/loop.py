@@ -33,7 +33,7 @@ from maskd.errors import (
     UnavailableError,
 )
 from maskd.ipc import messages
-from maskd.ipc.marker import Marker
+from maskd.ipc.marker import Marker, mark_of, split
 from maskd.sequences import SequenceTable
 from maskd.shm.layout import Layout
 from maskd.vocabulary import Vocabulary
@@ -96,7 +96,7 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Serves until the front is gone."""
-        self._marker.claim(0)
+        self._marker.slots[0].claim()
         self._send(messages.Ready(os.getpid()))
         looked = time.monotonic()
         with contextlib.suppress(UnavailableError):  # the front is gone: nobody is left to work for
@@ -210,7 +210,7 @@ class WorkerLoop:
             vocabulary.vocab_size,
             vocabulary.stop_token_ids,
             message.sequence_capacity,
-            marker=self._marker.words,
+            progress=self._marker.slots[0],
             number=message.number,
             lane=self._lane,
             row_seconds=self._row_seconds,
@@ -286,7 +286,7 @@ class WorkerLoop:
     def _compile(self, message: messages.CompileGrammar) -> None:
         session = self._session(message.session_id)
         if message.solo and message.grammar_id:
-            self._lane.alone.add(session.table.number << 32 | message.grammar_id)
+            self._lane.alone.add(mark_of(session.table.number, message.grammar_id))
         self._compiles.compile(
             message,
             session,
@@ -299,7 +299,7 @@ class WorkerLoop:
     def _close(self, session: WorkerSession, why: str) -> None:
         del self._sessions[session.session_id]
         session.table.close()
-        self._lane.alone = {mark for mark in self._lane.alone if mark >> 32 != session.table.number}
+        self._lane.alone = {mark for mark in self._lane.alone if split(mark)[0] != session.table.number}
         if isinstance(session, SharedSession):
             del self._shared[session.session_id]
             for fd in [session.doorbell_fd] + ([session.lease.fileno()] if session.lease is not None else []):

@@ -1,7 +1,7 @@
 """A session inside its worker: one sequence table, and the step from a cell of items into a cell of results and rows.
 
-``SharedSession`` (``shared_session.py``) has its cells in two segments that an engine has mapped too; ``InlineSession``
-gets and returns them in messages. Both do the same step.
+``SharedSession`` (``shared_session.py``) has its cells in two segments, which an engine has mapped too.
+``InlineSession`` gets and returns its cells in messages. Both do the same step.
 Owns: the private cell of an inline session.
 Knows nothing about: the event loop (``loop.py``), compiling.
 """
@@ -28,8 +28,8 @@ class WorkerSession:
     """What every session has: its sequences, and the one way to do a step.
 
     Attributes:
-        completed: number of the last step that is answered.
-        awaited_grammars: ids of grammars that are being made for it.
+        completed: number of the last step that was answered.
+        awaited_grammars: ids of the grammars that are being made for the session.
     """
 
     def __init__(
@@ -41,23 +41,27 @@ class WorkerSession:
         self.table = table
         self.completed = 0
         self.awaited_grammars: set[int] = set()
-        self._marker = marker.words
+        self._progress = marker.slots[0]
 
     @property
     def attached(self) -> bool:
-        """Whether an engine has it."""
+        """Whether an engine is attached."""
         return True
 
     def set_draining(self) -> None:
-        """Tells the engine that the daemon is going away, where there is a way to."""
+        """Tells the engine that the daemon is going away, if the session has a way to."""
 
     def close(self) -> None:
         """Frees everything."""
 
     def _do(self, layout: lay.Layout, steps_cell: int, rows_cell: int, rows: Rows, clock: Callable[[], int]) -> None:
-        """Does the next step: copies and checks the items at address ``steps_cell``, runs the table, writes ``rows``
-        and the results
-        at address ``rows_cell``; the cells are laid out as ``layout`` says.
+        """Does the next step: copies and checks the items, runs the table, writes rows and results.
+
+        Args:
+            layout: of both cells.
+            steps_cell: address of the items.
+            rows_cell: address of the results.
+            rows: those of the cell.
 
         Raises:
             ProtocolError: the items are nonsense; the session must be closed.
@@ -76,11 +80,11 @@ class WorkerSession:
         if batch is None:
             raise ProtocolError(f"the cell of step {step} holds another step, or counts beyond its capacity")
         _shm.store_u64(rows_cell, 2 * step - 1)
-        self._marker[0] += 1
+        self._progress.begin()
         try:
             results = self.table.step(step, batch, rows)
         finally:
-            self._marker[0] += 1
+            self._progress.end()
         _shm.write_results(
             rows_cell,
             layout.results_offset,
@@ -88,8 +92,8 @@ class WorkerSession:
             layout.forced_capacity,
             step,
             clock() - started,
-            batch[0],
-            batch[2],
+            batch.ids,
+            batch.rows,
             results,
         )
         _shm.store_u64(rows_cell, 2 * step)
@@ -97,9 +101,10 @@ class WorkerSession:
 
 
 class InlineSession(WorkerSession):
-    """A session whose steps come and go in messages. It holds no segment and no descriptor; its one cell is ordinary
-    memory, as much
-    as its largest step so far needed."""
+    """A session whose steps come and go in messages.
+
+    It holds no segment and no descriptor. Its one cell is private memory, as large as its largest step so far needed.
+    """
 
     def __init__(
         self, session_id: int, vocabulary: Vocabulary, layout: lay.Layout, table: SequenceTable, marker: Marker

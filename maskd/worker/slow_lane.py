@@ -1,12 +1,9 @@
-"""The slow lane: threads for items that may take long, so that nobody in the batch waits for them.
+"""The slow lane: threads for items that may take long, so that the batch does not wait for them.
 
-A native call cannot be interrupted. Sequences whose grammar was seen to be slow, in the walk after its compile or
-since, have
-their items run here; the data path waits until the step's deadline and goes on without them. What comes late is kept
-for
-the next step. A call that never ends is the front's business: it watches the marker. Grammars that are suspected of a
-death
-have the lane to themselves while they run, so that the next death has one candidate.
+A native call cannot be interrupted. A grammar may turn out to be slow, in the walk after its compile or later. The
+items of its sequences then run here. The data path waits until the step's deadline and goes on without them; a late
+result is kept for the next step. The front watches the marker, and ends a call that never ends. A grammar that is
+suspected of a death has the lane for itself while it runs, so that the next death has one candidate.
 Owns: the threads. Knows nothing about: sequences, what a job does.
 """
 
@@ -24,7 +21,7 @@ __all__ = ["LateWork", "SlowLane"]
 
 
 class LateWork:
-    """A job under way. ``outcome`` and ``error`` are good once ``wait`` said so."""
+    """A job in the lane. ``outcome`` and ``error`` may be read once ``wait`` returned True."""
 
     __slots__ = ("_done", "error", "is_cancelled", "job", "mark", "outcome")
 
@@ -41,16 +38,16 @@ class LateWork:
         return self._done.wait(seconds) if seconds > 0 else self._done.is_set()
 
     def cancel(self) -> None:
-        """Says that its outcome is not wanted: the job is left out, or ends before its next native call."""
+        """Says that the outcome is not wanted: the job is left out, or ends before its next native call."""
         self.is_cancelled = True
 
     def run(self, next_call: Callable[[], None]) -> None:
         """Does the job, unless it is cancelled; for the lane. ``next_call`` is given to the job."""
         try:
-            job, self.job = self.job, _nothing  # what it holds is let go of with it
+            job, self.job = self.job, _nothing  # frees what the job holds
             if not self.is_cancelled:
                 self.outcome = job(next_call)
-        except BaseException as error:  # it belongs to the step that asks for the outcome
+        except BaseException as error:  # for the step that asks for the outcome
             self.error = error
         self._done.set()
 
@@ -60,7 +57,7 @@ class _CancelledError(Exception):
 
 
 def _nothing(next_call: Callable[[], None]) -> None:
-    """The job of a work that is done."""
+    """The job of a ``LateWork`` that is done."""
 
 
 class SlowLane:
@@ -84,33 +81,34 @@ class SlowLane:
             threading.stack_size(previous)
 
     def start(self, job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
-        """Queues ``job``; ``mark`` says for the marker which grammar it computes. The job gets a function to call
-        between its native
-        calls, so that each has the time of one."""
+        """Queues ``job``; ``mark`` says which grammar the job computes.
+
+        The job gets a function that it calls between its native calls: the front then times each for itself.
+        """
         late = LateWork(job, mark)
         self._jobs.put(late)
         return late
 
     def _work(self, marker: Marker, slot: int) -> None:
-        words = marker.claim(slot)
+        progress = marker.slots[slot].claim()
 
         def next_call() -> None:
-            words[0] += 2
+            progress.next_call()
             if late.is_cancelled:
                 raise _CancelledError
 
         while True:
             late = self._jobs.get()
             alone = late.mark in self.alone
-            with self._turn:  # who waits here is not busy, for the marker
+            with self._turn:  # a thread that waits here is not busy, for the marker
                 while self._occupied or (alone and self._running):
                     self._turn.wait()
                 self._running += 1
                 self._occupied = alone
-            words[1] = late.mark
-            words[0] += 1
+            progress.set_mark(late.mark)
+            progress.begin()
             late.run(next_call)
-            words[0] += 1
+            progress.end()
             with self._turn:
                 self._running -= 1
                 self._occupied = False

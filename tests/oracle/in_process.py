@@ -54,7 +54,7 @@ class TableSession:
             vocabulary.vocab_size,
             vocabulary.stop_token_ids,
             64,
-            marker.words,
+            marker.slots[0],
             1,
             lane,
             row_seconds,

@@ -17,6 +17,7 @@ from maskd.grammar import GrammarReport, WhenSlow
 from maskd.sequences import HeldGrammar, Rows, SequenceTable
 from maskd.step import NO_ROW, Action, Item, LateIndex, Result, Status
 from maskd.worker.slow_lane import LateWork
+from tests.unit.steps import batch_of, checked, in_full, result_of
 
 VOCAB_SIZE, STOP, ROWS = 64, 63, 16
 
@@ -121,43 +122,8 @@ class Bench:
 
     def step(self, *items: Item) -> list[Result]:
         self.number += 1
-        others = {
-            at: (
-                0,
-                i.sequence_id,
-                int(i.action),
-                int(i.want_forced),
-                i.grammar_id,
-                i.source_sequence_id,
-                i.rollback,
-                i.row,
-                tuple(i.accept),
-                tuple(i.drafts),
-                -1,
-                0,
-            )
-            for at, i in enumerate(items)
-        }
-        zeros = [0] * len(items)
-        results = self.table.step(self.number, (zeros, zeros, zeros, others), self.rows)
-        return [
-            Result(
-                r[0],
-                Status(r[1]),
-                r[3],
-                r[4],
-                r[5],
-                r[6],
-                bool(r[2] & 1),
-                bool(r[2] & 2),
-                bool(r[2] & 4),
-                r[7],
-                r[8],
-                r[9],
-            )
-            for r in results
-            if not isinstance(r, int)
-        ]
+        batch = batch_of([checked(item) for item in items], plain=False)
+        return [result_of(result) for result in in_full(batch, self.table.step(self.number, batch, self.rows))]
 
     def row(self, number: int) -> list[int]:
         return allowed_token_ids(self.rows.block[number]).tolist()

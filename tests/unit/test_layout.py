@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import maskd
 from maskd.errors import CapacityError, ProtocolError
+from maskd.sequences.rows import RowFlag
 from maskd.shm import layout as lay
 from maskd.shm.layout import Layout
-from maskd.step import Action, Status
+from maskd.step import Action, ItemFlag, LateIndex, ResultFlag, Status
 
 NATIVE = Path(maskd.__file__).with_name("native")
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -67,6 +68,9 @@ CONSTANTS = {
     "MASKD_MAGIC_GRANT": lay.MAGIC_GRANT,
     **{f"MASKD_{action.name}": int(action) for action in Action},
     **{f"MASKD_{status.name}": int(status) for status in Status},
+    **{f"MASKD_{flag.name}": int(flag) for flag in (*ItemFlag, *ResultFlag)},
+    **{f"MASKD_LATE_{index.name}": int(index) for index in LateIndex},
+    **{f"ROW_{flag.name}": int(flag) for flag in RowFlag},
 }
 SIZES = {
     "maskd_item": lay.ITEM.size,
@@ -116,8 +120,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     directory = tmp_path_factory.mktemp("layout")
     source = directory / "offsets.c"
     source.write_text(
-        '#include "maskd_shm.h"\n#include <stdio.h>\n'
-        '#define P(name, value) printf("%s %llu\\n", name, (unsigned long long)(value))\n'
+        '#include "maskd_shm.h"\n#include "rows.h"\n#include <stdio.h>\n'
+        '#define P(name, value) printf("%s %lld\\n", name, (long long)(value))\n'
         "int main(void) {\n" + "\n".join(lines) + "\nreturn 0; }\n"
     )
     program = directory / "offsets"
@@ -141,13 +145,20 @@ def test_layout_when_compiled_as_c_then_every_field_stands_where_python_has_it(
 
 
 def test_layout_when_compiled_as_c_then_words_sizes_and_numbers_agree(compiled: dict[str, int]) -> None:
-    """Hot words, sizes, magics, versions, actions and statuses are the same in C and Python."""
+    """Hot words, sizes, magics, versions, actions, statuses and flags are the same in C and Python."""
     assert {f"{name}.{field}": offset for (name, field), offset in WORDS.items()} == {
         f"{n}.{f}": compiled[f"{n}.{f}"] for n, f in WORDS
     }
     assert {name: compiled[name] for name in CONSTANTS} == CONSTANTS
     assert {name: compiled[name] for name in SIZES} == SIZES
     assert compiled["maskd_steps_header"] == compiled["maskd_rows_header"] <= lay.PAGE_BYTES
+
+
+def test_row_flags_when_a_result_passes_them_on_then_they_are_the_flags_so_named() -> None:
+    """The table copies these bits from rows to results."""
+    assert {flag.name: int(flag) for flag in RowFlag if flag != RowFlag.EMPTY} == {
+        flag.name: int(flag) for flag in ResultFlag if flag != ResultFlag.TERMINATED
+    }
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class RingMachine(RuleBasedStateMachine):
         layout = lay.Layout(VOCABULARY.vocab_size, capacity, capacity, 8)
         self.marker = Marker()
         table = SequenceTable(
-            len(VOCABULARY.tokens), VOCABULARY.vocab_size, VOCABULARY.stop_token_ids, 8, marker=self.marker.words
+            len(VOCABULARY.tokens), VOCABULARY.vocab_size, VOCABULARY.stop_token_ids, 8, progress=self.marker.slots[0]
         )
         table.grammars[1] = HeldGrammar.of(1, GRAMMAR, None)
         self.worker = SharedSession(7, VOCABULARY, layout, table, 1, self.marker)
@@ -183,7 +183,6 @@ class RingMachine(RuleBasedStateMachine):
             self.kept.clear()
             self.engine.close()
             self.worker.close()
-            del self.worker._marker, self.worker.table
             self.marker.close()
 
 

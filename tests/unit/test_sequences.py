@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from numpy.typing import NDArray
 
-from maskd import _shm
 from maskd.bitmask import allowed_token_ids, row_of
 from maskd.errors import BackendError
 from maskd.grammar import GrammarReport
 from maskd.sequences import HeldGrammar, Rows, SequenceTable
-from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, Result, Status
+from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, Result, ResultFlag, Status
+from tests.unit.steps import batch_of, checked, in_full, result_of
 
 VOCAB_SIZE, TOKEN_COUNT, STOP, OTHER_STOP = 80, 70, 69, 68
 ROWS, CAPACITY, FORCED_LIMIT = 8, 4, 5
@@ -134,29 +133,6 @@ class Batch:
             matcher.fill_bitmask(rows[index])
 
 
-def batch_of(items: Sequence[_shm.ItemTuple], *, plain: bool) -> _shm.Batch:
-    """The items as ``read_step`` gives them, or all of them in full."""
-    named = Counter(item[1] for item in items)
-    short = [
-        plain and named[i[1]] == 1 and not (i[0] or i[2] or i[3] or i[6] or i[9]) and i[7] >= 0 and len(i[8]) == 1
-        for i in items
-    ]
-    return (
-        [i[1] if yes else 0 for i, yes in zip(items, short, strict=True)],
-        [i[8][0] if yes else 0 for i, yes in zip(items, short, strict=True)],
-        [i[7] if yes else 0 for i, yes in zip(items, short, strict=True)],
-        {at: i for at, (i, yes) in enumerate(zip(items, short, strict=True)) if not yes},
-    )
-
-
-def in_full(batch: _shm.Batch, results: Sequence[int | _shm.ResultTuple]) -> list[_shm.ResultTuple]:
-    """The results, with those that are only a position written out."""
-    return [
-        (batch[0][at], 0, 0, batch[2][at], 1, 1, result, (), -1, 0) if isinstance(result, int) else result
-        for at, result in enumerate(results)
-    ]
-
-
 class Bench:
     """A table with its rows. Grammar 1 fills one by one, grammar 2 in batches, grammar 3 has another stop token.
 
@@ -183,45 +159,14 @@ class Bench:
         """One step; rows hold rubbish before it."""
         self.number += 1
         self.rows.block[:] = self.long_rows.block[:] = -1
-        tuples: list[_shm.ItemTuple] = [
-            (
-                status,
-                i.sequence_id,
-                int(i.action),
-                int(i.want_forced),
-                i.grammar_id,
-                i.source_sequence_id,
-                i.rollback,
-                i.row,
-                tuple(i.accept),
-                tuple(i.drafts),
-                -1,
-                0,
-            )
-            for i in items
-        ]
-        batch, long_batch = batch_of(tuples, plain=True), batch_of(tuples, plain=False)
+        checks = [checked(item, status) for item in items]
+        batch, long_batch = batch_of(checks, plain=True), batch_of(checks, plain=False)
         results = in_full(batch, self.table.step(self.number, batch, self.rows))
-        assert results == self.long_table.step(self.number, long_batch, self.long_rows)
+        long_results = self.long_table.step(self.number, long_batch, self.long_rows)
+        assert results == in_full(long_batch, long_results)
         np.testing.assert_array_equal(self.rows.block, self.long_rows.block)
         assert self.state(self.table) == self.state(self.long_table)
-        return [
-            Result(
-                r[0],
-                Status(r[1]),
-                r[3],
-                r[4],
-                r[5],
-                r[6],
-                bool(r[2] & 1),
-                bool(r[2] & 2),
-                bool(r[2] & 4),
-                r[7],
-                r[8],
-                r[9],
-            )
-            for r in results
-        ]
+        return [result_of(result) for result in results]
 
     @staticmethod
     def state(table: SequenceTable) -> dict[int, tuple[list[int], list[int], bool]]:
@@ -496,9 +441,9 @@ def test_all_allowed_when_there_is_padding_then_it_is_not_claimed(padding: int) 
     rows = Rows(np.zeros((3, len(row_of((), 64 + padding))), dtype=np.int32))
     for number, drafts in enumerate(((), (1,))):
         action = Action.ADVANCE if number else Action.OPEN
-        batch = batch_of([(0, 1, int(action), 0, 1, 0, 0, 0, (), drafts, -1, 0)], plain=False)
+        batch = batch_of([checked(Item(1, action, 1, drafts=drafts, row=0))], plain=False)
         result = in_full(batch, table.step(number, batch, rows))[0]
-        assert bool(result[2] & 4) == (padding == 0)
+        assert bool(result.flags & ResultFlag.ALL_ALLOWED) == (padding == 0)
         assert len(allowed_token_ids(rows.block[0])) == 64
 
 

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from maskd import _shm
 from maskd.bitmask import row_of
-from maskd.sequences import item_of
+from maskd.sequences import ItemResult, item_of
+from maskd.sequences.rows import RowFlag
 from maskd.shm import layout as lay
 from maskd.shm.layout import ITEM_DTYPE, RESULT_DTYPE, Layout
-from maskd.step import NO_ROW, Action, ItemField, Status
+from maskd.step import NO_ROW, Action, ItemField, ItemFlag, Status
 
 LAYOUT = Layout(vocab_size=100, item_capacity=4, row_capacity=6, token_capacity=16)
 
@@ -41,9 +43,9 @@ class Cell:
     def head(self, step: int, item_count: int, token_count: int) -> None:
         lay.STEPS_CELL.pack_into(self.bytes, 0, step, item_count, token_count)
 
-    def read(self, step: int = 1) -> list[_shm.ItemTuple] | None:
+    def read(self, step: int = 1) -> list[_shm.CheckedItem] | None:
         batch = self.read_batch(step)
-        return None if batch is None else [item_of(batch, at) for at in range(len(batch[0]))]
+        return None if batch is None else [item_of(batch, at) for at in range(len(batch.ids))]
 
     def read_batch(self, step: int = 1) -> _shm.Batch | None:
         return _shm.read_step(
@@ -70,33 +72,34 @@ def one(**fields: object) -> Cell:
     return cell
 
 
-def check(items: list[_shm.ItemTuple] | None) -> None:
+def check(items: list[_shm.CheckedItem] | None) -> None:
     """What the table relies on, whatever the bytes were."""
     if items is None:
         return
     assert len(items) <= LAYOUT.item_capacity
     taken: set[int] = set()
-    for status, sequence_id, action, flags, _, _, rollback, row, accept, drafts, index, value in items:
-        assert status in (Status.OK, Status.INVALID_ITEM, Status.TOKEN_OUT_OF_RANGE)
-        assert len(accept) + len(drafts) <= LAYOUT.token_capacity
-        if status == Status.INVALID_ITEM:
-            assert index in list(ItemField)
+    for item in items:
+        assert item.status in (Status.OK, Status.INVALID_ITEM, Status.TOKEN_OUT_OF_RANGE)
+        tokens = (*item.accept, *item.drafts)
+        assert len(tokens) <= LAYOUT.token_capacity
+        if item.status == Status.INVALID_ITEM:
+            assert item.detail_index in list(ItemField)
             continue
-        rows = set(range(row, row + 1 + len(drafts))) if row >= 0 else set()
+        rows = set(range(item.row, item.row + 1 + len(item.drafts))) if item.row >= 0 else set()
         assert rows <= set(range(LAYOUT.row_capacity))
         assert not rows & taken
         taken |= rows
-        bad = [i for i, token in enumerate((*accept, *drafts)) if not 0 <= token < LAYOUT.vocab_size]
-        if status == Status.TOKEN_OUT_OF_RANGE:
-            assert (index, value) == (bad[0], (*accept, *drafts)[bad[0]])
+        bad = [i for i, token in enumerate(tokens) if not 0 <= token < LAYOUT.vocab_size]
+        if item.status == Status.TOKEN_OUT_OF_RANGE:
+            assert (item.detail_index, item.detail_value) == (bad[0], tokens[bad[0]])
             continue
         assert not bad
-        assert sequence_id > 0
-        assert action in list(Action)
-        assert flags in (0, 1)
-        assert rollback >= -1
-        assert row >= -1
-        assert not drafts or row >= 0
+        assert item.sequence_id > 0
+        assert item.action in list(Action)
+        assert item.flags in (0, ItemFlag.WANT_FORCED)
+        assert item.rollback >= -1
+        assert item.row >= -1
+        assert not item.drafts or item.row >= 0
 
 
 @given(st.binary(max_size=512))
@@ -142,9 +145,17 @@ def test_read_step_when_items_are_half_right_then_none_or_items_within_bounds(
 
 
 def test_read_step_when_the_item_is_good_then_its_fields_come_out() -> None:
-    """All twelve fields, tokens cut at the right places."""
+    """All twelve fields, in order and by name; tokens cut at the right places."""
     cell = one(action=Action.FORK, flags=1, grammar_id=5, source_sequence_id=6, rollback=-1, row=2, draft_count=3)
-    assert cell.read() == [(0, 1, Action.FORK, 1, 5, 6, -1, 2, (11, 12), (13, 14, 15), -1, 0)]
+    items = cell.read()
+    assert items == [(0, 1, Action.FORK, 1, 5, 6, -1, 2, (11, 12), (13, 14, 15), -1, 0)]
+    item = items[0]
+    by_name = {
+        "status": Status.OK, "sequence_id": 1, "action": Action.FORK, "flags": ItemFlag.WANT_FORCED, "grammar_id": 5,
+        "source_sequence_id": 6, "rollback": -1, "row": 2, "accept": (11, 12), "drafts": (13, 14, 15),
+        "detail_index": -1, "detail_value": 0,
+    }  # fmt: skip
+    assert {name: getattr(item, name) for name in by_name} == by_name
 
 
 @pytest.mark.parametrize(
@@ -169,7 +180,8 @@ def test_read_step_when_a_field_is_bad_then_the_item_names_it(fields: dict[str, 
     """INVALID_ITEM carries the number of the field, and no tokens."""
     items = one(**fields).read()
     assert items is not None
-    assert (items[0][0], items[0][8], items[0][9], items[0][10]) == (Status.INVALID_ITEM, (), (), field)
+    item = items[0]
+    assert (item.status, item.accept, item.drafts, item.detail_index) == (Status.INVALID_ITEM, (), (), field)
 
 
 @pytest.mark.parametrize("token", [-1, 100, (1 << 31) - 1, -(1 << 31)])
@@ -179,7 +191,9 @@ def test_read_step_when_a_token_is_out_of_range_then_index_and_id_are_told(token
     cell.tokens[3] = token
     items = cell.read()
     assert items is not None
-    assert (items[0][0], items[0][7:]) == (Status.TOKEN_OUT_OF_RANGE, (0, (11, 12), (token,), 2, token))
+    item = items[0]
+    assert (item.status, item.row, item.accept, item.drafts) == (Status.TOKEN_OUT_OF_RANGE, 0, (11, 12), (token,))
+    assert (item.detail_index, item.detail_value) == (2, token)
 
 
 def test_read_step_when_two_items_want_a_row_then_the_second_is_refused() -> None:
@@ -190,7 +204,8 @@ def test_read_step_when_two_items_want_a_row_then_the_second_is_refused() -> Non
     cell.head(1, 2, 8)
     items = cell.read()
     assert items is not None
-    assert [(item[0], item[10]) for item in items] == [(Status.OK, -1), (Status.INVALID_ITEM, ItemField.ROW_TAKEN)]
+    ends = [(item.status, item.detail_index) for item in items]
+    assert ends == [(Status.OK, -1), (Status.INVALID_ITEM, ItemField.ROW_TAKEN)]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +257,7 @@ def test_read_step_when_an_item_is_not_plain_then_it_comes_in_full(fields: dict[
     good, other = one(**plain).read_batch(), one(**{**plain, **fields}).read_batch()
     assert good == ([1], [11], [0], {})
     assert other is not None
-    assert (other[:3], list(other[3])) == (([0], [0], [0]), [0])
+    assert (other.ids, other.tokens, other.rows, list(other.others)) == ([0], [0], [0], [0])
 
 
 @given(st.lists(st.integers(1, 40), max_size=64), st.sampled_from([1, 1 << 32, 0x1_0000_0001]))
@@ -292,12 +307,12 @@ def test_read_step_when_all_ids_fall_on_one_slot_then_all_come_in_full() -> None
         1,
     )
     assert batch is not None
-    assert [item_of(batch, at)[1] for at in range(len(items))] == ids
-    assert len(batch[3]) == len(items)
+    assert [item_of(batch, at).sequence_id for at in range(len(items))] == ids
+    assert len(batch.others) == len(items)
 
 
 def results_cell(
-    results: list[int | _shm.ResultTuple], ids: Sequence[int] = (), rows: Sequence[int] = ()
+    results: list[Any], ids: Sequence[int] = (), rows: Sequence[int] = ()
 ) -> tuple[NDArray[np.uint8], NDArray[np.void], NDArray[np.int32]]:
     raw = np.zeros(LAYOUT.rows_offset, dtype=np.uint8)
     _shm.write_results(
@@ -319,18 +334,20 @@ i32 = st.integers(-(1 << 31), (1 << 31) - 1)
 u32 = st.integers(0, (1 << 32) - 1)
 i64 = st.integers(-(1 << 63), (1 << 63) - 1)
 u16 = st.integers(0, (1 << 16) - 1)
-RESULT = st.tuples(i64, u16, u16, i32, u32, u32, u32, st.lists(i32, max_size=5).map(tuple), i32, i64)
+RESULT = st.builds(ItemResult, i64, u16, u16, i32, u32, u32, u32, st.lists(i32, max_size=5).map(tuple), i32, i64)
 
 
 @given(st.lists(RESULT, max_size=4))
-def test_write_results_when_read_back_then_every_field_is_there(results: list[_shm.ResultTuple]) -> None:
+def test_write_results_when_read_back_then_every_field_is_there(results: list[ItemResult]) -> None:
     """RESULT_DTYPE reads what write_results wrote, forced tokens included."""
     raw, table, forced = results_cell([*results])
-    assert lay.ROWS_CELL.unpack_from(raw) == (0, 9, len(results), sum(len(r[7]) for r in results), 123)
-    for record, result in zip(table.tolist(), results, strict=True):
-        assert (*record[:7], record[9], record[10]) == (*result[:7], result[8], result[9])
-        assert tuple(forced[record[7] : record[7] + record[8]].tolist()) == result[7]
-        assert record[11] == b"\0" * 16
+    assert lay.ROWS_CELL.unpack_from(raw) == (0, 9, len(results), sum(len(r.forced) for r in results), 123)
+    for record, result in zip(table, results, strict=True):
+        for name in set(ItemResult._fields) - {"forced"}:
+            assert record[name] == getattr(result, name), name
+        at, count = record["forced_offset"], record["forced_count"]
+        assert tuple(forced[at : at + count].tolist()) == result.forced
+        assert not any(record["zero"].tobytes())
 
 
 def test_write_results_when_a_result_is_a_position_then_it_is_written_out() -> None:
@@ -343,6 +360,15 @@ def test_write_results_when_a_result_is_a_position_then_it_is_written_out() -> N
         (5, 0, 2, 1, 1, 1, 9, 1, -1, 0),
         (6, 0, 0, 2, 1, 1, 3, 0, -1, 0),
     ]
+
+
+def test_write_results_when_a_result_comes_with_the_flags_of_its_row_then_they_are_added() -> None:
+    """A pair of a result and flags, whether the result is a position or in full."""
+    _, table, _ = results_cell(
+        [(77, 6), (ItemResult(5, flags=1, row=0, row_count=1, position=9), 2)], [1 << 40, 0], [3, 0]
+    )
+    fields = ["sequence_id", "flags", "row", "row_count", "accepted_count", "position", "detail_index"]
+    assert table[fields].tolist() == [(1 << 40, 6, 3, 1, 1, 77, -1), (5, 3, 0, 1, 0, 9, -1)]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +394,16 @@ def test_write_results_when_forced_tokens_do_not_fit_then_they_are_cut() -> None
 
 
 @pytest.mark.parametrize(
-    "bad", [[(1, 2)], [(1,) * 10], [("x", 0, 0, 0, 1, 1, 1, (), -1, 0)], [(1, 0, 0, 0, 1, 1, 1, ("x",), -1, 0)], (1,)]
+    "bad",
+    [
+        [(1, 2, 3)],
+        [((1, 2), 0)],
+        [(ItemResult(1), "x")],
+        [(1,) * 10],
+        [("x", 0, 0, 0, 1, 1, 1, (), -1, 0)],
+        [(1, 0, 0, 0, 1, 1, 1, ("x",), -1, 0)],
+        (1,),
+    ],
 )
 def test_write_results_when_a_result_is_malformed_then_it_raises(bad: object) -> None:
     """Our own mistakes are Python errors, never wild writes."""
@@ -411,7 +446,9 @@ def test_finish_rows_when_compared_with_numpy_then_rows_and_flags_agree(
     expected[token_count:] = False
     np.testing.assert_array_equal(row, row_of(np.flatnonzero(expected).tolist(), vocab_size))
     accepting = any(expected[stop] for stop in STOPS if stop < token_count)
-    assert flags == (not expected.any()) | accepting << 1 | bool(expected[:token_count].all()) << 2
+    assert bool(flags & RowFlag.EMPTY) == (not expected.any())
+    assert bool(flags & RowFlag.ACCEPTING) == accepting
+    assert bool(flags & RowFlag.ALL_ALLOWED) == expected[:token_count].all()
 
 
 @pytest.mark.parametrize("token_count", [1, 31, 32, 33, 63, 64, 65, 1023, 1024])
@@ -420,8 +457,7 @@ def test_finish_rows_when_all_bits_are_set_then_the_tail_is_cut_at_any_boundary(
     for vocab_size in (token_count, token_count + 1024):
         row, flags = finish(np.ones(vocab_size, dtype=bool), token_count)
         assert np.unpackbits(row.view(np.uint8)).sum() == token_count
-        assert flags & 4
-        assert not flags & 1
+        assert RowFlag(flags) & (RowFlag.ALL_ALLOWED | RowFlag.EMPTY) == RowFlag.ALL_ALLOWED
 
 
 @given(st.sets(st.integers(0, 299), max_size=3))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from maskd.ipc.marker import Marker
+from maskd.ipc.marker import Marker, mark_of
 from maskd.worker.slow_lane import SlowLane
 
 
@@ -30,11 +30,11 @@ class Job:
 
 def test_lane_when_two_jobs_come_then_they_run_beside_each_other_and_the_marker_names_both(marker: Marker) -> None:
     lane, one, other = SlowLane(marker), Job(), Job()
-    works = [lane.start(one, (7 << 32) | 1), lane.start(other, (7 << 32) | 2)]
+    works = [lane.start(one, mark_of(7, 1)), lane.start(other, mark_of(7, 2))]
     assert one.started.wait(60) and other.started.wait(60)
-    assert sorted(call[2:] for call in marker.busy()) == [(7, 1), (7, 2)]
+    assert sorted((call.session, call.grammar_id) for call in marker.busy()) == [(7, 1), (7, 2)]
     threads = {thread.native_id for thread in threading.enumerate() if thread.name.startswith("slow-lane")}
-    assert len({marker.slot(slot)[2] for slot in (1, 2)} & threads) == 2, "and their threads"
+    assert len({marker.slots[slot].thread_id for slot in (1, 2)} & threads) == 2, "and their threads"
     for job in (one, other):
         job.end.set()
     assert all(work.wait(60) for work in works)
@@ -49,7 +49,7 @@ def test_lane_when_a_grammar_must_be_alone_then_nothing_runs_beside_it(marker: M
     assert first.started.wait(60)
     works.append(lane.start(second, 2))
     assert not second.started.wait(0.2)
-    assert [call[2:] for call in marker.busy()] == [(0, 1)]
+    assert [(call.session, call.grammar_id) for call in marker.busy()] == [(0, 1)]
     first.end.set()
     assert second.started.wait(60)
     second.end.set()
@@ -62,10 +62,10 @@ def test_tick_when_a_job_makes_several_calls_then_each_is_a_call_of_its_own_for_
 
     def job(next_call: Callable[[], None]) -> None:
         for _ in range(3):
-            seen.append(next(count for _, count, session, grammar in marker.busy() if (session, grammar) == (9, 9)))
+            seen.append(next(call.counter for call in marker.busy() if (call.session, call.grammar_id) == (9, 9)))
             next_call()
 
-    assert lane.start(job, (9 << 32) | 9).wait(60)
+    assert lane.start(job, mark_of(9, 9)).wait(60)
     assert [count - seen[0] for count in seen] == [0, 2, 4]
 
 
