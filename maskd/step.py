@@ -69,8 +69,7 @@ class Status(enum.IntEnum):
     """How one item ended. Anything but OK leaves the sequence as it was, and its row must not be sampled from.
 
     STEP_DEADLINE is different in one point: the item goes on in the daemon, unless ``detail_index`` says otherwise
-    (``LateIndex``).
-    Ask for what it came to with an item without tokens: that answer, OK or not, is the answer to the late item.
+    (``LateIndex``). An item without tokens then asks for its result: that answer, OK or not, is the late item's.
     """
 
     OK = 0
@@ -133,12 +132,12 @@ _LATE_HELP = {
 
 @dataclass(slots=True)
 class Item:
-    """One sequence in one step. Effects in this order: open or fork, rollback, accept, rows over the drafts. CLOSE ends
-    the
-    sequence, whatever else the item says.
+    """What a step asks of one sequence, done in this order: open or fork, rollback, accept, rows over the drafts.
+
+    CLOSE ends the sequence, whatever else the item says.
 
     Attributes:
-        sequence_id: chosen by the engine, positive, never reused within a session; at most once in a step.
+        sequence_id: the engine chooses it: positive, never reused within a session, at most once in a step.
         action: what happens to the sequence itself.
         grammar_id: for OPEN.
         source_sequence_id: for FORK: the sequence to copy, as it stands when the item is reached.

@@ -9,10 +9,11 @@ writes ``rows``, ``deferred`` those that are filled together. ``late`` has the i
 Knows nothing about: how items and results are encoded, where the rows live.
 """
 
+from maskd.sequences.item import item_of
 from maskd.sequences.late import Lane
 from maskd.sequences.result import ItemResult, StepResult
 from maskd.sequences.rows import Rows
 from maskd.sequences.sequence import HeldGrammar, LateWork
-from maskd.sequences.table import SequenceTable, item_of
+from maskd.sequences.table import SequenceTable
 
 __all__ = ["HeldGrammar", "ItemResult", "Lane", "LateWork", "Rows", "SequenceTable", "StepResult", "item_of"]

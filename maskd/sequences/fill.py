@@ -130,7 +130,7 @@ class _Walk:
     """A look ahead from where ``sequence`` stands: on a copy of its matcher, or on the matcher itself and back.
 
     Attributes:
-        matcher: the one that walks.
+        matcher: the matcher that walks.
     """
 
     __slots__ = ("_is_copy", "_walked", "matcher")

@@ -16,10 +16,27 @@ from maskd.sequences.rows import Rows
 from maskd.sequences.sequence import NextCall, Sequence
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, ItemFlag, ResultFlag, Status
 
-__all__ = ["Effect", "run_item"]
+__all__ = ["Effect", "item_of", "read_by", "run_item"]
 
-_ADVANCE, _WANT_FORCED, _TERMINATED = Action.ADVANCE.value, ItemFlag.WANT_FORCED.value, ResultFlag.TERMINATED.value
+_ADVANCE, _FORK = Action.ADVANCE.value, Action.FORK.value
+_WANT_FORCED, _TERMINATED = ItemFlag.WANT_FORCED.value, ResultFlag.TERMINATED.value
 """Plain ints: operations on enums are slow."""
+
+
+def item_of(batch: _shm.Batch, at: int) -> _shm.CheckedItem:
+    """Returns item ``at`` of ``batch`` in full."""
+    item = batch.others.get(at)
+    if item is None:
+        plain = (0, batch.ids[at], _ADVANCE, 0, 0, 0, 0, batch.rows[at], (batch.tokens[at],), (), -1, 0)
+        item = _shm.CheckedItem(plain)
+    return item
+
+
+def read_by(item: _shm.CheckedItem) -> tuple[int, ...]:
+    """Returns the sequences whose earlier items ``item`` must not overtake: none if it only asks for a row."""
+    if item.action == _FORK:
+        return item.sequence_id, item.source_sequence_id
+    return (item.sequence_id,) if item.action or item.rollback or item.accept else ()
 
 
 @dataclass(slots=True)

@@ -18,28 +18,19 @@ from maskd.errors import BackendError
 from maskd.ipc.marker import Progress, mark_of
 from maskd.sequences.deferred import DeferredRows, Place
 from maskd.sequences.fill import RowMaker
-from maskd.sequences.item import Effect, run_item
+from maskd.sequences.item import Effect, item_of, read_by, run_item
 from maskd.sequences.late import Lane, SlowItems
 from maskd.sequences.result import Broken, ItemFailed, ItemResult, StepResult
 from maskd.sequences.rows import Rows
 from maskd.sequences.sequence import HeldGrammar, Sequence
 from maskd.step import Action, LateIndex, ResultFlag, Status
 
-__all__ = ["SequenceTable", "item_of"]
+__all__ = ["SequenceTable"]
 
-_ADVANCE, _OPEN, _FORK, _CLOSE = (action.value for action in (Action.ADVANCE, Action.OPEN, Action.FORK, Action.CLOSE))
+_OPEN, _FORK, _CLOSE = Action.OPEN.value, Action.FORK.value, Action.CLOSE.value
 """Plain ints: operations on enums are slow."""
 _log = structlog.get_logger()
 _NO_SEQUENCES: dict[int, Sequence] = {}
-
-
-def item_of(batch: _shm.Batch, at: int) -> _shm.CheckedItem:
-    """Returns item ``at`` of ``batch`` in full."""
-    item = batch.others.get(at)
-    if item is None:
-        plain = (0, batch.ids[at], _ADVANCE, 0, 0, 0, 0, batch.rows[at], (batch.tokens[at],), (), -1, 0)
-        item = _shm.CheckedItem(plain)
-    return item
 
 
 class SequenceTable:
@@ -177,7 +168,7 @@ class SequenceTable:
         if item.status:
             raise ItemFailed(Status(item.status), item.detail_index, item.detail_value)
         self._next_call()
-        if self._not_begun and not self._not_begun.isdisjoint(_read_by(item)):
+        if self._not_begun and not self._not_begun.isdisjoint(read_by(item)):
             raise self._slow.not_begun()
         if item.action in (_OPEN, _FORK):
             return self._create(at, item, number, rows)
@@ -293,7 +284,7 @@ class SequenceTable:
     def _failed(self, item: _shm.CheckedItem, failure: ItemFailed, rows: Rows) -> ItemResult:
         sequence = self._sequences.get(item.sequence_id)
         if failure.status == Status.STEP_DEADLINE and failure.index == LateIndex.NOT_BEGUN:
-            self._not_begun.update(_read_by(item))
+            self._not_begun.update(read_by(item))
         if item.status in (Status.OK, Status.TOKEN_OUT_OF_RANGE):  # the row numbers of a malformed item mean nothing
             self._maker.close(rows, item.row, 1 + len(item.drafts))
         if failure.closes:
@@ -337,10 +328,3 @@ class SequenceTable:
                 results[failure.at] = self._ended(item, failure.error, rows)
             except BaseException as worse:
                 results[failure.at] = self._ended(item, worse, rows)
-
-
-def _read_by(item: _shm.CheckedItem) -> tuple[int, ...]:
-    """Returns the sequences whose earlier items ``item`` must not overtake: none if it only asks for a row."""
-    if item.action == _FORK:
-        return item.sequence_id, item.source_sequence_id
-    return (item.sequence_id,) if item.action or item.rollback or item.accept else ()

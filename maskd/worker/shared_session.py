@@ -1,5 +1,4 @@
-"""A session in shared memory, as its worker has it: two segments that an engine has mapped too, and the wake-ups of
-both.
+"""A session in shared memory, on the worker's side: two segments that an engine has mapped too, and their wake-ups.
 
 Owns: the worker's mappings, wake-up descriptors and end of the lease.
 Knows nothing about: the event loop (``loop.py``), what a step does (``session.py``).
@@ -29,9 +28,10 @@ _READY, _DRAINING, _CLOSED = 1, 2, 3
 
 
 class SharedSession(WorkerSession):
-    """A session in shared memory. ``attach`` gives it to an engine, ``serve`` does one step, ``end`` tells the engine,
-    and ``close``
-    frees everything. Making and closing one may take a while, and may be done on any thread.
+    """A session in shared memory.
+
+    ``attach`` gives it to an engine, ``serve`` does one step, ``end`` tells the engine, and ``close`` frees everything.
+    Making and closing a session may take a while, and may be done on any thread.
 
     Raises (on creation):
         CapacityError: no memory or no descriptors for the segments.
@@ -110,8 +110,8 @@ class SharedSession(WorkerSession):
     def _reply_pipe(self) -> tuple[int, int]:
         """Returns the end that the engine reads and the end that the worker writes.
 
-        No eventfd: the engine shares the flags of that, could make it blocking and full, and so stop the worker in its
-        write.
+        An eventfd would not do: the engine shares its flags. It could make it blocking and full, and the worker would
+        hang in its write.
         """
         try:
             read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -129,8 +129,9 @@ class SharedSession(WorkerSession):
         return mapping
 
     def attach(self, lease: socket.socket) -> None:
-        """Sends the grant, with the four descriptors, over ``lease`` and keeps it. The segments' own descriptors are
-        closed.
+        """Sends the grant, with the four descriptors, over ``lease`` and keeps the lease.
+
+        The worker's descriptors of the segments are closed.
 
         Raises:
             OSError: the engine is gone already.
@@ -146,17 +147,17 @@ class SharedSession(WorkerSession):
 
     @property
     def attached(self) -> bool:
-        """Whether an engine has it."""
+        """Whether an engine is attached."""
         return self.lease is not None
 
     @property
     def has_work(self) -> bool:
-        """Whether a step is published and not served."""
+        """Whether a step is published and not yet served."""
         return _shm.load_u64(self.published_word) > self.completed
 
     @property
     def engine_processor(self) -> int:
-        """The processor that the engine last rang from, by its own account; -1 if it does not tell."""
+        """The processor that the engine last rang from, as the engine says; -1 if it does not say."""
         return _shm.load_u32(self._processor_word) - 1
 
     def serve(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
@@ -184,7 +185,7 @@ class SharedSession(WorkerSession):
         _shm.store_u32(self._base + lay.STATE_OFFSET, _DRAINING)
 
     def end(self) -> None:
-        """Tells the engine, in the header and by the end of its lease. The session must not be served any more."""
+        """Tells the engine, in the header and by the end of its lease. ``serve`` must not be called afterwards."""
         _shm.store_u32(self._base + lay.STATE_OFFSET, _CLOSED)
         if self.lease is not None:
             self.lease.close()

@@ -306,7 +306,7 @@ class Model:
                 [Outcome(position=len(state.history)) for state in own]
                 if known.late is None
                 else [Outcome(position=None)],
-                False,
+                sequence_id in self._copied,  # a fork of it in this step may not be begun
             )
         if known.late is None:
             return own, [self.outcome(state, item, created=False) for state in own], sequence_id in self._copied

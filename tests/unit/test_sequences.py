@@ -292,7 +292,7 @@ def test_step_when_the_table_is_full_then_open_and_fork_are_refused_until_one_cl
 
 
 def test_step_when_tokens_were_out_of_range_then_the_row_is_closed() -> None:
-    """Whoever overlooks the status samples a stop token, not from the mask of two steps ago."""
+    """An engine that overlooks the status samples a stop token, not from the mask of two steps ago."""
     bench = Bench()
     opened(bench, 1)
     assert (
@@ -303,7 +303,7 @@ def test_step_when_tokens_were_out_of_range_then_the_row_is_closed() -> None:
 
 
 def test_step_when_an_item_is_malformed_then_no_row_is_touched() -> None:
-    """Its row number means nothing, and may be somebody else's."""
+    """Its row number means nothing, and may be that of another item."""
     bench = Bench()
     opened(bench, 1)
     assert bench.step(Item(1, row=100), status=Status.INVALID_ITEM)[0].status == Status.INVALID_ITEM
@@ -392,7 +392,7 @@ def test_step_when_a_row_behind_which_a_fork_stands_cannot_be_made_then_the_fork
     "items", [Item(1, accept=(5,), row=0), Item(1, accept=(5, 5), row=0), Item(1, drafts=(5,), row=0)]
 )
 def test_step_when_an_accept_fails_then_the_sequence_is_closed_and_says_so(items: Item) -> None:
-    """Nobody knows the state of a matcher whose accept failed; only that sequence is gone."""
+    """The state of a matcher whose accept failed is not known; its sequence is closed, and no other."""
     bench = Bench()
     opened(bench, 1)
     opened(bench, 2)
