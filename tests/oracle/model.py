@@ -298,7 +298,8 @@ class Model:
             still = [Outcome(Status.SEQUENCE_EXISTS, position=None, value=sequence_id)] * (sequence_id in seen)
             return (), [Outcome(Status.SEQUENCE_NOT_FOUND, value=sequence_id), *still], False
         if sequence_id in seen:
-            return own, [refused(Status.SEQUENCE_EXISTS, value=sequence_id)], False
+            may_wait = known.late is not None or sequence_id in self._copied  # its earlier item may not be begun
+            return own, [refused(Status.SEQUENCE_EXISTS, value=sequence_id)], may_wait
         seen.add(sequence_id)
         if item.action == Action.CLOSE:
             return (
