@@ -1,9 +1,9 @@
 """Packed-row arithmetic: how many words a row has, and what its bits mean.
 
-A row is little-endian int32 words; bit j of word w is token 32*w + j; 1 = allowed. Rows are padded to whole 128-byte
-lines, so that a block of rows is one C-contiguous array that both grammar libraries can fill in place (xgrammar ignores
-strides) and that one copy moves to a GPU. Bits from the tokenizer's last token on are 0.
-Knows nothing about: where rows live, who fills them.
+A row is little-endian int32 words. Bit j of word w is token 32*w + j; 1 = allowed. Bits beyond the tokenizer's last
+token are 0. Rows are padded to whole 128-byte lines, so a block of rows is one C-contiguous array. Both grammar
+libraries can fill it in place (xgrammar ignores strides), and a single copy moves it to a GPU.
+Owns: the form of a row, and the masking of logits with it. Knows nothing about: where rows live, what fills them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 ROW_ALIGN_WORDS = 32
-"""Rows start on 128-byte lines: no two writers share a cache line, adjacent-line prefetch included."""
+"""Rows start on 128-byte lines: no two writers share a cache line, nor one that the processor prefetches with it."""
 _MINUS_INFINITY = {
     "float16": (2, 0xFC00),
     "bfloat16": (2, 0xFF80),
@@ -78,13 +78,13 @@ def mask_logits(
     rows: NDArray[np.int32],
     row_indices: list[int],
 ) -> None:
-    """Sets the logits of every token that its row does not allow to -inf, wherever in this process's memory they are.
+    """Sets the logits of every token that its row does not allow to -inf, in place.
 
-    Takes an address, so that arrays of any library are masked in place by the same code. Position i is masked by
-    ``rows[row_indices[i]]``, or not at all if that is -1. Releases the GIL.
+    Takes an address, so the same code masks the arrays of any library. Position i is masked by
+    ``rows[row_indices[i]]``, or not at all if that index is -1. Releases the GIL.
 
     Args:
-        address: of the first logit; the caller's word that all of them may be written.
+        address: of the first logit. The caller guarantees that all logits may be written.
         dtype: "float16", "bfloat16", "float32" or "float64".
         shape: (B, V).
         strides: from one position, and from one token, to the next, in logits.
@@ -92,7 +92,8 @@ def mask_logits(
         row_indices: B of them, below R.
 
     Raises:
-        ValueError: another dtype, or rows that are too narrow. IndexError: an index past the rows. Nothing is masked.
+        ValueError: another dtype, or rows that are too narrow. IndexError: an index beyond the rows.
+            After an error nothing is masked.
     """
     if dtype not in _MINUS_INFINITY:
         raise ValueError(f"logits are {dtype}; give {', '.join(_MINUS_INFINITY)}")
@@ -106,10 +107,10 @@ def mask_logits(
 
 
 def mask_array(logits: NDArray[np.floating[Any]], rows: NDArray[np.int32], row_indices: list[int]) -> None:
-    """``mask_logits`` for an array, (B, V), any strides.
+    """Masks an array of logits, (B, V), any strides, in place. See ``mask_logits``.
 
     Raises:
-        ValueError: it cannot be written, or see there. IndexError.
+        ValueError: the array cannot be written, or as for ``mask_logits``. IndexError: an index beyond the rows.
     """
     memory, size = logits.__array_interface__, logits.itemsize
     if (

@@ -2,8 +2,8 @@
 
 Owns: the classes, their wire code (a name of ``grpc.StatusCode``), their reason, and what the caller does next
 (``recovery``).
-Knows nothing about: gRPC, protobuf, shared memory; ``status.py`` maps the tree to ``google.rpc.Status``, ``step.py`` to
-the 16-bit status of a result.
+Knows nothing about: gRPC, protobuf, shared memory. ``rpc/status.py`` maps the tree to ``google.rpc.Status``;
+``step.py`` makes an error of the status of a result.
 
     MaskdError
     ├── InvalidRequestError         a field is missing, out of range or contradicts another
@@ -68,7 +68,7 @@ __all__ = [
 ]
 
 MESSAGE_LIMIT_BYTES = 2048
-"""Longest message that leaves the process. gRPC turns a status detail above 16 KiB into RESOURCE_EXHAUSTED, and both
+"""Longest message that leaves the process. gRPC turns a status detail above 16 KiB into RESOURCE_EXHAUSTED. Both
 grammar libraries put the whole grammar into their messages."""
 
 
@@ -309,7 +309,6 @@ def error_classes(root: type[MaskdError] = MaskdError) -> Iterator[type[MaskdErr
 
 
 def make_error(reason: str, message: str, metadata: Mapping[str, str]) -> MaskdError:
-    """Returns the error of the class with ``reason``, as it came over a wire; MaskdError for a reason of a later
-    version."""
+    """Returns the error that came over a wire, of the class with ``reason``; MaskdError for an unknown reason."""
     cls = next((cls for cls in error_classes() if cls.reason == reason), MaskdError)
     return cls(message, **metadata)

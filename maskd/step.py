@@ -191,6 +191,15 @@ class Result:
     detail_index: int = -1
     detail_value: int = 0
 
+    @property
+    def closed(self) -> bool:
+        """Whether the daemon closed the sequence in this step, because its item failed."""
+        if self.status == Status.BACKEND_FAILED:
+            return bool(self.detail_value)
+        if self.status == Status.STEP_DEADLINE:
+            return self.detail_index == LateIndex.CLOSED
+        return self.status == Status.BACKENDS_DISAGREE
+
     def error(self) -> MaskdError | None:
         """Returns the typed error of this result, None if it is OK."""
         return _ERRORS[self.status](self) if self.status else None
@@ -247,16 +256,16 @@ _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
     ),
     Status.BACKEND_FAILED: lambda r: BackendError(
         f"sequence {r.sequence_id}: the grammar library failed at position {r.position}; "
-        + ("the sequence is closed" if r.detail_value else "the sequence is unchanged"),
-        sequence_id=r.sequence_id, position=r.position, closed=bool(r.detail_value),
+        + ("the sequence is closed" if r.closed else "the sequence is unchanged"),
+        sequence_id=r.sequence_id, position=r.position, closed=r.closed,
     ),
     Status.STEP_DEADLINE: lambda r: DeadlineError(
         f"sequence {r.sequence_id}: " + _LATE_HELP[LateIndex(r.detail_index)].format(limit_us=r.detail_value),
-        sequence_id=r.sequence_id, limit_us=r.detail_value, closed=r.detail_index == LateIndex.CLOSED,
+        sequence_id=r.sequence_id, limit_us=r.detail_value, closed=r.closed,
     ),
     Status.BACKENDS_DISAGREE: lambda r: BackendError(
         f"sequence {r.sequence_id} was moved to another backend because its row was late, and that one does not allow "
         f"token {r.detail_value} at position {r.position}; one of the two is wrong, so the sequence is closed",
-        sequence_id=r.sequence_id, token_id=r.detail_value, position=r.position, closed=True,
+        sequence_id=r.sequence_id, token_id=r.detail_value, position=r.position, closed=r.closed,
     ),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """The vocabulary: what every token id of an engine means, as bytes.
 
-Owns: ``Vocabulary``, its checks, its fingerprint and its compact byte form (used on the wire and between processes).
-Knows nothing about: tokenizer files (``tokenizer_files.py``), grammar libraries, gRPC.
+Owns: ``Vocabulary``, its checks, its fingerprint and its compact byte form (used between processes).
+Knows nothing about: tokenizer files (``tokenizer_files``), grammar libraries, gRPC.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Vocabulary"]
 MAX_VOCAB_SIZE = 1 << 22
 MAX_TOKEN_BYTES = 1 << 16
 _CHUNK = 1 << 13
-"""Tokens that are packed without another thread getting the interpreter: with millions, the front would stand still."""
+"""Tokens that are packed in one native call, which holds the interpreter: millions at once would stop the front."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Vocabulary:
         vocab_size: width of the logits; at least ``len(tokens)``. Bits from ``len(tokens)`` on are always 0.
         stop_token_ids: ids that end a sequence; sorted, at least one.
         special_token_ids: ids that never match text; sorted; includes the stop tokens.
-        name: for people and logs; no part of the fingerprint.
+        name: for people and logs; not part of the fingerprint.
+
+    Raises:
+        VocabularyError: an id out of range, no token, no stop token, or a token or width beyond the limits.
     """
 
     tokens: Sequence[bytes]
@@ -77,8 +80,11 @@ class Vocabulary:
         return hashlib.sha256(self.to_bytes()).digest()
 
     def to_bytes(self) -> bytes:
-        """Returns the compact form: ``<4I`` (vocab_size, token, stop, special counts), stop ids, special ids, token
-        lengths (each ``<I``), then all token bytes, one after the other. The fingerprint is the sha256 of this."""
+        """Returns the compact form, of which the fingerprint is the sha256.
+
+        First ``<4I``: vocab_size and the counts of tokens, stop ids and special ids. Then stop ids, special ids and
+        token lengths, each ``<I``. Then the bytes of all tokens, one after the other.
+        """
         head = struct.pack(
             "<4I", self.vocab_size, len(self.tokens), len(self.stop_token_ids), len(self.special_token_ids)
         )
@@ -89,7 +95,7 @@ class Vocabulary:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "") -> Vocabulary:
-        """Reads what ``to_bytes`` wrote. Raises VocabularyError if lengths do not add up."""
+        """Reads what ``to_bytes`` wrote. Raises VocabularyError: malformed."""
         try:
             vocab_size, token_count, stop_count, special_count = struct.unpack_from("<4I", data)
             if token_count > MAX_VOCAB_SIZE or max(stop_count, special_count) > token_count:

@@ -300,7 +300,7 @@ class Ledger:
                 self._closing.append(item.sequence_id)
             else:
                 self._known.discard(item.sequence_id)  # it is not there
-        elif error.metadata.get("closed") == "True":
+        elif result.closed:
             self._known.discard(item.sequence_id)
             if entry is not None:
                 entry.error = error

@@ -1,1 +1,1 @@
-"""The front process: gRPC, bookkeeping, health, and the supervision of workers. It never runs grammar code."""
+"""The front process: gRPC, bookkeeping, health, supervision of the other processes. It never runs grammar code."""

@@ -1,10 +1,9 @@
 """The compile desk: every grammar that a client sends passes here before a worker sees it.
 
-One compile at a time for the same content, whoever asks; verdicts remembered by content, but only good ones and the
-grammar's own errors: a timeout, or a lack of memory, may be the machine's fault. A compile that crashes its library is
-tried once more; if it crashes again, or if the grammar was on the worker's hands twice when that died, it is
-quarantined.
-Owns: single flight, verdicts. Knows nothing about: sessions, protobuf, whom to believe (``quarantine``).
+The desk compiles the same content once at a time, for all its callers. It remembers good verdicts and the grammar's
+own errors. It forgets a timeout or a lack of memory, for these may be the machine's fault. A compile that crashes its
+library is tried once more. A second crash quarantines the grammar, and so does the second worker that dies of it.
+Owns: single flight, verdicts. Knows nothing about: sessions, protobuf, how strikes are counted (``quarantine``).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 import structlog
 
-from maskd.errors import BackendError, GrammarError, GrammarPoisonedError, GrammarTimeoutError, GrammarTooLargeError
+from maskd.errors import GrammarError, GrammarPoisonedError, GrammarTimeoutError, GrammarTooLargeError
 from maskd.front.config import Config
 from maskd.front.flights import Flights
 from maskd.front.quarantine import Key, Quarantine
@@ -32,13 +31,14 @@ class CompileDesk:
     """Admits grammars.
 
     Args:
-        config: limits; ``jail`` off admits everything unseen, for trusted sources.
-        compile_in_child: compiles for the vocabulary of a fingerprint, in a child that is killed when the call is
-            cancelled.
+        config: the limits. Without ``jail`` the desk admits every grammar unseen, for trusted sources.
+        compile_in_child: compiles for the vocabulary of a fingerprint. Cancelling the call kills the child.
     """
 
     def __init__(
-        self, config: Config, compile_in_child: Callable[[bytes, GrammarSpec], Awaitable[messages.Compiled]]
+        self,
+        config: Config,
+        compile_in_child: Callable[[bytes, GrammarSpec], Awaitable[messages.Compiled | messages.Crashed]],
     ) -> None:
         self._config = config
         self._compile_in_child = compile_in_child
@@ -48,12 +48,12 @@ class CompileDesk:
         self._slots = asyncio.Semaphore(config.compile_threads)
 
     async def admit(self, fingerprint: bytes, spec: GrammarSpec) -> messages.Compiled | None:
-        """Returns the verdict for ``spec``; with the artefact only for whoever waited for this very compile.
+        """Returns the verdict for ``spec``. None: the source is trusted, and the worker compiles it unseen.
 
-        None: the source is trusted, the worker compiles it unseen.
+        Only callers that waited for the compile get the artefact; later callers get the verdict alone.
 
         Raises:
-            GrammarError: or one of its children. UnavailableError: no nursery.
+            GrammarError: or one of its subclasses. BackendError: the library failed. UnavailableError: no nursery.
         """
         key = (fingerprint, spec.digest())
         self.check(key)
@@ -77,9 +77,10 @@ class CompileDesk:
             )
 
     def blame(self, keys: Iterable[Key | None], why: str) -> None:
-        """Holds grammars responsible for a worker that died or hung: the only candidate gets a strike, of several each
-        is
-        a suspect. None stands for a grammar that nobody knows any more."""
+        """Holds grammars responsible for a worker that died or hung.
+
+        A single candidate gets a strike; of several, each becomes a suspect. None stands for a deleted grammar.
+        """
         candidates = set(keys)
         known = {key for key in candidates if key is not None}
         if len(candidates) > 1:
@@ -108,12 +109,10 @@ class CompileDesk:
                 except GrammarError as error:
                     self._remember(key, error)
                     raise
-                except BackendError as error:
-                    if error.metadata.get("crashed"):
-                        self._strike(key, error.message, of_worker=False)
-                        self.check(key)
-                        continue
-                    raise
+                if isinstance(verdict, messages.Crashed):
+                    self._strike(key, verdict.how, of_worker=False)
+                    self.check(key)
+                    continue
                 self._remember(key, msgspec.structs.replace(verdict, artefact=b""))
                 return verdict
 

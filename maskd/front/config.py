@@ -1,9 +1,8 @@
 """The daemon's configuration: one frozen object from defaults, a YAML file, the environment and flags, in this order.
 
-Every knob is a field of ``Config`` with its unit in its name and its reason in its docstring; the flag and the
-environment
-variable are derived from the field (``drain_seconds``: ``--drain-seconds``, ``MASKD_DRAIN_SECONDS``).
-Owns: the knobs and how they are read. Knows nothing about: what they do.
+Every setting is a field of ``Config``, with its unit in its name and its meaning in the docstring. Flag and environment
+variable follow from the field (``drain_seconds``: ``--drain-seconds``, ``MASKD_DRAIN_SECONDS``).
+Owns: the settings and how they are read. Knows nothing about: what they do.
 """
 
 from __future__ import annotations
@@ -24,6 +23,16 @@ from maskd.errors import ConfigError
 from maskd.rpc.address import parse_listen
 
 __all__ = ["Config", "VocabularySource", "flags", "load"]
+
+_COUNTS = (
+    "workers", "compile_threads", "sessions", "vocabularies_limit", "sequences_per_session", "rows_per_session",
+    "grammars_per_session", "message_bytes", "grammar_bytes", "cache_bytes", "compile_bytes", "build_bytes", "verdicts",
+)  # fmt: skip
+_NOT_NEGATIVE = ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds")
+_POSITIVE = (
+    "compile_seconds", "build_seconds", "mask_seconds", "row_seconds", "hang_seconds", "claim_seconds", "lease_seconds",
+    "step_seconds",
+)  # fmt: skip
 
 
 class VocabularySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +62,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         listen: "unix:/path/maskd.sock" (shared memory and inline) or "host:port" (inline only). The data socket of a
             unix listener is the same path with ".data" appended.
-        insecure: let anybody in who reaches a TCP listener, without TLS and token.
+        insecure: accept every client that reaches a TCP listener, without TLS and token.
         tls_certificate: PEM chain of the daemon, for TCP.
         tls_key: PEM key to it.
         tls_client_ca: PEM of the authority that signs clients' certificates: mutual TLS.
@@ -63,21 +72,20 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         workers: worker processes for each vocabulary; a session lives on one of them.
         native_threads: threads that a library may use in one worker for a batch; 0 = half the cores / workers, at most
             8.
-        compile_threads: compiles at a time in one worker.
-        jail: compile grammars in killable children first. Off only where every grammar's source is trusted.
+        compile_threads: compiles at a time; also threads for grammars in one worker, and vocabularies loaded at a time.
+        jail: compile grammars in killable children first. Switch it off only if every grammar's source is trusted.
         compile_seconds: a compile that takes longer is killed and answered GRAMMAR_TIMEOUT.
         compile_bytes: memory that a compile may use beyond the libraries' own.
         compile_nice: added to the niceness of compile children, so that sequences in progress come first.
         compile_cpus: cores that compile children may use; empty = any.
-        mask_seconds: a grammar that needs longer than this for one token, in a short walk after the compile, is
-            refused.
-        row_seconds: a step waits so long for rows that are slow; the items that need longer are answered STEP_DEADLINE.
-        hang_seconds: a worker that works longer than this at one native call is killed; its sessions restore by replay.
-        verdicts: outcomes of compiles that are remembered, by content; as many grammars that crashed, apart from them.
+        mask_seconds: longest time of one token in a short walk after the compile; a slower grammar is refused.
+        row_seconds: how long a step waits for slow rows; items that need longer are answered STEP_DEADLINE.
+        hang_seconds: a worker that is longer than this in one native call is killed; its sessions restore by replay.
+        verdicts: outcomes of compiles that are remembered, by content; and, apart from these, grammars that crashed.
         cache_bytes: compiled grammars kept by one worker, approximate.
         grammar_bytes: longest grammar source.
-        grammars_per_session: grammars that one session may hold, with those that are being compiled for it; one with an
-            alternate (when_slow "switch") counts twice.
+        grammars_per_session: grammars that a session may hold, including those that are being compiled for it. A
+            grammar with an alternate (when_slow "switch") counts twice.
         sequences_per_session: sequences open at a time in one session.
         rows_per_session: rows of one step; the segments hold twice as many.
         sessions: sessions open at a time.
@@ -90,7 +98,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             limit.
         concurrent_calls: gRPC calls under way at a time.
         claim_seconds: how long a new session waits for its engine on the data socket.
-        lease_seconds: an inline session that is not used for so long ends.
+        lease_seconds: an inline session that is not used for this time ends.
         step_seconds: longest wait for one inline step.
         spin_seconds: how long a worker looks for the next step before it sleeps. More than 0 costs a core while engines
             decode, and saves about 5 µs a step.
@@ -140,36 +148,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
-        for name in (
-            "workers",
-            "compile_threads",
-            "sessions",
-            "vocabularies_limit",
-            "sequences_per_session",
-            "rows_per_session",
-            "grammars_per_session",
-            "message_bytes",
-            "grammar_bytes",
-            "cache_bytes",
-            "compile_bytes",
-            "build_bytes",
-            "verdicts",
-        ):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1", field=name)
-        for name in ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds"):
+        for name in _NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more", field=name)
-        for name in (
-            "compile_seconds",
-            "build_seconds",
-            "mask_seconds",
-            "row_seconds",
-            "hang_seconds",
-            "claim_seconds",
-            "lease_seconds",
-            "step_seconds",
-        ):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
         if self.spin_seconds > 0.002:
@@ -247,8 +232,7 @@ def _from_text(text: str, kind: Any, source: str) -> Any:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--config`` and one flag for every field of ``Config`` to ``parser``; only given flags end up in the
-    result."""
+    """Adds ``--config`` and a flag for every field of ``Config`` to ``parser``. Its result has only the given flags."""
     help_of = dict(_field_help())
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with any of the settings below"

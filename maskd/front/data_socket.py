@@ -1,8 +1,7 @@
 """The data socket: where an engine claims its session and gets descriptors, which gRPC cannot carry.
 
-One SOCK_SEQPACKET connection a session: hello in, then the connection goes to the worker, which sends the grant and
-keeps
-it as the lease. Everything is non-blocking; a client that says nothing is hung up on.
+Each session has one SOCK_SEQPACKET connection. The engine sends its hello, and the connection goes to the worker. The
+worker sends the grant and keeps the connection as the lease. Nothing blocks; a silent client is disconnected.
 Owns: the listener. Knows nothing about: what a session is (``SessionBook.claim`` does).
 """
 
@@ -32,11 +31,11 @@ class DataSocket:
 
     Args:
         path: of the socket; made with mode 0600.
-        claim: called with (token, connection); returns the session id, or None for a wrong token. Takes the connection
-            if it returns an id.
+        claim: called with (token, connection). Returns whether a session waits for the token, and then takes the
+            connection.
     """
 
-    def __init__(self, path: str, claim: Callable[[bytes, socket.socket], int | None]) -> None:
+    def __init__(self, path: str, claim: Callable[[bytes, socket.socket], bool]) -> None:
         self._path = path
         self._claim = claim
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -57,7 +56,7 @@ class DataSocket:
         while True:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
-            except OSError as error:  # out of descriptors: keep the old ones, try again
+            except OSError as error:  # out of descriptors: try again
                 _log.error("cannot accept on the data socket", error=error.strerror)
                 await asyncio.sleep(0.1)
                 continue
@@ -86,7 +85,7 @@ class DataSocket:
 
     @staticmethod
     def _check(connection: socket.socket, hello: bytes) -> int:
-        """Returns 0, or the refusal."""
+        """Returns the refusal, or 0 for a good hello."""
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (os.getuid(), 0):
             return _BAD_USER

@@ -1,4 +1,4 @@
-"""Single flight: one piece of work at a time for the same key, for all its callers, and none without a caller.
+"""Single flight: callers with the same key share one piece of work, which ends when the last of them leaves.
 
 Owns: the tasks. Knows nothing about: what they do.
 """
@@ -35,10 +35,10 @@ class Flights(Generic[_Key, _Result]):
         return key in self._flights
 
     async def join(self, key: _Key, start: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
-        """Returns what the work for ``key`` returns, or raises what it raises; ``start`` begins it unless it is under
-        way.
+        """Returns what the work for ``key`` returns, or raises what it raises.
 
-        When the last caller is cancelled the work is, and a caller who comes then begins another.
+        ``start`` begins the work unless it is under way. When the last caller is cancelled, so is the work. A later
+        caller begins new work.
         """
         flight = self._flights.get(key)
         if flight is None:
@@ -66,4 +66,4 @@ class Flights(Generic[_Key, _Result]):
         if self._flights.get(key) is flight:
             del self._flights[key]
         if ended is not None and not ended.cancelled():
-            ended.exception()  # every caller may have left, and asyncio would complain
+            ended.exception()  # marks it as seen: without callers asyncio would complain

@@ -1,8 +1,8 @@
-"""How long a native call has been stuck: not the time that passed, but the time that it had.
+"""How long a native call has been stuck: it counts the time that the call had, not the time that passed.
 
-A call may be long because it works, because it sleeps for ever, because another thread holds the interpreter, because
-it waits for a core on a busy machine, or because an operator stopped the process. Only the first three are its doing,
-so wall time alone condemns the innocent, and processor time alone never finds a sleeper. What the kernel says about the
+A call may be long for five reasons. It works; it sleeps for ever; another thread holds the interpreter; it waits for a
+core on a busy machine; or an operator stopped the process. Only the first three are faults of the worker. Wall time
+alone would condemn the last two, and processor time alone would never find a sleeper. The kernel's account of the
 threads tells them apart.
 Owns: the judgement, and how the threads are looked at. Knows nothing about: workers, grammars, what follows.
 """
@@ -24,8 +24,7 @@ class Thread(NamedTuple):
     """A thread at one moment.
 
     Attributes:
-        state: as /proc/PID/stat has it: R = runs or waits for a core, D = waits for the kernel, S = sleeps, T and t =
-            stopped.
+        state: as in /proc/PID/stat. R: runs or waits for a core. D: waits for the kernel. S: sleeps. T, t: stopped.
         seconds: processor time that it had so far.
     """
 
@@ -38,26 +37,23 @@ Threads = Mapping[int, Thread]
 
 
 def stuck_seconds(passed: float, before: Threads, now: Threads, thread: int) -> float:
-    """Returns how much of ``passed`` counts as time that the call of ``thread`` was at it.
+    """Returns how much of ``passed`` counts for the call of ``thread``, in seconds.
 
-    The cases, in the order in which they are asked:
+    The cases, in the order in which they are tried:
 
-    1. The thread is stopped (SIGSTOP, a debugger): nothing counts: the call did not do that.
-    2. It runs, or waits for a core or for the kernel: the processor time that it had counts. A thread that shares its
-      core with ten
-       others gets a tenth of what passes, and is no more stuck than that.
-    3. It sleeps, and another thread of its process runs, or waits for a core or for the kernel: the thread may wait for
-      the interpreter,
-       which the other one holds, so what the process had counts, whichever thread had it.
-    4. All threads sleep: what passed counts. Nothing is in the way of a process that asks for no core, so it will sleep
-      for ever.
+    1. The thread is stopped, by SIGSTOP or a debugger. Nothing counts, for the call is not the reason.
+    2. It runs, or waits for a core or for the kernel. Its processor time counts. A thread that shares a core with ten
+       others gets a tenth of what passes, and no more counts.
+    3. It sleeps, and another thread of its process runs, or waits for a core or for the kernel. The thread may wait
+       for the interpreter, which the other thread holds. The processor time of the whole process counts.
+    4. All threads sleep. All that passed counts: a process that asks for no core will sleep for ever.
 
-    No more than ``passed`` counts in any case: the caller may have been frozen for longer than it admits.
+    Never more than ``passed`` counts: the caller may have been frozen for longer than it measured.
 
     Args:
         passed: seconds between the two looks.
-        before, now: the threads of the process at both; a thread that is new has had its time since.
-        thread: id of the thread; one that is not among ``now`` is taken for asleep.
+        before, now: the threads of the process at both. A new thread had all its time in between.
+        thread: id of the thread. It counts as asleep if it is not in ``now``.
     """
     state = now[thread].state if thread in now else "S"
     if state in "Tt":
@@ -76,7 +72,7 @@ def is_stopped(threads: Threads) -> bool:
 
 
 def look(pid: int) -> Threads:
-    """Returns the threads of a process; none if it is gone."""
+    """Returns the threads of a process; empty if it is gone."""
     threads = {}
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():

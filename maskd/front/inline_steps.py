@@ -104,7 +104,7 @@ class InlineSteps:
 
     async def _run(self, step: int, layout: lay.Layout, row_count: int, cell: bytes) -> Reply:
         stepped = await self._worker.request(
-            lambda number: messages.InlineStep(number, self._session_id, row_count, cell), None
+            messages.InlineStep(session_id=self._session_id, row_count=row_count, cell=cell), None
         )
         assert isinstance(stepped, messages.Stepped)
         head = np.frombuffer(stepped.head, dtype=np.uint8)

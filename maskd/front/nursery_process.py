@@ -1,9 +1,7 @@
-"""A nursery as the front sees it: the process that has one vocabulary built, forks its workers and compiles in killable
-children.
+"""A nursery as the front sees it: the process that builds one vocabulary, forks its workers and compiles in children.
 
-Owns: the process, its restart, and what to say where it does not survive its vocabulary. A dead nursery takes no worker
-    with it; compiles
-under way fail and may be tried again.
+A dead nursery takes no worker with it. Compiles under way fail and may be tried again.
+Owns: the process, its restart, and the error when it does not survive its vocabulary.
 Knows nothing about: sessions, caches, gRPC, other vocabularies.
 """
 
@@ -13,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 
 from maskd.errors import CapacityError, DeadlineError, MaskdError, UnavailableError, VocabularyError
 from maskd.front.config import Config
@@ -30,8 +27,9 @@ _GRACE_SECONDS = 5.0
 
 
 class Nursery(Supervised):
-    """One supervised nursery. ``start`` raises VocabularyError if its vocabulary cannot be used, and which limit or
-    backend is why.
+    """One supervised nursery.
+
+    ``start`` raises VocabularyError if the vocabulary cannot be used; the error names the limit or the backend.
 
     Args:
         number: for logs.
@@ -66,53 +64,49 @@ class Nursery(Supervised):
         """Forks a worker and returns its pid. Both descriptors are closed here."""
         config = self._config
         return await self._have_forked(
-            lambda request: messages.SpawnWorker(
-                request,
-                number,
-                config.log_level,
-                config.compile_threads,
-                config.cache_bytes,
-                config.grammars_per_session,
-                config.spin_seconds,
-                config.row_seconds,
+            messages.SpawnWorker(
+                number=number,
+                log_level=config.log_level,
+                compile_threads=config.compile_threads,
+                cache_bytes=config.cache_bytes,
+                grammars_per_session=config.grammars_per_session,
+                spin_seconds=config.spin_seconds,
+                row_seconds=config.row_seconds,
             ),
             (channel_fd, marker_fd),
         )
 
-    async def compile(self, spec: GrammarSpec) -> messages.Compiled:
-        """Compiles in a child. Cancelling the call kills the child.
+    async def compile(self, spec: GrammarSpec) -> messages.Compiled | messages.Crashed:
+        """Compiles in a child process. Cancelling the call kills that process.
 
         Raises:
-            GrammarError: or a child of it. BackendError: the child crashed (``metadata["crashed"]``). UnavailableError.
+            GrammarError: or one of its subclasses. BackendError: the library failed. UnavailableError: no nursery.
         """
         await self.wait_until_ready(SPAWN_SECONDS)
         config = self._config
         limits = messages.CompileLimits(
-            config.compile_seconds,
-            config.compile_bytes,
-            config.mask_seconds,
-            config.compile_nice,
-            tuple(config.compile_cpus),
+            seconds=config.compile_seconds,
+            bytes=config.compile_bytes,
+            mask_seconds=config.mask_seconds,
+            nice=config.compile_nice,
+            cpus=tuple(config.compile_cpus),
         )
         assert self._peer is not None
         verdict = await self._peer.request(
-            lambda request: messages.Compile(request, spec, limits),
+            messages.Compile(spec, limits),
             config.compile_seconds + _GRACE_SECONDS,
             cancel=messages.CancelCompile,
         )
-        assert isinstance(verdict, messages.Compiled)
+        assert isinstance(verdict, messages.Compiled | messages.Crashed)
         return verdict
 
     # -- supervision -----------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
         with contextlib.ExitStack() as stack:
-            stack.callback(ours.close)
+            ours, theirs = self._channel(stack)
             pid = await self._zygote.fork_nursery(self.number, theirs.detach())
-            self._know(pid, stack)
-            self.exits.expect(pid, stack)
+            self._know(pid, self.exits, stack)
             peer = self._peer = Peer("the nursery", ours, self._on_message)
             life = asyncio.create_task(peer.run())
             try:
@@ -120,20 +114,16 @@ class Nursery(Supervised):
                 self._is_up()
                 await life
             finally:
-                self._ready.clear()
-                self.kill()
+                self._is_down()
                 life.cancel()
                 await asyncio.gather(life, return_exceptions=True)
 
     async def _build(self, peer: Peer, pid: int) -> None:
         seconds, size = self._config.build_seconds, self._config.build_bytes
-
-        def load(request: int) -> messages.LoadVocabulary:
-            return messages.LoadVocabulary(request, self._name, seconds, size)
-
+        load = messages.LoadVocabulary(name=self._name, seconds=seconds, bytes=size)
         try:
             loaded = await peer.request(load, seconds + _GRACE_SECONDS, (os.dup(self._data_fd),))
-        except DeadlineError:  # it is stopped
+        except DeadlineError:  # it was stopped, by SIGSTOP
             raise self._late() from None
         except UnavailableError:
             raise self._why(await self.exits.of(pid)) from None
@@ -141,7 +131,7 @@ class Nursery(Supervised):
         self.warnings = loaded.warnings
 
     def _why(self, exited: messages.Exited | None) -> MaskdError:
-        """Says why the process did not survive its vocabulary."""
+        """Returns why the process did not survive its vocabulary."""
         size, backend = self._config.build_bytes, self._building.backend
         if exited is None:
             return UnavailableError("the nursery died while it read the vocabulary, and the zygote too; try again")

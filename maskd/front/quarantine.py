@@ -1,23 +1,20 @@
 """The record of grammars that took a process down, and of those that may have.
 
-A grammar that is alone responsible for a process that died or hung gets a strike; the second one quarantines it. Where
-several grammars were under way nobody can tell which it was: they are suspects, and run alone from then on, so that the
-next death has one candidate.
+A grammar that alone is responsible for a process that died or hung gets a strike. The second strike quarantines it.
+If several grammars were under way, each of them may be at fault. All become suspects and run alone from then on, so
+the next death has one candidate.
 
-The record is bounded, and what is in it leaves for newer entries of the same kind only, the longest unused first. Three
-kinds, so that nothing cheap pushes out what was dear to learn:
+The record is bounded: a new entry pushes out the longest unused entry of the same kind. There are three kinds, so that
+what is cheap to learn never pushes out what was dear:
 
-- Grammars that took a worker with them. To push one out takes as many worker deaths as the record holds, each followed
-  by
-  the pause of the restart.
+- Grammars that took a worker down. To push one out, an attacker needs as many worker deaths as the record holds. Each
+  is followed by the pause of a restart.
 - Grammars that crashed compile children only. A child costs a few milliseconds, so these can be pushed out in minutes.
-  What
-  is won by it is two more dead children, which any grammar that was never seen has too.
-- Suspects. To forget one costs its neighbours a death, and makes it a suspect again.
+  The attacker gains two more dead children, which any new grammar costs too.
+- Suspects. A forgotten suspect costs its neighbours one more death, and is a suspect again.
 
-There is no expiry: a grammar that crashes once a day would never be caught, and crashes do not wear off. A new daemon
-begins
-with an empty record, for it may have other libraries.
+Entries do not expire: a grammar that crashes once a day would never be caught. A new daemon begins with an empty
+record, for it may have other libraries.
 Owns: strikes and suspicions. Pure. Knows nothing about: processes, sessions, compiles.
 """
 
@@ -50,7 +47,7 @@ class Quarantine:
         return len(self._of_children) + len(self._of_workers) + len(self._suspects)
 
     def strike(self, key: Key, *, of_worker: bool) -> int:
-        """Counts one more process that died of ``key`` alone, a worker or a compile child, and returns its strikes."""
+        """Counts one more process, a worker or a compile child, that died of ``key`` alone. Returns the strikes."""
         of_worker = of_worker or key in self._of_workers
         strikes = self._of_workers.pop(key, 0) + self._of_children.pop(key, 0) + 1
         self._put(self._of_workers if of_worker else self._of_children, key, strikes)
@@ -65,7 +62,7 @@ class Quarantine:
         return False
 
     def suspect(self, keys: Iterable[Key]) -> None:
-        """Marks grammars of which one, nobody knows which, took its worker down."""
+        """Marks grammars one of which took their worker down."""
         for key in keys:
             self._suspects.pop(key, None)
             self._put(self._suspects, key, None)

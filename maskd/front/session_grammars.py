@@ -1,7 +1,6 @@
-"""The grammars of a session, as the front knows them: checked against its vocabulary, admitted by the desk, made on its
-worker.
+"""The grammars of a session, as the front knows them: it checks them, has the desk admit and the worker make them.
 
-Owns: grammar ids, and which content stands behind each, for the case that a worker dies in one.
+Owns: grammar ids, and the content behind each, for the case that the worker dies in one.
 Knows nothing about: other sessions, protobuf, how a grammar is compiled.
 """
 
@@ -57,13 +56,13 @@ class SessionGrammars:
         self._alternates: dict[int, int] = {}
 
     async def create(self, spec: GrammarSpec, *, validate_only: bool) -> tuple[int, messages.GrammarCompiled]:
-        """Compiles ``spec``: (grammar id, or 0 for ``validate_only``; what came out).
+        """Compiles ``spec`` and returns (grammar id, what came out); the id is 0 for ``validate_only``.
 
-        Where its sequences are to switch when they are slow, another backend compiles it too.
+        For ``when_slow`` "switch" another backend compiles it too.
 
         Raises:
-            GrammarError: or a child. InvalidRequestError, CapacityError, UnavailableError, NotFoundError: the session
-                ended.
+            GrammarError: or one of its subclasses. InvalidRequestError, CapacityError: ``spec`` or the session's limit.
+            NotFoundError, UnavailableError: the session ended.
         """
         self._check(spec)
         grammar_id, compiled = await self._make(spec, validate_only=validate_only)
@@ -77,16 +76,15 @@ class SessionGrammars:
         return grammar_id, compiled
 
     def delete(self, grammar_id: int) -> None:
-        """Lets go of a grammar, and of its alternate. Safe to repeat."""
+        """Lets go of a grammar and of its alternate. Sequences that have it go on. Safe to repeat."""
         for dropped in (grammar_id, self._alternates.pop(grammar_id, 0)):
-            self._keys.pop(dropped, None)  # a sequence may still use it, but a crash will not be blamed on it
+            self._keys.pop(dropped, None)  # a crash of a sequence that still has it names no grammar
         self._worker.send(messages.DropGrammar(self._session_id, grammar_id))
 
     def suspects(self, grammar_id: int) -> set[Key | None]:
-        """Returns what the worker may have been busy with when it was in ``grammar_id``; None stands for one that was
-        let go of.
+        """Returns the contents that may be at fault when the worker dies in a call of ``grammar_id``.
 
-        0 = several: one of all, or one that was let go of and that a sequence still uses.
+        Grammar 0 means a batch: any grammar of the session may be at fault. None means a deleted grammar.
         """
         return {self._keys.get(grammar_id)} if grammar_id else {*self._keys.values(), None}
 
@@ -121,8 +119,13 @@ class SessionGrammars:
             )
 
     async def _make_alternate(self, spec: GrammarSpec, grammar_id: int, backend: str) -> str:
-        """Has the first backend but ``backend`` that can do ``spec`` compile it, for slow sequences of ``grammar_id``,
-        and returns its name. Raises GrammarUnsupportedError if none can."""
+        """Has another backend than ``backend`` compile ``spec``, for slow sequences of ``grammar_id``.
+
+        Tries the backends in their order and returns the name of the first that can.
+
+        Raises:
+            GrammarUnsupportedError: none can.
+        """
         refusals = []
         for other in self._config.backends:
             if other == backend:
@@ -156,13 +159,18 @@ class SessionGrammars:
             self._keys[grammar_id] = key
         try:
             compiled = await self._worker.request(
-                lambda number: messages.CompileGrammar(
-                    number, self._session_id, grammar_id, spec, verdict, self._desk.is_suspect(key), alternate_of
+                messages.CompileGrammar(
+                    session_id=self._session_id,
+                    grammar_id=grammar_id,
+                    spec=spec,
+                    verdict=verdict,
+                    solo=self._desk.is_suspect(key),
+                    alternate_of=alternate_of,
                 ),
                 self._config.compile_seconds,
             )
-        except BaseException as error:  # also when the caller has left: nobody would know the id
-            if grammar_id and not isinstance(error, UnavailableError):  # else the worker is gone, perhaps because of it
+        except BaseException as error:  # also when the caller has left and never learns the id
+            if grammar_id and not isinstance(error, UnavailableError):  # else the worker is gone
                 self.delete(grammar_id)
             if not isinstance(error, DeadlineError):
                 raise
@@ -172,7 +180,7 @@ class SessionGrammars:
                 value=self._config.compile_seconds,
             ) from None
         assert isinstance(compiled, messages.GrammarCompiled)
-        if verdict is not None:  # what the jail saw is the whole story: the worker only loaded it
+        if verdict is not None:  # the worker only loaded it: the client hears of the real compile
             seconds = 0.0 if compiled.cached else verdict.seconds
             compiled = messages.GrammarCompiled(verdict.report, seconds, compiled.cached)
         return grammar_id, compiled

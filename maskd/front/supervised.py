@@ -1,6 +1,6 @@
-"""A process that is started again when it ends: what zygote, nurseries and workers have in common for the front.
+"""What zygote, nurseries and workers have in common for the front: a process that is started again when it ends.
 
-Owns: the pauses between restarts, and what is known about the ends of processes that others forked.
+Owns: the pauses between restarts, and how processes ended that the zygote or a nursery forked.
 Knows nothing about: what the processes do.
 """
 
@@ -10,27 +10,28 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
 from maskd.errors import MaskdError, UnavailableError
 from maskd.ipc import messages
-from maskd.ipc.peer import Message, Peer
+from maskd.ipc.peer import Peer
 
 __all__ = ["SPAWN_SECONDS", "Exits", "Supervised"]
 
 _STABLE_SECONDS = 30.0
-"""A process that lived so long has its next restart without a pause."""
+"""A process that lived at least so long is restarted without a pause."""
 _EXIT_SECONDS = 1.0
 SPAWN_SECONDS = 10.0
-"""For a fork, and for the restart of the process that forks."""
+"""Time for a fork, and for the restart of the process that forks."""
 _log = structlog.get_logger()
 
 
 class Supervised:
-    """One supervised process.
+    """One supervised process. A subclass implements ``_live``.
 
     Args:
         kind: for logs and errors.
@@ -81,13 +82,16 @@ class Supervised:
             self._first.cancel()
 
     def kill(self) -> None:
-        """Kills the process; it is started again."""
+        """Kills the process. It is started again, unless it was stopped."""
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def _live(self) -> None:
-        """One life of the process: returns when it has ended. Calls ``_is_up`` when it is ready."""
+        """Starts the process and returns when it has ended.
+
+        Calls ``_is_up`` when the process is ready, and ``_is_down`` when it is not any more.
+        """
         raise NotImplementedError
 
     def _is_up(self) -> None:
@@ -95,8 +99,22 @@ class Supervised:
         if self._first is not None and not self._first.done():
             self._first.set_result(None)
 
-    def _know(self, pid: int, stack: contextlib.ExitStack) -> None:
-        """Keeps hold of the process until ``stack`` closes."""
+    def _is_down(self) -> None:
+        self._ready.clear()
+        self.kill()
+
+    def _channel(self, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+        """Makes a control channel: the end of the front, which does not block, and the end of the process.
+
+        The former is closed with ``stack``.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.callback(ours.close)
+        ours.setblocking(False)
+        return ours, theirs
+
+    def _know(self, pid: int, exits: Exits, stack: contextlib.ExitStack) -> None:
+        """Holds the process, so that it can be killed, and expects its end from ``exits``, until ``stack`` closes."""
 
         def forget() -> None:
             os.close(self._pidfd)
@@ -104,6 +122,7 @@ class Supervised:
 
         self._pidfd, self.pid = os.pidfd_open(pid), pid
         stack.callback(forget)
+        exits.expect(pid, stack)
 
     async def wait_until_ready(self, seconds: float) -> None:
         """Waits for a process that is being started again. Raises UnavailableError after ``seconds``."""
@@ -112,9 +131,8 @@ class Supervised:
         except (TimeoutError, asyncio.TimeoutError):
             raise UnavailableError(f"the {self._kind} is restarting; try again") from None
 
-    async def _have_forked(self, make: Callable[[int], Message], fds: Sequence[int]) -> int:
-        """Has the process, when it is up, fork another one, which gets ``fds``, and returns its pid. The descriptors
-        are closed here."""
+    async def _have_forked(self, message: messages.Request, fds: Sequence[int]) -> int:
+        """Has the process fork another one, when it is up, and returns the pid of that. ``fds`` are closed here."""
         try:
             await self.wait_until_ready(SPAWN_SECONDS)
         except BaseException:
@@ -122,7 +140,7 @@ class Supervised:
                 os.close(fd)
             raise
         assert self._peer is not None
-        spawned = await self._peer.request(make, SPAWN_SECONDS, fds)
+        spawned = await self._peer.request(message, SPAWN_SECONDS, fds)
         assert isinstance(spawned, messages.Spawned)
         return spawned.pid
 
@@ -140,7 +158,7 @@ class Supervised:
             except OSError as failure:  # no descriptor or no memory for it: try again later
                 error = UnavailableError(f"the {self._kind} cannot be started: {failure.strerror}")
                 _log.error(f"{self._kind} failed", **self._labels, error=failure.strerror)
-            except Exception:  # a fault of our own must not leave the process without supervision
+            except Exception:  # our own fault: the supervision goes on
                 error = UnavailableError(f"the {self._kind} cannot be supervised; the log says why")
                 _log.exception(f"{self._kind} failed", **self._labels)
             if self._stopping:
@@ -155,17 +173,17 @@ class Supervised:
 
 
 class Exits:
-    """How processes ended that others forked for the front: their parents tell."""
+    """How processes ended that the zygote or a nursery forked. Their parents tell the front."""
 
     def __init__(self) -> None:
         self._awaited: dict[int, asyncio.Future[messages.Exited]] = {}
         self._early: dict[int, tuple[messages.Exited, float]] = {}
 
     def expect(self, pid: int, stack: contextlib.ExitStack) -> None:
-        """Keeps what is told about ``pid`` until ``stack`` closes."""
+        """Keeps the end of ``pid``, once it is told, until ``stack`` closes."""
         awaited = self._awaited[pid] = asyncio.get_running_loop().create_future()
         early = self._early.pop(pid, None)
-        if early is not None and time.monotonic() - early[1] < _EXIT_SECONDS:  # else it is of an older process
+        if early is not None and time.monotonic() - early[1] < _EXIT_SECONDS:  # else it belongs to an older process
             awaited.set_result(early[0])
 
         def forget() -> None:
@@ -175,9 +193,9 @@ class Exits:
         stack.callback(forget)
 
     def tell(self, exited: messages.Exited) -> None:
-        """Takes the word of a parent."""
+        """Notes the end of a process, as its parent tells it."""
         awaited = self._awaited.get(exited.pid)
-        if awaited is None or awaited.done():  # a process that dies at once is told of before anything expects it
+        if awaited is None or awaited.done():  # it died before the front expected it
             now = time.monotonic()
             self._early = {pid: early for pid, early in self._early.items() if now - early[1] < _EXIT_SECONDS}
             self._early[exited.pid] = (exited, now)

@@ -1,7 +1,6 @@
-"""The front's shelf of vocabularies: what is loaded, each with a nursery and workers of its own.
+"""The front's shelf of vocabularies: each that is loaded, with a nursery and workers of its own.
 
-Owns: the vocabularies, also as bytes, so that a nursery that is started again gets them back; their nurseries and
-    workers.
+Owns: the vocabularies, also as bytes, for a nursery that is started again; their nurseries and workers.
 Knows nothing about: files (``maskd.tokenizer_files`` reads them), protobuf.
 """
 
@@ -49,7 +48,7 @@ class VocabularyShelf:
         new_worker: makes a worker, not yet started, for a number and a nursery.
 
     Attributes:
-        workers: of all vocabularies, that were up once.
+        workers: of all vocabularies; all have been up once.
     """
 
     limit_bytes = 64 << 20
@@ -71,16 +70,15 @@ class VocabularyShelf:
         """Returns a vocabulary. Raises NotFoundError."""
         return self._find(fingerprint).vocabulary
 
-    async def compile(self, fingerprint: bytes, spec: GrammarSpec) -> messages.Compiled:
+    async def compile(self, fingerprint: bytes, spec: GrammarSpec) -> messages.Compiled | messages.Crashed:
         """See ``Nursery.compile``. Raises NotFoundError as well."""
         return await self._find(fingerprint).nursery.compile(spec)
 
     async def add(self, vocabulary: Vocabulary) -> tuple[Vocabulary, tuple[str, ...]]:
-        """Loads a vocabulary, once, and starts its workers: (the one that is kept, what looks unusual).
+        """Loads a vocabulary, once, and starts its workers. Returns (the vocabulary that is kept, warnings for people).
 
-        It is built in a process of its own: nothing of the others stands still, whatever comes of it. When the last
-        caller is cancelled
-        it is left.
+        It is built in a process of its own, so the other vocabularies go on, also when it crashes. When the last
+        caller is cancelled, the load is given up.
 
         Raises:
             CapacityError: too many vocabularies. VocabularyError: a backend cannot use it, or it takes too long or too
@@ -98,7 +96,7 @@ class VocabularyShelf:
         return loaded.vocabulary, loaded.nursery.warnings
 
     async def stop(self) -> None:
-        """Ends every nursery and every worker, also those of vocabularies that are being loaded."""
+        """Ends all nurseries and workers, also those of vocabularies that are being loaded."""
         await self._loading.stop()
         await asyncio.gather(*(loaded.stop() for loaded in self._kept.values()))
 
@@ -121,8 +119,8 @@ class VocabularyShelf:
             try:
                 await nursery.start()
                 await asyncio.gather(*(worker.start() for worker in workers))
-            except BaseException:  # also when its last caller has left
-                await loaded.stop()
+            except BaseException:  # also when its last caller has left; if it leaves only now, the stop goes on
+                await asyncio.shield(loaded.stop())
                 raise
             _log.info(
                 "vocabulary loaded",
@@ -136,8 +134,7 @@ class VocabularyShelf:
 
 
 async def _as_file(vocabulary: Vocabulary) -> int:
-    """Returns the descriptor of a file in memory with ``vocabulary`` as bytes: what a nursery reads, as often as it is
-    started.
+    """Writes ``vocabulary`` into a file in memory, and returns its descriptor. A nursery reads it at each start.
 
     Raises:
         CapacityError: no memory, or no descriptor.
@@ -146,7 +143,7 @@ async def _as_file(vocabulary: Vocabulary) -> int:
         fd = os.memfd_create("maskd-vocabulary", os.MFD_CLOEXEC)
     except OSError as error:
         raise CapacityError(f"no room for another vocabulary: {error.strerror}", limit="memory") from None
-    try:  # the thread has a descriptor of its own, for it goes on when the caller is cancelled
+    try:  # with a descriptor of its own: the thread goes on if the caller is cancelled
         await asyncio.shield(asyncio.to_thread(_write, os.dup(fd), vocabulary))
     except OSError as error:
         os.close(fd)
@@ -158,6 +155,6 @@ async def _as_file(vocabulary: Vocabulary) -> int:
 
 
 def _write(fd: int, vocabulary: Vocabulary) -> None:
-    """Writes ``vocabulary`` to ``fd``, and closes that."""
+    """Writes ``vocabulary`` to ``fd`` and closes it."""
     with open(fd, "wb") as file:
         file.write(vocabulary.to_bytes())

@@ -1,9 +1,8 @@
 """Worker processes as the front sees them: start, talk, watch, notice death, start again.
 
-A worker may die at any time. Its sessions die with it: their engines see the end of their leases at once, open new
-sessions, and restore their sequences by replay. The front has its nursery fork a new worker, in milliseconds, with a
-pause
-that grows while it keeps dying; nothing else needs repair.
+A worker may die at any time, and its sessions die with it. Their engines see the end of their leases at once. They
+open new sessions and restore their sequences by replay. The front has the nursery fork a new worker, in milliseconds.
+The pause before it grows while the worker keeps dying. Nothing else needs repair.
 Owns: the control channels, the markers, and the judgement which grammar a dead or hung worker was busy with.
 Knows nothing about: gRPC, the data socket, what a session is for.
 """
@@ -14,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 
@@ -43,10 +41,9 @@ class Worker(Supervised):
     Args:
         number: for logs.
         nursery: forks it, and has its vocabulary.
-        on_session_closed: called with (session_id, why) when a session ends on its own, or with its worker.
-        on_blame: called with ([(number of the session, grammar_id)], why) when the worker crashed or hung: the calls
-            that were under
-            way, one of which did it; grammar 0 = a batch of that session's grammars.
+        on_session_closed: called with (session_id, why) when a session ends, also when it ends with its worker.
+        on_blame: called with ([(number of the session, grammar_id)], why) when the worker crashed or hung. The list
+            has the calls that were under way; one of them is at fault. Grammar 0 = a batch of the session's grammars.
 
     Attributes:
         fingerprint: of the vocabulary that it serves.
@@ -71,19 +68,18 @@ class Worker(Supervised):
         self._on_blame = on_blame
         self._hung: list[tuple[int, int]] = []
 
-    async def request(self, make: Callable[[int], messages.ToWorker], seconds: float | None) -> object:
-        """Sends ``make(request number)`` and returns the result of its reply, within ``seconds``, or None = however
-        late.
+    async def request(self, message: messages.Request, seconds: float | None) -> object:
+        """Sends ``message`` and returns the result of its answer, within ``seconds``; None = without limit.
 
         Raises:
             MaskdError: what the worker answered. UnavailableError: it is gone. DeadlineError: no answer in time.
         """
         if self._peer is None or not self._ready.is_set():
             raise UnavailableError("the worker is restarting; try again", worker=self.number)
-        return await self._peer.request(make, seconds)
+        return await self._peer.request(message, seconds)
 
     def send(self, message: messages.ToWorker, fds: Sequence[int] = ()) -> None:
-        """Sends a message without an answer. The descriptors are closed here once they are sent."""
+        """Sends a message that has no answer. The descriptors are closed here when they are sent."""
         if self._peer is not None:
             self._peer.send(message, fds)
         else:
@@ -94,25 +90,21 @@ class Worker(Supervised):
 
     async def _live(self) -> None:
         """One life of the process: fork, serve, until its channel closes."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
         with contextlib.ExitStack() as stack:
-            stack.callback(ours.close)
+            ours, theirs = self._channel(stack)
             marker = Marker()
             stack.callback(marker.close)
             stack.enter_context(theirs)
             marker_fd = os.dup(marker.fd)  # may fail, and then ``theirs`` is closed
             pid = await self._nursery.spawn_worker(self.number, theirs.detach(), marker_fd)
-            self._know(pid, stack)
-            self._nursery.exits.expect(pid, stack)
+            self._know(pid, self._nursery.exits, stack)
             self._peer = Peer(f"worker {self.number}", ours, self._on_message)
             watch = asyncio.create_task(self._watch(marker))
             try:
                 await self._peer.run()
             finally:
-                self._ready.clear()
+                self._is_down()
                 watch.cancel()
-                self.kill()
                 if not self._stopping:
                     await self._find_guilty(marker, pid)
                 sessions, self.sessions = self.sessions, set()
@@ -120,22 +112,22 @@ class Worker(Supervised):
                     self._on_session_closed(session_id, "its worker died")
 
     async def _find_guilty(self, marker: Marker, pid: int) -> None:
-        """Names the calls in which the worker crashed, or hung; a kill from outside proves nothing."""
-        calls, why = (
-            (self._hung, "it hung") if self._hung else ([call[2:] for call in marker.busy()], "its worker crashed")
-        )
+        """Reports the calls in which the worker crashed or hung. A kill from outside proves nothing."""
+        if self._hung:
+            calls, why = self._hung, "it hung"
+        else:
+            calls, why = [call[2:] for call in marker.busy()], "its worker crashed"
         exited = await self._nursery.exits.of(pid)
         if calls and (self._hung or (exited is not None and exited.signal in _CRASHES)):
             self._on_blame(calls, why)
         self._hung = []
 
     async def _watch(self, marker: Marker) -> None:
-        """Kills a worker that is too long in one native call. The slow lane has more time, for no batch waits for it,
-        and so has a call that fills the rows of a whole batch.
+        """Kills a worker that is too long in one native call.
 
-        Time counts only as far as this process saw it pass, and as ``hanging`` judges it: when a core is what a call
-        waits for, or
-        when both are frozen and thawed together, no call hangs.
+        The slow lane has more time, for no batch waits for it. So has a call that fills the rows of a whole batch.
+        Time counts only as far as the front saw it pass, and as ``hanging`` judges it. A call that waits for a core
+        does not hang. A worker that is frozen and thawed together with the front does not either.
         """
         assert self.pid is not None
         limit, stopped_for = self._config.hang_seconds, 0.0
@@ -168,8 +160,8 @@ class Worker(Supervised):
                         seconds=round(seconds, 1),
                         stopped=stopped_for > 0,
                     )
-                    # Stuck together, one may hold the interpreter, and which is not known. No grammar is to blame for
-                    # SIGSTOP.
+                    # Several calls are stuck if one holds the interpreter, and which one is not known.
+                    # After SIGSTOP no grammar is to blame.
                     self._hung = (
                         [] if stopped_for else [other[2:] for other, since in watched.values() if since > limit / 2]
                     )

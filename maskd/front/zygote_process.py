@@ -1,15 +1,16 @@
-"""The zygote as the front sees it: the process that has the libraries and forks nurseries.
+"""The zygote as the front sees it: the process that has the libraries loaded and forks nurseries.
 
-Owns: the process and its restart. A dead zygote takes no nursery and no worker with it.
+A dead zygote takes no nursery and no worker with it.
+Owns: the process and its restart.
 Knows nothing about: vocabularies, workers, gRPC.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -21,9 +22,9 @@ from maskd.ipc.peer import Peer
 __all__ = ["Zygote"]
 
 _ENVIRONMENT = {
-    # No library may start threads at import: the zygote forks, and a fork of a threaded process is a trap.
+    # No library may start threads at import: a process with threads cannot be forked safely.
     **{f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")},
-    # Nothing is imported from the directory that the daemon happens to be started in.
+    # Nothing is imported from the directory in which the daemon was started.
     "PYTHONSAFEPATH": "1",
 }
 
@@ -48,42 +49,37 @@ class Zygote(Supervised):
 
     async def fork_nursery(self, number: int, channel_fd: int) -> int:
         """Forks a nursery and returns its pid. The descriptor is closed here."""
-        return await self._have_forked(lambda request: messages.ForkNursery(request, number), (channel_fd,))
+        return await self._have_forked(messages.ForkNursery(number), (channel_fd,))
 
     async def _live(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
         options = {
             "front_pid": os.getpid(),
             "log_level": self._config.log_level,
             "backend_names": self._config.backends,
             "native_threads": resolve_threads(self._config),
         }
-        with theirs:
-            command = [sys.executable, "-m", "maskd.nursery", str(theirs.fileno()), json.dumps(options)]
-            try:
+        with contextlib.ExitStack() as stack:
+            ours, theirs = self._channel(stack)
+            with theirs:
+                command = [sys.executable, "-m", "maskd.nursery", str(theirs.fileno()), json.dumps(options)]
                 self._process = subprocess.Popen(  # noqa: S603
                     command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **_ENVIRONMENT}
                 )
-            except OSError:
-                ours.close()
-                raise
-        refusals: list[messages.Failure] = []
-        self._peer = Peer("the zygote", ours, lambda message: self._on_message(message, refusals))
-        try:
-            await self._peer.run()
-        finally:
-            self._ready.clear()
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-        if refusals:
-            raise messages.error_of(refusals[0])
+            refusals: list[messages.Failure] = []
+            self._peer = Peer("the zygote", ours, lambda message: self._on_message(message, refusals))
+            try:
+                await self._peer.run()
+            finally:
+                self._is_down()
+                await asyncio.to_thread(self._process.wait)
+            if refusals:
+                raise messages.error_of(refusals[0])
 
     def _on_message(self, message: object, refusals: list[messages.Failure]) -> None:
         match message:
             case messages.Ready():
                 self._is_up()
-            case messages.Reply(result=messages.Failure() as failure):  # an unknown backend: it has exited
+            case messages.Answer(result=messages.Failure() as failure):  # an unknown backend; the zygote has ended
                 refusals.append(failure)
             case messages.Exited():
                 self.exits.tell(message)

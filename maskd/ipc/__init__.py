@@ -1,2 +1,1 @@
-"""Between the daemon's own processes: messages in frames, one end of a channel, and the page in which a worker says
-what it computes."""
+"""Between the daemon's own processes: messages, frames, one end of a channel, and the page of a worker's calls."""

@@ -1,49 +1,50 @@
-"""Messages between the front and its other processes, and the stream that carries them, descriptors included.
+"""The messages between the front and its other processes, as msgpack-encoded structs.
 
-A frame is ``<II`` (payload bytes, descriptors), then the payload: one msgpack-encoded message. Both ends are our own
-processes over a socketpair; nothing is ever pickled.
-Owns: the messages and the framing. Knows nothing about: what either end does with a message.
+Both ends are our own processes. Nothing is pickled: a message has the types that are declared here, or is refused.
+Owns: the messages. Knows nothing about: how they travel (``frames.py``), what either end does with them.
 """
 
 from __future__ import annotations
 
-import array
-import socket
-import struct
-from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
-
 import msgspec
 
-from maskd.errors import MaskdError, UnavailableError, make_error
+from maskd.errors import MaskdError, make_error
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
-    "AttachSession", "Building", "CancelCompile", "CloseSession", "Compile", "CompileGrammar", "CompileLimits",
-    "Compiled", "Drain", "DropGrammar", "Exited", "Failure", "ForkNursery", "FrameReader", "GrammarCompiled",
-    "InlineStep", "LoadVocabulary", "Loaded", "OpenSession", "ReadSession", "Ready", "Reply", "SessionClosed",
-    "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "Stepped", "ToFront", "ToNursery", "ToWorker", "encode",
-    "error_of", "failure_of", "write_frame",
+    "Answer", "AnyResult", "AttachSession", "Building", "CancelCompile", "CloseSession", "Compile",
+    "CompileGrammar", "CompileLimits", "Compiled", "Crashed", "Drain", "DropGrammar", "Exited", "Failure",
+    "ForkNursery", "GrammarCompiled", "InlineStep", "LoadVocabulary", "Loaded", "OpenSession", "ReadSession",
+    "Ready", "Request", "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "Stepped",
+    "ToFront", "ToNursery", "ToWorker", "ToZygote", "error_of", "failure_of",
 ]  # fmt: skip
-
-_HEAD = struct.Struct("<II")
-MAX_FDS = 4
 
 
 class _Message(msgspec.Struct, tag=True):
     pass
 
 
+class Request(_Message, kw_only=True):
+    """A message that is answered by an Answer with its number.
+
+    Attributes:
+        request: the number. ``Peer.request`` sets it.
+    """
+
+    request: int = 0
+
+
 # -- front to worker -----------------------------------------------------------------------------------------------
 
 
-class OpenSession(_Message):
-    """Makes a session, with its segments unless it is ``inline``; answered by Reply(SessionOpened). ``number`` stands
-    for it in marks and logs: whoever knows the id may use the session.
+class OpenSession(Request, kw_only=True):
+    """Makes a session, with segments unless it is inline; answered by SessionOpened.
+
+    Attributes:
+        session_id: a secret: a client that knows the id may use the session.
+        number: stands for the session in marks and logs.
     """
 
-    request: int
     session_id: int
     number: int
     item_capacity: int
@@ -60,26 +61,25 @@ class AttachSession(_Message):
 
 
 class CloseSession(_Message):
-    """Frees a session; answered by SessionClosed."""
+    """Frees a session; SessionClosed follows."""
 
     session_id: int
 
 
-class InlineStep(_Message):
-    """One step of an inline session; answered by Reply(Stepped), or by the Failure after which it may be sent again.
+class InlineStep(Request, kw_only=True):
+    """One step of an inline session; answered by Stepped. After a failure the step may be sent again.
 
     Attributes:
         row_count: rows that the items want.
         cell: a steps cell, as ``Layout.cut`` lays it out for these items, tokens and rows.
     """
 
-    request: int
     session_id: int
     row_count: int
     cell: bytes
 
 
-class CompileLimits(_Message):
+class CompileLimits(_Message, kw_only=True):
     """What a compile may use.
 
     Attributes:
@@ -101,9 +101,9 @@ class Compiled(_Message):
     """The verdict of a compile child: the grammar is good.
 
     Attributes:
-        report: what the backend said.
-        seconds: the compile took.
-        slowest_mask_seconds: in the walk.
+        report: of the backend.
+        seconds: that the compile took.
+        slowest_mask_seconds: longest time of one mask in the walk.
         artefact: the compiled grammar as bytes, where the library can serialise; else empty.
     """
 
@@ -113,17 +113,16 @@ class Compiled(_Message):
     artefact: bytes
 
 
-class CompileGrammar(_Message):
-    """Makes a grammar for a session, from its verdict if it has one; answered by Reply(GrammarCompiled).
+class CompileGrammar(Request, kw_only=True):
+    """Makes a grammar for a session; answered by GrammarCompiled.
 
-    Grammar id 0 = report only. Without a verdict the source is trusted and compiled in the worker. ``solo``: never fill
-    it
-    together with others, nor beside others in the slow lane, so that a crash has one suspect. ``alternate_of``: the
-    grammar
-    whose slow sequences move to this one.
+    Attributes:
+        grammar_id: 0 = report only.
+        verdict: of the compile child. None: the source is trusted, and is compiled in the worker.
+        solo: never fill it with other grammars, nor beside them in the slow lane: a crash then has one suspect.
+        alternate_of: the grammar whose slow sequences move to this one; 0 = none.
     """
 
-    request: int
     session_id: int
     grammar_id: int
     spec: GrammarSpec
@@ -139,10 +138,9 @@ class DropGrammar(_Message):
     grammar_id: int
 
 
-class ReadSession(_Message):
-    """Asks for the state of a session; answered by Reply(SessionState)."""
+class ReadSession(Request):
+    """Asks for the state of a session; answered by SessionState."""
 
-    request: int
     session_id: int
 
 
@@ -153,32 +151,31 @@ class Drain(_Message):
 # -- front to zygote and nursery -----------------------------------------------------------------------------------
 
 
-class ForkNursery(_Message):
-    """Forks a nursery (one descriptor: its control channel); answered by Reply(Spawned)."""
+class ForkNursery(Request):
+    """Forks a nursery (one descriptor: its control channel); answered by Spawned."""
 
-    request: int
     number: int
 
 
-class LoadVocabulary(_Message):
-    """The first message to a nursery (one descriptor: the vocabulary, as ``Vocabulary.to_bytes`` writes it, from its
-    start). Builds the backends; answered by Reply(Loaded). If it is a failure the nursery is gone.
+class LoadVocabulary(Request, kw_only=True):
+    """The first message to a nursery; answered by Loaded when the backends are built. After a failure the nursery ends.
+
+    One descriptor comes with it: the vocabulary, as ``Vocabulary.to_bytes`` writes it, from its start.
 
     Attributes:
-        seconds: wall time until it is killed.
+        name: of the vocabulary.
+        seconds: wall time until the nursery is killed.
         bytes: address space beyond what the libraries have mapped.
     """
 
-    request: int
     name: str
     seconds: float
     bytes: int
 
 
-class SpawnWorker(_Message):
-    """Forks a worker (two descriptors: its control channel, its marker); answered by Reply(Spawned)."""
+class SpawnWorker(Request, kw_only=True):
+    """Forks a worker (two descriptors: its control channel, its marker); answered by Spawned."""
 
-    request: int
     number: int
     log_level: str
     compile_threads: int
@@ -188,25 +185,28 @@ class SpawnWorker(_Message):
     row_seconds: float
 
 
-class Compile(_Message):
-    """Compiles in a child of its own; answered by Reply(Compiled)."""
+class Compile(Request):
+    """Compiles in a child of its own; answered by Compiled or Crashed."""
 
-    request: int
     spec: GrammarSpec
     limits: CompileLimits
 
 
 class CancelCompile(_Message):
-    """Kills a compile that nobody waits for; it is answered all the same."""
+    """Kills the child of a Compile whose callers have left. The Compile is answered all the same.
+
+    Attributes:
+        compile: number of the request.
+    """
 
     compile: int
 
 
-# -- worker to front -----------------------------------------------------------------------------------------------
+# -- to the front --------------------------------------------------------------------------------------------------
 
 
 class Ready(_Message):
-    """The zygote has imported its backends; the worker can take sessions."""
+    """The zygote has loaded the backends, or the worker can take sessions."""
 
     pid: int
 
@@ -251,7 +251,7 @@ class SessionState(_Message):
 
 
 class Stepped(_Message):
-    """What came of an ``InlineStep``.
+    """The answer to an InlineStep.
 
     Attributes:
         head: a rows cell up to its rows: results and forced tokens, as ``Layout.cut`` lays it out.
@@ -262,24 +262,14 @@ class Stepped(_Message):
     rows: bytes
 
 
-class Reply(_Message):
-    """The answer to a request."""
-
-    request: int
-    result: Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Loaded | Compiled | None = (
-        None
-    )
-
-
-class Building(_Message):
-    """A nursery begins to build this backend: the one to name if the process does not survive it.
+class Crashed(_Message):
+    """A compile child died of its grammar.
 
     Attributes:
-        resident_bytes: memory that it has by now.
+        how: for logs.
     """
 
-    backend: str
-    resident_bytes: int
+    how: str
 
 
 class Loaded(_Message):
@@ -292,8 +282,35 @@ class Loaded(_Message):
     warnings: tuple[str, ...]
 
 
+AnyResult = Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Loaded | Compiled | Crashed
+
+
+class Answer(_Message):
+    """The answer to a request.
+
+    Attributes:
+        request: its number; 0 = a failure of the process itself, not of a request.
+        result: None = done, with nothing to tell.
+    """
+
+    request: int
+    result: AnyResult | None = None
+
+
+class Building(_Message):
+    """A nursery begins to build a backend. If the process does not survive it, the front names this backend.
+
+    Attributes:
+        backend: its name.
+        resident_bytes: memory that the nursery has before.
+    """
+
+    backend: str
+    resident_bytes: int
+
+
 class Exited(_Message):
-    """A process that was forked for the front is dead.
+    """A process that was forked for the front has ended.
 
     Attributes:
         signal: that ended it, or 0.
@@ -306,17 +323,16 @@ class Exited(_Message):
 
 
 class SessionClosed(_Message):
-    """A session ended: its engine went away, broke the contract, or was told to."""
+    """A session ended: its engine went away, broke the contract, or closed it."""
 
     session_id: int
     why: str
 
 
 ToWorker = OpenSession | AttachSession | CloseSession | InlineStep | CompileGrammar | DropGrammar | ReadSession | Drain
+ToZygote = ForkNursery
 ToNursery = LoadVocabulary | SpawnWorker | Compile | CancelCompile
-ToFront = Ready | Reply | Building | Exited | SessionClosed
-
-_encoder = msgspec.msgpack.Encoder()
+ToFront = Ready | Answer | Building | Exited | SessionClosed
 
 
 def failure_of(error: MaskdError) -> Failure:
@@ -327,64 +343,3 @@ def failure_of(error: MaskdError) -> Failure:
 def error_of(failure: Failure) -> MaskdError:
     """Returns the error that ``failure_of`` packed."""
     return make_error(failure.reason, failure.message, failure.metadata)
-
-
-def encode(message: ToWorker | ToNursery | ForkNursery | ToFront, fd_count: int = 0) -> bytes:
-    """Returns the frame of ``message``."""
-    payload = _encoder.encode(message)
-    return _HEAD.pack(len(payload), fd_count) + payload
-
-
-def write_frame(sock: socket.socket, frame: bytes | memoryview, fds: Sequence[int] = ()) -> int:
-    """Sends as much of ``frame`` as goes, descriptors with its first byte, and returns the number of bytes sent."""
-    if not fds:
-        return sock.send(frame)
-    return sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
-
-
-class FrameReader:
-    """Turns what comes in on a socket into messages with their descriptors.
-
-    A descriptor that this process had no room for (EMFILE) comes as -1: its message must fail, the channel must not.
-    """
-
-    def __init__(self, sock: socket.socket, kind: object) -> None:
-        self._sock = sock
-        self._decoder = msgspec.msgpack.Decoder(kind)
-        self._buffer = bytearray()
-        self._fds: deque[int] = deque()
-        self._truncated = False
-
-    def read(self) -> Iterator[tuple[Any, list[int]]]:
-        """Reads what is there (blocks once if the socket blocks) and yields the complete messages.
-
-        Raises:
-            UnavailableError: the other end is closed.
-        """
-        try:
-            data, fds, flags, _ = socket.recv_fds(self._sock, 1 << 18, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise UnavailableError(f"the control channel broke: {error.strerror}") from None
-        self._fds.extend(fds)
-        if flags & socket.MSG_CTRUNC:
-            self._truncated = True
-        if not data:
-            raise UnavailableError("the control channel is closed")
-        self._buffer += data
-        at = 0
-        while len(self._buffer) - at >= _HEAD.size:
-            length, fd_count = _HEAD.unpack_from(self._buffer, at)
-            if len(self._buffer) - at - _HEAD.size < length:
-                break
-            if len(self._fds) < fd_count:
-                if not self._truncated:
-                    break
-                self._fds.extend([-1] * (fd_count - len(self._fds)))
-                self._truncated = False
-            start = at + _HEAD.size
-            payload = bytes(memoryview(self._buffer)[start : start + length])
-            at = start + length
-            yield self._decoder.decode(payload), [self._fds.popleft() for _ in range(fd_count)]
-        del self._buffer[:at]

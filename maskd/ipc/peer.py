@@ -1,6 +1,6 @@
-"""One end of a control channel on the event loop: requests with answers, messages without, until the other end is gone.
+"""One end of a control channel, on the event loop: sends requests and gets their answers, until the other end is gone.
 
-Owns: the pending requests and the order of what goes out. Knows nothing about: processes, what a message means.
+Owns: the pending requests, and the order of what goes out. Knows nothing about: processes, what a message means.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 from maskd.errors import DeadlineError, UnavailableError
 from maskd.ipc import messages
+from maskd.ipc.frames import FrameReader, encode, write_frame
 
 __all__ = ["Message", "Peer"]
 
-Message = messages.ToWorker | messages.ToNursery | messages.ForkNursery
+Message = messages.ToWorker | messages.ToNursery | messages.ToZygote
 
 
 class Peer:
@@ -24,7 +25,7 @@ class Peer:
     Args:
         name: for error messages.
         channel: non-blocking; closed by ``run``.
-        on_message: called with every message that is no answer.
+        on_message: called with every message that answers no request.
     """
 
     def __init__(self, name: str, channel: socket.socket, on_message: Callable[[object], None]) -> None:
@@ -57,13 +58,18 @@ class Peer:
 
     async def request(
         self,
-        make: Callable[[int], Message],
+        message: messages.Request,
         seconds: float | None,
         fds: Sequence[int] = (),
-        cancel: Callable[[int], messages.ToNursery] | None = None,
+        cancel: Callable[[int], Message] | None = None,
     ) -> object:
-        """Sends ``make(number)`` and returns the result of its answer, within ``seconds``, or None = however late.
-        ``cancel(number)`` is sent if the caller gives up.
+        """Numbers ``message``, sends it, and returns the result of its answer.
+
+        Args:
+            message: for the other end. Its ``request`` is overwritten.
+            seconds: how long to wait for the answer; None = without limit.
+            fds: go with the message, and are closed here.
+            cancel: makes, of the number, the message that is sent if the caller gives up.
 
         Raises:
             MaskdError: what the other end answered. UnavailableError: it is gone. DeadlineError: no answer in time.
@@ -73,11 +79,11 @@ class Peer:
                 os.close(fd)
             raise UnavailableError(f"{self._name} is gone")
         self._next_request += 1
-        number = self._next_request
+        number = message.request = self._next_request
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._pending[number] = future
         try:
-            self.send(make(number), fds)
+            self.send(message, fds)
             result = await asyncio.wait_for(future, seconds)
         except (TimeoutError, asyncio.TimeoutError):
             raise DeadlineError(f"{self._name} did not answer within {seconds} s") from None
@@ -89,14 +95,16 @@ class Peer:
             raise messages.error_of(result)
         return result
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Sends a message, at once if nothing is before it. The descriptors are closed here once they are sent, or when
-        the other end is gone."""
+    def send(self, message: Message | messages.Request, fds: Sequence[int] = ()) -> None:
+        """Sends a message: at once, if no other message waits to go.
+
+        The descriptors are closed here when they are sent, or when the other end is gone.
+        """
         if self._gone:
             for fd in fds:
                 os.close(fd)
             return
-        frame = messages.encode(message, len(fds))
+        frame = encode(message, len(fds))
         if not fds and not self._waiting_to_go:
             try:
                 frame = frame[self._channel.send(frame) :]
@@ -110,7 +118,7 @@ class Peer:
         self._outbox.put_nowait((frame, fds))
 
     async def _read(self) -> None:
-        loop, reader = asyncio.get_running_loop(), messages.FrameReader(self._channel, messages.ToFront)
+        loop, reader = asyncio.get_running_loop(), FrameReader(self._channel, messages.ToFront)
         end: asyncio.Future[None] = loop.create_future()
 
         def read() -> None:
@@ -131,7 +139,7 @@ class Peer:
             loop.remove_reader(self._channel)
 
     def _handle(self, message: object) -> None:
-        if not isinstance(message, messages.Reply) or message.request == 0:
+        if not isinstance(message, messages.Answer) or message.request == 0:
             self._on_message(message)
             return
         future = self._pending.get(message.request)
@@ -145,7 +153,7 @@ class Peer:
             try:
                 while fds:
                     try:
-                        frame = frame[messages.write_frame(self._channel, frame, fds) :]
+                        frame = frame[write_frame(self._channel, frame, fds) :]
                         break
                     except BlockingIOError:
                         await asyncio.sleep(0.001)

@@ -1,4 +1,5 @@
-"""The quiet processes: single-threaded, so that they can be forked. The zygote has the grammar libraries loaded and
-forks a nursery for each vocabulary; a nursery has its vocabulary built and forks what needs it: workers, ready in
-milliseconds, and compile children, which
-may be killed."""
+"""Zygote and nurseries: the processes that are forked, and so have one thread only.
+
+The zygote has the grammar libraries loaded and forks a nursery for each vocabulary. A nursery has its vocabulary built.
+It forks workers, which are ready in milliseconds, and compile children, which may be killed.
+"""

@@ -1,4 +1,7 @@
-"""Entry of the zygote, started by the front: ``python -m maskd.nursery FD JSON``. Not for people."""
+"""Entry of the zygote, started by the front: ``python -m maskd.nursery FD JSON``. Not for people.
+
+Owns: the signals and the end of the process. Knows nothing about: what the zygote does (``zygote.py``).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import sys
 
 from maskd.errors import MaskdError
 from maskd.ipc import messages
-from maskd.nursery.zygote import Zygote
+from maskd.ipc.frames import encode
+from maskd.nursery.zygote import ZygoteLoop
 from maskd.observability.logs import configure_logging
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
@@ -32,9 +36,9 @@ def main() -> None:
     configure_logging(options["log_level"], process="zygote")
     channel = socket.socket(fileno=fd)
     try:
-        zygote = Zygote(channel, **options)
+        zygote = ZygoteLoop(channel, **options)
     except MaskdError as error:  # an unknown backend
-        channel.sendall(messages.encode(messages.Reply(0, messages.failure_of(error))))
+        channel.sendall(encode(messages.Answer(0, messages.failure_of(error))))
         sys.exit(2)
     gc.freeze()  # what is loaded stays, and stays shared
     zygote.run()

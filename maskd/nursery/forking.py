@@ -1,5 +1,4 @@
-"""What the zygote and a nursery share: one thread, one channel to the front, children that are forked here and buried
-when they end.
+"""What zygote and nurseries share: one thread, one channel to the front, and children that are forked and reaped.
 
 Owns: the poll, the end of children. Knows nothing about: what the children do.
 """
@@ -18,12 +17,12 @@ import structlog
 
 from maskd.errors import CapacityError, UnavailableError
 from maskd.ipc import messages
+from maskd.ipc.frames import FrameReader, encode
 
 __all__ = ["FAILED", "ForkingLoop"]
 
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-"""xgrammar's runtime catches SIGSEGV to print a stack, which takes seconds in which everybody waits: a crash is to end
-at once."""
+"""xgrammar catches SIGSEGV and prints a stack for seconds. Children get the default: a crash ends them at once."""
 FAILED = 70
 """Exit code of a child in which our own code failed."""
 _log = structlog.get_logger()
@@ -34,12 +33,12 @@ class ForkingLoop:
 
     Args:
         channel: socket to the front.
-        kind: of the messages that come in.
+        kind: type of the messages that come in.
     """
 
     def __init__(self, channel: socket.socket, kind: object) -> None:
         self._channel = channel
-        self._reader = messages.FrameReader(channel, kind)
+        self._reader = FrameReader(channel, kind)
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._wake, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -77,7 +76,7 @@ class ForkingLoop:
         """Called for descriptors of the subclass."""
 
     def _waited_for(self) -> set[int]:
-        """Returns the children that the subclass buries."""
+        """Returns the children that the subclass reaps itself."""
         return set()
 
     def _held(self) -> Iterable[int]:
@@ -95,19 +94,18 @@ class ForkingLoop:
                 self._send(messages.Exited(found.si_pid, number, usage.ru_maxrss * 1024))
 
     def _fork_with(self, request: int, fds: list[int], body: Callable[[], None]) -> None:
-        """Forks a child that runs ``body`` with the descriptors ``fds``, which are closed here, and answers
-        ``request``."""
+        """Forks a child that runs ``body``, answers ``request``, and closes ``fds``, which the child has too."""
         try:
             if -1 in fds:
                 failure = CapacityError("no descriptor for another process", limit="descriptors")
-                self._reply(request, messages.failure_of(failure))
+                self._answer(request, messages.failure_of(failure))
                 return
             pid = os.fork()
             if pid == 0:
                 self._run_forked(body)
-            self._reply(request, messages.Spawned(pid))
-        except OSError as error:  # no memory or no process left: others go on
-            self._reply(request, self._no_room(error))
+            self._answer(request, messages.Spawned(pid))
+        except OSError as error:  # no memory or no process left; the other children go on
+            self._answer(request, self._no_room(error))
         finally:
             for fd in {*fds} - {-1}:
                 os.close(fd)
@@ -132,10 +130,8 @@ class ForkingLoop:
         finally:
             os._exit(status)
 
-    def _reply(
-        self, request: int, result: messages.Compiled | messages.Failure | messages.Loaded | messages.Spawned
-    ) -> None:
-        self._send(messages.Reply(request, result))
+    def _answer(self, request: int, result: messages.AnyResult) -> None:
+        self._send(messages.Answer(request, result))
 
     def _send(self, message: messages.ToFront) -> None:
-        self._channel.sendall(messages.encode(message))
+        self._channel.sendall(encode(message))

@@ -1,13 +1,11 @@
 """The inside of a compile child: limits first, then the grammar, then a short walk, then the verdict.
 
-A grammar is somebody else's program. It may hang, eat memory or crash its library, and it may compile well and then
-need
-a second for one mask. So it is compiled here, in a forked child with hard limits that its parent kills at a deadline,
-and
-walked for some tokens with the clock running. Where the library can serialise, the result is sent along, so that the
-worker need not compile again.
-What it says to its parent: on the one pipe, 8 bytes with the memory that it began with, and the verdict; on the other,
-what libraries print to stderr, for they name a lack of memory there before they abort.
+A grammar is a program of a client. It may hang, eat memory or crash its library. It may also compile well and then
+need a second for one mask. So it is compiled in a forked child with hard limits, which its parent kills at a deadline.
+The child then walks some tokens with the clock running. Where the library can serialise, the child sends the result
+along, and the worker need not compile again.
+The child writes to two pipes. One gets 8 bytes with the memory that the child began with, then the verdict. The other
+gets stderr: libraries name a lack of memory there before they abort.
 Owns: the limits and the walk. Knows nothing about: who asked, what is done with the verdict.
 """
 
@@ -33,33 +31,34 @@ from maskd.errors import BackendError, GrammarTooLargeError, GrammarUnsatisfiabl
 from maskd.grammar import GrammarSpec
 from maskd.ipc.messages import Compiled, CompileLimits, Failure, failure_of
 from maskd.vocabulary import Vocabulary
+from maskd.worker.pool import STACK_BYTES
 
-__all__ = ["BASELINE_BYTES", "memory_bytes", "out_of_memory", "run_child"]
+__all__ = ["BASELINE_BYTES", "is_out_of_memory", "memory_bytes", "out_of_memory", "run_child"]
 
-STACK_BYTES = 64 << 20
-"""Both libraries recurse over the grammar; 8 MiB are not enough for chains of a few thousand references."""
 BASELINE_BYTES = 8
 _WALK_TOKENS = 24
 _CPU_GRACE_SECONDS = 5
 """From SIGXCPU, which ends a process, to the SIGKILL of the kernel, which would look like a lack of memory."""
 _ARTEFACT_BYTES = 64 << 20
 _WORTH_SERIALIZING_SECONDS = 0.3
-"""xgrammar writes and loads a grammar in about 0.2 s (131,072 tokens, 2 cores); what compiles faster is compiled
-again."""
+"""xgrammar writes and loads a grammar in about 0.2 s (131,072 tokens, 2 cores). Faster compiles are repeated."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 
 
 def run_child(
+    spec: GrammarSpec,
+    limits: CompileLimits,
+    *,
     out: int,
     words: int,
     backend: Backend,
     named: Mapping[str, Backend],
     vocabulary: Vocabulary,
-    spec: GrammarSpec,
-    limits: CompileLimits,
 ) -> None:
-    """Compiles ``spec`` and writes the verdict to the descriptor ``out``, with ``words`` as stderr. Called in a fresh
-    fork; the caller exits after it."""
+    """Compiles ``spec`` and writes the verdict to the descriptor ``out``, with ``words`` as stderr.
+
+    Called in a fresh fork; the caller exits after it.
+    """
     os.dup2(words, 2)
     _confine(out, limits)
     verdicts: list[Compiled | Failure] = []
@@ -73,8 +72,7 @@ def run_child(
 
 
 def _confine(out: int, limits: CompileLimits) -> None:
-    """Drops every descriptor but ``out`` and stderr, and sets the limits. From here on nothing can be opened for
-    writing."""
+    """Closes every descriptor but ``out`` and stderr, and sets the limits. After it no file can be written."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     prctl = ctypes.CDLL(None).prctl
@@ -88,8 +86,7 @@ def _confine(out: int, limits: CompileLimits) -> None:
     os.nice(limits.nice)
     if limits.cpus:
         os.sched_setaffinity(0, limits.cpus)
-    # The parent kills at the deadline, and is first even if every processor works for this child. If it does not,
-    # SIGXCPU says why.
+    # The parent kills at the deadline, and is first even if every processor works for this child. Else SIGXCPU ends it.
     busy = len(os.sched_getaffinity(0)) * (math.ceil(limits.seconds) + 1)
     for kind, soft, hard in (
         (resource.RLIMIT_AS, mapped + STACK_BYTES + limits.bytes, mapped + STACK_BYTES + limits.bytes),
@@ -101,7 +98,7 @@ def _confine(out: int, limits: CompileLimits) -> None:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Returns what this process has mapped, and what of it is resident."""
+    """Returns the bytes that this process has mapped, and how many of them are resident."""
     with open("/proc/self/statm") as statm:  # noqa: PTH123
         mapped, resident = statm.read().split()[:2]
     return int(mapped) * resource.getpagesize(), int(resident) * resource.getpagesize()
@@ -127,12 +124,15 @@ def _judge(
         return Compiled(grammar.report, seconds, slowest, artefact if len(artefact) <= _ARTEFACT_BYTES else b"")
     except MaskdError as error:
         return failure_of(error)
-    except MemoryError:
-        return failure_of(out_of_memory(limits.bytes))
-    except BaseException as error:  # the library's own surprise; a panic of Rust is no Exception
-        if "bad_alloc" in str(error):
+    except BaseException as error:  # any error of the library; a panic of Rust is no Exception
+        if is_out_of_memory(error):
             return failure_of(out_of_memory(limits.bytes))
         return failure_of(BackendError(f"the grammar library failed to compile this: {type(error).__name__}"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library raised ``error`` for lack of memory. From C++ it comes as a RuntimeError with this text."""
+    return isinstance(error, MemoryError) or "bad_alloc" in str(error)
 
 
 def out_of_memory(limit_bytes: int) -> GrammarTooLargeError:
@@ -145,11 +145,13 @@ def out_of_memory(limit_bytes: int) -> GrammarTooLargeError:
 
 
 def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> float:
-    """Opens a sequence, walks some tokens, seeded, forks it, and returns the longest processor time of the opening, of
-    one mask and its token, or of the fork, in seconds.
+    """Opens a sequence, walks some random tokens (seeded), and forks it.
+
+    Returns the longest processor time, in seconds, of the opening, of one mask with its token, or of the fork.
 
     Raises:
-        GrammarTooLargeError: one of these took longer than ``mask_seconds``. GrammarUnsatisfiableError: a dead end.
+        GrammarTooLargeError: one of these took longer than ``mask_seconds``.
+        GrammarUnsatisfiableError: no token is allowed at the start.
     """
     slowest, began = 0.0, time.perf_counter()
 
@@ -164,7 +166,7 @@ def _walk(grammar: Grammar, vocabulary: Vocabulary, limits: CompileLimits) -> fl
                 position=position,
             )
 
-    opening = time.thread_time()  # a child is nice, and waits for a core: that is not the grammar's doing
+    opening = time.thread_time()  # not wall time: a child is nice, and may wait for a core
     matcher = grammar.matcher()
     count(time.thread_time() - opening, "opening a sequence", 0)
     stride = row_stride_words(vocabulary.vocab_size)

@@ -1,9 +1,7 @@
-"""A nursery: builds one vocabulary, then forks workers and compile children for it, and buries them in time.
+"""A nursery: builds one vocabulary, then forks workers and compile children for it, and reaps them.
 
-The process stays single-threaded and never computes a mask, so forking it is safe, and a fork is worth having:
-libraries
-and tokenizers are there, shared copy-on-write. What may go wrong with a vocabulary goes wrong here, where it hurts no
-other one.
+The process has one thread and never computes a mask, so forking it is safe. A fork has libraries and tokenizers at
+once, shared copy-on-write. A vocabulary that crashes its libraries does so here, and harms no other vocabulary.
 Owns: the children. Knows nothing about: gRPC, sessions, why a worker died, other vocabularies.
 """
 
@@ -29,7 +27,6 @@ import structlog
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Backend, BackendFactory
 from maskd.errors import (
-    BackendError,
     CapacityError,
     GrammarTimeoutError,
     GrammarUnsupportedError,
@@ -38,7 +35,7 @@ from maskd.errors import (
 )
 from maskd.ipc import messages
 from maskd.nursery.forking import FAILED, ForkingLoop
-from maskd.nursery.jail import BASELINE_BYTES, memory_bytes, out_of_memory, run_child
+from maskd.nursery.jail import BASELINE_BYTES, is_out_of_memory, memory_bytes, out_of_memory, run_child
 from maskd.observability.logs import configure_logging
 from maskd.tokenizer_files import validate_vocabulary
 from maskd.vocabulary import Vocabulary
@@ -61,9 +58,10 @@ _Verdict: msgspec.msgpack.Decoder[messages.Compiled | messages.Failure] = msgspe
 def run_nursery(
     channel_fd: int, number: int, factories: Mapping[str, BackendFactory], native_threads: int, log_level: str
 ) -> None:
-    """Serves the front until it closes the channel, or until the vocabulary turns out to be unusable. Called in a fresh
-    fork of the
-    zygote; outlives it."""
+    """Serves the front until it closes the channel, or until the vocabulary turns out to be unusable.
+
+    Called in a fresh fork of the zygote; outlives it.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"maskd-nursery")
     configure_logging(log_level, process=f"nursery-{number}")
     _Nursery(socket.socket(fileno=channel_fd), factories, native_threads).run()
@@ -91,14 +89,14 @@ class _Nursery(ForkingLoop):
         self._native_threads = native_threads
         self._vocabulary: Vocabulary
         self._named: dict[str, Backend] = {}
-        self._jobs: dict[int, _Job] = {}  # by each of their two pipes
+        self._jobs: dict[int, _Job] = {}  # each job under both of its pipes
 
     def _wait_seconds(self) -> float:
         now = time.monotonic()
         return max(0.0, min((job.deadline - now for job in self._jobs.values() if not job.killed), default=60.0))
 
     def _on_time(self) -> None:
-        """Kills the compiles that are late."""
+        """Kills the compiles whose deadline has passed."""
         now = time.monotonic()
         for job in self._jobs.values():
             if now >= job.deadline and not job.killed:
@@ -128,9 +126,10 @@ class _Nursery(ForkingLoop):
     def _handle(self, message: object, fds: list[int]) -> None:
         match message:
             case messages.LoadVocabulary():
-                result = self._load(message, *fds)
-                self._reply(message.request, result)
-                if isinstance(result, messages.Failure):
+                try:
+                    self._answer(message.request, self._load(message, *fds))
+                except MaskdError as error:
+                    self._answer(message.request, messages.failure_of(error))
                     os._exit(FAILED)
             case messages.SpawnWorker():
                 self._fork_with(
@@ -139,59 +138,53 @@ class _Nursery(ForkingLoop):
             case messages.Compile():
                 try:
                     self._compile(message)
-                except OSError as error:  # no descriptor, no memory or no process left: others go on
-                    self._reply(message.request, self._no_room(error))
+                except MaskdError as error:
+                    self._answer(message.request, messages.failure_of(error))
+                except OSError as error:  # no descriptor, memory or process left; the other children go on
+                    self._answer(message.request, self._no_room(error))
             case messages.CancelCompile():
                 for job in self._jobs.values():
                     if job.request == message.compile:
                         job.deadline = 0.0
 
-    def _load(self, message: messages.LoadVocabulary, fd: int) -> messages.Loaded | messages.Failure:
+    def _load(self, message: messages.LoadVocabulary, fd: int) -> messages.Loaded:
+        """Builds the vocabulary. Raises CapacityError, VocabularyError: the nursery cannot be used."""
         if fd < 0:
-            return messages.failure_of(CapacityError("no descriptor for the vocabulary", limit="descriptors"))
+            raise CapacityError("no descriptor for the vocabulary", limit="descriptors")
         step = "the reader"
         try:
             with _limits(message), open(fd, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
                 self._vocabulary = Vocabulary.from_bytes(bytes(data), message.name)
-                _ = self._vocabulary.fingerprint  # here and not in every child
-                warnings = validate_vocabulary(self._vocabulary)  # and not in the front, which would stand still for it
+                _ = self._vocabulary.fingerprint  # computed once, not in every child
+                warnings = validate_vocabulary(self._vocabulary)  # would stop the front for its time
                 for step, create in self._factories.items():
                     self._send(messages.Building(step, memory_bytes()[1]))
                     self._named[step] = create(self._vocabulary, threads=self._native_threads)
-        except MaskdError as error:
-            return messages.failure_of(error)
+        except MaskdError:
+            raise
         except BaseException as error:  # a panic of Rust is no Exception
-            if isinstance(error, MemoryError) or "bad_alloc" in str(error):
-                return messages.failure_of(
-                    VocabularyError(
-                        f"{step} needed more than build_bytes = {message.bytes} for the vocabulary; "
-                        "raise the limit, or use fewer tokens",
-                        limit="build_bytes",
-                        value=message.bytes,
-                        backend=step,
-                    )
-                )
+            if is_out_of_memory(error):
+                raise VocabularyError(
+                    f"{step} needed more than build_bytes = {message.bytes} for the vocabulary; "
+                    "raise the limit, or use fewer tokens",
+                    limit="build_bytes",
+                    value=message.bytes,
+                    backend=step,
+                ) from None
             _log.error("a backend cannot use the vocabulary", backend=step, error=type(error).__name__)
-            return messages.failure_of(
-                VocabularyError(f"{step} cannot use the vocabulary: {type(error).__name__}", backend=step)
-            )
+            raise VocabularyError(f"{step} cannot use the vocabulary: {type(error).__name__}", backend=step) from None
         self._named["auto"] = AutoBackend(list(self._named.values()))
         gc.freeze()  # what is loaded stays, and stays shared
         return messages.Loaded(warnings)
 
     def _compile(self, message: messages.Compile) -> None:
+        """Begins a compile, which ``_finish`` answers. Raises GrammarUnsupportedError: no such backend. OSError."""
         backend = self._named.get(message.spec.backend)
         if backend is None:
             names = ", ".join(self._named)
-            self._reply(
-                message.request,
-                messages.failure_of(
-                    GrammarUnsupportedError(
-                        f"no backend {message.spec.backend!r} here; give one of {names}", backends=names
-                    )
-                ),
+            raise GrammarUnsupportedError(
+                f"no backend {message.spec.backend!r} here; give one of {names}", backends=names
             )
-            return
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             out, out_write = self._pipe(ours, theirs)
             words, words_write = self._pipe(ours, theirs)
@@ -200,7 +193,13 @@ class _Nursery(ForkingLoop):
                 ours.close()
                 self._run_forked(
                     lambda: run_child(
-                        out_write, words_write, backend, self._named, self._vocabulary, message.spec, message.limits
+                        message.spec,
+                        message.limits,
+                        out=out_write,
+                        words=words_write,
+                        backend=backend,
+                        named=self._named,
+                        vocabulary=self._vocabulary,
                     )
                 )
             ours.pop_all()
@@ -211,7 +210,7 @@ class _Nursery(ForkingLoop):
 
     @staticmethod
     def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
-        """Makes a pipe from a child: the end that we read, which does not block, and the end that it writes."""
+        """Makes a pipe from a child. Returns the end that the nursery reads, which does not block, and the other."""
         read, write = os.pipe2(os.O_CLOEXEC)
         ours.callback(os.close, read)
         theirs.callback(os.close, write)
@@ -240,31 +239,32 @@ class _Nursery(ForkingLoop):
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == FAILED:  # our own code failed there, and has said how
             with contextlib.suppress(OSError):
                 os.write(2, job.last_words)
-        self._reply(job.request, self._verdict(job, status, usage))
+        try:
+            self._answer(job.request, self._verdict(job, status, usage))
+        except MaskdError as error:
+            self._answer(job.request, messages.failure_of(error))
         self._reap()
 
     @staticmethod
-    def _verdict(job: _Job, status: int, usage: resource.struct_rusage) -> messages.Compiled | messages.Failure:
-        """Says how a child ended. A crash is the grammar's fault, a lack of memory may be the limit's.
+    def _verdict(
+        job: _Job, status: int, usage: resource.struct_rusage
+    ) -> messages.Compiled | messages.Crashed | messages.Failure:
+        """Returns how a child ended. A crash is the grammar's fault, a lack of memory may be the limit's.
 
-        An allocation that fails ends a library in many ways: an exception, which the child reports itself; abort, or
-        exit code
-        127 from the C library, after a line on stderr; or a crash without a word. So a crash counts as a lack of memory
-        if the
-        last words say so, or if the child had grown by more than half of ``compile_bytes``. That can be wrong both
-        ways: a
-        grammar that crashes after it took so much memory is not quarantined and costs a child each time; one that
-        crashes
-        in its first large allocation, silently, is taken for broken.
+        An allocation that fails ends a library in many ways. The child reports an exception itself. The library may
+        abort, or the C library exit with 127, after a line on stderr. Or it crashes without a word. So a crash counts
+        as a lack of memory in two cases: the last words say so, or the child grew by more than half of
+        ``compile_bytes``. This can be wrong both ways. A grammar that crashes after it took so much memory is not
+        quarantined, and costs a child each time. A grammar that crashes silently in its first large allocation is
+        taken for broken.
+
+        Raises:
+            GrammarTimeoutError, GrammarTooLargeError: a limit was passed. CapacityError: killed from outside.
         """
         if job.killed or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
             seconds = job.limits.seconds
-            return messages.failure_of(
-                GrammarTimeoutError(
-                    f"the compile did not end within compile_seconds = {seconds}",
-                    limit="compile_seconds",
-                    value=seconds,
-                )
+            raise GrammarTimeoutError(
+                f"the compile did not end within compile_seconds = {seconds}", limit="compile_seconds", value=seconds
             )
         if status == 0:
             with contextlib.suppress(msgspec.DecodeError):
@@ -273,28 +273,27 @@ class _Nursery(ForkingLoop):
         if _OUT_OF_MEMORY.search(job.last_words) or (
             len(job.verdict) >= BASELINE_BYTES and grown > job.limits.bytes / 2
         ):
-            return messages.failure_of(out_of_memory(job.limits.bytes))
+            raise out_of_memory(job.limits.bytes)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            return messages.failure_of(
-                CapacityError(
-                    "the compile was killed from outside, most likely by the kernel for lack "
-                    "of memory; try again later",
-                    limit="memory",
-                )
+            raise CapacityError(
+                "the compile was killed from outside, most likely by the kernel for lack of memory; try again later",
+                limit="memory",
             )
         how = (
             f"signal {os.WTERMSIG(status)}"
             if os.WIFSIGNALED(status)
             else f"exit code {os.waitstatus_to_exitcode(status)}"
         )
-        return messages.failure_of(BackendError(f"the compiler died of {how}", crashed=True))
+        return messages.Crashed(f"the compiler died of {how}")
 
 
 @contextlib.contextmanager
 def _limits(message: messages.LoadVocabulary) -> Iterator[None]:
-    """Bounds this process while it builds. The kernel enforces it, also while a library holds the interpreter: SIGALRM
-    ends the process
-    at the deadline, and the front says why. Both are lifted afterwards, for workers inherit what stands then."""
+    """Bounds time and memory of this process while it builds, and lifts both bounds after, for workers inherit them.
+
+    The kernel enforces them, also while a library holds the interpreter. SIGALRM ends the process at the deadline, and
+    the front says why.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     bound = memory_bytes()[0] + message.bytes
     resource.setrlimit(resource.RLIMIT_AS, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))

@@ -1,6 +1,6 @@
 """The zygote: imports the grammar libraries once, builds nothing, and forks a nursery for each vocabulary.
 
-Owns: the nurseries as processes, and the burial of workers whose nursery died before them.
+Owns: the nurseries as processes. Reaps workers whose nursery died before them.
 Knows nothing about: vocabularies, grammars, why a child died.
 """
 
@@ -15,11 +15,11 @@ from maskd.ipc import messages
 from maskd.nursery.forking import ForkingLoop
 from maskd.nursery.loop import run_nursery
 
-__all__ = ["Zygote"]
+__all__ = ["ZygoteLoop"]
 
 
-class Zygote(ForkingLoop):
-    """Runs until the front closes the control channel. Nurseries live on without it, until the front closes theirs.
+class ZygoteLoop(ForkingLoop):
+    """Runs until the front closes the control channel. Nurseries go on until the front closes theirs.
 
     Args:
         channel: socket to the front.
@@ -34,7 +34,7 @@ class Zygote(ForkingLoop):
         self, channel: socket.socket, *, backend_names: Sequence[str], native_threads: int, log_level: str
     ) -> None:
         self._factories = {name: backends.load(name) for name in backend_names}
-        super().__init__(channel, messages.ForkNursery)
+        super().__init__(channel, messages.ToZygote)
         self._native_threads = native_threads
         self._log_level = log_level
 

@@ -1,4 +1,7 @@
-"""Structured logs: one JSON object a line on stderr. Prompts, tokens and grammar sources are never logged."""
+"""Structured logs: one JSON object a line on stderr. Prompts, tokens and grammar sources are never logged.
+
+Owns: the form of a line. Knows nothing about: what is logged.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ __all__ = ["configure_logging"]
 
 
 class _Tolerant:
-    """Writes lines and survives a closed pipe or a full disk: a daemon must not die of its log."""
+    """Writes lines, and drops them when the pipe is closed or the disk full: a daemon must not die of its log."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -28,7 +31,7 @@ class _Tolerant:
 
 
 def configure_logging(level: str, **context: Any) -> None:
-    """Sets up structlog for this process; ``context`` stands in every line."""
+    """Sets up structlog for this process: lines from ``level`` on, each with ``context``."""
     structlog.configure(
         processors=[
             _always(context),

@@ -1,10 +1,10 @@
-"""How much memory may still be taken before the kernel kills somebody for it.
+"""How much memory may still be taken before the kernel kills a process for it.
 
-Within a control group, and on most machines, memory is promised first and refused by killing a process later. So
-whoever is about to
-take much looks here before. Sources: the kernel's documentation of ``memory.max`` and ``memory.current`` (cgroup v2),
-of ``memory.limit_in_bytes`` and ``memory.usage_in_bytes`` (v1), and of ``MemAvailable`` in /proc/meminfo.
-Knows nothing about: what the memory is for.
+Kernels promise memory first, in control groups and on most machines, and kill a process when there is none. So a
+process that is about to take much memory asks here first.
+Sources: the kernel's documentation of ``memory.max`` and ``memory.current`` (cgroup v2), of ``memory.limit_in_bytes``
+and ``memory.usage_in_bytes`` (v1), and of ``MemAvailable`` in /proc/meminfo.
+Owns: how the kernel's figures are read. Knows nothing about: what the memory is for.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _FILES = {
     "memory.max": ("memory.current", "inactive_file"),
     "memory.limit_in_bytes": ("memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Limit: what is used, and which of ``memory.stat`` the kernel takes back when it needs to."""
+"""For each file with a limit: the file with what is used, and the field of ``memory.stat`` that can be reclaimed."""
 
 
 def headroom_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Returns the bytes that this process may still take; None if the system does not say.
 
-    The least of what the machine has available and of what each control group that it is in has left. A file that
-    cannot be read or understood says nothing.
+    It is the least of two figures: what the machine has available, and what each control group of the process has
+    left. A file that cannot be read or understood is ignored.
     """
     return min([*_available(proc), *_left_in_groups(proc, cgroups)], default=None)
 

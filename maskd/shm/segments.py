@@ -1,9 +1,8 @@
 """Segments: anonymous memory with one writer, made here and passed by descriptor.
 
-A segment is a memfd: it has no name, so nothing can be guessed, left behind or registered by a client; it is allocated
-at
-once (``posix_fallocate``), so that a full machine is an error here and never a SIGBUS later; and it is sealed, so that
-nobody can shrink it and, for rows, nobody but the worker that mapped it first can write it.
+A segment is a memfd. It has no name, so a client can neither guess nor register one, and none is left behind. It is
+allocated at once (``posix_fallocate``), so a full machine is an error here and never a SIGBUS later. It is sealed, so
+no process can shrink it. Rows can be written only by the worker, which mapped them before the seal.
 Owns: creation, sealing, mapping, and the lifetime of a mapping.
 Knows nothing about: what the bytes mean (``layout.py``), sessions, sockets.
 """
@@ -28,7 +27,7 @@ SEAL_NO_RESIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW if hasattr(fcntl, "F_SE
 _F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
 _F_SEAL_SEAL, _F_SEAL_FUTURE_WRITE = 0x0001, 0x0010
 _RESERVE_BYTES = 32 << 20
-"""Memory that segments leave to everything else."""
+"""Memory that segments leave free for everything else."""
 
 
 def create_segment(name: str, size_bytes: int) -> int:
@@ -40,7 +39,7 @@ def create_segment(name: str, size_bytes: int) -> int:
         CapacityError: not so much memory, or no more descriptors; says how much was needed.
     """
     room = headroom_bytes()
-    if room is not None and size_bytes > room - _RESERVE_BYTES:  # the kernel would give it, and kill somebody
+    if room is not None and size_bytes > room - _RESERVE_BYTES:  # the kernel would give it, and kill a process later
         raise _no_memory(size_bytes, f"{max(0, room)} bytes are left, of which {_RESERVE_BYTES} stay free")
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -71,19 +70,24 @@ def _no_memory(size_bytes: int, why: str) -> CapacityError:
 def seal(fd: int, *, foreign_writes: bool) -> None:
     """Seals a segment for good: no resizing, no further seals and, unless ``foreign_writes``, no new writable mapping.
 
-    Mappings made before stay writable (Linux >= 5.1, F_SEAL_FUTURE_WRITE), so the writer maps first and seals then.
+    Earlier mappings stay writable (Linux >= 5.1, F_SEAL_FUTURE_WRITE), so the writer maps first and then seals.
     """
     seals = SEAL_NO_RESIZE | _F_SEAL_SEAL | (0 if foreign_writes else _F_SEAL_FUTURE_WRITE)
     fcntl.fcntl(fd, _F_ADD_SEALS, seals)
 
 
 class Mapping:
-    """A mapped segment. ``base`` is its address; it stays valid until ``close``, which the owner calls last.
+    """A mapped segment.
 
     Args:
         fd: the segment; not closed and not kept.
-        size_bytes: what the peer said; checked against the real size, and against shrinking.
-        writable: whether to map for writing.
+        size_bytes: its size as the peer announced it; checked against the real size.
+        writable: whether to map for writing. A segment that is only read must be sealed against shrinking.
+
+    Attributes:
+        base: its address, valid until ``close``.
+        bytes: all of it, (size,) uint8.
+
     Raises:
         ProtocolError: another size, empty, not sealed, or no segment at all. CapacityError: no address space or no
             descriptor left.

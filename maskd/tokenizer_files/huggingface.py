@@ -1,14 +1,12 @@
 """Hugging Face tokenizer.json: token bytes as the file's own decoder would write them.
 
-Owns: byte-level BPE (GPT-2's byte alphabet) and SentencePiece style (``▁`` for space, ``<0xHH>`` for bytes); refuses
-    the rest.
-Knows nothing about: the files beside tokenizer.json, encoding, merges.
-Source: huggingface/tokenizers, ``decoders/*.rs`` and ``pre_tokenizers/byte_level.rs``; openai/gpt-2,
-    ``bytes_to_unicode``.
-
 A SentencePiece-style tokenizer may drop one space at the start of the whole text. Masks are made for text in the middle
-of
-a sequence, so that a token is always taken with its space.
+of a sequence, so a token always keeps its space.
+Owns: byte-level BPE (GPT-2's byte alphabet) and SentencePiece style (``▁`` for space, ``<0xHH>`` for bytes). Other
+kinds are refused.
+Knows nothing about: the files beside tokenizer.json, encoding, merges.
+Sources: huggingface/tokenizers, ``decoders/*.rs`` and ``pre_tokenizers/byte_level.rs``; openai/gpt-2,
+``bytes_to_unicode``.
 """
 
 from __future__ import annotations
@@ -28,8 +26,10 @@ _NEIGHBOURS = "its tokens read differently depending on their neighbours, so tha
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Returns GPT-2's character for each byte, inverted: printable Latin-1 is itself, the other 68 bytes follow from
-    U+0100."""
+    """Returns the byte of each character in GPT-2's alphabet.
+
+    Printable Latin-1 stands for itself; the other 68 bytes are U+0100 and the characters after it.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -78,8 +78,7 @@ def _unsupported(path: Path, problem: str) -> VocabularyError:
 
 
 def _model_kind(path: Path, model: Mapping[str, Any]) -> str:
-    """Returns the model's type; files from before 2021, GPT-2's among them, have none and are told apart by their
-    fields."""
+    """Returns the model's type. Files from before 2021, like GPT-2's, have none and are told apart by their fields."""
     if model.get("type") is not None:
         return expect(path, "model.type", model["type"], str)
     if "merges" in model:
@@ -101,7 +100,7 @@ def _model_tokens(path: Path, model: Mapping[str, Any], kind: str) -> Iterator[t
 
 
 def _mark_unknown(path: Path, draft: Draft, model: Mapping[str, Any], kind: str) -> None:
-    """Makes the unknown token special: it stands for whatever the model could not spell, never for its own name."""
+    """Makes the unknown token special: it stands for text that the model cannot spell, never for its own name."""
     if kind == "BPE" and model.get("unk_token"):
         draft.mark_special(path, expect(path, "model.unk_token", model["unk_token"], str))
     if kind == "Unigram" and model.get("unk_id") is not None:

@@ -1,11 +1,9 @@
 """From a path to a Vocabulary: which format it is, and what the files beside it and the caller add.
 
-Owns: ``load_vocabulary``, format detection by content, and the precedence of the sources of stop tokens and of the
-    width.
-Knows nothing about: how any one format writes its tokens.
-Source: transformers (tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json) and vLLM,
-    which
-takes the end-of-sequence ids of the generation config together with the tokenizer's own.
+Owns: ``load_vocabulary``, the detection of formats by content, and which file decides stop tokens and width.
+Knows nothing about: how any format writes its tokens.
+Sources: transformers (tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json); vLLM. Like
+vLLM, it takes the end-of-sequence ids of the generation config together with the tokenizer's own.
 """
 
 from __future__ import annotations
@@ -38,22 +36,23 @@ def load_vocabulary(
 ) -> Vocabulary:
     """Reads a vocabulary from local files; nothing is downloaded, and no model library is imported.
 
-    Formats, told apart by content: a Hugging Face tokenizer.json (byte-level BPE; SentencePiece-style BPE or Unigram),
-    a
-    tekken JSON, a tiktoken rank file; or a directory with one of these, whose config.json, generation_config.json,
-    tokenizer_config.json and special_tokens_map.json are then read as well. A path to a file reads that file only.
+    Formats are told apart by content: a Hugging Face tokenizer.json (byte-level BPE; SentencePiece-style BPE or
+    Unigram), a tekken JSON, or a tiktoken rank file. For a directory with one of these, config.json,
+    generation_config.json, tokenizer_config.json and special_tokens_map.json are read as well. For a path to a file,
+    only that file is read.
 
     Args:
         path: the file or the directory.
         vocab_size: width of the logits. Default: that of config.json (``text_config`` first), else the format's own,
-            else
-            the number of tokens. Added tokens from this width on are dropped: no logit stands for them.
+            else the number of tokens. Added tokens at or beyond this width are dropped: no logit stands for them.
         stop_token_ids: ids that end a sequence, instead of those in the files. Required for tiktoken files, where an id
             beyond the ranks becomes a special token with a made-up name. Default: ``eos_token_id`` of
             generation_config.json (else of config.json) together with the tokenizer's ``eos_token``.
         name: for people and logs. Default: the last part of the path.
+
     Returns:
         The vocabulary; ids that no file mentions have empty bytes.
+
     Raises:
         VocabularyError: a file is missing, unreadable, over 256 MiB, malformed or of an unsupported kind; no stop token
             is known; or the logits are narrower than the trained tokens.
@@ -131,8 +130,7 @@ def _read_draft(file: Path) -> Draft:
 
 
 def _apply_siblings(directory: Path, draft: Draft) -> None:
-    """Adds to ``draft`` what the files beside the tokenizer say: added and special tokens, stop tokens, the width of
-    the logits."""
+    """Adds added and special tokens, stop tokens and width to ``draft``, from the files beside the tokenizer."""
     added_file, special_file = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
     tokenizer_config, special_map = _optional_json(added_file), _optional_json(special_file)
     added = tokenizer_config.get("added_tokens_decoder") or {}
@@ -167,8 +165,7 @@ def _optional_json(file: Path) -> dict[str, Any]:
 
 
 def _token_text(value: object) -> str:
-    """Returns the text of a token that a configuration names, plainly or as ``{"content": ...}``; empty if it names
-    none."""
+    """Returns the text of a token in a configuration: a string, or ``{"content": ...}``; empty if there is none."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else ""
 

@@ -1,8 +1,9 @@
 """Rank files: tekken (Mistral's JSON) and tiktoken (one ``base64 rank`` per line).
 
-Owns: both formats; each token is base64 of its bytes, so that nothing has to be decoded.
+In both each token is base64 of its bytes, so there is no alphabet to decode.
+Owns: both formats.
 Knows nothing about: the files beside them, encoding, merges.
-Source: mistralai/mistral-common, ``tokens/tokenizers/tekken.py``; openai/tiktoken, ``load.py``.
+Sources: mistralai/mistral-common, ``tokens/tokenizers/tekken.py``; openai/tiktoken, ``load.py``.
 """
 
 from __future__ import annotations
@@ -20,26 +21,15 @@ __all__ = ["read_tekken", "read_tiktoken"]
 _TEKKEN_EOS = "</s>"
 # The special tokens of tekken files up to v7, which do not list them: mistral-common's DEPRECATED_SPECIAL_TOKENS.
 _TEKKEN_SPECIAL_NAMES = (
-    *(
-        "<unk>",
-        "<s>",
-        "</s>",
-        "[INST]",
-        "[/INST]",
-        "[AVAILABLE_TOOLS]",
-        "[/AVAILABLE_TOOLS]",
-        "[TOOL_RESULTS]",
-        "[/TOOL_RESULTS]",
-    ),
-    *("[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"),
-    *("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
-)
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
 _LAST_VERSION_WITHOUT_LIST = 7
 
 
 def read_tekken(path: Path, data: Mapping[str, Any]) -> Draft:
-    """Returns the draft of a tekken file: first the special tokens, then the ranks, cut to
-    ``config.default_vocab_size``.
+    """Returns the draft of a tekken file: special tokens, then ranks, cut to ``config.default_vocab_size``.
 
     Raises:
         VocabularyError: malformed, or too few ranks for the vocabulary size.

@@ -1,8 +1,8 @@
 """Bounded reading of tokenizer files, and the half-made vocabulary that every format is read into.
 
+A value that was read here has the type that its name says.
 Owns: ``Draft``, the size limit, and the checks that turn malformed JSON into a VocabularyError that names the file.
-Knows nothing about: any one format.
-Idea: parse, don't validate; whatever comes out of here has the type that it says.
+Knows nothing about: any format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass
 class Draft:
-    """What a tokenizer file says, before the files beside it and the caller have had their word.
+    """What a tokenizer file says, before the files beside it and the caller's arguments are applied.
 
     Attributes:
         tokens: token id to bytes; ids may have holes.
@@ -62,8 +62,7 @@ class Draft:
         (self.special_ids.add if special else self.special_ids.discard)(token_id)
 
     def mark_special(self, path: Path, text: str) -> None:
-        """Makes the token named ``text`` special. Unknown names are ignored: configurations name tokens that were never
-        added."""
+        """Makes the token named ``text`` special. Unknown names are ignored: configurations have some."""
         if text in self.names:
             self.tokens[self.names[text]] = utf8(path, text)
             self.special_ids.add(self.names[text])
@@ -94,8 +93,7 @@ def expect_id(path: Path, where: str, value: object) -> int:
 
 
 def utf8(path: Path, text: str) -> bytes:
-    """Returns the UTF-8 of ``text``; raises VocabularyError on lone surrogates, which JSON can write and no text
-    holds."""
+    """Returns the UTF-8 of ``text``. Raises VocabularyError: a lone surrogate, which JSON can write."""
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -105,8 +103,7 @@ def utf8(path: Path, text: str) -> bytes:
 
 
 def read_bounded(path: Path) -> bytes:
-    """Returns the content of the regular file ``path``. Raises VocabularyError if it is none, unreadable or over
-    MAX_FILE_BYTES."""
+    """Returns the content of ``path``. Raises VocabularyError: no regular file, unreadable, over MAX_FILE_BYTES."""
     try:
         if not path.is_file():  # before opening: to open a pipe would wait for its writer
             raise invalid(path, "no such file" if not path.exists() else "not a regular file")

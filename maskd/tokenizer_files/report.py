@@ -1,8 +1,8 @@
 """The start-up report: what in a vocabulary is legal and yet worth a look.
 
+Each warning is about something that once surprised a grammar library or the users of an engine.
 Owns: ``validate_vocabulary`` and its thresholds.
 Knows nothing about: files and formats; it reads a Vocabulary only.
-Idea: whatever here surprised a grammar library or an engine's users once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EXAMPLES = 5
 
 
 def validate_vocabulary(vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Returns warnings for people, one sentence each; empty if there is nothing to say. Nothing here is an error."""
+    """Returns warnings for people, one sentence each; empty if nothing looks unusual. None of them is an error."""
     special = set(vocabulary.special_token_ids)
     text = {token_id: token for token_id, token in enumerate(vocabulary.tokens) if token_id not in special}
     first_ids: dict[bytes, int] = {}

@@ -1,9 +1,8 @@
-"""The grammar cache of a worker: compiled once per content, many waiters, least recently used out first, limited by
-bytes.
+"""The grammar cache of a worker: each content is compiled once, and the least recently used leave first.
 
-Owns: the cache and the single flight. Used by one thread, the worker's data path; only ``compile`` runs elsewhere, and
-    its
-outcome comes back through ``finish``.
+Used by one thread, the worker's data path. Compiles run on other threads; the data path hands in their outcome with
+``finish``.
+Owns: the cache, its limit in bytes, and the single flight.
 Knows nothing about: threads, sessions, sockets.
 """
 
@@ -16,25 +15,31 @@ from dataclasses import dataclass
 from maskd.backends.base import Grammar
 from maskd.errors import MaskdError
 
-__all__ = ["Compiled", "GrammarCache", "Key"]
+__all__ = ["CompileOutcome", "GrammarCache", "Key"]
 
 _LEAST_BYTES = 64 << 10
-"""What a grammar is counted as at least: not every library can tell its size, and a count of 0 would bound nothing."""
+"""Least size that a grammar counts for: a library that cannot tell its sizes says 0, and 0 would bound nothing."""
 
 Key = tuple[bytes, bytes]
 """(fingerprint of the vocabulary, digest of the spec)"""
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """The outcome of a compile, as one waiter gets it."""
+class CompileOutcome:
+    """What a waiter gets.
 
-    outcome: Grammar | MaskdError
+    Attributes:
+        grammar: or why there is none.
+        seconds: that the compile took; 0 if the grammar was there.
+        cached: whether another request paid for the compile.
+    """
+
+    grammar: Grammar | MaskdError
     seconds: float
     cached: bool
 
 
-Waiter = Callable[[Compiled], None]
+Waiter = Callable[[CompileOutcome], None]
 
 
 class GrammarCache:
@@ -54,12 +59,14 @@ class GrammarCache:
         return len(self._compiled)
 
     def request(self, key: Key, waiter: Waiter) -> bool:
-        """Calls ``waiter`` now if the grammar is there, else when it is compiled. Returns True if the caller must
-        start the compile; False if it is there or under way."""
+        """Calls ``waiter`` now if the grammar is there, else when it is compiled.
+
+        Returns whether the caller must start the compile: the grammar is neither there nor under way.
+        """
         grammar = self._compiled.get(key)
         if grammar is not None:
             self._compiled.move_to_end(key)
-            waiter(Compiled(grammar, 0.0, cached=True))
+            waiter(CompileOutcome(grammar, 0.0, cached=True))
             return False
         waiters = self._waiting.get(key)
         if waiters is not None:
@@ -69,7 +76,7 @@ class GrammarCache:
         return True
 
     def finish(self, key: Key, outcome: Grammar | MaskdError, seconds: float) -> None:
-        """Answers everybody who waits for ``key``. Errors are not remembered: the next request compiles again."""
+        """Answers all that wait for ``key``. Errors are not remembered: the next request compiles again."""
         if not isinstance(outcome, MaskdError):
             self._compiled[key] = outcome
             self.bytes += _bytes_of(outcome)
@@ -77,7 +84,7 @@ class GrammarCache:
                 _, evicted = self._compiled.popitem(last=False)
                 self.bytes -= _bytes_of(evicted)
         for number, waiter in enumerate(self._waiting.pop(key, ())):
-            waiter(Compiled(outcome, seconds, cached=number > 0))
+            waiter(CompileOutcome(outcome, seconds, cached=number > 0))
 
 
 def _bytes_of(grammar: Grammar) -> int:

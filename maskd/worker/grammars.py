@@ -18,19 +18,17 @@ from maskd.grammar import GrammarSpec
 from maskd.ipc import messages
 from maskd.sequences import HeldGrammar
 from maskd.vocabulary import Vocabulary
-from maskd.worker.grammar_cache import Compiled, GrammarCache
+from maskd.worker.grammar_cache import CompileOutcome, GrammarCache
 from maskd.worker.pool import STACK_BYTES, WorkPool
 from maskd.worker.session import WorkerSession
 
-__all__ = ["Answer", "Compiles"]
+__all__ = ["WorkerGrammars"]
 
-Answer = Callable[[messages.Failure | messages.GrammarCompiled | None], None]
-"""Called once with what came out; None = done, and there is nothing to say."""
 _log = structlog.get_logger()
 
 
-class Compiles:
-    """Compiles for the sessions of a worker.
+class WorkerGrammars:
+    """Makes the grammars of a worker's sessions.
 
     Args:
         options: from the front.
@@ -51,10 +49,19 @@ class Compiles:
         self.finish = self._pool.finish
 
     def compile(
-        self, message: messages.CompileGrammar, session: WorkerSession, held: Callable[[], bool], answer: Answer
+        self,
+        message: messages.CompileGrammar,
+        session: WorkerSession,
+        is_open: Callable[[], bool],
+        answer: Callable[[messages.Failure | messages.GrammarCompiled], None],
     ) -> None:
-        """Makes the grammar of ``message`` for ``session``, which has it when ``answer`` is called. ``held`` tells,
-        then, whether the session is still there.
+        """Makes the grammar of ``message`` for ``session``.
+
+        Args:
+            message: from the front.
+            session: gets the grammar before ``answer`` is called.
+            is_open: whether the session is still there, when the grammar is.
+            answer: called once with what came out, now or by ``finish``.
 
         Raises:
             CapacityError, GrammarUnsupportedError: nothing was begun, and ``answer`` is not called.
@@ -76,15 +83,15 @@ class Compiles:
             )
         key = (session.vocabulary.fingerprint, spec.digest())
 
-        def compiled(result: Compiled) -> None:
-            outcome, wanted = result.outcome, message.grammar_id in session.awaited_grammars
+        def compiled(result: CompileOutcome) -> None:
+            outcome, wanted = result.grammar, message.grammar_id in session.awaited_grammars
             session.awaited_grammars.discard(message.grammar_id)
             if isinstance(outcome, MaskdError):
                 answer(messages.failure_of(outcome))
-            elif not held():
+            elif not is_open():
                 answer(messages.failure_of(NotFoundError("the session ended during the compile", kind="session")))
             else:
-                if wanted:  # else it was dropped while it compiled, or is to be reported only
+                if wanted:  # else dropped while it compiled, or for a report only
                     grammar = self._held(
                         message, outcome, named.get(outcome.report.backend, backend), session.vocabulary
                     )
@@ -101,13 +108,13 @@ class Compiles:
     def _held(
         self, message: messages.CompileGrammar, grammar: Grammar, backend: Backend, vocabulary: Vocabulary
     ) -> HeldGrammar:
-        """Returns ``grammar``, compiled by ``backend``, as a session holds it: behind its gate, if it has one."""
+        """Returns ``grammar``, which ``backend`` compiled, as a session holds it: behind its gate, if it has one."""
         spec, verdict = message.spec, message.verdict
         batch: BatchFill | None = backend if isinstance(backend, BatchFill) and not message.solo else None
         if spec.reasoning is not None:
             forbidden = grammar.stop_token_ids.union(vocabulary.stop_token_ids)
             grammar = GatedGrammar(grammar, spec.reasoning, len(vocabulary.tokens), vocabulary.vocab_size, forbidden)
-            if batch is not None:  # one for all grammars of a backend, so that they are filled together
+            if batch is not None:  # one for all grammars of a backend, to fill them together
                 batch = self._gated_fills.setdefault(id(batch), GatedFill(batch))
         slow = verdict is not None and verdict.slowest_mask_seconds > self._row_seconds / 2
         return HeldGrammar.of(message.grammar_id, grammar, batch, slow=slow, when_slow=spec.when_slow)
@@ -119,7 +126,7 @@ class Compiles:
 
 
 def _make(backend: Backend, spec: GrammarSpec, verdict: messages.Compiled | None) -> Grammar:
-    """Returns the grammar: from the artefact of its verdict where there is one, else compiled."""
+    """Returns the grammar, from the artefact of its verdict if there is one; else compiles it."""
     if verdict is not None and verdict.artefact and isinstance(backend, Serializer):
         return backend.deserialize(verdict.artefact, spec, verdict.report)
     return backend.compile(spec)

@@ -1,11 +1,9 @@
 """The worker's loop: one thread that serves every session's steps and, between steps, the front's messages.
 
-It sleeps in epoll on the doorbells of its sessions, their leases, the control channel and the compile threads. Before
-it
-sleeps it raises the need-wakeup word of every session, fences, and looks once more (io_uring's protocol), so an engine
-rings only a sleeping worker; no sleep is longer than 50 ms, so even a lost ring is no hang. Whatever may take long is
-done on other threads: compiles, and making and freeing the segments of sessions, for which the kernel may have to clear
-gigabytes.
+It sleeps in epoll, on doorbells and leases of its sessions, the control channel and the threads for long work.
+Before it sleeps it raises the need-wakeup word of every session, fences, and looks once more (io_uring's protocol). So
+an engine rings only a sleeping worker. No sleep is longer than 50 ms, so even a lost ring is no hang. Other threads do
+what may take long: they compile grammars, and make and free segments, for which the kernel may clear gigabytes.
 Owns: the sessions of this worker.
 Knows nothing about: gRPC, tokens that open data sockets, other workers.
 """
@@ -33,11 +31,12 @@ from maskd.errors import (
     UnavailableError,
 )
 from maskd.ipc import messages
+from maskd.ipc.frames import FrameReader, encode
 from maskd.ipc.marker import Marker, mark_of, split
 from maskd.sequences import SequenceTable
 from maskd.shm.layout import Layout
 from maskd.vocabulary import Vocabulary
-from maskd.worker.grammars import Compiles
+from maskd.worker.grammars import WorkerGrammars
 from maskd.worker.openings import Openings
 from maskd.worker.placement import Placement
 from maskd.worker.session import InlineSession, WorkerSession
@@ -73,10 +72,10 @@ class WorkerLoop:
     ) -> None:
         channel.setblocking(False)
         self._channel = channel
-        self._reader = messages.FrameReader(channel, messages.ToWorker)
+        self._reader = FrameReader(channel, messages.ToWorker)
         self._outbox = bytearray()
         self._vocabulary = vocabulary
-        self._compiles = Compiles(options, named)
+        self._grammars = WorkerGrammars(options, named)
         self._marker = Marker(marker_fd)
         self._lane = SlowLane(self._marker)
         self._row_seconds = options.row_seconds
@@ -90,7 +89,7 @@ class WorkerLoop:
         self._epoch = (os.getpid() << 32) | (time.time_ns() & 0xFFFFFFFF)
         self._epoll = select.epoll()
         self._epoll.register(channel.fileno(), select.EPOLLIN)
-        self._finishers = {off.done_fd: off.finish for off in (self._compiles, self._openings)}
+        self._finishers = {work.done_fd: work.finish for work in (self._grammars, self._openings)}
         for fd in self._finishers:
             self._epoll.register(fd, select.EPOLLIN)
 
@@ -99,7 +98,7 @@ class WorkerLoop:
         self._marker.slots[0].claim()
         self._send(messages.Ready(os.getpid()))
         looked = time.monotonic()
-        with contextlib.suppress(UnavailableError):  # the front is gone: nobody is left to work for
+        with contextlib.suppress(UnavailableError):  # the front is gone
             while True:
                 if self._serve_ready() or self._spin():
                     if time.monotonic() - looked < _CONTROL_SECONDS:
@@ -124,9 +123,10 @@ class WorkerLoop:
         return served
 
     def _end_broken(self, session: WorkerSession, error: Exception) -> str:
-        """Ends a session whose step failed as a whole, and returns why: its engine broke the contract, or our own code
-        did. What a
-        backend raises ends a sequence, in the table."""
+        """Ends a session whose step failed as a whole, and returns why.
+
+        Its engine broke the contract, or our own code failed. An error of a backend ends one sequence, in the table.
+        """
         if isinstance(error, ProtocolError):
             why = error.message
         else:
@@ -170,37 +170,48 @@ class WorkerLoop:
     # -- messages --------------------------------------------------------------------------------------------------
 
     def _handle(self, message: object, fds: list[int]) -> None:
+        if not isinstance(message, messages.Request):
+            self._heed(message, fds)
+            return
         try:
-            match message:
-                case messages.OpenSession():
-                    self._open_session(message)
-                case messages.AttachSession():
-                    self._attach(message.session_id, fds[0])
-                case messages.InlineStep():
-                    self._step_inline(message)
-                case messages.CloseSession():
-                    self._openings.cancel(message.session_id)
-                    if message.session_id in self._sessions:
-                        self._close(self._sessions[message.session_id], "the session was closed")
-                case messages.CompileGrammar():
-                    self._compile(message)
-                case messages.DropGrammar():
-                    if message.session_id in self._sessions:
-                        session = self._sessions[message.session_id]
-                        session.awaited_grammars.discard(message.grammar_id)
-                        session.table.drop_grammar(message.grammar_id)
-                case messages.ReadSession():
-                    session = self._session(message.session_id)
-                    state = messages.SessionState(
-                        session.attached, len(session.table), len(session.table.grammars), session.completed
-                    )
-                    self._reply(message.request, state)
-                case messages.Drain():
-                    self._draining = True
-                    for session in self._sessions.values():
-                        session.set_draining()
+            self._serve(message)
         except MaskdError as error:
-            self._reply(message.request, messages.failure_of(error))  # type: ignore[attr-defined]
+            self._answer(message.request, messages.failure_of(error))
+
+    def _serve(self, message: messages.Request) -> None:
+        """Answers ``message``, or has it answered later. Raises MaskdError: the answer."""
+        match message:
+            case messages.OpenSession():
+                self._open_session(message)
+            case messages.InlineStep():
+                self._step_inline(message)
+            case messages.CompileGrammar():
+                self._compile(message)
+            case messages.ReadSession():
+                session = self._session(message.session_id)
+                state = messages.SessionState(
+                    session.attached, len(session.table), len(session.table.grammars), session.completed
+                )
+                self._answer(message.request, state)
+
+    def _heed(self, message: object, fds: list[int]) -> None:
+        """Does what a message without an answer asks for."""
+        match message:
+            case messages.AttachSession():
+                self._attach(message.session_id, fds[0])
+            case messages.CloseSession():
+                self._openings.cancel(message.session_id)
+                if message.session_id in self._sessions:
+                    self._close(self._sessions[message.session_id], "the session was closed")
+            case messages.DropGrammar():
+                if message.session_id in self._sessions:
+                    session = self._sessions[message.session_id]
+                    session.awaited_grammars.discard(message.grammar_id)
+                    session.table.drop_grammar(message.grammar_id)
+            case messages.Drain():
+                self._draining = True
+                for session in self._sessions.values():
+                    session.set_draining()
 
     def _open_session(self, message: messages.OpenSession) -> None:
         vocabulary = self._vocabulary
@@ -219,15 +230,15 @@ class WorkerLoop:
             self._sessions[message.session_id] = InlineSession(
                 message.session_id, vocabulary, layout, table, self._marker
             )
-            self._reply(message.request, messages.SessionOpened(0, 0))
+            self._answer(message.request, messages.SessionOpened(0, 0))
             return
 
         def opened(session: SharedSession | MaskdError) -> None:
             if isinstance(session, MaskdError):
-                self._reply(message.request, messages.failure_of(session))
+                self._answer(message.request, messages.failure_of(session))
             else:
                 self._add_shared(session)
-                self._reply(message.request, messages.SessionOpened(layout.rows_bytes, layout.steps_bytes))
+                self._answer(message.request, messages.SessionOpened(layout.rows_bytes, layout.steps_bytes))
 
         make = functools.partial(
             SharedSession, message.session_id, vocabulary, layout, table, self._epoch, self._marker
@@ -254,7 +265,7 @@ class WorkerLoop:
             raise
         except Exception as error:
             raise UnavailableError(self._end_broken(session, error)) from None
-        self._reply(message.request, stepped)
+        self._answer(message.request, stepped)
 
     def _attach(self, session_id: int, fd: int) -> None:
         session = self._shared.get(session_id)
@@ -287,11 +298,11 @@ class WorkerLoop:
         session = self._session(message.session_id)
         if message.solo and message.grammar_id:
             self._lane.alone.add(mark_of(session.table.number, message.grammar_id))
-        self._compiles.compile(
+        self._grammars.compile(
             message,
             session,
             lambda: session.session_id in self._sessions,
-            functools.partial(self._reply, message.request),
+            functools.partial(self._answer, message.request),
         )
 
     # -- out -------------------------------------------------------------------------------------------------------
@@ -309,21 +320,12 @@ class WorkerLoop:
             self._openings.free(session)
         self._send(messages.SessionClosed(session.session_id, why))
 
-    def _reply(
-        self,
-        request: int,
-        result: messages.Failure
-        | messages.SessionOpened
-        | messages.GrammarCompiled
-        | messages.SessionState
-        | messages.Stepped
-        | None,
-    ) -> None:
-        self._send(messages.Reply(request, result))
+    def _answer(self, request: int, result: messages.AnyResult | None) -> None:
+        self._send(messages.Answer(request, result))
 
     def _send(self, message: messages.ToFront) -> None:
         """Queues a message; the data path never waits for the front."""
-        self._outbox += messages.encode(message)
+        self._outbox += encode(message)
         self._flush()
 
     def _flush(self) -> None:

@@ -1,8 +1,6 @@
-"""Shared-memory sessions on their way in and out: made and freed on a thread, for the kernel may have to clear
-gigabytes.
+"""Shared-memory sessions are made and freed on a thread of their own, for the kernel may have to clear gigabytes.
 
-The data path goes on meanwhile. Whoever leaves before a session is there leaves nothing: what was made is freed at
-once.
+The data path goes on meanwhile. If the client leaves before its session is ready, the session is freed at once.
 Owns: the thread, and which openings are still wanted. Knows nothing about: messages, what a session is for.
 """
 
@@ -18,7 +16,7 @@ __all__ = ["Openings"]
 
 
 class Openings:
-    """One thread, so what is freed is free before more is made. All calls are the data path's.
+    """One thread, so that memory is free before more is taken. Only the data path calls the methods.
 
     Attributes:
         done_fd: readable when ``finish`` has something to do.
@@ -33,8 +31,10 @@ class Openings:
     def open(
         self, session_id: int, make: Callable[[], SharedSession], then: Callable[[SharedSession | MaskdError], None]
     ) -> None:
-        """Has a session made. ``then`` is called by ``finish`` with it, or with why there is none; not after
-        ``cancel``."""
+        """Has ``make`` called on the thread.
+
+        ``finish`` then calls ``then`` with the session, or with why there is none; after ``cancel`` it does not.
+        """
         opening = self._wanted[session_id] = object()
 
         def make_if_wanted() -> SharedSession:
@@ -52,9 +52,9 @@ class Openings:
         self._pool.submit(make_if_wanted, made)
 
     def cancel(self, session_id: int) -> None:
-        """Nobody waits for the session any more. Safe to call for one that is open, or that never was asked for."""
+        """Gives up an opening. Does nothing to a session that is open, or that was never asked for."""
         self._wanted.pop(session_id, None)
 
     def free(self, session: SharedSession) -> None:
-        """Frees a session that nobody serves any more."""
+        """Frees a session, which must not be served any more."""
         self._pool.submit(session.close, lambda *_: None)

@@ -1,9 +1,9 @@
-"""Which processors the data path runs on: not those that engines decode on.
+"""Keeps the data path off the processors that engines decode on.
 
-An engine rings and goes on with its forward pass. A kernel that wakes the worker on the ringing processor, as guests do
-whose idle processors look taken, has it preempt just the thread that the masks are to be hidden behind. So the engine
-tells its processor, and a worker that wakes there moves away.
-Owns: the affinity of one thread. Knows nothing about: sessions, who says where engines run.
+An engine rings and goes on with its forward pass. The kernel may wake the worker on the ringing processor; kernels of
+virtual machines do, when idle processors look taken. The worker would then preempt the forward pass that should hide
+its work. So the engine tells its processor, and a worker that wakes there moves away.
+Owns: the affinity of one thread. Knows nothing about: sessions, how engines tell where they run.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from maskd import _shm
 __all__ = ["Placement"]
 
 _REST_SECONDS = 0.05
-"""A move costs some 50 µs, and two engines may chase a worker around: no more than one in this time."""
+"""At least this long between two moves: a move costs some 50 µs, and two engines may chase a worker around."""
 
 
 class Placement:
-    """Keeps the thread that calls ``keep_off`` off other people's processors.
+    """Keeps the thread that calls ``keep_off`` off the engines' processors.
 
-    The last move stands until the next: a thread that could go back would be woken there again.
+    A move stands until the next move: if the thread could go back, it would be woken there again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,18 +34,18 @@ class Placement:
         self._rests_until = 0.0
 
     def keep_off(self, processor: int) -> None:
-        """Moves away if the calling thread runs on ``processor``, which may be any number: -1 for unknown.
+        """Moves the calling thread away if it runs on ``processor``; any number is fine, -1 = unknown.
 
-        Stays within the affinity that the thread was given, also if that was changed since, and where there is no other
-        processor.
+        The thread stays within the affinity that it was given, also if that changed since. Where that has no other
+        processor, the thread stays where it is.
         """
         if processor != _shm.processor() or self._clock() < self._rests_until:
             return
         current = os.sched_getaffinity(0)
-        if current != self._chosen:  # as it was born, or placed by somebody else
+        if current != self._chosen:  # its first affinity, or changed from outside
             self._allowed = current
         if elsewhere := self._allowed - {processor}:
-            with contextlib.suppress(OSError):  # taken away in this moment; the next wake-up tries again
+            with contextlib.suppress(OSError):  # just taken away; the next wake-up tries again
                 os.sched_setaffinity(0, elsewhere)
                 self._chosen = elsewhere
             self._rests_until = self._clock() + _REST_SECONDS

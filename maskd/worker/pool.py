@@ -1,7 +1,7 @@
-"""Threads for what takes long: where a worker builds backends, compiles grammars and makes segments, off the data path.
+"""Threads for what takes long: where a worker compiles grammars and makes segments, off the data path.
 
-The threads spend their time in native code without the GIL; what they hand back is picked up by the data path when it
-hears the eventfd.
+The threads spend their time in native code without the GIL. The data path picks up their results when the eventfd
+rings.
 Owns: the threads and their queues. Knows nothing about: what a job does.
 """
 
@@ -51,7 +51,7 @@ class WorkPool:
         self._jobs.put((job, then))
 
     def finish(self) -> None:
-        """Calls what the finished jobs asked for, on the caller's thread."""
+        """Calls the ``then`` of every finished job, on the caller's thread."""
         os.eventfd_read(self.done_fd)
         while not self._done.empty():
             then, result, seconds = self._done.get()
@@ -65,7 +65,7 @@ class WorkPool:
                 result = job()
             except MaskdError as error:
                 result = error
-            # a library's own surprise, a panic of Rust among them, is one grammar's failure
+            # an error of a library, or a panic of Rust, fails this job only
             except BaseException as error:
                 _log.exception("job failed", job=self._name)
                 result = BackendError(f"the {self._name} failed inside the worker: {type(error).__name__}")

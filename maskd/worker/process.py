@@ -1,4 +1,7 @@
-"""A worker process from its first line: the nursery forks, and calls ``run_worker`` in the child."""
+"""A worker process from its first line: the nursery forks, and calls ``run_worker`` in the child.
+
+Owns: the threads of the process, and its end. Knows nothing about: sessions, messages.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,9 @@ def run_worker(
 ) -> None:
     """Runs the loop on a thread with a large stack, for matchers recurse as compilers do. Never returns.
 
-    The worker outlives its nursery; it ends with the front, even when the data path is stuck in native code: the main
-    thread
-    does nothing but wait for the other end of the control channel to close. A data path that fails ends the process, so
-    that
-    the front starts another.
+    The worker outlives its nursery and ends with the front, even when the data path is stuck in native code. For that
+    the main thread does nothing but wait until the other end of the control channel closes. If the data path fails, it
+    ends the process, and the front starts another worker.
     """
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_NAME, b"maskd-worker")

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 from evil_backend import orders_of
 
@@ -18,6 +20,8 @@ from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.client import Client, Session
 from maskd.errors import MaskdError
 from maskd.grammar import GrammarSpec
+from maskd.v1 import mask_service_pb2 as pb
+from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -28,6 +32,25 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def raw_stub(daemon: Any) -> Iterator[Any]:
+    """The calls of the service without our client, as an engine in another language makes them."""
+    with grpc.insecure_channel(daemon.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+def grammar_request(session: Session, spec: GrammarSpec) -> pb.CreateGrammarRequest:
+    """Asks for the regex ``spec``."""
+    grammar = pb.GrammarSpec(regex=spec.source, backend=spec.backend)
+    return pb.CreateGrammarRequest(session_id=session.session_id, grammar=grammar)
+
+
+def grammar_count(daemon: Any, session: Session) -> int:
+    """Grammars that ``session`` holds, by its worker's account."""
+    with raw_stub(daemon) as stub:
+        return int(stub.GetSession(pb.GetSessionRequest(session_id=session.session_id)).grammar_count)
 
 
 def can(call: Callable[[], object]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import stat
@@ -32,8 +31,6 @@ from maskd.errors import (
     RateLimitedError,
     UnavailableError,
 )
-from maskd.front.config import Config
-from maskd.front.sessions import SessionBook
 from maskd.grammar import GrammarSpec
 from maskd.rpc.status import from_rpc_error
 from maskd.step import Action, Item
@@ -366,15 +363,6 @@ def test_session_id_when_it_was_read_as_a_double_then_it_is_the_same(
         ]
     assert all(0 < one < 1 << 53 and int(float(one)) == one for one in ids)
     assert max(ids) > 1 << 50, "by chance once in 8 to the 40th"
-
-
-def test_session_id_when_another_session_has_it_then_the_next_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = iter([6, 6, 7, 0])
-    monkeypatch.setattr(secrets, "randbelow", lambda limit: next(drawn))
-    book = SessionBook(Config(), [], None)  # type: ignore[arg-type]
-    book._sessions[7] = object()  # type: ignore[assignment]
-    book._opening.add(8)
-    assert book._new_id() == 1
 
 
 def test_directory_when_made_then_it_and_the_sockets_are_for_their_user_only(tmp_path: Path) -> None:

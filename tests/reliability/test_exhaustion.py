@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from looks import Oracle, can, descriptors, maps, memory_kb, open_session, segments, until
+from looks import Oracle, can, descriptors, maps, memory_kb, open_session, raw_stub, segments, until
 
 from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
@@ -79,9 +79,10 @@ def test_session_when_there_is_no_memory_for_it_then_capacity_and_nobody_else_no
 def test_segments_when_they_are_not_to_be_had_then_the_number_is_named_and_inline_works(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary, transport: str
 ) -> None:
-    """The kernel gives the worker no file of more than 64 KiB, memfd or not: shared memory is refused with the bytes
-    that it takes, and whoever lets the client choose gets an inline session, which needs no segment, and steps with the
-    same rows."""
+    """The kernel gives the worker no file of more than 64 KiB, so shared memory is refused, with the bytes it takes.
+
+    With "auto" the client gets an inline session, which needs no segment and has the same rows.
+    """
     daemon, oracle = start_daemon(), Oracle(vocabulary)
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as before:
         stand(before)
@@ -119,15 +120,18 @@ def test_inline_step_when_there_is_no_memory_for_it_then_it_is_refused_and_may_b
     there is room."""
     daemon = start_daemon()
     wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
-    with Client.connect(daemon.target) as client, open_session(client, wide, rows=4096, transport="inline") as session:
-        stub, step = session._client._stub, 1
+    with (
+        Client.connect(daemon.target) as client,
+        open_session(client, wide, rows=4096, transport="inline") as session,
+        raw_stub(daemon) as stub,
+    ):
         grammar = session.create_grammar(LETTERS).grammar_id
         (worker,) = daemon.worker_pids()
         used = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
         unlimited = resource.prlimit(worker, resource.RLIMIT_AS)
         resource.prlimit(worker, resource.RLIMIT_AS, (used + (32 << 20), unlimited[1]))
         items = [pb.Item(sequence_id=1, action=2, grammar_id=grammar, draft_token_ids=[97] * 4000, row_wanted=True)]  # type: ignore[arg-type]
-        request = pb.StepSequencesRequest(session_id=session.session_id, step=step, items=items)
+        request = pb.StepSequencesRequest(session_id=session.session_id, step=1, items=items)
         for _ in range(2):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.StepSequences(request, timeout=60)
@@ -147,7 +151,7 @@ def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stay
     neighbour steps on."""
     daemon = start_daemon()
     wide = Vocabulary(vocabulary.tokens, 262_144, vocabulary.stop_token_ids, vocabulary.special_token_ids, "wide")
-    with Client.connect(daemon.target) as client, open_session(client, wide) as session:
+    with Client.connect(daemon.target) as client, open_session(client, wide) as session, raw_stub(daemon) as stub:
         stand(session)
         (worker,) = daemon.worker_pids()
         before = (len(descriptors(worker)), segments(worker))
@@ -157,7 +161,8 @@ def test_session_when_its_client_leaves_while_it_is_made_then_nothing_of_it_stay
         given_up = 0
         for number in range(10):
             try:  # the later it gives up, the more is there already, perhaps all of it
-                client._delete_session(client._stub.CreateSession(request, timeout=0.01 * number + 0.001).session_id)
+                opened = stub.CreateSession(request, timeout=0.01 * number + 0.001)
+                stub.DeleteSession(pb.DeleteSessionRequest(session_id=opened.session_id))
             except grpc.RpcError as error:
                 assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
                 given_up += 1

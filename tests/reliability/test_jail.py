@@ -1,4 +1,4 @@
-"""Compiles that hang, eat memory or crash: each ends in its child, with a typed answer, and nobody else notices."""
+"""Compiles that hang, eat memory or crash: each ends in its child, with a typed answer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from typing import Any
 import grpc
 import pytest
 from evil_backend import evil as evil_spec
-from looks import alive, can, cpu_seconds, descriptors, open_session, until
+from looks import alive, can, cpu_seconds, descriptors, grammar_count, grammar_request, open_session, raw_stub, until
 
-from maskd.client import Client, Session, _spec_message
+from maskd.client import Client, Session
 from maskd.errors import (
     CapacityError,
     DeadlineError,
@@ -35,8 +35,6 @@ from maskd.errors import (
 )
 from maskd.grammar import GrammarKind, GrammarSpec
 from maskd.step import Action, Item, Status
-from maskd.v1 import mask_service_pb2 as pb
-from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
 from tests.conftest import SHARED
 
@@ -51,7 +49,7 @@ def session(evil: Daemon, vocabulary: Vocabulary) -> Iterator[Session]:
 
 
 def works(session: Session) -> bool:
-    """A compile that nobody asked for before, and a step with it."""
+    """A compile of a new grammar, and a step with it."""
     grammar = session.create_grammar(GrammarSpec("regex", f"a{time.monotonic_ns()}"))
     reply = session.step([Item(time.monotonic_ns(), Action.OPEN, grammar.grammar_id, row=0)], timeout_seconds=60)
     return reply.results[0].status == Status.OK
@@ -75,8 +73,7 @@ def in_background(call: Callable[[], object]) -> tuple[threading.Thread, list[ob
     return thread, outcome
 
 
-# -- hang, eat, crash
-# ---------------------------------------------------------------------------------------------------
+# -- hang, eat, crash ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["hang", "hold", "spin"])
@@ -106,7 +103,7 @@ def test_compile_when_it_never_ends_then_its_child_is_killed_and_the_answer_is_t
 def test_compile_when_many_threads_of_it_are_busy_then_the_answer_is_timeout_and_not_memory(
     evil: Daemon, session: Session
 ) -> None:
-    """Its processor time passes its deadline long before the clock does; nobody kills it for that."""
+    """Its processor time passes its deadline long before the clock does, and it is not killed for that."""
     with pytest.raises(GrammarTimeoutError) as caught:
         session.create_grammar(evil_spec(INNER, do="threads", in_="compile"))
     assert caught.value.metadata["limit"] == "compile_seconds"
@@ -125,7 +122,7 @@ def test_compile_when_it_eats_memory_then_too_large_names_the_limit_and_is_not_r
             session.create_grammar(spec)
         assert (caught.value.metadata["limit"], caught.value.metadata["value"]) == ("compile_bytes", str(256 << 20))
     assert not [event for event in evil.events() if event.get("digest") == spec.digest().hex()[:16]], (
-        "nobody is held responsible"
+        "no grammar is held responsible"
     )
     no_child(evil)
     assert works(session)
@@ -252,8 +249,7 @@ def test_grammar_when_it_is_slow_to_open_or_to_fork_then_the_walk_finds_out(
     assert caught.value.metadata["limit"] == "mask_seconds" and what in caught.value.message
 
 
-# -- verdicts
-# -----------------------------------------------------------------------------------------------------------
+# -- verdicts ------------------------------------------------------------------------------------------------------
 
 
 def test_verdicts_when_good_or_the_grammars_own_error_then_remembered(
@@ -295,11 +291,10 @@ def test_validate_only_when_asked_then_a_child_judges_and_no_worker_holds_anythi
     assert getattr(outcome[0], "grammar_id", None) == 0, outcome
     with pytest.raises(GrammarError):
         session.create_grammar(GrammarSpec("regex", "(validate"), validate_only=True)
-    assert session._client._stub.GetSession(pb.GetSessionRequest(session_id=session.session_id)).grammar_count == 0
+    assert grammar_count(evil, session) == 0
 
 
-# -- single flight and cancelling
-# ---------------------------------------------------------------------------------------
+# -- single flight and cancelling ----------------------------------------------------------------------------------
 
 
 def test_compile_when_many_clients_ask_for_the_same_then_one_child_does_it(
@@ -320,16 +315,14 @@ def test_compile_when_many_clients_ask_for_the_same_then_one_child_does_it(
 
 
 def test_compile_when_its_call_is_cancelled_then_the_child_is_killed(evil: Daemon, session: Session) -> None:
-    """Nobody waits any more: the core is free again, long before the deadline; who asks next gets a child of their
-    own."""
+    """The core is free again long before the deadline, and the next caller gets a child of its own."""
     spec = evil_spec("(can|cel)", do="sleep", in_="compile", seconds=2.5)
-    stub = mask_service_pb2_grpc.MaskServiceStub(session._client._channel)  # type: ignore[no-untyped-call]
-    request = pb.CreateGrammarRequest(session_id=session.session_id, grammar=_spec_message(spec))
-    for _ in range(2):
-        call = stub.CreateGrammar.future(request)
-        until(lambda: evil.pids("maskd-jail"), "it runs")
-        call.cancel()
-        no_child(evil)
+    with raw_stub(evil) as stub:
+        for _ in range(2):
+            call = stub.CreateGrammar.future(grammar_request(session, spec))
+            until(lambda: evil.pids("maskd-jail"), "it runs")
+            call.cancel()
+            no_child(evil)
     assert session.create_grammar(spec).grammar_id, "a cancelled compile condemns nothing"
 
 
@@ -337,13 +330,14 @@ def test_compile_when_one_of_two_callers_leaves_then_the_other_is_served(
     evil: Daemon, session: Session, vocabulary: Vocabulary
 ) -> None:
     spec = evil_spec("(two|callers)", do="sleep", in_="compile", seconds=1)
-    stub = mask_service_pb2_grpc.MaskServiceStub(session._client._channel)  # type: ignore[no-untyped-call]
-    leaver = stub.CreateGrammar.future(
-        pb.CreateGrammarRequest(session_id=session.session_id, grammar=_spec_message(spec))
-    )
-    until(lambda: evil.pids("maskd-jail"), "it runs")
-    child = evil.pids("maskd-jail")
-    with Client.connect(evil.target) as client, open_session(client, vocabulary) as other:
+    with (
+        raw_stub(evil) as stub,
+        Client.connect(evil.target) as client,
+        open_session(client, vocabulary) as other,
+    ):
+        leaver = stub.CreateGrammar.future(grammar_request(session, spec))
+        until(lambda: evil.pids("maskd-jail"), "it runs")
+        child = evil.pids("maskd-jail")
         thread, outcome = in_background(lambda: other.create_grammar(spec))
         time.sleep(0.2)
         leaver.cancel()
@@ -352,20 +346,17 @@ def test_compile_when_one_of_two_callers_leaves_then_the_other_is_served(
     assert getattr(outcome[0], "grammar_id", 0), outcome
 
 
-def test_compile_when_somebody_asks_while_it_is_being_cancelled_then_that_one_is_served(
+def test_compile_when_a_caller_comes_while_it_is_being_cancelled_then_that_caller_is_served(
     evil: Daemon, session: Session
 ) -> None:
-    """Leaving and coming at the same moment: the newcomer never gets the leaver's CANCELLED."""
-    stub = mask_service_pb2_grpc.MaskServiceStub(session._client._channel)  # type: ignore[no-untyped-call]
-    for number in range(20):
-        request = pb.CreateGrammarRequest(
-            session_id=session.session_id,
-            grammar=_spec_message(evil_spec(f"(race|{number})", do="sleep", in_="compile", seconds=0.05)),
-        )
-        leaver = stub.CreateGrammar.future(request)
-        time.sleep(0.03)
-        leaver.cancel()
-        assert stub.CreateGrammar(request, timeout=60).grammar_id
+    """One caller leaves and another comes at the same moment: the second never gets CANCELLED."""
+    with raw_stub(evil) as stub:
+        for number in range(20):
+            spec = evil_spec(f"(race|{number})", do="sleep", in_="compile", seconds=0.05)
+            leaver = stub.CreateGrammar.future(grammar_request(session, spec))
+            time.sleep(0.03)
+            leaver.cancel()
+            assert stub.CreateGrammar(grammar_request(session, spec), timeout=60).grammar_id
 
 
 def test_compile_when_the_caller_has_a_deadline_then_the_child_does_not_outlive_it(
@@ -377,8 +368,7 @@ def test_compile_when_the_caller_has_a_deadline_then_the_child_does_not_outlive_
     assert works(session)
 
 
-# -- the child itself
-# ---------------------------------------------------------------------------------------------------
+# -- the child itself ----------------------------------------------------------------------------------------------
 
 
 def test_child_when_it_runs_then_it_is_confined(evil: Daemon, session: Session) -> None:
@@ -476,9 +466,10 @@ def test_neighbour_when_others_compile_hostile_grammars_then_its_steps_go_on(
     assert steps > 10
 
 
-def test_grpc_status_when_a_compile_fails_then_codes_and_reasons_are_those_of_the_contract(session: Session) -> None:
+def test_grpc_status_when_a_compile_fails_then_codes_and_reasons_are_those_of_the_contract(
+    evil: Daemon, session: Session
+) -> None:
     """What a client in another language sees."""
-    stub = mask_service_pb2_grpc.MaskServiceStub(session._client._channel)  # type: ignore[no-untyped-call]
     expected = {
         "hang": grpc.StatusCode.DEADLINE_EXCEEDED,
         "eat": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -486,9 +477,7 @@ def test_grpc_status_when_a_compile_fails_then_codes_and_reasons_are_those_of_th
     }
     for how, code in expected.items():
         spec = evil_spec("(co|des)", do=how, in_="compile")
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.CreateGrammar(
-                pb.CreateGrammarRequest(session_id=session.session_id, grammar=_spec_message(spec)), timeout=60
-            )
+        with raw_stub(evil) as stub, pytest.raises(grpc.RpcError) as caught:
+            stub.CreateGrammar(grammar_request(session, spec), timeout=60)
         assert caught.value.code() == code
         assert len(caught.value.details().encode()) <= 2048

@@ -11,14 +11,13 @@ from typing import Any
 import grpc
 import pytest
 from evil_backend import evil
-from looks import memory_kb, open_session
+from looks import grammar_count, memory_kb, open_session, raw_stub
 
 from maskd.client import Client, Session
 from maskd.errors import CapacityError, GrammarError, GrammarTooLargeError, MaskdError, VocabularyError
 from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item, Status
 from maskd.v1 import mask_service_pb2 as pb
-from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
 
 Daemon = Any
@@ -86,10 +85,6 @@ def test_grammars_per_session_when_passed_then_capacity_names_it_and_deleting_on
     assert session.create_grammar(GrammarSpec("regex", "one more")).grammar_id
 
 
-def grammar_count(session: Session) -> int:
-    return int(session._client._stub.GetSession(pb.GetSessionRequest(session_id=session.session_id)).grammar_count)
-
-
 @pytest.mark.parametrize("flags", [("--no-jail",), ()])
 def test_grammars_per_session_when_many_are_created_at_a_time_then_those_under_way_count(
     flags: tuple[str, ...], evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
@@ -113,7 +108,7 @@ def test_grammars_per_session_when_many_are_created_at_a_time_then_those_under_w
 
         reported = threads.submit(create, 99, validate_only=True)
         made = list(threads.map(create, range(1, 9)))
-        assert (made.count("refused"), reported.result(), grammar_count(session)) == (5, 0, 3), made
+        assert (made.count("refused"), reported.result(), grammar_count(daemon, session)) == (5, 0, 3), made
         for grammar_id in made:
             if isinstance(grammar_id, int):
                 session.delete_grammar(grammar_id)
@@ -124,18 +119,20 @@ def test_grammars_per_session_when_many_are_created_at_a_time_then_those_under_w
 
 
 @pytest.mark.parametrize("session", ["shm"], indirect=True)
-def test_grammars_per_session_when_a_grammar_has_an_alternate_then_it_counts_twice(session: Session) -> None:
+def test_grammars_per_session_when_a_grammar_has_an_alternate_then_it_counts_twice(
+    small: Daemon, session: Session
+) -> None:
     """Both are held. Where the alternate has no place, the grammar is not held either."""
     session.create_grammar(GrammarSpec("regex", "x+", when_slow="switch"))
-    assert grammar_count(session) == 2
+    assert grammar_count(small, session) == 2
     with pytest.raises(CapacityError) as caught:
         session.create_grammar(GrammarSpec("regex", "y+", when_slow="switch"))
     assert_names(caught.value, "grammars_per_session", 3)
-    assert grammar_count(session) == 2
+    assert grammar_count(small, session) == 2
     third = session.create_grammar(GrammarSpec("regex", "z+")).grammar_id
     session.delete_grammar(third)
     session.delete_grammar(1)
-    assert grammar_count(session) == 0
+    assert grammar_count(small, session) == 0
 
 
 def test_sequences_when_there_are_too_many_then_that_item_says_how_many_and_closing_one_makes_room(
@@ -234,8 +231,7 @@ def test_vocabularies_when_too_many_or_too_large_then_typed(small: Daemon, vocab
 def test_message_bytes_when_passed_then_resource_exhausted_and_the_next_call_is_served(
     small: Daemon, client: Client
 ) -> None:
-    with grpc.insecure_channel(small.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
+    with raw_stub(small) as stub:
         with pytest.raises(grpc.RpcError) as caught:
             stub.CreateGrammar(
                 pb.CreateGrammarRequest(session_id=1, grammar=pb.GrammarSpec(regex="a" * SMALL["message_bytes"])),

@@ -62,7 +62,8 @@ class Neighbour:
     def is_alone(self) -> None:
         """Nothing is left of other vocabularies."""
         until(lambda: self.processes() == self.pids, "every other process is gone")
-        assert len(self.session._client.info().vocabularies) == 1
+        with Client.connect(self.daemon.target) as client:
+            assert len(client.info().vocabularies) == 1
         assert self.session.create_grammar(GrammarSpec("regex", f"a{time.monotonic_ns()}")).grammar_id
         self.step()
 
@@ -250,8 +251,7 @@ def test_nursery_when_killed_then_it_comes_back_with_its_vocabulary_and_its_work
         client.open_session(other, vocab_size=300, row_capacity=1).close()
 
 
-# -- what the libraries cannot hold
-# -------------------------------------------------------------------------------------
+# -- what the libraries cannot hold --------------------------------------------------------------------------------
 
 
 def odd(*tokens: bytes) -> Vocabulary:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evil_backend import evil as evil_spec
-from looks import Oracle, can, open_session, until
+from looks import Oracle, can, open_session, raw_stub, until
 
 from engine_adapter.masker import Masker
 from maskd.bitmask import allowed_token_ids
@@ -72,8 +72,7 @@ class Batch:
         return dict(masks.errors)
 
 
-# -- crashes
-# ------------------------------------------------------------------------------------------------------------
+# -- crashes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("how", "where"), [("abort", "fill"), ("segv", "accept"), ("segv", "fill")])
@@ -106,8 +105,10 @@ def test_matcher_when_it_crashes_its_worker_then_neighbours_are_restored_and_the
 def test_matchers_when_one_of_a_batch_crashes_then_each_is_filled_alone_until_the_guilty_one_is_found(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """Filled in one native call, nobody can tell which it was: the next session fills each by itself, and only the
-    guilty one is struck."""
+    """Several matchers are filled in one native call, so any of them may have crashed it.
+
+    The next session fills each alone, and only the guilty grammar gets a strike.
+    """
     daemon = evil_daemon()
     with Masker(daemon.target, vocabulary, row_capacity=8) as masker:
         innocent, guilty = evil_spec(WORD, in_="nowhere"), evil_spec(WORD, do="abort", in_="fill", at=2)
@@ -124,8 +125,10 @@ def test_matchers_when_one_of_a_batch_crashes_then_each_is_filled_alone_until_th
 def test_lane_when_one_of_two_calls_crashes_then_both_are_suspects_and_only_the_guilty_one_is_struck(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """Two slow calls are under way when the worker dies, and nobody can tell which it was. From then on each has the
-    lane to itself: the guilty one is found, and its neighbour gets every row."""
+    """Two slow calls are under way when the worker dies, so either may have crashed it.
+
+    From then on each has the lane to itself: the guilty grammar is found, and its neighbour gets every row.
+    """
     daemon = evil_daemon("--hang-seconds", "5")
     innocent, guilty = evil_spec(WORD, in_="fill", slow=0.2), evil_spec(WORD, do="abort", in_="fill", slow=0.1, at=2)
     with Masker(daemon.target, vocabulary, row_capacity=8) as masker:
@@ -212,21 +215,21 @@ def test_inline_session_when_it_ended_between_two_steps_then_that_is_unavailable
     with (
         Client.connect(slow_daemon.target) as client,
         Masker(slow_daemon.target, vocabulary, row_capacity=4, transport="inline") as masker,
+        raw_stub(slow_daemon) as stub,
     ):
         batch = Batch(masker, oracle, [LETTERS, CITY])
         for step, token in enumerate(b"Paris"):
             if step == 2 and (held := masker._connection.session) is not None:
-                client._stub.DeleteSession(pb.DeleteSessionRequest(session_id=held.session_id))
+                stub.DeleteSession(pb.DeleteSessionRequest(session_id=held.session_id))
             assert not batch.advance({batch.handles[0]: A, batch.handles[1]: token})
         session = open_session(client, vocabulary, transport="inline")
-        client._stub.DeleteSession(pb.DeleteSessionRequest(session_id=session.session_id))
+        stub.DeleteSession(pb.DeleteSessionRequest(session_id=session.session_id))
         with pytest.raises(UnavailableError):
             session.step([Item(1)], timeout_seconds=60)
         session.close()
 
 
-# -- hangs
-# --------------------------------------------------------------------------------------------------------------
+# -- hangs ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("how", "where"), [("hang", "fill"), ("hold", "accept")])
@@ -249,7 +252,7 @@ def test_matcher_when_it_hangs_then_its_worker_is_killed_it_is_blamed_and_neighb
 def test_worker_when_stopped_then_it_is_replaced_and_no_grammar_is_blamed(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """SIGSTOP in the middle of a mask is somebody else's doing."""
+    """SIGSTOP in the middle of a mask is not the grammar's doing."""
     daemon = evil_daemon("--hang-seconds", "0.6")
     with Client.connect(daemon.target) as client, open_session(client, vocabulary) as session:
         grammar = session.create_grammar(evil_spec(WORD, do="sleep", in_="fill", seconds=0.3))
@@ -280,8 +283,7 @@ def busy_machine(workers: Sequence[int]) -> Iterator[None]:
 def test_call_when_it_waits_for_a_core_then_it_is_not_taken_for_a_hang(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary, oracle: Oracle, transport: str
 ) -> None:
-    """It computes for 0.6 × ``hang_seconds``, and for several times that it waits: on a busy machine, nobody is
-    condemned."""
+    """It computes for 0.6 × ``hang_seconds`` and waits for several times that: a busy machine is not its fault."""
     daemon = evil_daemon("--hang-seconds", "0.4", "--workers", "2")
     spec = evil_spec(WORD, do="burn", in_="fill", seconds=0.24, at=1)
     with Client.connect(daemon.target) as client, contextlib.ExitStack() as stack:
@@ -323,8 +325,7 @@ def test_daemon_when_frozen_and_thawed_as_a_whole_then_nobody_is_taken_for_hung(
         assert [daemon.process.pid, *daemon.pids("maskd-nursery"), *daemon.worker_pids()] == pids
 
 
-# -- slow
-# ---------------------------------------------------------------------------------------------------------------
+# -- slow ----------------------------------------------------------------------------------------------------------
 
 SLOW = evil_spec(WORD, do="burn", in_="fill", seconds=0.06, jail=True)
 """Seen to be slow in its jail: three times ``row_seconds`` a mask."""
@@ -463,8 +464,7 @@ def test_grammar_when_it_turns_slow_later_then_it_moves_to_the_lane_and_the_mask
 def test_step_when_it_waits_for_a_core_then_no_grammar_is_taken_for_slow(
     slow_daemon: Daemon, vocabulary: Vocabulary, oracle: Oracle
 ) -> None:
-    """Time that passes without a core, for the jail and for the worker, sends nobody to the lane: the next row comes in
-    its step."""
+    """Time without a core, in the jail and in the worker, sends no sequence to the lane: the next row is in time."""
     spec = evil_spec(WORD, do="sleep", in_="fill", seconds=0.06, at=2, jail=True)
     with Client.connect(slow_daemon.target) as client, open_session(client, vocabulary) as session:
         grammar = session.create_grammar(spec).grammar_id
@@ -538,7 +538,7 @@ def test_slow_item_when_it_moves_in_mid_sequence_then_rollback_drafts_and_fork_s
 def test_slow_item_when_the_other_backend_disagrees_then_it_is_closed_and_says_where(
     evil_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """One of the two is wrong about ``7``; nobody knows which, so nothing more is sampled."""
+    """One of the two is wrong about ``7``; which one is not known, so nothing more is sampled."""
     # only the mask is late, on the busiest of machines
     daemon = evil_daemon("--row-seconds", "0.5", "--hang-seconds", "30")
     spec = evil_spec(WORD, do="burn", in_="fill", seconds=1.5, means="[a-z0-9]{0,60}")

@@ -213,7 +213,7 @@ def everything_under(directory: Path) -> list[str]:
 def test_serve_when_its_path_is_refused_then_nothing_is_left_or_changed(
     there: str, name: str, part: str, directory: Path
 ) -> None:
-    """Every refusal: the file of somebody else is whole, and no lock, socket or directory stays."""
+    """Every refusal: the file of another program is whole, and no lock, socket or directory stays."""
     kind, _, suffix = there.partition(".")
     taken = directory / ("passwd" + (f".{suffix}" if suffix else ""))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM)
@@ -263,7 +263,7 @@ def test_serve_when_its_path_is_the_data_socket_of_a_daemon_then_that_goes_on(da
 
 
 def test_serve_when_the_path_is_taken_by_a_file_then_exit_2_and_the_file_is_kept(directory: Path) -> None:
-    """A stale socket is replaced; somebody's file is not."""
+    """A stale socket is replaced; the file of another program is not."""
     (directory / "m.sock").write_text("precious")
     assert "is no socket" in one_line(serve("--listen", f"unix:{directory}/m.sock"))
     assert (directory / "m.sock").read_text() == "precious"

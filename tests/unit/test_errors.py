@@ -10,7 +10,7 @@ import pytest
 from maskd import errors
 from maskd.errors import ConfigError, MaskdError, clip, error_classes
 from maskd.ipc import messages
-from maskd.step import ItemField, Result, Status
+from maskd.step import ItemField, LateIndex, Result, Status
 
 CLASSES = list(error_classes())
 PROTO = Path(__file__).parents[2] / "proto/maskd/v1/mask_service.proto"
@@ -65,6 +65,28 @@ def test_status_when_a_result_has_it_then_there_is_a_typed_error(status: Status)
     assert isinstance(error, MaskdError)
     assert type(error) is not MaskdError
     assert "42" in error.message
+
+
+@pytest.mark.parametrize(
+    ("result", "closed"),
+    [
+        (Result(1, Status.BACKEND_FAILED, detail_value=1), True),
+        (Result(1, Status.BACKEND_FAILED, detail_value=0), False),
+        (Result(1, Status.STEP_DEADLINE, detail_index=LateIndex.CLOSED), True),
+        (Result(1, Status.STEP_DEADLINE, detail_index=LateIndex.UNDER_WAY, detail_value=1), False),
+        (Result(1, Status.STEP_DEADLINE, detail_index=LateIndex.NOT_BEGUN, detail_value=1), False),
+        (Result(1, Status.BACKENDS_DISAGREE), True),
+        (Result(1, Status.TOKEN_REJECTED, detail_index=1, detail_value=1), False),
+        (Result(1, detail_value=1), False),
+    ],
+)
+def test_result_when_its_sequence_was_closed_then_it_says_so_and_so_does_its_error(
+    result: Result, closed: bool
+) -> None:
+    assert result.closed is closed
+    error = result.error()
+    if error is not None and "closed" in error.metadata:
+        assert (error.metadata["closed"], "is closed" in error.message) == (str(closed), closed)
 
 
 def test_result_when_ok_then_there_is_no_error() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from maskd.errors import GrammarError, GrammarTimeoutError
 from maskd.grammar import GrammarReport
-from maskd.worker.grammar_cache import Compiled, GrammarCache
+from maskd.worker.grammar_cache import CompileOutcome, GrammarCache
 
 MB = 1 << 20
 
@@ -34,12 +34,12 @@ def put(cache: GrammarCache, name: str, size: int = MB) -> None:
 
 def test_request_when_many_wait_then_one_compile_answers_all() -> None:
     """The first request starts the compile, everybody gets its outcome, and only the first one paid for it."""
-    cache, answers = GrammarCache(10 * MB), list[Compiled]()
+    cache, answers = GrammarCache(10 * MB), list[CompileOutcome]()
     assert [cache.request(key("a"), answers.append) for _ in range(1000)] == [True] + [False] * 999
     assert answers == []
     grammar = Grammar("a")
     cache.finish(key("a"), grammar, 0.5)  # type: ignore[arg-type]
-    assert {id(answer.outcome) for answer in answers} == {id(grammar)}
+    assert {id(answer.grammar) for answer in answers} == {id(grammar)}
     assert [answer.cached for answer in answers] == [False] + [True] * 999
     assert cache.request(key("a"), answers.append) is False
     assert (answers[-1].cached, answers[-1].seconds) == (True, 0.0)
@@ -48,11 +48,11 @@ def test_request_when_many_wait_then_one_compile_answers_all() -> None:
 def test_request_when_the_compile_failed_then_all_waiters_hear_it_and_the_next_one_compiles_again() -> None:
     """A failure, a timeout above all, is not remembered."""
     for failure in (GrammarError("no"), GrammarTimeoutError("late")):
-        cache, answers = GrammarCache(10 * MB), list[Compiled]()
+        cache, answers = GrammarCache(10 * MB), list[CompileOutcome]()
         cache.request(key("a"), answers.append)
         cache.request(key("a"), answers.append)
         cache.finish(key("a"), failure, 0.5)
-        assert [answer.outcome for answer in answers] == [failure, failure]
+        assert [answer.grammar for answer in answers] == [failure, failure]
         assert (len(cache), cache.bytes) == (0, 0)
         assert cache.request(key("a"), answers.append) is True
 
@@ -91,9 +91,9 @@ def test_finish_when_a_library_cannot_tell_its_size_then_the_cache_is_bounded_ne
 
 def test_request_when_a_waiter_asks_again_in_its_answer_then_nobody_is_lost() -> None:
     """An answer may lead to the next request, for the same grammar or another."""
-    cache, answers = GrammarCache(10 * MB), list[Compiled]()
+    cache, answers = GrammarCache(10 * MB), list[CompileOutcome]()
 
-    def again(compiled: Compiled) -> None:
+    def again(compiled: CompileOutcome) -> None:
         answers.append(compiled)
         cache.request(key("a"), answers.append)
 

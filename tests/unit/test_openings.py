@@ -1,4 +1,4 @@
-"""Sessions on their way in: made elsewhere, handed over once, and freed if nobody wants them any more."""
+"""Sessions on their way in: made on another thread, handed over once, and freed if their client has left."""
 
 from __future__ import annotations
 

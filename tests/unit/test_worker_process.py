@@ -1,4 +1,4 @@
-"""A worker process whose data path fails: it ends, and does not stay as a shell that answers nobody."""
+"""A worker process whose data path fails: the process ends, so that the front starts another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from maskd.ipc.messages import SpawnWorker
 from maskd.ipc.marker import Marker
 from maskd.worker.process import run_worker
 from tests.conftest import byte_vocabulary
-options = SpawnWorker(1, 0, "info", 1, 1 << 20, 4, 0.0, 0.02)
+options = SpawnWorker(
+    number=0, log_level="info", compile_threads=1, cache_bytes=1 << 20, grammars_per_session=4, spin_seconds=0.0,
+    row_seconds=0.02,
+)
 run_worker(int(sys.argv[1]), os.dup(Marker().fd), options, byte_vocabulary(), {})
 """
 
