@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from engine_adapter.decoding.request import Request
 from engine_adapter.engine.generation import TextRequest
 from engine_adapter.sampling.banned_words import BannedWords, TokenPrefixes
+from engine_adapter.sampling.params import FieldError
 from engine_adapter.steering.base import Steering
 from engine_adapter.steering.closing import ClosingVocabulary, steering_for
 from engine_adapter.steering.reasoning import AfterReasoning, EndReasoning
@@ -72,7 +73,7 @@ class Intake:
         """Checks ``request`` and prepares what its outputs have in common.
 
         Raises:
-            ValueError: the prompt is empty or too long for the context, or a number is out of range.
+            ValueError: the prompt is empty or too long for the context. FieldError: a number is out of range.
         """
         prompt = self._tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
         max_tokens = self._checked_budget(request, prompt)
@@ -109,31 +110,31 @@ class Intake:
         if not prompt or room < 1:
             raise ValueError(f"the prompt has {len(prompt)} tokens; give 1 to {self._context_length - 1}")
         if request.n < 1:
-            raise ValueError(f"n is {request.n}; give at least 1")
+            raise FieldError("n", f"is {request.n}; give at least 1")
         if request.best_of is not None and request.best_of < request.n:
-            raise ValueError(f"best_of is {request.best_of}; give at least n, which is {request.n}")
+            raise FieldError("best_of", f"is {request.best_of}; give at least n, which is {request.n}")
         if request.reasoning is not None and self._prompts.end is None:
-            raise ValueError(
-                "reasoning is asked for, but nothing says how the model ends it; give the engine a reasoning_end"
+            raise FieldError(
+                "reasoning", "is asked for, but nothing says how the model ends it; give the engine a reasoning_end"
             )
         if request.reasoning is not None and (request.reasoning.max_tokens or 0) < 0:
-            raise ValueError(f"reasoning has max_tokens {request.reasoning.max_tokens}; give 0 or more")
+            raise FieldError("reasoning", f"has max_tokens {request.reasoning.max_tokens}; give 0 or more")
         if request.max_tokens is not None and request.max_tokens < 1:
-            raise ValueError(f"max_tokens is {request.max_tokens}; give at least 1")
+            raise FieldError("max_tokens", f"is {request.max_tokens}; give at least 1")
         budget = min(room, request.max_tokens or room)
         if not 0 <= request.min_tokens <= budget:
-            raise ValueError(f"min_tokens is {request.min_tokens}; give 0 to {budget}, the most that there can be")
-        self._check_ids("the prompt", prompt)
+            raise FieldError("min_tokens", f"is {request.min_tokens}; give 0 to {budget}, the most that there can be")
+        self._check_ids("prompt", prompt)
         self._check_ids("logit_bias", request.sampling.logit_bias)
         self._check_ids("stop_token_ids", request.stop_token_ids)
         self._check_ids("banned_token_ids", request.banned_token_ids)
         if request.logprobs is not None and not 0 <= request.logprobs <= self._vocab_size:
-            raise ValueError(f"logprobs is {request.logprobs}; give 0 to {self._vocab_size}")
+            raise FieldError("logprobs", f"is {request.logprobs}; give 0 to {self._vocab_size}")
         return budget
 
-    def _check_ids(self, what: str, token_ids: Iterable[int]) -> None:
+    def _check_ids(self, field: str, token_ids: Iterable[int]) -> None:
         if bad := [token_id for token_id in token_ids if not 0 <= token_id < self._vocab_size]:
-            raise ValueError(f"{what} has token id {bad[0]}; the vocabulary ends at {self._vocab_size - 1}")
+            raise FieldError(field, f"has token id {bad[0]}; the vocabulary ends at {self._vocab_size - 1}")
 
     def _grammar(self, request: TextRequest, max_tokens: int) -> GrammarSpec | None:
         spec = request.grammar

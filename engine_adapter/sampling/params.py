@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["SamplingParams", "shown"]
+__all__ = ["FieldError", "SamplingParams", "shown"]
 
 _LEAST = 5e-324  # above 0
 _RANGES: dict[str, tuple[float, float, str]] = {
@@ -21,6 +21,19 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "repetition_penalty": (0.01, 100, "0.01 to 100, 1 for none"),
 }
 """Bounds within which nothing becomes 0, infinite or NaN in float32, and what messages say about them."""
+
+
+class FieldError(ValueError):
+    """A field of a request has a value that the engine cannot serve.
+
+    Attributes:
+        field: its name in ``SamplingParams`` or ``TextRequest``.
+        complaint: what is wrong and what to give instead; the message is the field and the complaint.
+    """
+
+    def __init__(self, field: str, complaint: str) -> None:
+        super().__init__(f"{field} {complaint}")
+        self.field, self.complaint = field, complaint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +55,7 @@ class SamplingParams:
         logit_bias: token id to what is added to its logit, -100 to 100. No bias allows what a grammar forbids.
 
     Raises:
-        ValueError: a value out of range.
+        FieldError: a value out of range.
     """
 
     temperature: float = 1.0
@@ -59,13 +72,13 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, (lowest, highest, words) in _RANGES.items():
             if not lowest <= (value := getattr(self, name)) <= highest:  # NaN is in no range
-                raise ValueError(f"{name} is {shown(value)}; give {words}")
+                raise FieldError(name, f"is {shown(value)}; give {words}")
         if not self.top_k >= 0:
-            raise ValueError(f"top_k is {shown(self.top_k)}; give 0 (all) or more")
+            raise FieldError("top_k", f"is {shown(self.top_k)}; give 0 (all) or more")
         for token_id, bias in self.logit_bias.items():
             if token_id < 0 or not -100 <= bias <= 100:
-                raise ValueError(
-                    f"logit_bias has {shown(token_id)}: {shown(bias)}; give token ids, each with -100 to 100"
+                raise FieldError(
+                    "logit_bias", f"has {shown(token_id)}: {shown(bias)}; give token ids, each with -100 to 100"
                 )
 
 

@@ -1,6 +1,7 @@
-"""The application: which route is served by whom, and what holds for all of them.
+"""The application: the handler and the dialect of each route, and what holds for all of them.
 
-Owns: routes and their aliases, health, metrics, answers to what no route takes. Knows nothing about: sockets, flags.
+Owns: routes and their aliases, health, metrics, answers to requests that no route takes.
+Knows nothing about: sockets, flags.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine_adapter.engine import Engine
-from engine_adapter.serve.core import ClientGoneError, Core
+from engine_adapter.serve.core import Core
 from engine_adapter.serve.dialects import lorax, models, ollama
 from engine_adapter.serve.dialects.chat import chat_completions
 from engine_adapter.serve.dialects.completions import completions
+from engine_adapter.serve.dialects.lorax import LORAX
+from engine_adapter.serve.dialects.ollama import OLLAMA
+from engine_adapter.serve.dialects.openai import OPENAI
 from engine_adapter.serve.dialects.responses import responses
-from engine_adapter.serve.errors import RequestError, error_response
+from engine_adapter.serve.errors import Dialect, RequestError, error_response
 from engine_adapter.serve.fields.body import Defaults
 from engine_adapter.serve.metrics import Metrics
+from engine_adapter.serve.stream import ClientGoneError
 
 __all__ = ["create_app"]
 
@@ -54,15 +59,13 @@ def create_app(
     metrics = Metrics(engine.stats)
     routes = [
         *(
-            Route(root + path, guarded(handler), methods=[method])
+            Route(root + path, guarded(handler, OPENAI), methods=[method])
             for root in _OPENAI_ROOTS
             for method, path, handler in _OPENAI
         ),
-        Route("/", guarded(lorax.generate_list), methods=["POST"]),
-        Route("/generate", guarded(lorax.generate), methods=["POST"]),
-        Route("/generate_stream", guarded(lorax.generate_stream), methods=["POST"]),
-        Route("/api/chat", guarded(ollama.chat), methods=["POST"]),
-        Route("/api/generate", guarded(ollama.generate), methods=["POST"]),
+        *(Route(path, guarded(handler, LORAX), methods=["POST"]) for path, handler in _LORAX.items()),
+        Route("/api/chat", guarded(ollama.chat, OLLAMA), methods=["POST"]),
+        Route("/api/generate", guarded(ollama.generate, OLLAMA), methods=["POST"]),
         Route("/api/tags", ollama.tags, methods=["GET"]),
         Route("/api/version", ollama.version, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
@@ -82,25 +85,25 @@ def create_app(
     return app
 
 
-def guarded(handler: Handler) -> Handler:
-    """Returns ``handler`` with every error made an answer in the words of its dialect."""
+def guarded(handler: Handler, dialect: Dialect) -> Handler:
+    """Returns a handler that answers every error of ``handler`` in ``dialect``."""
 
     async def answer(request: Request) -> Response:
         core: Core = request.app.state.core
         try:
             return await core.unless_ended(handler(request))
         except (ClientGoneError, ClientDisconnect):
-            return Response(status_code=499)  # nobody reads it; nginx' word for it in the metrics
+            return Response(status_code=499)  # not read by the client; nginx' status for it, for the metrics
         except Exception as error:
-            return error_response(request, error)
+            return error_response(dialect, error)
 
     return answer
 
 
 async def health(request: Request) -> Response:
-    """Says whether the decode loop works: 503 from a turn that failed on until one goes well.
+    """Says whether the decode loop works: 503 after a turn that failed, until one goes well.
 
-    The loop tries by itself; where it goes on failing, a device is gone, and the process should be started again.
+    The loop tries again by itself. If it goes on failing, a device is gone, and the process should be started again.
     """
     core: Core = request.app.state.core
     if core.engine.failure is not None:
@@ -118,14 +121,21 @@ async def show_metrics(request: Request) -> Response:
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """Answers what no route takes."""
+    """Answers requests that no route takes."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    response = error_response(request, RequestError(message, status=error.status_code, code="unknown_route"))
+    path = request.url.path
+    dialect = OLLAMA if path.startswith("/api/") else LORAX if path in _LORAX else OPENAI
+    unknown = RequestError(f"{request.method} {path}: {error.detail}", status=error.status_code, code="unknown_route")
+    response = error_response(dialect, unknown)
     response.headers.update(error.headers or {})
     return response
 
 
+_LORAX: dict[str, Handler] = {
+    "/": lorax.generate_list,
+    "/generate": lorax.generate,
+    "/generate_stream": lorax.generate_stream,
+}
 _OPENAI: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/chat/completions", chat_completions),
     ("POST", "/completions", completions),
@@ -136,7 +146,7 @@ _OPENAI: tuple[tuple[str, str, Handler], ...] = (
 
 
 class _Counting:
-    """Counts answers per route; pure ASGI, so that streams pass as they come."""
+    """Counts answers per route. Pure ASGI, so that streams pass as they come."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
         self._app, self._metrics, self._paths = app, metrics, paths

@@ -1,67 +1,37 @@
-"""From a request in any dialect to its outputs, and back: what all routes share.
+"""From a body in any dialect to the engine's outputs, and back: what all routes share.
 
-Owns: submitting, waiting, streaming, and what happens when a client goes away (its outputs are cancelled, so its slots
-    and its sequences
-in the daemon are free within a step). The first delta is awaited before anything is sent, so a wrong grammar is a whole
-answer
-with its own status, also to a client that asked for a stream.
+Owns: submitting, waiting, streaming, and cancelling the outputs of a client that goes away. Their slots, and their
+    sequences in the daemon, are free within a step.
 Knows nothing about: the shape of bodies, functions, the loop.
+
+The first delta is awaited before anything is sent. So a wrong grammar gets an answer with a status of its own, also
+where the client asked for a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive
 
 from engine_adapter.engine import Engine
-from engine_adapter.engine.generation import Delta, TextGeneration, TextRequest
-from engine_adapter.serve.errors import Failure, RequestError, describe, error_body, with_names, with_places
+from engine_adapter.engine.generation import Delta, TextGeneration
+from engine_adapter.serve.answer import Event, HttpAnswer
+from engine_adapter.serve.errors import RequestError, located, renamed
 from engine_adapter.serve.fields.body import Defaults, read_body
 from engine_adapter.serve.metrics import Metrics
+from engine_adapter.serve.stream import PiecewiseResponse, gone, unless
 
-__all__ = ["MOST_CHOICES", "Ask", "ClientGoneError", "Core", "Event", "as_json", "sse", "sse_failure"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["MOST_CHOICES", "Core"]
 
 T = TypeVar("T")
 MOST_CHOICES = 128
-
-
-class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request to the engine.
-
-    Attributes:
-        request: what to generate.
-        places: beginning of a pointer into the grammar's source to the field of the body, for errors; see
-            ``with_places``.
-        names: fields of ``request`` to those of the body, where they differ; see ``with_names``.
-    """
-
-    request: TextRequest
-    places: Mapping[str, str] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-
-
-Event = tuple[int, Delta]
-"""Which of the generations, and what one step added to it."""
-
-Whole = Callable[[Sequence[TextGeneration]], Any]
-Pieces = Callable[[Sequence[TextGeneration], AsyncIterator[Event]], AsyncIterator[str]]
 
 
 class Core:
@@ -69,6 +39,7 @@ class Core:
 
     Attributes:
         engine: makes the outputs.
+        metrics: what the server counts.
         bounded: whether the engine narrows JSON schemas.
         defaults: for requests that do not say.
         created: Unix time in seconds, of the server's start.
@@ -105,220 +76,144 @@ class Core:
             RequestError: the server ended first; ``work`` is cancelled. ClientGoneError: the same of the client, if
                 there is ``receive``.
         """
-        return await _unless(work, self._ended(), *([] if receive is None else [_gone(receive)]))
+        return await unless(work, self._ended(), *([] if receive is None else [gone(receive)]))
 
     async def _ended(self) -> NoReturn:
         await self._ending.wait()
-        raise RequestError("the server is shutting down; ask another one, or later", status=503, code="shutting_down")
-
-    async def read(self, request: Request, form: type[T]) -> T:
-        """Reads the body of ``request``; see ``read_body``."""
-        return await read_body(request, form, self._body_bytes, self._body_seconds)
+        raise _shutting_down()
 
     def token_text(self, token_id: int) -> str:
         """Returns the text of one token; part of a character becomes U+FFFD."""
         return self.engine.tokenizer.decode([token_id])
 
-    async def prepare(self, make: Callable[[], T]) -> T:
-        """Runs ``make``, which may render a template or tokenize, beside the event loop."""
-        return await asyncio.to_thread(make)
-
-    async def respond(
-        self,
-        request: Request,
-        asks: Sequence[Ask],
-        *,
-        whole: Whole,
-        pieces: Pieces | None = None,
-        failed: Callable[[Failure], str],
-        media_type: str = "text/event-stream",
+    async def serve(
+        self, request: Request, form: type[T], answer_of: Callable[[Core, T, Request], HttpAnswer]
     ) -> Response:
-        """Generates, and answers.
+        """Reads the body, generates, and answers.
 
         Args:
-            request: whoever sent it is watched; going away cancels everything.
-            asks: answered together.
-            whole: makes the body of the answer from finished generations.
-            pieces: makes a stream instead; None = no stream.
-            failed: makes the end of a stream that fails after it began.
-            media_type: of the stream.
+            request: going away cancels everything that was begun for it.
+            form: of the body.
+            answer_of: makes the answer of the body; it may render a template or tokenize, so it runs on a thread.
 
         Raises:
-            Exception: whatever ended an output before its first piece; any failed output if there is no stream.
-                ClientGoneError.
+            RequestError: the body is wrong. ClientGoneError: the client went away.
+            Exception: the error of an output. When streaming, only errors before the first piece are raised.
         """
+        body = await read_body(request, form, self._body_bytes, self._body_seconds)
+        answer = await asyncio.to_thread(answer_of, self, body, request)
         started = time.monotonic()
-        generations = await self._submit(asks)
+        generations = await self._submit(answer)
         try:
-            await _unless(self._opened(generations, asks, started), _gone(request.receive))
+            await unless(self._opened(answer, generations, started), gone(request.receive))
             headers = _headers(generations)
-            if pieces is None:
-                await _unless(self._finished(generations, asks), _gone(request.receive))
-                return JSONResponse(whole(generations), headers=headers)
+            if not answer.is_stream:
+                await unless(_finished(answer, generations), gone(request.receive))
+                return JSONResponse(answer.whole(generations), headers=headers)
         except BaseException:
-            for generation in generations:
-                generation.cancel()
+            _cancel(generations)
             raise
-        return _Stream(
-            self, pieces(generations, self._events(generations, asks)), failed, generations, media_type, headers
+        return PiecewiseResponse(
+            answer.pieces(generations, _events(answer, generations)),
+            failed=answer.failed,
+            run=self.unless_ended,
+            close=lambda: _cancel(generations),
+            media_type=answer.media_type,
+            headers=headers,
         )
 
-    async def _submit(self, asks: Sequence[Ask]) -> list[TextGeneration]:
+    async def _submit(self, answer: HttpAnswer) -> list[TextGeneration]:
         generations: list[TextGeneration] = []
-        for ask in asks:
-            if not 1 <= ask.request.output_count <= MOST_CHOICES:
-                raise RequestError(f"n is {ask.request.n}; give 1 to {MOST_CHOICES}", "n")
+        for asked in answer.requests:
+            if not 1 <= asked.output_count <= MOST_CHOICES:
+                field = "n" if asked.best_of is None else "best_of"
+                raise RequestError(f"{field} is {asked.output_count}; give 1 to {MOST_CHOICES}", field)
         try:
-            for ask in asks:
-                try:
-                    generation = await asyncio.to_thread(self.engine.submit, ask.request)
-                except ValueError as error:
-                    raise with_names(error, ask.names) from error
-                generations.append(generation)
+            for asked in answer.requests:
+                with renamed(answer.field_names):
+                    generations.append(await asyncio.to_thread(self.engine.submit, asked))
         except BaseException:
-            for generation in generations:
-                generation.cancel()
+            _cancel(generations)
             raise
         return generations
 
-    async def _opened(self, generations: Sequence[TextGeneration], asks: Sequence[Ask], started: float) -> None:
+    async def _opened(self, answer: HttpAnswer, generations: Sequence[TextGeneration], started: float) -> None:
         """Waits until every generation has something to show."""
-        for generation, ask in zip(generations, asks, strict=True):
+        for generation in generations:
             async with _reading(generation) as deltas:
                 async for _ in deltas:
                     break
-            _raise_failure(generation, ask)
+            _raise_failure(answer, generation)
             self.metrics.opened(generation, time.monotonic() - started)
 
-    async def _finished(self, generations: Sequence[TextGeneration], asks: Sequence[Ask]) -> None:
-        for generation, ask in zip(generations, asks, strict=True):
-            async with _reading(generation) as deltas:
-                async for _ in deltas:
-                    pass
-            _raise_failure(generation, ask)
 
-    async def _events(self, generations: Sequence[TextGeneration], asks: Sequence[Ask]) -> AsyncIterator[Event]:
-        """Yields what comes, of all generations as it comes.
+async def _finished(answer: HttpAnswer, generations: Sequence[TextGeneration]) -> None:
+    for generation in generations:
+        async with _reading(generation) as deltas:
+            async for _ in deltas:
+                pass
+        _raise_failure(answer, generation)
 
-        Raises:
-            Exception: an output failed.
-        """
-        if len(generations) == 1:
-            async with _reading(generations[0]) as deltas:
+
+async def _events(answer: HttpAnswer, generations: Sequence[TextGeneration]) -> AsyncIterator[Event]:
+    """Yields the deltas of all generations as they come.
+
+    Raises:
+        Exception: an output failed.
+    """
+    if len(generations) == 1:
+        async with _reading(generations[0]) as deltas:
+            async for delta in deltas:
+                if delta.finish_reason in ("error", "cancelled"):
+                    _raise_failure(answer, generations[0])
+                yield 0, delta
+        return
+    arrivals: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def pump(number: int) -> None:
+        try:
+            async with _reading(generations[number]) as deltas:
                 async for delta in deltas:
-                    if delta.finish_reason in ("error", "cancelled"):
-                        _raise_failure(generations[0], asks[0])
-                    yield 0, delta
-            return
-        arrivals: asyncio.Queue[Event | None] = asyncio.Queue()
-
-        async def pump(number: int) -> None:
-            try:
-                async with _reading(generations[number]) as deltas:
-                    async for delta in deltas:
-                        arrivals.put_nowait((number, delta))
-            finally:
-                arrivals.put_nowait(None)
-
-        tasks = [asyncio.create_task(pump(number)) for number in range(len(generations))]
-        try:
-            for _ in generations:
-                while (event := await arrivals.get()) is not None:
-                    if event[1].finish_reason in ("error", "cancelled"):
-                        _raise_failure(generations[event[0]], asks[event[0]])
-                    yield event
+                    arrivals.put_nowait((number, delta))
         finally:
-            for task in tasks:
-                task.cancel()
+            arrivals.put_nowait(None)
 
-
-class _Stream(Response):
-    """An answer in pieces. When the client goes away, or the pieces end in whatever way, the generations are
-    cancelled."""
-
-    def __init__(
-        self,
-        core: Core,
-        pieces: AsyncIterator[str],
-        failed: Callable[[Failure], str],
-        generations: Sequence[TextGeneration],
-        media_type: str,
-        headers: Mapping[str, str],
-    ) -> None:
-        self.status_code = 200
-        self.background = None
-        self.media_type = media_type
-        self._core, self._pieces, self._failed, self._generations = core, pieces, failed, generations
-        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def tell(message: Message) -> None:
-            try:
-                await send(message)
-            except OSError as error:
-                raise ClientGoneError from error
-
-        async def say(text: str, *, more: bool = True) -> None:
-            await tell({"type": "http.response.body", "body": text.encode(), "more_body": more})
-
-        async def say_all() -> None:
-            async for piece in self._pieces:
-                await say(piece)
-
-        try:
-            await tell({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            try:
-                await self._core.unless_ended(say_all(), receive)
-            except ClientGoneError:
-                raise
-            except Exception as error:  # the status is sent; what is left is to say it within the stream, and to end
-                await say(self._failed(describe(error)))
-            await say("", more=False)
-        except ClientGoneError:
-            logger.debug("the client went away")
-        finally:
-            for generation in self._generations:
-                generation.cancel()
-
-
-async def _unless(work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, NoReturn]) -> T:
-    """Returns what ``work`` returns; or raises what the first of ``ends`` raises before, and cancels ``work``."""
-    task, others = asyncio.ensure_future(work), [asyncio.ensure_future(end) for end in ends]
+    tasks = [asyncio.create_task(pump(number)) for number in range(len(generations))]
     try:
-        await asyncio.wait((task, *others), return_when=asyncio.FIRST_COMPLETED)
-        for other in others:
-            if other.done() and not task.done():
-                other.result()
-        return task.result()
+        for _ in generations:
+            while (event := await arrivals.get()) is not None:
+                if event[1].finish_reason in ("error", "cancelled"):
+                    _raise_failure(answer, generations[event[0]])
+                yield event
     finally:
-        for pending in (task, *others):
-            pending.cancel()
-        await asyncio.gather(task, *others, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
 
 
-async def _gone(receive: Receive) -> NoReturn:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    raise ClientGoneError
+def _cancel(generations: Sequence[TextGeneration]) -> None:
+    for generation in generations:
+        generation.cancel()
 
 
 def _reading(generation: TextGeneration) -> contextlib.aclosing[AsyncGenerator[Delta, None]]:
-    """Returns the deltas as a context, so that whoever stops in the middle is forgotten at once."""
+    """Returns the deltas as a context, so that a reader that stops in the middle is forgotten at once."""
     return contextlib.aclosing(cast("AsyncGenerator[Delta, None]", generation.__aiter__()))
 
 
-def _raise_failure(generation: TextGeneration, ask: Ask) -> None:
+def _raise_failure(answer: HttpAnswer, generation: TextGeneration) -> None:
     for choice in generation.choices:
         if choice.error is not None:
-            raise with_places(choice.error, ask.places)
+            raise located(choice.error, answer.error_places)
         if choice.finish_reason == "cancelled":
-            raise RequestError(
-                "the server is shutting down; ask another one, or later", status=503, code="shutting_down"
-            )
+            raise _shutting_down()
+
+
+def _shutting_down() -> RequestError:
+    return RequestError("the server is shutting down; ask another one, or later", status=503, code="shutting_down")
 
 
 def _headers(generations: Sequence[TextGeneration]) -> dict[str, str]:
-    """Says who masked the output, and what of the schema the masks do not enforce."""
+    """Returns which backend masked the output, and what of the schema the masks do not enforce."""
     report = generations[0].report if generations else None
     if report is None:
         return {}
@@ -329,20 +224,3 @@ def _headers(generations: Sequence[TextGeneration]) -> dict[str, str]:
             pointers.encode("ascii", "backslashreplace").decode()[:2000].replace("\n", "\\n").replace("\r", "\\r")
         )
     return headers
-
-
-def as_json(body: Any) -> str:
-    """Returns compact JSON."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-
-
-def sse(body: Any, event: str | None = None) -> str:
-    """Returns one server-sent event."""
-    head = f"event: {event}\n" if event else ""
-    return f"{head}data: {as_json(body)}\n\n"
-
-
-def sse_failure(failure: Failure, path: str, ending: str = "") -> str:
-    """Returns the error of the dialect served at ``path`` as the last server-sent event but ``ending``."""
-    body = error_body(failure, path)
-    return sse(body, event="error" if "error_type" in body else None) + ending

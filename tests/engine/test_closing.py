@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -343,9 +344,7 @@ def test_steering_of_other_kinds_then_stops_in_the_last_quarter() -> None:
 
 @pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
 def test_random_outputs_within_a_budget_then_nearly_all_are_whole_and_valid(engine: Engine, backend: str) -> None:
-    grammars = {
-        name: grammar_of({"type": "json", "schema": schema}, backend=backend) for name, (schema, _) in KINDS.items()
-    }
+    grammars = {name: GrammarSpec("json_schema", json.dumps(schema), backend) for name, (schema, _) in KINDS.items()}
 
     def generate(name: str, *, closing: bool, n: int) -> list[Any]:
         request = TextRequest(
@@ -387,7 +386,9 @@ def test_random_outputs_within_a_budget_then_nearly_all_are_whole_and_valid(engi
 def test_random_text_within_a_budget_then_whole(
     engine: Engine, backend: str, constraints: Any, whole: str, budget: int
 ) -> None:
-    grammar = grammar_of(constraints, backend=backend)
+    grammar = grammar_of(constraints)
+    assert grammar is not None
+    grammar = dataclasses.replace(grammar, backend=backend)
     texts: dict[bool, list[str]] = {}
     for closing in (False, True):
         request = TextRequest("Tell:", grammar, SamplingParams(seed=3), budget, n=8, close_before_budget=closing)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, cast
 
 import pytest
 
-from engine_adapter.serve.core import Core, _Stream
+from engine_adapter.serve.stream import PiecewiseResponse
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), ValueError("a bug")])
@@ -27,19 +27,17 @@ def test_stream_when_its_pieces_fail_then_it_ends_with_an_error_and_a_client_tha
             raise ConnectionResetError
         said.append(message.get("body", b""))
 
-    async def serve() -> None:
-        core = Core(
-            cast("Any", None),
-            cast("Any", None),
-            bounded=False,
-            defaults=cast("Any", None),
-            body_bytes=1,
-            body_seconds=1,
-            created=0,
-        )
-        stream = _Stream(core, pieces(), lambda failure: f"failed {failure.status}", [], "text/event-stream", {})
-        await stream({}, cast("Any", asyncio.Event().wait), send)
+    async def run(work: Coroutine[Any, Any, None], receive: Any) -> None:
+        await work
 
-    asyncio.run(serve())
+    stream = PiecewiseResponse(
+        pieces(),
+        failed=lambda failure: f"failed {failure.status}",
+        run=run,
+        close=lambda: said.append(b"closed"),
+        media_type="text/event-stream",
+        headers={},
+    )
+    asyncio.run(stream({}, cast("Any", None), send))
     status = 400 if isinstance(error, ValueError) else 500
-    assert said == ([] if is_gone else [b"", b"first", b"failed %d" % status, b""])
+    assert said == ([] if is_gone else [b"", b"first", b"failed %d" % status, b""]) + [b"closed"]

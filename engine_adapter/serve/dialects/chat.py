@@ -1,9 +1,10 @@
-"""``POST /v1/chat/completions``, for the clients of OpenAI, LMDeploy, TensorRT-LLM, Groq, Together, Anyscale, vLLM,
-SGLang and Mistral.
+"""``POST /v1/chat/completions``, for the clients of OpenAI and of the many servers that speak like it.
 
-Mistral's client wants the whole of a call in one delta, with its name and its arguments; all others are sent arguments
-as they come.
-Owns: the body and the answers of this route. Knows nothing about: how it is decoded.
+Owns: the body and the answers of this route.
+Knows nothing about: decoding.
+
+Clients of OpenAI, LMDeploy, TensorRT-LLM, Groq, Together, Anyscale, vLLM, SGLang and Mistral use it. Mistral's client
+wants a whole call in one delta; all others are sent arguments as they come.
 """
 
 from __future__ import annotations
@@ -11,124 +12,137 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine_adapter.decoding.request import TokenLogprobs
-from engine_adapter.engine.generation import Choice, TextGeneration, TextRequest
-from engine_adapter.serve.core import Ask, Core, Event, sse, sse_failure
+from engine_adapter.engine.generation import Choice, TextGeneration
+from engine_adapter.serve.answer import Event, HttpAnswer, sse
+from engine_adapter.serve.core import Core
+from engine_adapter.serve.dialects.openai import DONE, OPENAI, ConversationFields, text_request
 from engine_adapter.serve.errors import RequestError
-from engine_adapter.serve.fields.body import CommonFields, usage_of
-from engine_adapter.serve.fields.constraints import backend_of, constraint_of, limits_of, sampling_of, shape_of
-from engine_adapter.serve.fields.conversation import read_messages
-from engine_adapter.serve.fields.reasoning import prompt_of, template_variables
+from engine_adapter.serve.fields.body import usage_of
+from engine_adapter.serve.fields.constraints import constraint_of
+from engine_adapter.serve.fields.reasoning import plan_of, template_variables
 from engine_adapter.serve.tools.calls import Call, CallDelta, CallEnd, CallStart, Content, Part, Reader
-from engine_adapter.serve.tools.plan import Plan, plan_output, read_tools
 
 __all__ = ["chat_completions"]
 
 MOST_TOP_LOGPROBS = 20
 
 
-class ChatFields(CommonFields, kw_only=True):
+class ChatFields(ConversationFields, kw_only=True):
     """The body; fields that are not listed are ignored."""
 
     messages: list[Any]
     max_completion_tokens: int | None = None
     logprobs: bool | int | None = None  # Together gives a number
     top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
-
-
-@dataclass(frozen=True)
-class _Answering:
-    """What the answers of one request have in common."""
-
-    core: Core
-    plan: Plan
-    id: str
-    created: int
-    model: str
-    has_logprobs: bool
-    whole_calls: bool
-    shows_reasoning: bool
-    includes_usage: bool
-
-    def head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
 
 
 async def chat_completions(request: Request) -> Response:
     """Serves the route."""
     core: Core = request.app.state.core
-    body = await core.read(request, ChatFields)
-    plan, ask = await core.prepare(lambda: _ask(core, body))
-    answering = _Answering(
-        core=core,
-        plan=plan,
-        id="chatcmpl-" + secrets.token_hex(12),
-        created=int(time.time()),
-        model=body.model or core.engine.model_name,
-        has_logprobs=ask.request.logprobs is not None,
-        whole_calls=body.tool_choice == "any" or request.headers.get("user-agent", "").startswith("mistral"),
-        shows_reasoning=body.include_reasoning is not False,
-        includes_usage=bool((body.stream_options or {}).get("include_usage")),
-    )
-    return await core.respond(
-        request,
-        [ask],
-        whole=lambda generations: _whole(answering, generations[0]),
-        pieces=(lambda generations, events: _pieces(answering, generations[0], events)) if body.stream else None,
-        failed=lambda failure: sse_failure(failure, request.url.path, "data: [DONE]\n\n"),
-    )
+    return await core.serve(request, ChatFields, _ChatAnswer)
 
 
-def _ask(core: Core, body: ChatFields) -> tuple[Plan, Ask]:
-    backend = backend_of(body)
-    tools, grammar = read_tools(body.tools or (), backend), constraint_of(body)
+class _ChatAnswer(HttpAnswer):
+    dialect = OPENAI
 
-    def make_plan(behind_reasoning: bool) -> Plan:
-        return plan_output(
-            tools,
-            body.tool_choice,
-            parallel=body.parallel_tool_calls,
-            grammar=grammar,
-            backend=backend,
+    def __init__(self, core: Core, body: ChatFields, request: Request) -> None:
+        self._plan = plan_of(
+            core.engine.prompts,
+            body.messages,
+            template_variables(body.chat_template_kwargs, body.reasoning_effort, body.enable_thinking),
             bounded=core.bounded,
-            behind_reasoning=behind_reasoning,
+            grammar=constraint_of(body),
+            tools=body.tools,
+            tool_choice=body.tool_choice,
+            parallel=body.parallel_tool_calls,
+            reasoning_limit=body.reasoning_limit,
         )
+        limit_name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        logprobs = _logprobs_wanted(body)
+        count = 1 if body.n is None else body.n
+        asked = text_request(
+            core,
+            body,
+            self._plan,
+            is_several=count > 1,
+            n=count,
+            max_tokens=getattr(body, limit_name),
+            logprobs=logprobs,
+        )
+        super().__init__(
+            asked, is_stream=body.stream, error_places=self._plan.error_places, field_names={"max_tokens": limit_name}
+        )
+        self._core = core
+        self._head = {
+            "id": "chatcmpl-" + secrets.token_hex(12),
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": body.model or core.engine.model_name,
+            "system_fingerprint": None,
+        }
+        self._has_logprobs = logprobs is not None
+        self._whole_calls = body.tool_choice == "any" or request.headers.get("user-agent", "").startswith("mistral")
+        self._shows_reasoning = body.include_reasoning is not False
+        self._includes_usage = bool((body.stream_options or {}).get("include_usage"))
 
-    plan, prompt, reasoning = prompt_of(
-        core.engine.prompts,
-        read_messages(body.messages),
-        make_plan,
-        template_variables(body.chat_template_kwargs, body.reasoning_effort, body.enable_thinking),
-        body.reasoning_limit,
-    )
-    limit, limit_name = body.max_completion_tokens, "max_completion_tokens"
-    if limit is None:
-        limit, limit_name = body.max_tokens, "max_tokens"
-    return plan, Ask(
-        TextRequest(
-            prompt=prompt,
-            sampling=sampling_of(body, core.engine.model_sampling, is_several=(body.n or 1) > 1),
-            max_tokens=limit,
-            logprobs=_logprobs_wanted(body),
-            n=1 if body.n is None else body.n,
-            reasoning=reasoning,
-            **limits_of(body),
-            **shape_of(body, plan.grammar, core.defaults),
-        ),
-        plan.places,
-        {"max_tokens": limit_name},
-    )
+    def whole(self, generations: Sequence[TextGeneration]) -> dict[str, Any]:
+        choices = [self._choice(choice) for choice in generations[0].choices]
+        return self._head | {"choices": choices, "usage": usage_of(generations)}
+
+    def _choice(self, choice: Choice) -> dict[str, Any]:
+        reader = self._plan.read(choice.text)
+        message: dict[str, Any] = {"role": "assistant", "content": reader.content, "refusal": None}
+        if reader.calls:
+            message["content"] = reader.content or None
+            message["tool_calls"] = [_call(call) for call in reader.calls]
+        if choice.reasoning is not None and self._shows_reasoning:
+            message |= _reasoning(choice.reasoning)
+        logprobs = None
+        if self._has_logprobs:
+            logprobs = _logprobs(self._core, (choice.logprobs or ())[choice.reasoning_token_count :])
+        return {
+            "index": choice.index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": _finish_reason(choice.finish_reason, reader),
+        }
+
+    async def pieces(self, generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
+        head = self._head | {"object": "chat.completion.chunk"}
+
+        def chunk(index: int, delta: Mapping[str, Any], reason: str | None = None, logprobs: Any = None) -> str:
+            choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+            return sse(head | {"choices": [choice]} | ({"usage": None} if self._includes_usage else {}))
+
+        readers = [self._plan.reader() for _ in generations[0].choices]
+        for index in range(len(readers)):
+            yield chunk(index, {"role": "assistant", "content": ""})
+        async for _, delta in events:
+            reader = readers[delta.index]
+            parts = reader.feed(delta.text)
+            if delta.finish_reason is not None:
+                parts += reader.finish()
+            if delta.reasoning and self._shows_reasoning:
+                yield chunk(delta.index, _reasoning(delta.reasoning))
+            shown = [piece for part in parts for piece in _delta(part, self._whole_calls)]
+            if delta.logprobs and self._has_logprobs and not delta.is_reasoning:
+                shown = shown or [{"content": ""}]
+                yield chunk(delta.index, shown.pop(0), logprobs=_logprobs(self._core, delta.logprobs))
+            for piece in shown:
+                yield chunk(delta.index, piece)
+            if delta.finish_reason is not None:
+                yield chunk(delta.index, {}, _finish_reason(delta.finish_reason, reader))
+        if self._includes_usage:
+            yield sse(head | {"choices": [], "usage": usage_of(generations)})
+        yield DONE
 
 
 def _logprobs_wanted(body: ChatFields) -> int | None:
@@ -142,34 +156,6 @@ def _logprobs_wanted(body: ChatFields) -> int | None:
     if not 0 <= top <= MOST_TOP_LOGPROBS:
         raise RequestError(f"top_logprobs is {top}; give 0 to {MOST_TOP_LOGPROBS}", "top_logprobs")
     return top
-
-
-# -- one whole answer ------------------------------------------------------------------------------------------------
-
-
-def _whole(answering: _Answering, generation: TextGeneration) -> dict[str, Any]:
-    return answering.head("chat.completion") | {
-        "choices": [_choice(answering, choice) for choice in generation.choices],
-        "usage": usage_of([generation]),
-    }
-
-
-def _choice(answering: _Answering, choice: Choice) -> dict[str, Any]:
-    reader = answering.plan.read(choice.text)
-    message: dict[str, Any] = {"role": "assistant", "content": reader.content, "refusal": None}
-    if reader.calls:
-        message["content"] = reader.content or None
-        message["tool_calls"] = [_call(call) for call in reader.calls]
-    if choice.reasoning is not None and answering.shows_reasoning:
-        message |= _reasoning(choice.reasoning)
-    return {
-        "index": choice.index,
-        "message": message,
-        "logprobs": _logprobs(answering.core, (choice.logprobs or ())[choice.reasoning_token_count :])
-        if answering.has_logprobs
-        else None,
-        "finish_reason": _finish_reason(choice.finish_reason, reader),
-    }
 
 
 def _finish_reason(reason: str | None, reader: Reader) -> str | None:
@@ -199,41 +185,6 @@ def _logprobs(core: Core, logprobs: Sequence[TokenLogprobs] | None) -> dict[str,
         for token in logprobs or ()
     ]
     return {"content": content, "refusal": None}
-
-
-# -- a stream --------------------------------------------------------------------------------------------------------
-
-
-async def _pieces(
-    answering: _Answering, generation: TextGeneration, events: AsyncIterator[Event]
-) -> AsyncIterator[str]:
-    head = answering.head("chat.completion.chunk")
-
-    def chunk(index: int, delta: Mapping[str, Any], reason: str | None = None, logprobs: Any = None) -> str:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return sse(head | {"choices": [choice]} | ({"usage": None} if answering.includes_usage else {}))
-
-    readers = [answering.plan.reader() for _ in generation.choices]
-    for index in range(len(readers)):
-        yield chunk(index, {"role": "assistant", "content": ""})
-    async for _, delta in events:
-        reader = readers[delta.index]
-        parts = reader.feed(delta.text)
-        if delta.finish_reason is not None:
-            parts += reader.finish()
-        if delta.reasoning and answering.shows_reasoning:
-            yield chunk(delta.index, _reasoning(delta.reasoning))
-        shown = [piece for part in parts for piece in _delta(part, answering.whole_calls)]
-        if delta.logprobs and answering.has_logprobs and not delta.is_reasoning:
-            shown = shown or [{"content": ""}]
-            yield chunk(delta.index, shown.pop(0), logprobs=_logprobs(answering.core, delta.logprobs))
-        for piece in shown:
-            yield chunk(delta.index, piece)
-        if delta.finish_reason is not None:
-            yield chunk(delta.index, {}, _finish_reason(delta.finish_reason, reader))
-    if answering.includes_usage:
-        yield sse(head | {"choices": [], "usage": usage_of([generation])})
-    yield "data: [DONE]\n\n"
 
 
 def _delta(part: Part, whole_calls: bool) -> list[dict[str, Any]]:

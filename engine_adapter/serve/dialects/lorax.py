@@ -1,14 +1,15 @@
-"""LoRAX's own routes: ``POST /generate``, ``POST /generate_stream``, and ``POST /``, which its client calls and which
-answers with a list.
+"""LoRAX's routes: ``POST /generate``, ``POST /generate_stream``, and ``POST /``, which answers with a list.
 
-Owns: the body and the answers of these routes. A stream ends with its last event: LoRAX's client cannot read OpenAI's
-    ``[DONE]``.
-Knows nothing about: how it is decoded.
+Owns: the body and the answers of these routes.
+Knows nothing about: decoding.
+
+LoRAX's client calls ``/``. It cannot read OpenAI's ``[DONE]``, so a stream ends with its last event.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,12 +19,13 @@ from starlette.responses import Response
 from engine_adapter.decoding.request import TokenLogprobs
 from engine_adapter.engine.generation import Choice, Reasoning, TextGeneration, TextRequest
 from engine_adapter.sampling.params import SamplingParams
-from engine_adapter.serve.core import MOST_CHOICES, Ask, Core, Event, sse, sse_failure
-from engine_adapter.serve.errors import Failure, RequestError
+from engine_adapter.serve.answer import Event, HttpAnswer, sse
+from engine_adapter.serve.core import MOST_CHOICES, Core
+from engine_adapter.serve.errors import Dialect, HttpFailure, RequestError
 from engine_adapter.serve.fields.body import OwnFields
 from engine_adapter.serve.fields.constraints import read_format, sampling, shape_of, stop_strings
 
-__all__ = ["generate", "generate_list", "generate_stream"]
+__all__ = ["LORAX", "generate", "generate_list", "generate_stream"]
 
 ANY_OBJECT = {
     "type": "object",
@@ -31,6 +33,14 @@ ANY_OBJECT = {
     "additionalProperties": {"type": ["object", "string", "integer", "number", "boolean", "null"]},
 }
 """What LoRAX means by ``json_object`` without a schema (router/src/lib.rs): values may be anything but arrays."""
+_ERROR_TYPES = {429: "overloaded", 503: "overloaded", 500: "generation", 504: "generation"}
+
+
+def _error_body(failure: HttpFailure) -> dict[str, Any]:
+    return {"error": failure.message, "error_type": _ERROR_TYPES.get(failure.status, "validation")}
+
+
+LORAX = Dialect(error_body=_error_body, stream_error=lambda failure: sse(_error_body(failure), event="error"))
 
 
 class LoraxParameters(OwnFields, kw_only=True):
@@ -63,83 +73,96 @@ class LoraxFields(msgspec.Struct, kw_only=True):
 
 async def generate_list(request: Request) -> Response:
     """Serves ``/``: a list of one answer, or a stream if the body asks for it."""
-    return await _serve(request, is_list=True, stream=None)
+    return await _serve(request, is_list=True)
 
 
 async def generate(request: Request) -> Response:
     """Serves ``/generate``."""
-    return await _serve(request, is_list=False, stream=False)
+    return await _serve(request, is_stream=False)
 
 
 async def generate_stream(request: Request) -> Response:
     """Serves ``/generate_stream``."""
-    return await _serve(request, is_list=False, stream=True)
+    return await _serve(request, is_stream=True)
 
 
-async def _serve(request: Request, *, is_list: bool, stream: bool | None) -> Response:
+async def _serve(request: Request, *, is_list: bool = False, is_stream: bool | None = None) -> Response:
     core: Core = request.app.state.core
-    body = await core.read(request, LoraxFields)
-    parameters = body.parameters
-    wants_stream = body.stream if stream is None else stream
-    if parameters.apply_chat_template:
-        prompt, reasons = await core.prepare(
-            lambda: core.engine.prompts.render([{"role": "user", "content": body.inputs}], enable_thinking=False)
-        )
-    else:
+    return await core.serve(request, LoraxFields, partial(_LoraxAnswer, is_list=is_list, is_stream=is_stream))
+
+
+class _LoraxAnswer(HttpAnswer):
+    dialect = LORAX
+
+    def __init__(
+        self, core: Core, body: LoraxFields, request: Request, *, is_list: bool, is_stream: bool | None
+    ) -> None:
+        parameters = body.parameters
         prompt, reasons = body.inputs, False
-    text_request = _text_request(core, body, prompt, reasons, wants_stream)
-    ask = Ask(text_request, {"": "parameters.response_format"}, {"max_tokens": "max_new_tokens"})
-    prompt_ids: Sequence[int] = await core.prepare(
-        lambda: core.engine.tokenizer.encode(prompt) if parameters.decoder_input_details else []
-    )
-    before = body.inputs if parameters.return_full_text else ""
+        if parameters.apply_chat_template:
+            messages = [{"role": "user", "content": body.inputs}]
+            prompt, reasons = core.engine.prompts.render(messages, enable_thinking=False)
+        is_stream = body.stream if is_stream is None else is_stream
+        super().__init__(
+            _text_request(core, parameters, prompt, reasons, is_stream),
+            is_stream=is_stream,
+            error_places={"": "parameters.response_format"},
+            field_names={"max_tokens": "max_new_tokens"},
+        )
+        self._core, self._parameters, self._is_list = core, parameters, is_list
+        self._before = body.inputs if parameters.return_full_text else ""
+        self._prompt_ids = core.engine.tokenizer.encode(prompt) if parameters.decoder_input_details else []
 
-    def whole(generations: Sequence[TextGeneration]) -> Any:
+    def whole(self, generations: Sequence[TextGeneration]) -> Any:
         choice = generations[0].best[0]
-        answer: dict[str, Any] = {"generated_text": before + choice.text}
-        if parameters.details:
-            prefill = [{"id": token_id, "text": core.token_text(token_id), "logprob": None} for token_id in prompt_ids]
-            tokens = [_token(core, token) for token in choice.logprobs or ()]
-            answer["details"] = _details(generations[0], choice, parameters.seed) | {
-                "prefill": prefill,
-                "tokens": tokens,
+        answer: dict[str, Any] = {"generated_text": self._before + choice.text}
+        if self._parameters.details:
+            text_of = self._core.token_text
+            answer["details"] = self._details(generations[0], choice) | {
+                "prefill": [{"id": each, "text": text_of(each), "logprob": None} for each in self._prompt_ids],
+                "tokens": [self._token(token) for token in choice.logprobs or ()],
             }
-        return [answer] if is_list else answer
+        return [answer] if self._is_list else answer
 
-    async def pieces(generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
+    async def pieces(self, generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
         held: dict[str, Any] | None = None
         async for _, delta in events:
             for token in delta.logprobs or ():
                 if held is not None:
                     yield sse(held)
-                held = {"token": _token(core, token), "generated_text": None, "details": None}
+                held = {"token": self._token(token), "generated_text": None, "details": None}
         choice = generations[0].choices[0]
         last = held or {"token": {"id": 0, "text": "", "logprob": 0.0, "special": True}}
-        yield sse(
-            last
-            | {"generated_text": before + choice.text, "details": _details(generations[0], choice, parameters.seed)}
-        )
+        details = self._details(generations[0], choice)
+        yield sse(last | {"generated_text": self._before + choice.text, "details": details})
 
-    def failed(failure: Failure) -> str:
-        return sse_failure(failure, request.url.path)
+    def _details(self, generation: TextGeneration, choice: Choice) -> dict[str, Any]:
+        reason = "length"
+        if choice.stop_string is not None:
+            reason = "stop_sequence"
+        elif choice.finish_reason == "stop":
+            reason = "eos_token"
+        return {
+            "finish_reason": reason,
+            "prompt_tokens": generation.prompt_tokens,
+            "generated_tokens": len(choice.token_ids),
+            "seed": self._parameters.seed,
+        }
 
-    return await core.respond(request, [ask], whole=whole, pieces=pieces if wants_stream else None, failed=failed)
+    def _token(self, token: TokenLogprobs) -> dict[str, Any]:
+        text = self._core.token_text(token.token_id)
+        return {"id": token.token_id, "text": text, "logprob": token.logprob, "special": False}
 
 
-def _text_request(core: Core, body: LoraxFields, prompt: str, reasons: bool, streams: bool) -> TextRequest:
-    parameters = body.parameters
+def _text_request(core: Core, parameters: LoraxParameters, prompt: str, reasons: bool, is_stream: bool) -> TextRequest:
     drawn = _sampling(parameters)
     best_of = parameters.best_of
-    if best_of not in (None, 1) and (not 1 < best_of <= MOST_CHOICES or not drawn.temperature or streams):
+    if best_of not in (None, 1) and (not 1 < best_of <= MOST_CHOICES or not drawn.temperature or is_stream):
         instead = f"give 1 to {MOST_CHOICES}, more than 1 with do_sample and without stream"
         raise RequestError(f"best_of is {best_of}; {instead}", "parameters.best_of")
-    response_format = parameters.response_format
-    if (
-        response_format is not None
-        and response_format.get("type") in ("json_object", "JsonObject")
-        and response_format.get("schema") is None
-    ):
-        response_format = {"type": "json_schema", "json_schema": {"schema": ANY_OBJECT}}
+    wanted = parameters.response_format
+    if wanted and wanted.get("type") in ("json_object", "JsonObject") and wanted.get("schema") is None:
+        wanted = {"type": "json_schema", "json_schema": {"schema": ANY_OBJECT}}
     return TextRequest(
         prompt=prompt,
         sampling=drawn,
@@ -148,9 +171,7 @@ def _text_request(core: Core, body: LoraxFields, prompt: str, reasons: bool, str
         logprobs=0,
         best_of=best_of,
         reasoning=Reasoning() if reasons else None,
-        **shape_of(
-            parameters, read_format(response_format, parameters.guided_decoding_backend or "auto"), core.defaults
-        ),
+        **shape_of(parameters, read_format(wanted), core.defaults),
     )
 
 
@@ -164,23 +185,3 @@ def _sampling(parameters: LoraxParameters) -> SamplingParams:
     return sampling(
         {}, temperature=temperature, seed=parameters.seed, repetition_penalty=parameters.repetition_penalty, **given
     )
-
-
-def _details(generation: TextGeneration, choice: Choice, seed: int | None) -> dict[str, Any]:
-    reason = (
-        "stop_sequence"
-        if choice.stop_string is not None
-        else "eos_token"
-        if choice.finish_reason == "stop"
-        else "length"
-    )
-    return {
-        "finish_reason": reason,
-        "prompt_tokens": generation.prompt_tokens,
-        "generated_tokens": len(choice.token_ids),
-        "seed": seed,
-    }
-
-
-def _token(core: Core, token: TokenLogprobs) -> dict[str, Any]:
-    return {"id": token.token_id, "text": core.token_text(token.token_id), "logprob": token.logprob, "special": False}

@@ -1,11 +1,9 @@
-"""``GET /v1/models`` and ``GET /v1/models/{id}``: the one model there is, with the fields that OpenAI's and Mistral's
-clients read.
+"""``GET /v1/models`` and ``GET /v1/models/{id}``: the one model there is.
 
-Together's client of before version 3 wants a bare list of cards of its own, and is known by its user agent; later ones
-ask elsewhere.
+Owns: the card of the model, with the fields that OpenAI's and Mistral's clients read.
+Knows nothing about: requests that generate. They may name any model, so that a client runs without a change.
 
-Requests may name any model: LMDeploy and LoRAX mean adapters by it, and nobody should have to edit a name to try a
-server.
+Together's client before version 3 wants a bare list of cards, and is known by its user agent. Later ones ask elsewhere.
 """
 
 from __future__ import annotations

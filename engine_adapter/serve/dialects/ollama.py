@@ -1,8 +1,9 @@
-"""Ollama's routes: ``POST /api/chat``, ``POST /api/generate``, ``GET /api/tags``, ``GET /api/version``. Streams are one
-JSON object a line.
+"""Ollama's routes: ``POST /api/chat``, ``POST /api/generate``, ``GET /api/tags``, ``GET /api/version``.
 
-Arguments of a call are an object there, so a call is sent when it is whole.
-Owns: the bodies and the answers of these routes. Knows nothing about: how it is decoded.
+Owns: the bodies and the answers of these routes.
+Knows nothing about: decoding.
+
+A stream has one JSON object a line. The arguments of a call are an object, so a call is sent when it is whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -18,20 +20,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 import maskd
-from engine_adapter.engine.generation import Reasoning, TextGeneration, TextRequest
-from engine_adapter.serve.core import Ask, Core, Event, as_json
-from engine_adapter.serve.errors import Failure, error_body
+from engine_adapter.engine.generation import TextGeneration, TextRequest
+from engine_adapter.serve.answer import Event, HttpAnswer, as_json
+from engine_adapter.serve.core import Core
+from engine_adapter.serve.errors import Dialect, HttpFailure, renamed
 from engine_adapter.serve.fields.body import OwnFields
 from engine_adapter.serve.fields.constraints import read_format, sampling, shape_of, stop_strings
-from engine_adapter.serve.fields.conversation import read_messages
-from engine_adapter.serve.fields.reasoning import prompt_of, template_variables
+from engine_adapter.serve.fields.reasoning import plan_of, template_variables
 from engine_adapter.serve.tools.calls import Call, CallEnd, Content
-from engine_adapter.serve.tools.plan import Plan, plan_output, read_tools
+from engine_adapter.serve.tools.plan import Plan
 
-__all__ = ["chat", "generate", "tags", "version"]
+__all__ = ["OLLAMA", "chat", "generate", "tags", "version"]
+
+_NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty"}
 
 
-_NAMES = {"max_tokens": "num_predict"}
+def _error_body(failure: HttpFailure) -> dict[str, Any]:
+    return {"error": failure.message}
+
+
+OLLAMA = Dialect(error_body=_error_body, stream_error=lambda failure: as_json(_error_body(failure)) + "\n")
 
 
 class OllamaOptions(msgspec.Struct, kw_only=True):
@@ -78,57 +86,127 @@ class OllamaGenerateFields(OllamaFields, kw_only=True):
 async def chat(request: Request) -> Response:
     """Serves ``/api/chat``."""
     core: Core = request.app.state.core
-    body = await core.read(request, OllamaChatFields)
-
-    def prepare() -> tuple[Plan, Ask]:
-        backend = body.guided_decoding_backend or "auto"
-        tools, grammar = read_tools(body.tools or (), backend), read_format(body.format, backend, "format")
-        plan, prompt, reasoning = prompt_of(
-            core.engine.prompts,
-            read_messages(body.messages),
-            lambda _: plan_output(tools, None, parallel=None, grammar=grammar, backend=backend, bounded=core.bounded),
-            _variables(body),
-        )
-        places = {start: "format" if field == "response_format" else field for start, field in plan.places.items()}
-        return plan, Ask(_text_request(core, body, prompt, plan, reasoning), places, _NAMES)
-
-    plan, ask = await core.prepare(prepare)
-    return await _answer(
-        request, core, body, plan, ask, lambda text: {"message": {"role": "assistant", "content": text}}
-    )
+    return await core.serve(request, OllamaChatFields, _ChatAnswer)
 
 
 async def generate(request: Request) -> Response:
     """Serves ``/api/generate``."""
     core: Core = request.app.state.core
-    body = await core.read(request, OllamaGenerateFields)
-    plan = Plan(read_format(body.format, body.guided_decoding_backend or "auto", "format"))
+    return await core.serve(request, OllamaGenerateFields, _GenerateAnswer)
 
-    def prepare() -> Ask:
-        prompt, reasoning = body.prompt, None
-        if not body.raw:
+
+class _OllamaAnswer(HttpAnswer):
+    """What both answers have in common."""
+
+    dialect = OLLAMA
+    media_type = "application/x-ndjson"
+
+    def __init__(self, core: Core, body: OllamaFields, plan: Plan) -> None:
+        with renamed(_NAMES):
+            asked = _text_request(core, body, plan)
+        super().__init__(asked, is_stream=body.stream, error_places=plan.error_places, field_names=_NAMES)
+        self._plan = plan
+        self._started = time.monotonic_ns()
+        self._model = body.model or core.engine.model_name
+
+    @abstractmethod
+    def _part(self, text: str, *, reasoning: str | None = None, calls: Sequence[Call] = ()) -> dict[str, Any]:
+        """Returns the fields of a line that say something."""
+
+    def whole(self, generations: Sequence[TextGeneration]) -> dict[str, Any]:
+        choice = generations[0].choices[0]
+        reader = self._plan.read(choice.text)
+        cut = "".join(call.arguments for call in reader.calls if not _is_whole(call))
+        calls = [call for call in reader.calls if _is_whole(call)]
+        return self._last(generations[0], self._part(reader.content + cut, reasoning=choice.reasoning, calls=calls))
+
+    async def pieces(self, generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
+        reader = self._plan.reader()
+        async for _, delta in events:
+            if delta.reasoning:
+                yield self._line(self._part("", reasoning=delta.reasoning))
+            parts = reader.feed(delta.text)
+            if delta.finish_reason is not None:
+                parts += reader.finish()
+            for part in parts:
+                if isinstance(part, Content):
+                    yield self._line(self._part(part.text))
+                elif isinstance(part, CallEnd) and _is_whole(part.call):
+                    yield self._line(self._part("", calls=[part.call]))
+                elif isinstance(part, CallEnd):  # the limit cut it, so it is no object and shown as text
+                    yield self._line(self._part(part.call.arguments))
+        yield as_json(self._last(generations[0], self._part(""))) + "\n"
+
+    def _line(self, part: Mapping[str, Any]) -> str:
+        return as_json(self._body(part, done=False)) + "\n"
+
+    def _body(self, part: Mapping[str, Any], *, done: bool, **more: Any) -> dict[str, Any]:
+        return {"model": self._model, "created_at": _now(), **part, "done": done, **more}
+
+    def _last(self, generation: TextGeneration, part: Mapping[str, Any]) -> dict[str, Any]:
+        took = time.monotonic_ns() - self._started
+        return self._body(
+            part,
+            done=True,
+            done_reason="stop" if generation.choices[0].finish_reason == "stop" else "length",
+            total_duration=took,
+            load_duration=0,
+            prompt_eval_count=generation.prompt_tokens,
+            prompt_eval_duration=0,
+            eval_count=generation.completion_tokens,
+            eval_duration=took,
+        )
+
+
+class _ChatAnswer(_OllamaAnswer):
+    def __init__(self, core: Core, body: OllamaChatFields, request: Request) -> None:
+        super().__init__(core, body, _plan(core, body, body.messages, tools=body.tools))
+
+    def _part(self, text: str, *, reasoning: str | None = None, calls: Sequence[Call] = ()) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            message["tool_calls"] = [_call(call) for call in calls]
+        if reasoning:
+            message["thinking"] = reasoning
+        return {"message": message}
+
+
+class _GenerateAnswer(_OllamaAnswer):
+    def __init__(self, core: Core, body: OllamaGenerateFields, request: Request) -> None:
+        if body.raw:
+            plan = Plan(read_format(body.format, "format"), {"": "format"}, prompt=body.prompt)
+        else:
             system = [{"role": "system", "content": body.system}] if body.system else []
-            messages = [*system, {"role": "user", "content": body.prompt}]
-            _, prompt, reasoning = prompt_of(core.engine.prompts, messages, lambda _: plan, _variables(body))
-        return Ask(_text_request(core, body, prompt, plan, reasoning), {"": "format"}, _NAMES)
+            plan = _plan(core, body, [*system, {"role": "user", "content": body.prompt}])
+        super().__init__(core, body, plan)
 
-    return await _answer(request, core, body, plan, await core.prepare(prepare), lambda text: {"response": text})
+    def _part(self, text: str, *, reasoning: str | None = None, calls: Sequence[Call] = ()) -> dict[str, Any]:
+        return {"response": text} | ({"thinking": reasoning} if reasoning else {})
 
 
-def _variables(body: OllamaFields) -> dict[str, Any]:
+def _plan(core: Core, body: OllamaFields, messages: Sequence[Any], *, tools: Sequence[Any] | None = None) -> Plan:
     if isinstance(body.think, str):
-        return template_variables(None, body.think, None, "think")
-    return template_variables(None, None, body.think)
+        variables = template_variables(None, body.think, None, "think")
+    else:
+        variables = template_variables(None, None, body.think)
+    return plan_of(
+        core.engine.prompts,
+        messages,
+        variables,
+        bounded=core.bounded,
+        grammar=read_format(body.format, "format"),
+        format_field="format",
+        tools=tools,
+    )
 
 
-def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan, reasoning: Reasoning | None) -> TextRequest:
+def _text_request(core: Core, body: OllamaFields, plan: Plan) -> TextRequest:
     options = body.options or OllamaOptions()
     limit = options.num_predict
     return TextRequest(
-        prompt=prompt,
+        prompt=plan.prompt,
         sampling=sampling(
             core.engine.model_sampling,
-            names={"repetition_penalty": "repeat_penalty"},
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
@@ -141,78 +219,8 @@ def _text_request(core: Core, body: OllamaFields, prompt: str, plan: Plan, reaso
         ),
         max_tokens=None if limit is None or limit < 0 else limit,  # -1: no limit, -2: fill the context
         stop=stop_strings(options.stop),
-        reasoning=reasoning,
+        reasoning=plan.reasoning,
         **shape_of(body, plan.grammar, core.defaults),
-    )
-
-
-async def _answer(request: Request, core: Core, body: OllamaFields, plan: Plan, ask: Ask, shape: Any) -> Response:
-    started = time.monotonic_ns()
-    model = body.model or core.engine.model_name
-
-    def line(part: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        return {"model": model, "created_at": _now(), **part, "done": False, **more}
-
-    def last(generation: TextGeneration, part: Mapping[str, Any]) -> dict[str, Any]:
-        took = time.monotonic_ns() - started
-        return line(
-            part,
-            done=True,
-            done_reason="stop" if generation.choices[0].finish_reason == "stop" else "length",
-            total_duration=took,
-            load_duration=0,
-            prompt_eval_count=generation.prompt_tokens,
-            prompt_eval_duration=0,
-            eval_count=generation.completion_tokens,
-            eval_duration=took,
-        )
-
-    def thought(part: dict[str, Any], text: str | None) -> dict[str, Any]:
-        """Puts the reasoning into a message, or beside a response."""
-        if text:
-            (part.get("message") or part)["thinking"] = text
-        return part
-
-    def whole(generations: Sequence[TextGeneration]) -> dict[str, Any]:
-        reader = plan.read(generations[0].choices[0].text)
-        part = shape(reader.content + "".join(call.arguments for call in reader.calls if not _is_whole(call)))
-        calls = [_call(call) for call in reader.calls if _is_whole(call)]
-        if calls:
-            part["message"]["tool_calls"] = calls
-        return last(generations[0], thought(part, generations[0].choices[0].reasoning))
-
-    async def pieces(generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
-        reader = plan.reader()
-        async for _, delta in events:
-            if delta.reasoning:
-                yield as_json(line(thought(shape(""), delta.reasoning))) + "\n"
-            parts = reader.feed(delta.text)
-            if delta.finish_reason is not None:
-                parts += reader.finish()
-            for part in parts:
-                if isinstance(part, Content):
-                    yield as_json(line(shape(part.text))) + "\n"
-                elif isinstance(part, CallEnd) and _is_whole(part.call):
-                    yield (
-                        as_json(
-                            line({"message": {"role": "assistant", "content": "", "tool_calls": [_call(part.call)]}})
-                        )
-                        + "\n"
-                    )
-                elif isinstance(part, CallEnd):  # cut by the limit: no object, so it is shown as text
-                    yield as_json(line(shape(part.call.arguments))) + "\n"
-        yield as_json(last(generations[0], shape(""))) + "\n"
-
-    def failed(failure: Failure) -> str:
-        return as_json(error_body(failure, request.url.path)) + "\n"
-
-    return await core.respond(
-        request,
-        [ask],
-        whole=whole,
-        pieces=pieces if body.stream else None,
-        failed=failed,
-        media_type="application/x-ndjson",
     )
 
 

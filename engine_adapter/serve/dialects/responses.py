@@ -1,6 +1,7 @@
 """``POST /v1/responses``, OpenAI's Responses API, without a memory: every request brings its whole conversation.
 
-Owns: the body, the answer and the events of this route. Knows nothing about: how it is decoded.
+Owns: the body, the answer and the events of this route.
+Knows nothing about: decoding.
 """
 
 from __future__ import annotations
@@ -13,29 +14,24 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine_adapter.engine.generation import TextGeneration, TextRequest
-from engine_adapter.sampling.params import SamplingParams
-from engine_adapter.serve.core import Ask, Core, Event, sse
-from engine_adapter.serve.errors import Failure, RequestError
-from engine_adapter.serve.fields.body import CommonFields
-from engine_adapter.serve.fields.constraints import backend_of, limits_of, read_format, sampling_of, shape_of
-from engine_adapter.serve.fields.conversation import read_messages
-from engine_adapter.serve.fields.reasoning import prompt_of, template_variables
+from engine_adapter.engine.generation import TextGeneration
+from engine_adapter.serve.answer import Event, HttpAnswer, sse
+from engine_adapter.serve.core import Core
+from engine_adapter.serve.dialects.openai import OPENAI, ConversationFields, text_request
+from engine_adapter.serve.errors import HttpFailure, RequestError
+from engine_adapter.serve.fields.constraints import read_format
+from engine_adapter.serve.fields.reasoning import plan_of, template_variables
 from engine_adapter.serve.tools.calls import Call, CallDelta, CallStart, Content, Part, Reader
-from engine_adapter.serve.tools.plan import Plan, plan_output, read_tools
 
 __all__ = ["responses"]
 
 
-class ResponseFields(CommonFields, kw_only=True):
+class ResponseFields(ConversationFields, kw_only=True):
     """The body; fields that are not listed are ignored."""
 
     input: str | list[Any]
     instructions: str | None = None
     text: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
     max_output_tokens: int | None = None
     previous_response_id: str | None = None
     metadata: dict[str, Any] | None = None
@@ -46,84 +42,38 @@ class ResponseFields(CommonFields, kw_only=True):
 async def responses(request: Request) -> Response:
     """Serves the route."""
     core: Core = request.app.state.core
-    body = await core.read(request, ResponseFields)
-    plan, ask = await core.prepare(lambda: _ask(core, body))
-    answer = _Answer(core, body, plan, ask.request.sampling)
-    return await core.respond(
-        request,
-        [ask],
-        whole=lambda generations: answer.whole(generations[0]),
-        pieces=answer.pieces if body.stream else None,
-        failed=answer.failed,
-    )
+    return await core.serve(request, ResponseFields, _ResponsesAnswer)
 
 
-def _ask(core: Core, body: ResponseFields) -> tuple[Plan, Ask]:
-    for field in ("previous_response_id", "background"):
-        if getattr(body, field):
-            raise RequestError(f"{field} is not supported; nothing is stored here", field, code="unsupported_parameter")
-    backend = backend_of(body)
-    tools, grammar = (
-        read_tools(body.tools or (), backend),
-        read_format((body.text or {}).get("format"), backend, "text.format"),
-    )
+class _ResponsesAnswer(HttpAnswer):
+    dialect = OPENAI
 
-    def make_plan(behind_reasoning: bool) -> Plan:
-        return plan_output(
-            tools,
-            body.tool_choice,
-            parallel=body.parallel_tool_calls,
-            grammar=grammar,
-            backend=backend,
+    def __init__(self, core: Core, body: ResponseFields, request: Request) -> None:
+        for field in ("previous_response_id", "background"):
+            if getattr(body, field):
+                message = f"{field} is not supported; nothing is stored here"
+                raise RequestError(message, field, code="unsupported_parameter")
+        effort = (body.reasoning or {}).get("effort")
+        self._plan = plan_of(
+            core.engine.prompts,
+            _messages(body),
+            template_variables(body.chat_template_kwargs, effort, body.enable_thinking, "reasoning.effort"),
             bounded=core.bounded,
-            behind_reasoning=behind_reasoning,
+            grammar=read_format((body.text or {}).get("format"), "text.format"),
+            format_field="text.format",
+            tools=body.tools,
+            tool_choice=body.tool_choice,
+            parallel=body.parallel_tool_calls,
+            reasoning_limit=body.reasoning_limit,
         )
-
-    effort = (body.reasoning or {}).get("effort")
-    variables = template_variables(body.chat_template_kwargs, effort, body.enable_thinking, "reasoning.effort")
-    messages = read_messages(_messages(body))
-    plan, prompt, reasoning = prompt_of(core.engine.prompts, messages, make_plan, variables, body.reasoning_limit)
-    places = {start: "text.format" if field == "response_format" else field for start, field in plan.places.items()}
-    request = TextRequest(
-        prompt,
-        sampling=sampling_of(body, core.engine.model_sampling),
-        max_tokens=body.max_output_tokens,
-        reasoning=reasoning,
-        **limits_of(body),
-        **shape_of(body, plan.grammar, core.defaults),
-    )
-    return plan, Ask(request, places, {"max_tokens": "max_output_tokens"})
-
-
-def _messages(body: ResponseFields) -> list[Any]:
-    """Returns the input as messages of chat completions."""
-    messages: list[Any] = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    if isinstance(body.input, str):
-        return [*messages, {"role": "user", "content": body.input}]
-    for index, item in enumerate(body.input):
-        kind = item.get("type", "message") if isinstance(item, Mapping) else None
-        if kind == "message":
-            messages.append(item)
-        elif kind in ("function_call", "custom_tool_call"):
-            arguments = item.get("arguments", item.get("input", ""))
-            call = {"id": item.get("call_id"), "function": {"name": item.get("name"), "arguments": arguments}}
-            messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-        elif kind in ("function_call_output", "custom_tool_call_output"):
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
-        elif kind != "reasoning":
-            raise RequestError(
-                f"input[{index}] is of type {kind!r}; give message, function_call or function_call_output",
-                f"input[{index}]",
-            )
-    return messages
-
-
-class _Answer:
-    """The answer to one request, whole or in events."""
-
-    def __init__(self, core: Core, body: ResponseFields, plan: Plan, sampling: SamplingParams) -> None:
-        self._plan = plan
-        self._sequence = 0
+        asked = text_request(core, body, self._plan, max_tokens=body.max_output_tokens)
+        super().__init__(
+            asked,
+            is_stream=body.stream,
+            error_places=self._plan.error_places,
+            field_names={"max_tokens": "max_output_tokens"},
+        )
+        self._event_count = 0
         self._items: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._base: dict[str, Any] = {
@@ -141,21 +91,20 @@ class _Answer:
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": (body.reasoning or {}).get("effort"), "summary": None},
+            "reasoning": {"effort": effort, "summary": None},
             "store": False,
-            "temperature": sampling.temperature,
+            "temperature": asked.sampling.temperature,
             "text": body.text or {"format": {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
             "tools": body.tools or [],
-            "top_p": sampling.top_p,
+            "top_p": asked.sampling.top_p,
             "truncation": "disabled",
             "usage": None,
             "user": None,
         }
 
-    def whole(self, generation: TextGeneration) -> dict[str, Any]:
-        """Returns the response."""
-        choice = generation.choices[0]
+    def whole(self, generations: Sequence[TextGeneration]) -> dict[str, Any]:
+        choice = generations[0].choices[0]
         reader = self._plan.read(choice.text)
         is_whole = choice.finish_reason == "stop"
         items = (
@@ -164,7 +113,7 @@ class _Answer:
             else [_reasoning(choice.reasoning, choice.reasoning_token_count < len(choice.token_ids))]
         )
         items += [_message(reader.content, is_whole)] if reader.content or not reader.calls else []
-        return self._ended([*items, *(_call_item(call) for call in reader.calls)], generation)
+        return self._ended([*items, *(_call_item(call) for call in reader.calls)], generations[0])
 
     def _ended(self, items: Sequence[Mapping[str, Any]], generation: TextGeneration) -> dict[str, Any]:
         is_whole = generation.choices[0].finish_reason == "stop"
@@ -182,10 +131,7 @@ class _Answer:
             },
         }
 
-    # -- events ------------------------------------------------------------------------------------------------------
-
     async def pieces(self, generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
-        """Yields the events."""
         generation = generations[0]
         yield self._event("response.created", response=self._base)
         yield self._event("response.in_progress", response=self._base)
@@ -202,8 +148,7 @@ class _Answer:
         for event in self._end(generation, reader):
             yield event
 
-    def failed(self, failure: Failure) -> str:
-        """Returns the event that ends a stream in the middle."""
+    def failed(self, failure: HttpFailure) -> str:
         code = "rate_limit_exceeded" if failure.status == 429 else "server_error"
         broken = {"status": "failed", "error": {"code": code, "message": failure.message}, "output": self._items}
         return self._event("response.failed", response=self._base | broken)
@@ -292,8 +237,8 @@ class _Answer:
         return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
 
     def _event(self, kind: str, **fields: Any) -> str:
-        self._sequence += 1
-        return sse({"type": kind, "sequence_number": self._sequence - 1, **fields}, event=kind)
+        self._event_count += 1
+        return sse({"type": kind, "sequence_number": self._event_count - 1, **fields}, event=kind)
 
 
 def _message(text: str, is_whole: bool) -> dict[str, Any]:
@@ -329,3 +274,26 @@ def _call_item(call: Call) -> dict[str, Any]:
         _value_key(call): call.arguments,
         "status": "completed" if call.is_complete else "incomplete",
     }
+
+
+def _messages(body: ResponseFields) -> list[Any]:
+    """Returns the input as messages of chat completions."""
+    messages: list[Any] = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    if isinstance(body.input, str):
+        return [*messages, {"role": "user", "content": body.input}]
+    for index, item in enumerate(body.input):
+        kind = item.get("type", "message") if isinstance(item, Mapping) else None
+        if kind == "message":
+            messages.append(item)
+        elif kind in ("function_call", "custom_tool_call"):
+            arguments = item.get("arguments", item.get("input", ""))
+            call = {"id": item.get("call_id"), "function": {"name": item.get("name"), "arguments": arguments}}
+            messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        elif kind in ("function_call_output", "custom_tool_call_output"):
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")})
+        elif kind != "reasoning":
+            raise RequestError(
+                f"input[{index}] is of type {kind!r}; give message, function_call or function_call_output",
+                f"input[{index}]",
+            )
+    return messages

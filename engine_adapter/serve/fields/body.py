@@ -1,7 +1,10 @@
-"""Bodies: requests read with a limit and checked against a type, and what all dialects of OpenAI share.
+"""Bodies: requests read with a limit and checked against a type, and the fields that several dialects share.
 
-Unknown fields are ignored, as most servers do; every field that asks for structure is known, whatever its dialect, so
-that no output is unconstrained because of a spelling. Knows nothing about: what the fields make an engine do.
+Owns: reading a body, ``OwnFields``, ``CommonFields``, token counts of an answer.
+Knows nothing about: what the fields make an engine do.
+
+Unknown fields are ignored, as most servers do. Every field that asks for structure is known in every dialect, so no
+output is unconstrained because of a spelling.
 """
 
 from __future__ import annotations
@@ -27,17 +30,17 @@ _PLACE = re.compile(r"(?P<what>.*) - at `\$\.?(?P<where>.*)`$", re.DOTALL)
 
 @dataclass(frozen=True)
 class Defaults:
-    """What the server does where a request says nothing; see ``OwnFields``."""
+    """The server's settings for requests that say nothing; see ``OwnFields``."""
 
     close_before_budget: bool
     max_whitespace: int | None
 
 
 class OwnFields(msgspec.Struct, kw_only=True):
-    """Fields of our own, in the bodies of every dialect; what is not given is as the server was started.
+    """Fields of our own, in the bodies of every dialect. A field that is not given has the server's setting.
 
     Attributes:
-        guided_decoding_backend: of the grammar.
+        guided_decoding_backend: of the grammar, "auto", "xgrammar" or "llguidance".
         close_before_budget: see ``TextRequest``.
         max_whitespace: characters of white space between two JSON tokens; None = any number.
         when_slow: see ``GrammarSpec``.
@@ -50,7 +53,7 @@ class OwnFields(msgspec.Struct, kw_only=True):
 
 
 class CommonFields(OwnFields, kw_only=True):
-    """What chat and text completions have in common; None is the same as not given."""
+    """Fields of all of OpenAI's routes; None is the same as not given."""
 
     model: str | None = None
     stream: bool | None = None
@@ -76,7 +79,7 @@ class CommonFields(OwnFields, kw_only=True):
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
 
-    ignore_eos: bool | None = None  # from here on: refused, see ``asking.refuse_unsupported``
+    ignore_eos: bool | None = None  # from here on: refused, see ``constraints.limits_of``
     include_stop_str_in_output: bool | None = None
     allowed_token_ids: list[int] | None = None
     use_beam_search: bool | None = None

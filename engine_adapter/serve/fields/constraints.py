@@ -1,7 +1,7 @@
-"""The fields that completions share, made into what the engine understands.
+"""Fields of bodies to fields of ``TextRequest``.
 
-Owns: sampling parameters, the many names of a constraint, stop strings, limits. Knows nothing about: prompts, tools,
-    answers.
+Owns: sampling parameters, the many names of a constraint, stop strings, limits.
+Knows nothing about: prompts, tools, answers.
 """
 
 from __future__ import annotations
@@ -13,21 +13,12 @@ from typing import Any
 import msgspec
 
 from engine_adapter.sampling.params import SamplingParams
-from engine_adapter.serve.errors import RequestError, with_names
+from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.fields.body import CommonFields, Defaults, OwnFields
 from engine_adapter.structured_output.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
 from maskd.grammar import GrammarSpec
 
-__all__ = [
-    "backend_of",
-    "constraint_of",
-    "limits_of",
-    "read_format",
-    "sampling",
-    "sampling_of",
-    "shape_of",
-    "stop_strings",
-]
+__all__ = ["constraint_of", "limits_of", "read_format", "sampling", "sampling_of", "shape_of", "stop_strings"]
 
 _NAMES = {
     "guided_json": "json",
@@ -53,27 +44,17 @@ _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "no_repeat_ngram_size": (0, "repetition_penalty and frequency_penalty are there"),
     "prompt_logprobs": (0, "log probabilities are those of the output"),
 }
-"""Fields that are refused: what value changes nothing, and what there is instead."""
+"""Fields that are refused: the value that changes nothing, and what to use instead."""
 
 
-def backend_of(fields: CommonFields) -> str:
-    """Returns the grammar backend that a request asks for; "auto" = the server's."""
-    backend = fields.guided_decoding_backend or "auto"
-    if ":" in backend:  # a daemon loads its own modules only, but a client has no business asking
-        raise RequestError(
-            f"guided_decoding_backend is {backend!r}; give auto, xgrammar or llguidance", "guided_decoding_backend"
-        )
-    return backend
-
-
-def read_format(response_format: Any, backend: str, field: str = "response_format") -> GrammarSpec | None:
-    """Returns the grammar of ``response_format``.
+def read_format(response_format: Any, field: str = "response_format") -> GrammarSpec | None:
+    """Returns the grammar of ``response_format``, which stands in ``field`` of the body.
 
     Raises:
         RequestError: it cannot be read.
     """
     try:
-        return grammar_of(response_format, backend=backend)
+        return grammar_of(response_format)
     except ResponseFormatError as error:
         param = error.field if error.field.startswith(field) else f"{field}.{error.field}"
         message = str(error) if error.field.startswith(field) else f"{field}.{error}"
@@ -81,22 +62,21 @@ def read_format(response_format: Any, backend: str, field: str = "response_forma
 
 
 def constraint_of(fields: CommonFields) -> GrammarSpec | None:
-    """Returns the grammar that the fields ask for, in whatever spelling.
+    """Returns the grammar that the fields ask for, in any spelling.
 
     Raises:
         RequestError: it cannot be read, or there are two.
     """
-    backend = backend_of(fields)
     given: dict[str, GrammarSpec | None] = {}
     if fields.response_format is not None:
-        given["response_format"] = read_format(fields.response_format, backend)
+        given["response_format"] = read_format(fields.response_format)
     try:
         if fields.structured_outputs is not None:
-            given["structured_outputs"] = grammar_of_constraints(fields.structured_outputs, backend=backend)
+            given["structured_outputs"] = grammar_of_constraints(fields.structured_outputs)
         for name, key in _NAMES.items():
             value = getattr(fields, name)
             if value is not None:
-                given[name] = grammar_of_constraints({key: value}, backend=backend, field=name)
+                given[name] = grammar_of_constraints({key: value}, field=name)
     except ResponseFormatError as error:
         raise RequestError(str(error), error.field, code="response_format_invalid") from None
     grammars = {name: grammar for name, grammar in given.items() if grammar is not None}
@@ -108,17 +88,24 @@ def constraint_of(fields: CommonFields) -> GrammarSpec | None:
 
 
 def shape_of(fields: OwnFields, grammar: GrammarSpec | None, defaults: Defaults) -> dict[str, Any]:
-    """Returns, as arguments of ``TextRequest``, ``grammar`` and what the fields want of its outputs.
+    """Returns, as arguments of ``TextRequest``, ``grammar`` and what the fields want of it and of its outputs.
 
-    A grammar with a bound of its own on white space keeps that (``disable_any_whitespace``; the narrow ones of
-    ``bounded``).
+    A grammar keeps a bound of its own on white space (``disable_any_whitespace``, ``bounded``).
 
     Raises:
-        InvalidRequestError: ``max_whitespace`` is out of range.
+        RequestError: the backend is a module. InvalidRequestError: ``max_whitespace`` is out of range.
     """
-    if grammar is not None and grammar.kind in _JSON_KINDS and grammar.options.max_whitespace is None:
-        most = defaults.max_whitespace if fields.max_whitespace is msgspec.UNSET else fields.max_whitespace
-        grammar = dataclasses.replace(grammar, options=dataclasses.replace(grammar.options, max_whitespace=most))
+    backend = fields.guided_decoding_backend or "auto"
+    if ":" in backend:  # the daemon would refuse it too: it loads only the modules it was started with
+        raise RequestError(
+            f"guided_decoding_backend is {backend!r}; give auto, xgrammar or llguidance", "guided_decoding_backend"
+        )
+    if grammar is not None:
+        options = grammar.options
+        if grammar.kind in _JSON_KINDS and options.max_whitespace is None:
+            most = defaults.max_whitespace if fields.max_whitespace is msgspec.UNSET else fields.max_whitespace
+            options = dataclasses.replace(options, max_whitespace=most)
+        grammar = dataclasses.replace(grammar, backend=backend, options=options)
     close = defaults.close_before_budget if fields.close_before_budget is None else fields.close_before_budget
     return {"grammar": grammar, "close_before_budget": close, "when_slow": fields.when_slow}
 
@@ -126,11 +113,7 @@ def shape_of(fields: OwnFields, grammar: GrammarSpec | None, defaults: Defaults)
 def sampling_of(
     fields: CommonFields, model_sampling: Mapping[str, float], *, is_several: bool = False
 ) -> SamplingParams:
-    """Returns how the fields want tokens drawn. See ``sampling``.
-
-    Raises:
-        RequestError: a value out of range.
-    """
+    """Returns how the fields want tokens drawn; see ``sampling``, also for the errors."""
     return sampling(
         model_sampling,
         is_several=is_several,
@@ -157,10 +140,10 @@ def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
 
 
 def limits_of(fields: CommonFields) -> dict[str, Any]:
-    """Returns, as arguments of ``TextRequest``, how the fields want outputs to end, and what outputs must not have.
+    """Returns, as arguments of ``TextRequest``, how outputs end, and what they must not have.
 
     Raises:
-        RequestError: too many or malformed stop strings, or a field that the engine has nothing for.
+        RequestError: too many stop strings, or a field that the engine cannot serve.
     """
     for name, (neutral, instead) in _UNSUPPORTED.items():
         if getattr(fields, name) not in (None, neutral):
@@ -174,38 +157,27 @@ def limits_of(fields: CommonFields) -> dict[str, Any]:
     }
 
 
-def sampling(
-    model_sampling: Mapping[str, float],
-    *,
-    is_several: bool = False,
-    names: Mapping[str, str] | None = None,
-    **given: Any,
-) -> SamplingParams:
-    """Returns sampling parameters: those of ``given`` that are not None, over what the model's files say, over OpenAI's
-    defaults.
+def sampling(model_sampling: Mapping[str, float], *, is_several: bool = False, **given: Any) -> SamplingParams:
+    """Returns the parameters of ``given`` that are not None, over the model's own, over OpenAI's defaults.
 
-    A model whose files ask for the likeliest token each time is sampled from all the same if the request asks for
-    several outputs, or
-    says which tokens may be drawn. ``names`` says how the dialect spells fields.
+    Some models ask for the likeliest token each time. They are sampled from all the same if the request asks for
+    several outputs, or says which tokens may be drawn.
 
     Raises:
-        RequestError: a value out of range; names the field.
+        FieldError: a value out of range.
     """
     values = {name: value for name, value in given.items() if value is not None}
     defaults = dict(model_sampling)
     if defaults.get("temperature") == 0 and (is_several or values.keys() & _DRAWING):
         defaults["temperature"] = 1.0
-    try:
-        return SamplingParams(**{**defaults, **values})
-    except ValueError as error:
-        raise with_names(error, {name: name for name in values} | dict(names or {})) from None
+    return SamplingParams(**{**defaults, **values})
 
 
 def stop_strings(given: str | list[str] | None) -> tuple[str, ...]:
-    """Returns the stop strings of a body.
+    """Returns the stop strings of a body, without empty ones.
 
     Raises:
-        RequestError: too many, or an empty one.
+        RequestError: too many.
     """
     stop = (given,) if isinstance(given, str) else tuple(given or ())
     if len(stop) > _MOST_STOPS:

@@ -1,5 +1,6 @@
 """Messages of every dialect to those that chat templates take: ``role``, ``content`` as text, ``tool_calls``.
 
+Owns: reading and checking messages.
 Knows nothing about: templates, engines.
 """
 
@@ -43,7 +44,7 @@ def _read_message(given: Any, param: str) -> dict[str, Any]:
     for key in ("name", "tool_call_id"):
         if given.get(key) is not None:
             message[key] = given[key]
-    # templates know the first; who leaves it out of a prompt, they decide
+    # templates know the first name only, and decide whether a prompt has the text
     for key in ("reasoning_content", "reasoning", "thinking"):
         if isinstance(text := given.get(key), str) and text:
             message["reasoning_content"] = text

@@ -1,21 +1,27 @@
-"""Reasoning in requests: the spellings in which clients turn it on, off and short, and the prompt that comes of them.
+"""Conversations to plans: reasoning as clients ask for it, the rendered prompt, and the tools.
+
+Owns: the spellings in which clients turn reasoning on, off and short.
+Knows nothing about: answers, engines, the marks that end a model's reasoning.
 
 ``chat_template_kwargs`` and ``enable_thinking`` are those of vLLM, SGLang and LMDeploy, ``reasoning_effort`` is
 OpenAI's (``none`` = off), ``think`` is Ollama's.
-Knows nothing about: answers, engines; ``engine_adapter.steering.reasoning`` knows the model's marks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from engine_adapter.engine.generation import Reasoning
 from engine_adapter.serve.errors import RequestError
-from engine_adapter.serve.tools.plan import Plan
+from engine_adapter.serve.fields.conversation import read_messages
+from engine_adapter.serve.tools.plan import Plan, plan_output, read_tools
 from engine_adapter.text.reasoning_prompts import ReasoningPrompts
+from maskd.grammar import GrammarSpec
 
-__all__ = ["prompt_of", "template_variables"]
+__all__ = ["plan_of", "template_variables"]
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _OURS = (
@@ -33,8 +39,7 @@ _OURS = (
 def template_variables(
     kwargs: Mapping[str, Any] | None, effort: str | None, enabled: bool | None, effort_field: str = "reasoning_effort"
 ) -> dict[str, Any]:
-    """Returns the variables of the chat template that a request asks for; ``enable_thinking`` among them, if it says
-    anything about it.
+    """Returns the variables of the chat template that a request asks for; ``enable_thinking`` only if it is given.
 
     Args:
         kwargs: ``chat_template_kwargs``.
@@ -62,31 +67,49 @@ def template_variables(
     return variables | dict(kwargs or {})
 
 
-def prompt_of(
+def plan_of(
     prompts: ReasoningPrompts,
-    messages: Sequence[Mapping[str, Any]],
-    make_plan: Callable[[bool], Plan],
+    messages: Sequence[Any],
     variables: Mapping[str, Any],
-    max_tokens: int | None = None,
-) -> tuple[Plan, str, Reasoning | None]:
-    """Returns how to decode a request, its prompt, and whether it begins with reasoning.
+    *,
+    bounded: bool,
+    grammar: GrammarSpec | None,
+    format_field: str = "response_format",
+    tools: Sequence[Any] | None = None,
+    tool_choice: Any = None,
+    parallel: bool | None = None,
+    reasoning_limit: int | None = None,
+) -> Plan:
+    """Returns how to decode the answer to a conversation, with its prompt.
 
     Args:
         prompts: of the model.
-        messages: of the conversation.
-        make_plan: given whether the output comes behind reasoning: then its beginning cannot stand in the prompt.
+        messages: as they stand in the body.
         variables: of the chat template.
-        max_tokens: of the reasoning.
+        tools: as they stand in the body.
+        reasoning_limit: most tokens of the reasoning; None = no limit.
+        bounded, grammar, format_field, tool_choice, parallel: see ``plan_output``.
 
     Raises:
-        RequestError, ValueError: the plan or the template refuses.
+        RequestError, ValueError: the messages, the tools or the choice cannot be read, or the template refuses them.
     """
-    if max_tokens is not None and max_tokens < 0:
-        raise RequestError(
-            f"the limit of the reasoning is {max_tokens}; give 0 or more", "thinking_token_budget", code="invalid_value"
-        )
-    plan = make_plan(False)
-    prompt, reasons = prompts.render(messages, plan.tools, **variables)
+    make_plan = partial(
+        plan_output,
+        read_tools(tools or ()),
+        tool_choice,
+        parallel=parallel,
+        grammar=grammar,
+        format_field=format_field,
+        bounded=bounded,
+    )
+    conversation = read_messages(messages)
+    if reasoning_limit is not None and reasoning_limit < 0:
+        message = f"the limit of the reasoning is {reasoning_limit}; give 0 or more"
+        raise RequestError(message, "thinking_token_budget", code="invalid_value")
+    plan = make_plan()
+    prompt, reasons = prompts.render(conversation, plan.tools, **variables)
     if not reasons:
-        return plan, prompt + plan.opening, None
-    return (make_plan(True) if plan.opening else plan), prompt, Reasoning(max_tokens)
+        return dataclasses.replace(plan, prompt=prompt + plan.opening)
+    if plan.opening:  # the reasoning stands before the beginning of the call, so the prompt cannot have it
+        plan = make_plan(behind_reasoning=True)
+    return dataclasses.replace(plan, prompt=prompt, reasoning=Reasoning(reasoning_limit))

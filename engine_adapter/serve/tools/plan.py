@@ -1,12 +1,14 @@
-"""Tools and ``tool_choice`` to a grammar: whatever the choice, the arguments of a call are masked to the schema of its
-function.
+"""Tools and ``tool_choice`` to a grammar: under every choice, a call's arguments are masked to its function's schema.
 
-How a choice is decoded: ``none``: as if there were no tools. One named tool: the prompt ends with the beginning of its
-call, and the
-output is its arguments. ``required`` (Mistral: ``any``): one or more tagged calls and nothing else. ``auto``: text in
-which a tag can only open a call of one of the tools.
-Owns: reading both spellings of tools (chat completions nest them, responses do not), the plan. Knows nothing about:
-    HTTP, engines.
+Owns: reading both spellings of tools (chat completions nest them, responses do not), and the plan.
+Knows nothing about: HTTP, how an engine decodes.
+
+How a choice is decoded:
+
+- ``none``: as if there were no tools.
+- One named tool: the prompt ends with the beginning of its call, and the output is its arguments.
+- ``required`` (Mistral: ``any``): one or more tagged calls and nothing else.
+- ``auto``: text in which a tag can only open a call of one of the tools.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from engine_adapter.engine.generation import Reasoning
 from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.tools.calls import BEGIN, END, ArgumentsReader, PlainReader, Reader, TaggedReader
 from engine_adapter.structured_output.bounded import bounded_schema
@@ -69,21 +72,25 @@ class Tool:
 
 @dataclass(frozen=True)
 class Plan:
-    """How an output is to be decoded.
+    """How the outputs of one request are decoded and read.
 
     Attributes:
         grammar: of the output.
-        reader: makes what reads one output.
+        error_places: where the parts of the grammar's source stand in the body; see ``errors.located``.
+        reader: makes the reader of one output.
         tools: for the chat template; None = do not mention any.
-        opening: text behind the prompt, before the output.
-        places: see ``errors.with_places``.
+        opening: the beginning of a call that stands at the end of the prompt.
+        prompt: of the model, with the opening; text or token ids.
+        reasoning: set if the output begins with reasoning.
     """
 
     grammar: GrammarSpec | None
+    error_places: Mapping[str, str] = field(default_factory=lambda: {"": "response_format"})
     reader: Callable[[], Reader] = PlainReader
     tools: Sequence[Mapping[str, Any]] | None = None
     opening: str = ""
-    places: Mapping[str, str] = field(default_factory=dict)
+    prompt: str | Sequence[int] = ""
+    reasoning: Reasoning | None = None
 
     def read(self, text: str) -> Reader:
         """Returns the reader of a whole output."""
@@ -93,13 +100,13 @@ class Plan:
         return reader
 
 
-def read_tools(given: Sequence[Any], backend: str) -> list[Tool]:
+def read_tools(given: Sequence[Any]) -> list[Tool]:
     """Reads the ``tools`` of a body.
 
     Raises:
         RequestError: a tool that cannot be read, or two of one name.
     """
-    tools = [_read_tool(tool, f"tools[{index}]", backend) for index, tool in enumerate(given)]
+    tools = [_read_tool(tool, f"tools[{index}]") for index, tool in enumerate(given)]
     names = [tool.name for tool in tools]
     for tool in tools:
         if names.count(tool.name) > 1:
@@ -113,36 +120,35 @@ def plan_output(
     *,
     parallel: bool | None,
     grammar: GrammarSpec | None,
-    backend: str,
+    format_field: str,
     bounded: bool,
     behind_reasoning: bool = False,
 ) -> Plan:
-    """Returns how to decode a request that has ``tools`` and, for answers that are no calls, ``grammar``.
+    """Returns how to decode a request with ``tools``, whose answers without calls match ``grammar``.
 
     Args:
         tools: may be empty.
         tool_choice: as it stands in the body; None = ``auto`` if there are tools.
         parallel: whether one output may hold several calls; None = yes.
-        grammar: of the content, from ``response_format``.
-        backend: of grammars that are made here.
-        behind_reasoning: the output begins with reasoning, so the beginning of a named call is part of it, not of the
-            prompt.
+        grammar: of the content; None = any text.
+        format_field: where ``grammar`` stands in the body.
         bounded: narrow schemas so that calls are short, and allow one call only: for models that were not trained.
+        behind_reasoning: the output begins with reasoning, so the beginning of a named call is part of the output.
 
     Raises:
         RequestError: a choice that is unknown or cannot be combined.
     """
     mode, chosen = _read_choice(tool_choice, tools)
     if mode == "none" or not chosen:
-        return Plan(grammar, places={"": "response_format"})
+        return Plan(grammar, {"": format_field})
     listed = [tool.for_template() for tool in tools]
     if mode == "named" and not behind_reasoning:
-        return _named(chosen[0], listed, backend)
+        return _named(chosen[0], listed)
     tags = [_tag(tool, bounded) for tool in chosen]
-    fields = {f"/tags/{index}/content/json_schema": tool.schema_param for index, tool in enumerate(chosen)}
-    places = {f"/format{inside}{place}": field for place, field in fields.items() for inside in ("", "/elements/0")} | {
-        "": "tools"
-    }
+    error_places = {"": "tools"}
+    for index, tool in enumerate(chosen):
+        for inside in ("", "/elements/0"):
+            error_places[f"/format{inside}/tags/{index}/content/json_schema"] = tool.schema_param
     single = bounded or parallel is False or mode == "named"
     calls: dict[str, Any] = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
     if single:
@@ -150,8 +156,12 @@ def plan_output(
     if mode in ("required", "named"):
         structure: dict[str, Any] = calls
     elif grammar is not None:
-        structure = {"type": "or", "elements": [calls, _as_format(grammar)]}
-        places |= {"/format/elements/1": "response_format"}
+        content = _as_format(grammar)
+        if content is None:
+            message = f"tools cannot be combined with a {format_field} of kind {grammar.kind}; set tool_choice"
+            raise RequestError(message, format_field)
+        structure = {"type": "or", "elements": [calls, content]}
+        error_places["/format/elements/1"] = format_field
     else:
         structure = {"type": "triggered_tags", "triggers": [BEGIN], "tags": tags}
         if single:
@@ -161,14 +171,14 @@ def plan_output(
     options = GrammarOptions(
         max_whitespace=1 if bounded else None, additional_properties="forbid" if strict or bounded else "allow"
     )
-    spec = GrammarSpec("structural_tag", source, backend, options)
-    return Plan(spec, partial(TaggedReader, {tool.name: tool.is_custom for tool in chosen}), listed, places=places)
+    spec = GrammarSpec("structural_tag", source, options=options)
+    return Plan(spec, error_places, partial(TaggedReader, {tool.name: tool.is_custom for tool in chosen}), listed)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read_tool(given: Any, param: str, backend: str) -> Tool:
+def _read_tool(given: Any, param: str) -> Tool:
     if not isinstance(given, Mapping):
         raise RequestError(f"{param} is not an object", param)
     kind = given.get("type", "function")
@@ -184,9 +194,7 @@ def _read_tool(given: Any, param: str, backend: str) -> Tool:
         raise RequestError(f"{where}.name is {name!r}; give 1 to 128 of A-Z a-z 0-9 _ . : / -", f"{where}.name")
     description = str(holder.get("description") or "")
     if kind == "custom":
-        return Tool(
-            name, param, description, None, False, _input_grammar(holder.get("format"), f"{where}.format", backend)
-        )
+        return Tool(name, param, description, input_grammar=_input_grammar(holder.get("format"), f"{where}.format"))
     parameters = holder.get("parameters")
     if parameters is None:
         parameters = {"type": "object", "properties": {}}
@@ -201,14 +209,14 @@ def _read_tool(given: Any, param: str, backend: str) -> Tool:
     strict = holder.get("strict")
     if strict not in (None, True, False):
         raise RequestError(f"{where}.strict is {strict!r}; give true or false", f"{where}.strict")
-    return Tool(name, param, description, parameters, bool(strict))
+    return Tool(name, param, description, parameters=parameters, strict=bool(strict))
 
 
-def _input_grammar(given: Any, param: str, backend: str) -> GrammarSpec | None:
+def _input_grammar(given: Any, param: str) -> GrammarSpec | None:
     if given is None:
         return None
     try:
-        grammar = grammar_of(given, backend=backend)
+        grammar = grammar_of(given)
     except ResponseFormatError as error:
         raise RequestError(f"{param}: {error}", f"{param}.{error.field}", code="response_format_invalid") from None
     if grammar is not None and grammar.kind not in ("lark", "ebnf", "regex"):
@@ -264,18 +272,17 @@ def _find(name: Any, tools: Sequence[Tool]) -> Tool:
 # -- grammars --------------------------------------------------------------------------------------------------------
 
 
-def _named(tool: Tool, listed: Sequence[Mapping[str, Any]], backend: str) -> Plan:
+def _named(tool: Tool, listed: Sequence[Mapping[str, Any]]) -> Plan:
+    spec = tool.input_grammar
+    if tool.parameters is not None:
+        options = GrammarOptions(additional_properties="forbid" if tool.strict else "allow")
+        spec = GrammarSpec("json_schema", json.dumps(tool.parameters, ensure_ascii=False), options=options)
     reader = partial(ArgumentsReader, tool.name, tool.is_custom)
-    places = {"": tool.schema_param}
-    if tool.parameters is None:
-        return Plan(tool.input_grammar, reader, listed, f"{BEGIN}{tool.name}>", places)
-    options = GrammarOptions(additional_properties="forbid" if tool.strict else "allow")
-    spec = GrammarSpec("json_schema", json.dumps(tool.parameters, ensure_ascii=False), backend, options)
-    return Plan(spec, reader, listed, f"{BEGIN}{tool.name}>", places)
+    return Plan(spec, {"": tool.schema_param}, reader, listed, f"{BEGIN}{tool.name}>")
 
 
 def _tag(tool: Tool, bounded: bool) -> dict[str, Any]:
-    content: dict[str, Any]
+    content: dict[str, Any] | None
     if tool.parameters is not None:
         schema = dict(tool.parameters)
         if tool.strict:
@@ -284,31 +291,24 @@ def _tag(tool: Tool, bounded: bool) -> dict[str, Any]:
     elif tool.input_grammar is None:
         content = {"type": "any_text"}
     else:
-        content = _as_format(tool.input_grammar, tool)
+        content = _as_format(tool.input_grammar)
+        if content is None:
+            instead = "must be named in tool_choice and cannot come behind reasoning"
+            cure = "give it a regex, or reasoning_effort none"
+            raise RequestError(f"a tool with a {tool.input_grammar.kind} grammar {instead}; {cure}", tool.param)
     return {"type": "tag", "begin": f"{BEGIN}{tool.name}>", "content": content, "end": END}
 
 
-def _as_format(grammar: GrammarSpec, tool: Tool | None = None) -> dict[str, Any]:
-    """Returns the part of a structural tag that allows what ``grammar`` allows."""
+def _as_format(grammar: GrammarSpec) -> dict[str, Any] | None:
+    """Returns the part of a structural tag that allows what ``grammar`` allows; None if there is none for its kind."""
     if grammar.kind in ("json_schema", "json_object"):
-        return {
-            "type": "json_schema",
-            "json_schema": json.loads(grammar.source) if grammar.source else {"type": "object"},
-        }
+        schema = json.loads(grammar.source) if grammar.source else {"type": "object"}
+        return {"type": "json_schema", "json_schema": schema}
     if grammar.kind == "regex":
         return {"type": "regex", "pattern": grammar.source}
     if grammar.kind == "ebnf":
         return {"type": "grammar", "grammar": grammar.source}
     if grammar.kind == "choice":
-        return {
-            "type": "or",
-            "elements": [{"type": "const_string", "value": text} for text in json.loads(grammar.source)],
-        }
-    if tool is not None:
-        instead = (
-            "must be named in tool_choice and cannot come behind reasoning; give it a regex, or reasoning_effort none"
-        )
-        raise RequestError(f"a tool with a {grammar.kind} grammar {instead}", tool.param)
-    raise RequestError(
-        f"tools cannot be combined with a response_format of kind {grammar.kind}; set tool_choice", "response_format"
-    )
+        texts = json.loads(grammar.source)
+        return {"type": "or", "elements": [{"type": "const_string", "value": text} for text in texts]}
+    return None
