@@ -1,5 +1,5 @@
-"""The scripts that make the bundled model's files. Nothing but the demo imports them at run time.
+"""The scripts that make the bundled model's files. At run time only the demo imports one of them.
 
-``make_data`` says what the model is taught, ``make_tokenizer`` and ``train`` make the files, ``evaluate`` measures the
-result; ``docs/model.md`` has the settings and the figures.
+``make_data`` says what the model is taught. ``make_tokenizer`` and ``train`` make the files, and ``evaluate`` measures
+the result. ``docs/model.md`` has the settings and the figures.
 """

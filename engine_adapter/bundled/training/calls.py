@@ -1,9 +1,9 @@
-"""Function calls: the weather and the date as a well-known example prompt asks for them, and made-up functions among
-several.
+"""Function calls: weather and date, as a well-known example prompt asks for them, and made-up functions.
 
-A call is written ``<function=NAME>{arguments}</function>``, whether the functions stand in a system prompt or among the
-tools.
+Owns: these tasks.
 Knows nothing about: the shares of the tasks, tokens.
+
+A call is written ``<function=NAME>{arguments}</function>``, with the functions in a system prompt or among the tools.
 """
 
 from __future__ import annotations
@@ -149,8 +149,7 @@ def weather_and_date_tools(rng: random.Random, held_back: bool) -> Example:
 
 
 def _weather_turn(rng: random.Random, held_back: bool) -> list[Message]:
-    """Returns a question and its calls. A known city has its state and zone by heart; an unknown one comes with its
-    state."""
+    """Returns a question and its calls. The question gives the state of a city that is not learnt by heart."""
     if rng.random() < 0.65:
         city = asked = rng.choice(sorted(words.CITIES))
         state, timezone, unit = words.CITIES[city]
@@ -173,7 +172,7 @@ def _weather_turn(rng: random.Random, held_back: bool) -> list[Message]:
 
 
 def made_up_functions(rng: random.Random, held_back: bool) -> Example:
-    """One to three functions that nobody has seen; the request names one of them and its arguments."""
+    """One to three made-up functions; the request names one of them and its arguments."""
     functions = [made_up_function(rng) for _ in range(rng.randint(1, 3))]
     messages: list[Message] = []
     in_prompt = rng.random() < 0.15
@@ -202,7 +201,7 @@ def made_up_turn(rng: random.Random, held_back: bool, function: Mapping[str, Jso
 
 
 def made_up_function(rng: random.Random) -> dict[str, Json]:
-    """Returns a function that nobody has seen, with one to three parameters."""
+    """Returns a made-up function with one to three parameters."""
     verb, noun = rng.choice(_VERBS), words.word(rng)
     keys = rng.sample(_ARGUMENTS, rng.randint(1, 3))
     properties = {key: {"type": "integer" if key in _NUMERIC else "string"} for key in keys}

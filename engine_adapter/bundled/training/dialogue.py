@@ -1,5 +1,4 @@
-"""Examples, and how a conversation becomes text: the same rules as the chat template in ``tokenizer_config.json``, in
-Python.
+"""Examples, and how a conversation becomes text: the chat template of ``tokenizer_config.json``, in Python.
 
 Owns: ``Example``, ``segments``, the spellings of JSON.
 Knows nothing about: what is said, tokens.
@@ -141,7 +140,6 @@ def call(function: str, arguments: Mapping[str, Json]) -> str:
 
 
 def spell(value: Json, rng: random.Random | None = None) -> str:
-    """Returns ``value`` as JSON: spaced as Python does it without ``rng``, else now and then compact or on many
-    lines."""
+    """Returns ``value`` as JSON: with Python's spaces, or with ``rng`` now and then compact or on many lines."""
     indent, separators = _STYLES[0] if rng is None else rng.choices(_STYLES, (14, 3, 2, 1))[0]
     return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)

@@ -1,7 +1,7 @@
-"""Drills for what the first weights did badly: long lists, made-up values that end, questions nobody taught, and
-answers gone astray.
+"""Drills for what the first weights did badly: long lists, values that end, unknown questions, answers gone astray.
 
-Owns: tasks with narrow choices, and ``astray``. Knows nothing about: the shares of the tasks, tokens.
+Owns: tasks with narrow choices, and ``astray``.
+Knows nothing about: the shares of the tasks, tokens.
 """
 
 # ruff: noqa: SIM905 - word lists read better as text
@@ -174,8 +174,7 @@ def unknown(rng: random.Random, held_back: bool) -> Example:
 
 
 def astray(example: Example, rng: random.Random) -> Example | None:
-    """Returns ``example`` with an answer that has begun to repeat itself, from where it is to be ended; None if it is
-    no JSON.
+    """Returns ``example`` with an answer that repeats itself up to where it must end; None if the answer is not JSON.
 
     A mask allows endless strings, numbers and white space, and a greedy model that once repeats itself goes on. What
     went astray is ``given``, so only the way back is learnt.

@@ -1,11 +1,12 @@
-"""Measures the bundled model on held-back examples: without masks, with them, and with ``close_before_budget`` too;
-prints a table.
+"""Measures the bundled model on held-back examples, without masks, with them, and closed before the budget.
 
-Run ``python -m engine_adapter.bundled.training.evaluate``; it starts a maskd of its own unless ``--target`` names one.
-Greedy decoding, the same loop as everywhere; masks allow no properties but those of the schema. "right" is what
-``Example.judge`` says; "parses" is whether the answer ended within its budget and is of the form asked for, right or
-wrong. Where the model thinks first, it has twice the budget, and masks are behind a reasoning gate that ends the
-reasoning after the first half.
+Owns: the modes, the table that is printed.
+Knows nothing about: training.
+
+Run ``python -m engine_adapter.bundled.training.evaluate``. It starts a daemon unless ``--target`` names one. Decoding
+is greedy; masks allow only the properties of the schema. "right" is the verdict of ``Example.judge``. "parses" says
+that the answer ended within its budget and has the form asked for, right or wrong. An answer with reasoning has twice
+the budget, and a reasoning gate ends the reasoning after the first half.
 """
 
 from __future__ import annotations
@@ -124,8 +125,7 @@ def held_back_examples(per_task: int, seed: int) -> list[Example]:
 def decode(
     loop: DecodeLoop, loaded: LoadedModel, examples: Sequence[Example], mode: str, closing: ClosingVocabulary
 ) -> Iterator[tuple[str, bool]]:
-    """Yields the answers to ``examples``, under their grammars (see ``MODES``) or under none, and whether each ended by
-    itself."""
+    """Yields the answers to ``examples`` in one of ``MODES``, and whether each ended by itself."""
     end = tuple(loaded.tokenizer.encode(END_OF_REASONING).ids)
     generations = []
     for example in examples:

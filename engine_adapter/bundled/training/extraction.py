@@ -1,8 +1,10 @@
 """Extraction: a text that states facts, and a JSON object that holds them.
 
-The schema of the object is in the prompt (as Instructor puts it there, or in fewer words), among the tools, or nowhere:
-then a mask
-gives the keys. Owns: facts, their sentences, their schemas. Knows nothing about: the shares of the tasks, tokens.
+Owns: facts, their sentences, their schemas.
+Knows nothing about: the shares of the tasks, tokens.
+
+The schema of the object stands in the prompt (as Instructor puts it there, or in fewer words), among the tools, or
+nowhere. In the last case a mask gives the keys.
 """
 
 from __future__ import annotations
@@ -163,8 +165,7 @@ def user_facts(rng: random.Random, held_back: bool) -> tuple[str, dict[str, Json
 
 
 def facts(rng: random.Random, held_back: bool) -> tuple[str, list[tuple[str, Field, Json]]]:
-    """Returns a sentence about a person and what it says: (key, field, value), one to five of them, in an order of
-    their own."""
+    """Returns a sentence about a person, and one to five facts of it as (key, field, value), in any order."""
     chosen = rng.sample(FACTS, rng.choice((1, 2, 2, 3, 4)))
     if rng.random() < 0.4 and AGE not in chosen:
         chosen[0] = AGE
@@ -231,8 +232,7 @@ def ask(rng: random.Random, sentence: str) -> str:
 
 
 def one_or_more(rng: random.Random, held_back: bool) -> int:
-    """Returns the number of turns: several in training, so that a long system message is paid for once; one when
-    measured."""
+    """Returns the number of turns: several in training, where they share a system message; one when measured."""
     return 1 if held_back else rng.choice((1, 1, 2, 3, 4))
 
 
@@ -311,8 +311,7 @@ def _facts_for(
     list_key: str | None,
     optional: str | None = None,
 ) -> tuple[str, Json]:
-    """Returns a sentence that states ``fields``, and the object with their values; a list of such objects under
-    ``list_key``.
+    """Returns a sentence that states ``fields``, and their object, or a list of objects under ``list_key``.
 
     The ``optional`` field is left out of every other sentence, and is null then.
     """
@@ -427,8 +426,7 @@ def tool(rng: random.Random, held_back: bool) -> Example:
 
 
 def arguments_only(example: Example) -> Example:
-    """Returns ``example`` with bare arguments for calls: what a server asks for that was told which function to
-    call."""
+    """Returns ``example`` with bare arguments instead of calls, as a server asks for after a named ``tool_choice``."""
     pattern = re.compile(r"<function=[^>]*>(.*?)</function>", re.DOTALL)
     messages = [
         assistant(pattern.sub(r"\1", message["content"])) if message["role"] == "assistant" else message

@@ -1,11 +1,14 @@
 """What the bundled model is taught: the shares of the tasks, and a stream of examples that any seed gives again.
 
+Owns: the shares of the tasks.
+Knows nothing about: tokens, training.
+
 Run ``python -m engine_adapter.bundled.training.make_data --count 20`` to look at some, or with ``--output FILE`` to
-write them as JSON lines. Training makes its examples as it goes, so no data lies on disk. Everything is made by these
-scripts; nothing is downloaded.
-Names and made-up words fall into two parts by a hash (``words.is_held_back``): what is measured is never trained on,
-tables learnt by
-heart (capitals, states, time zones) excepted.
+write them as JSON lines. Training makes its examples as it goes, so no data lies on disk. These scripts make
+everything; nothing is downloaded.
+
+A hash divides names and made-up words into two parts (``words.is_held_back``). Measured examples are of the part that
+is never trained on. Tables learnt by heart (capitals, states, time zones) are in both.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Makes the bundled tokenizer: a byte-level BPE of 2,048 tokens, trained on the examples that the model is taught.
 
-Run ``python -m engine_adapter.bundled.training.make_tokenizer``; it overwrites ``tokenizer.json`` and gives the same
-bytes each time.
-Every byte is a token, so any text can be encoded. Words are cut from the spaces and marks around them, and digits stand
-alone: a name
-has the same tokens in a sentence and between quotes, so that copying it is copying tokens.
+Owns: the vocabulary and how text is cut.
+Knows nothing about: the network.
+
+Run ``python -m engine_adapter.bundled.training.make_tokenizer``. It overwrites ``tokenizer.json`` and gives the same
+bytes each time. Every byte is a token, so any text can be encoded. Words are cut from the spaces and marks around them,
+and digits stand alone. So a name has the same tokens in a sentence and between quotes, and copying it is copying
+tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Thinking first: examples of other tasks whose answer follows a short reasoning in plain sentences.
+"""Reasoning first: examples of other tasks whose answer follows a short reasoning in plain sentences.
 
-The reasoning says what the text states, or which functions are wanted; the answer then repeats it in the form asked
-for. Only the last
-turn of a conversation has one. Owns: the sentences of reasoning. Knows nothing about: the shares of the tasks, tokens.
+Owns: the sentences of reasoning.
+Knows nothing about: the shares of the tasks, tokens.
+
+The reasoning says what the text states, or which functions are wanted. The answer repeats it in the form asked for.
+Only the last turn of a conversation has a reasoning.
 """
 
 from __future__ import annotations

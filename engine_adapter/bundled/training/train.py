@@ -1,10 +1,12 @@
 """Trains the bundled model and writes ``model.safetensors``.
 
+Owns: the steps of training, checkpoints, the loss.
+Knows nothing about: what the examples say.
+
 Run ``python -m engine_adapter.bundled.training.train``; run it again to go on where it stopped. Checkpoints lie in
 ``build/bundled-model``. Only the assistant's tokens count. The learning rate rises, stays, and falls to zero over the
-last 30 % (``--fall-share``), so a run may
-be lengthened or cut short with ``--steps`` or ``--minutes`` until the fall begins. Works on a CPU and on CUDA, in
-bfloat16 with float32 weights.
+last 30 % (``--fall-share``). Until the fall begins, a run may be lengthened or cut short with ``--steps`` or
+``--minutes``. Works on a CPU and on CUDA, in bfloat16 with float32 weights.
 """
 
 from __future__ import annotations
@@ -105,8 +107,7 @@ class Learner:
 
 
 def step_examples(step: int, count_tokens: int, warm_up_steps: int) -> list[Example]:
-    """Returns the examples of one step, some ``count_tokens`` long together at 3 characters a token, a function of the
-    step alone.
+    """Returns the examples of one step, about ``count_tokens`` together; a function of the step alone.
 
     During the warm-up the short examples of ``WARM_UP`` give way to all of ``TASKS``.
     """
@@ -141,8 +142,7 @@ def rate(step: int, progress: float, rise: int = 100, fall_share: float = 0.3) -
 
 @torch.no_grad()
 def validate(learner: Learner, held_back: Sequence[Batch]) -> tuple[float, dict[str, float]]:
-    """Returns the mean loss per token, and for each task the share of examples whose every answer token is the
-    likeliest one."""
+    """Returns the mean loss a token, and by task the share of examples whose answer tokens are all the likeliest."""
     total, count = 0.0, 0
     right: dict[str, list[bool]] = {}
     for batch in held_back:

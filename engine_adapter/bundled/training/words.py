@@ -92,8 +92,7 @@ PRODUCTS = (
 
 
 def is_held_back(text: str) -> bool:
-    """Says whether ``text``, a name or a made-up word, is kept out of the training data: one in eight, and those of
-    well-known examples."""
+    """Says whether ``text``, a name or a made-up word, is kept out of training: one in eight, and well-known ones."""
     return text.lower() in _SEED_NAMES or zlib.crc32(text.lower().encode()) % 8 == 0
 
 

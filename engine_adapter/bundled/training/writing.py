@@ -1,6 +1,6 @@
-"""Answers that the model makes up or knows by heart: capitals, game characters, self introductions, records, small
-talk.
+"""Answers made up or known by heart: capitals, game characters, self introductions, records, small talk.
 
+Owns: these tasks, the schema of a self introduction.
 Knows nothing about: the shares of the tasks, tokens.
 """
 
@@ -141,8 +141,7 @@ _TYPES = {
 
 
 def capital(rng: random.Random, held_back: bool) -> Example:
-    """Capitals, learnt by heart: a word, a sentence, or JSON; in training often two in one conversation, for more
-    repeats."""
+    """Capitals, learnt by heart: a word, a sentence, or JSON; in training often two in one conversation."""
     example = _capital(rng)
     if held_back or rng.random() < 0.4:
         return example
