@@ -1,6 +1,7 @@
 """The command line of the engine side: ``python -m engine_adapter demo`` and ``serve``.
 
-Owns: flags and exit codes. Imports nothing heavy before it knows what to do.
+Owns: flags and exit codes.
+Knows nothing about: models, routes. It imports nothing heavy before it knows what to do.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="engine_adapter", description="The engine side of maskd.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="decode four sequences with different grammars in one batch")
-    demo.add_argument(
-        "--model", type=Path, help="a local Hugging Face model directory (default: the bundled model, random weights)"
-    )
+    demo.add_argument("--model", type=Path, help="a local Hugging Face model directory (default: the bundled model)")
     demo.add_argument("--target", help="a running daemon, unix:/path or host:port (default: start one)")
     demo.add_argument("--seed", type=int, default=4, help="of the sampling (default: %(default)s)")
     add_flags(

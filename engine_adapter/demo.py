@@ -1,6 +1,7 @@
 """The demo: a daemon, a small model and four sequences in one batch, each with another grammar, or none.
 
-Owns: the four requests, how they are shown, and the verdict. Knows nothing about: how anything of it works.
+Owns: the four requests, how they are shown, and the verdict.
+Knows nothing about: how a token is masked or drawn.
 """
 
 from __future__ import annotations
@@ -54,8 +55,7 @@ _CONNECT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class _Part:
-    """One sequence of the demo: what it is called, what it is asked, and what is wrong with its text (None =
-    nothing)."""
+    """One sequence of the demo. ``fault`` says what is wrong with its text, None = nothing."""
 
     name: str
     prompt: str
@@ -69,17 +69,17 @@ def run_demo(console: Console, *, model_path: Path | None = None, target: str | 
 
     Args:
         console: where it is shown; progress moves on a terminal only.
-        model_path: a local Hugging Face directory; None = the bundled model, whose weights are random.
+        model_path: a local Hugging Face directory; None = the bundled model.
         target: a running daemon; None = start one.
         seed: of all four sequences.
 
     Raises:
         MaskdError: the daemon cannot be started or reached.
     """
-    # masks are made beside the forward pass, on a core of their own
+    # the daemon makes masks during the forward pass, on another core
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     if target is not None:
-        # says what is wrong before anything heavy is loaded
+        # fails before anything heavy is loaded, if no daemon is there
         Client.connect(target, timeout_seconds=_CONNECT_SECONDS).close()
     with ExitStack() as stack:
         with _doing(console, "starting maskd, loading the model"):
@@ -112,8 +112,7 @@ def run_demo(console: Console, *, model_path: Path | None = None, target: str | 
 def _parts(trained: bool) -> list[_Part]:
     schema = GrammarSpec("json_schema", json.dumps(INTRODUCTION))
     return [
-        # Random weights never tire of a string: the bounded schema allows a short subset. The verdict is by the
-        # original.
+        # Random weights may never end a string, so they get the bounded schema. The verdict is by the original.
         _Part(
             "JSON schema",
             "Make a self introduction please.",
@@ -141,9 +140,8 @@ def _parts(trained: bool) -> list[_Part]:
 
 def _request(part: _Part, loaded: LoadedModel, seed: int) -> Request:
     prompt = loaded.tokenizer.encode(_CHAT.format(part.prompt), add_special_tokens=False).ids
-    return Request(
-        prompt, part.grammar, sampling=SamplingParams(temperature=0.8, seed=seed), max_tokens=part.max_tokens
-    )
+    sampling = SamplingParams(temperature=0.8, seed=seed)
+    return Request(prompt=prompt, grammar=part.grammar, sampling=sampling, max_tokens=part.max_tokens)
 
 
 def _decode(

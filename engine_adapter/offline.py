@@ -1,6 +1,7 @@
 """What the offline interfaces share: an engine that ends with the program, and where its model and its daemon are.
 
-Owns: the lifetime of the engine. Knows nothing about: any dialect.
+Owns: the lifetime of the engine.
+Knows nothing about: any interface.
 """
 
 from __future__ import annotations
@@ -26,14 +27,12 @@ _REASONING_PARSERS: dict[str, str | None] = {
     "qwen3": None,
     "intern-s1": None,
 }
-"""Names of reasoning parsers to the end of the reasoning of models that always begin with it; None = the chat template
-says."""
+"""Name of a reasoning parser to the text that ends reasoning; None = the chat template tells."""
 _log = logging.getLogger("engine_adapter")
 
 
 class Offline:
-    """Base of the offline interfaces; a context manager. Closing is optional: the engine ends with the object or the
-    program.
+    """Base of the offline interfaces; a context manager. The engine ends with the object or the program at the latest.
 
     Attributes:
         engine: what generates.
@@ -70,7 +69,7 @@ class Offline:
 
 
 def reasoning_end_of(reasoning_parser: str | None) -> str | None:
-    """Returns the engine's ``reasoning_end`` for the name of a reasoning parser; for no name "", no reasoning.
+    """Returns the engine's ``reasoning_end`` for the name of a reasoning parser; None = "", no reasoning.
 
     Raises:
         ValueError: an unknown name.
@@ -83,10 +82,11 @@ def reasoning_end_of(reasoning_parser: str | None) -> str | None:
 
 
 def finished(generation: TextGeneration) -> list[Choice]:
-    """Waits for ``generation``, logs what is to be known about its grammar, and returns its outputs.
+    """Waits for ``generation``, logs the report on its grammar, and returns its outputs.
 
     Raises:
-        GrammarError: the grammar was refused. Others: what went wrong.
+        GrammarError: the grammar was refused.
+        Exception: another error of an output.
     """
     choices = generation.result()
     if (report := generation.report) is not None:

@@ -1,6 +1,9 @@
-"""A daemon of one's own: ``maskd serve`` as a child process on a unix socket in a directory that goes when it goes.
+"""A daemon of the caller's own: ``maskd serve`` as a child process, on a unix socket in a temporary directory.
 
-For demos, offline generation and tests; a deployment runs the daemon by itself. Knows nothing about: sessions, models.
+Owns: the process and its directory.
+Knows nothing about: sessions, models.
+
+For demos, offline generation and tests. A deployment runs the daemon by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ _CONNECT_SECONDS = 0.5
 
 
 class Sidecar:
-    """A running ``maskd serve``; a context manager. Starting returns at once; whoever connects waits.
+    """A running ``maskd serve``; a context manager. Starting returns at once; ``connect`` fails until it is up.
 
     Attributes:
         target: for ``Client.connect``.
@@ -38,7 +41,7 @@ class Sidecar:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own module
 
     def connect(self) -> Client:
-        """Returns a new client; a function for ``Masker``, which asks again until the daemon is up.
+        """Returns a new client. ``Masker`` takes it as a function and asks again until the daemon is up.
 
         Raises:
             UnavailableError: not up yet. ConfigError: it exited; the end of its log is in the message.

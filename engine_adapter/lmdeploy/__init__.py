@@ -1,9 +1,10 @@
-"""LMDeploy's ``pipeline`` over the bundled engine: a script for LMDeploy runs with this import and the name of a local
-model.
+"""LMDeploy's ``pipeline`` over the bundled engine.
 
-Owns: prompts in their several forms, and answers in their order. Source of the interface: LMDeploy 0.16, "Structured
-    output" and
-``lmdeploy.pipeline``. Knows nothing about: how text is made.
+Owns: prompts in their several forms, and answers in their order.
+Knows nothing about: how text is made.
+
+A script for LMDeploy runs with this import and the name of a local model. Source of the interface: LMDeploy 0.16,
+"Structured output" and ``lmdeploy.pipeline``.
 """
 
 from __future__ import annotations
@@ -37,25 +38,30 @@ def pipeline(
         log_level: of the logger ``engine_adapter``.
         target: a running daemon; None = that of ``MASKD_TARGET``, or one of its own.
         grammar_backend: "auto", "xgrammar" or "llguidance".
-        reasoning_parser: of LMDeploy's server, "deepseek-r1", "qwen-qwq" or "intern-s1": where the model reasons first,
-            the response
-            format begins behind that, and answers have ``reasoning_content``; None = reasoning is text like any other.
+        reasoning_parser: of LMDeploy's server, "deepseek-r1", "qwen-qwq" or "intern-s1". Where the model reasons first,
+            the response format begins behind that, and answers have ``reasoning_content``. None = reasoning is text.
 
     Raises:
         FileNotFoundError: no such directory. ValueError: an unknown parser. MaskdError: no daemon.
     """
     logging.getLogger("engine_adapter").setLevel(log_level)
-    return Pipeline(model_path, backend_config or PytorchEngineConfig(), target, grammar_backend, reasoning_parser)
+    return Pipeline(
+        model_path,
+        backend_config or PytorchEngineConfig(),
+        target=target,
+        grammar_backend=grammar_backend,
+        reasoning_parser=reasoning_parser,
+    )
 
 
 class Pipeline(Offline):
-    """Answers prompts. A prompt is a text, which becomes a user's turn, or a conversation, a list of mappings with role
-    and content."""
+    """Answers prompts: a text becomes a user's turn, a list of mappings with role and content is a conversation."""
 
     def __init__(
         self,
         model: str | Path | None,
         config: PytorchEngineConfig | TurbomindEngineConfig,
+        *,
         target: str | None,
         grammar_backend: str,
         reasoning_parser: str | None,
@@ -98,7 +104,7 @@ class Pipeline(Offline):
         try:
             responses = [_response(index, generation) for index, generation in enumerate(generations)]
         finally:
-            for generation in generations:  # nobody waits for the others if one failed
+            for generation in generations:  # if one failed, the others are not wanted
                 generation.cancel()
         return responses[0] if is_one else responses
 
@@ -111,19 +117,22 @@ class Pipeline(Offline):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         enable_thinking: bool | None = None,
     ) -> Iterator[Response]:
-        """Yields a ``Response`` with what is new for every piece of text, one prompt after the other; see
-        ``__call__``."""
+        """Yields a ``Response`` for every new piece of text, one prompt after the other; see ``__call__``."""
         variables = _variables(chat_template_kwargs, enable_thinking)
         for index, generation in enumerate(self._submit(_as_batch(prompts)[0], gen_config, do_preprocess, variables)):
             count = 0
             for delta in generation:
                 count += len(delta.token_ids)
-                reason = delta.finish_reason
-                if reason == "error":
+                if delta.finish_reason == "error":
                     generation.result()
-                reasoning = delta.reasoning if generation.request.reasoning is not None else None
                 yield Response(
-                    delta.text, count, generation.prompt_tokens, reason, list(delta.token_ids), None, index, reasoning
+                    text=delta.text,
+                    generate_token_len=count,
+                    input_token_len=generation.prompt_tokens,
+                    finish_reason=delta.finish_reason,
+                    token_ids=list(delta.token_ids),
+                    index=index,
+                    reasoning_content=None if generation.request.reasoning is None else delta.reasoning,
                 )
 
     def _submit(
@@ -161,18 +170,16 @@ def _as_batch(prompts: Any) -> tuple[list[Any], bool]:
 
 def _response(index: int, generation: TextGeneration) -> Response:
     choice = finished(generation)[0]
-    logprobs = (
-        None
-        if choice.logprobs is None
-        else [dict(each.top) | {each.token_id: each.logprob} for each in choice.logprobs]
-    )
+    logprobs = None
+    if choice.logprobs is not None:
+        logprobs = [dict(each.top) | {each.token_id: each.logprob} for each in choice.logprobs]
     return Response(
-        choice.text,
-        len(choice.token_ids),
-        generation.prompt_tokens,
-        choice.finish_reason,
-        choice.token_ids,
-        logprobs,
-        index,
-        choice.reasoning,
+        text=choice.text,
+        generate_token_len=len(choice.token_ids),
+        input_token_len=generation.prompt_tokens,
+        finish_reason=choice.finish_reason,
+        token_ids=choice.token_ids,
+        logprobs=logprobs,
+        index=index,
+        reasoning_content=choice.reasoning,
     )

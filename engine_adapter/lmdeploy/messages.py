@@ -1,7 +1,9 @@
-"""LMDeploy's parameter classes, as far as the bundled engine has what they ask for: an unknown parameter is a
-TypeError, never ignored.
+"""LMDeploy's parameter classes, with the parameters that the bundled engine can serve.
 
-Source of names and defaults: LMDeploy 0.16, ``lmdeploy.messages``. Knows nothing about: the engine.
+Owns: their names and defaults, and their translation into a ``TextRequest``.
+Knows nothing about: the engine.
+
+An unknown parameter is a TypeError, never ignored. Source: LMDeploy 0.16, ``lmdeploy.messages``.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class PytorchEngineConfig:
 
 
 class TurbomindEngineConfig(PytorchEngineConfig):
-    """The same; there is one engine here."""
+    """The same as ``PytorchEngineConfig``; there is one engine here."""
 
 
 @dataclass
@@ -51,8 +53,8 @@ class GenerationConfig:
 
     Attributes:
         max_new_tokens: most tokens of an answer.
-        do_sample: False = the likeliest token each time, whatever ``temperature``, ``top_p``, ``top_k`` and ``min_p``
-            are.
+        do_sample: False = the likeliest token each time; ``temperature``, ``top_p``, ``top_k`` and ``min_p`` mean
+        nothing.
         temperature, top_p, top_k, min_p, random_seed, repetition_penalty: as in ``SamplingParams``.
         n: must be 1, as in LMDeploy.
         min_new_tokens: an answer has at least so many tokens, unless its response format leaves nothing else to say.
@@ -104,10 +106,10 @@ class GenerationConfig:
             repetition_penalty=self.repetition_penalty,
         )
         return TextRequest(
-            prompt,
-            grammar_of(self.response_format),
-            sampling,
-            self.max_new_tokens,
+            prompt=prompt,
+            grammar=grammar_of(self.response_format),
+            sampling=sampling,
+            max_tokens=self.max_new_tokens,
             stop=tuple(self.stop_words or ()),
             logprobs=self.logprobs,
             close_before_budget=self.close_before_budget,
@@ -120,7 +122,7 @@ class GenerationConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Response:
     """An answer.
 

@@ -1,6 +1,7 @@
 """What the server counts, in Prometheus' text format.
 
-Owns: the registry of one server. The daemon's own metrics are its own.
+Owns: the registry of one server.
+Knows nothing about: requests, the daemon.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Metrics:
     """The metrics of one server."""
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
-        """``stats`` is asked whenever somebody reads the metrics."""
+        """``stats`` is called for every reading of the metrics."""
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(stats))
         self._requests = Counter("maskd_http_requests", "Answers sent.", ["route", "status"], registry=self._registry)
@@ -59,12 +60,12 @@ class Metrics:
             self._grammars.labels(generation.report.backend).inc()
 
     def text(self) -> bytes:
-        """Returns all of it."""
+        """Returns all metrics."""
         return generate_latest(self._registry)
 
 
 class _EngineCollector(Collector):
-    """Asks the engine when somebody reads."""
+    """Asks the engine for its numbers at every reading."""
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
         self._stats = stats

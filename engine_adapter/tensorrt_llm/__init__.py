@@ -1,9 +1,10 @@
-"""TensorRT-LLM's ``LLM`` over the bundled engine: a script for TensorRT-LLM runs with this import and the name of a
-local model.
+"""TensorRT-LLM's ``LLM`` over the bundled engine.
 
-Owns: inputs in their several forms, and outputs that can be waited for, awaited and iterated. Source of the interface:
-    TensorRT-LLM,
-"Guided decoding" and ``tensorrt_llm.llmapi``. Knows nothing about: how text is made.
+Owns: inputs in their several forms, and outputs that can be waited for, awaited and iterated.
+Knows nothing about: how text is made.
+
+A script for TensorRT-LLM runs with this import and the name of a local model. Source of the interface: TensorRT-LLM,
+"Guided decoding" and ``tensorrt_llm.llmapi``.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ __all__ = ["LLM", "GuidedDecodingParams", "RequestOutput", "SamplingParams"]
 
 
 class RequestOutput:
-    """The output of one input, growing until ``finished``. ``await`` and ``result`` wait for the end; ``async for``
-    yields it as it grows.
+    """The output of one input, growing until ``finished``.
+
+    ``await`` and ``result`` wait for the end; ``async for`` yields it as it grows.
 
     Attributes:
         request_id: counts from 0.
@@ -51,12 +53,12 @@ class RequestOutput:
         return self._generation.is_finished
 
     def result(self) -> RequestOutput:
-        """Waits for the end. Raises what went wrong, a ``GrammarError`` for instance."""
+        """Waits for the end. Raises the error of an output, a ``GrammarError`` for instance."""
         finished(self._generation)
         return self
 
     async def aresult(self) -> RequestOutput:
-        """Waits for the end, as ``await`` does. Raises what went wrong."""
+        """Waits for the end, as ``await`` does. Raises the error of an output."""
         async for _ in self._generation:
             pass
         return self.result()
@@ -140,15 +142,17 @@ class LLM(Offline):
             for output in outputs:
                 output.result()
         finally:
-            for output in outputs:  # nobody waits for the others if one failed
+            for output in outputs:  # if one failed, the others are not wanted
                 output.abort()
         return outputs[0] if is_one else outputs
 
     def generate_async(
         self, inputs: Any, sampling_params: SamplingParams | None = None, streaming: bool = False
     ) -> RequestOutput:
-        """Returns the output of one input at once; it grows. ``streaming`` is accepted: every output can be iterated.
-        See ``generate``."""
+        """Returns the output of one input at once; it grows. See ``generate``.
+
+        ``streaming`` is accepted, without effect: every output can be iterated.
+        """
         if isinstance(inputs, Mapping):
             inputs = inputs.get("prompt") or inputs.get("prompt_token_ids") or ""
         request = (sampling_params or SamplingParams()).request(inputs)

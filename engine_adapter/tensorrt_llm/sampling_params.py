@@ -1,7 +1,9 @@
-"""TensorRT-LLM's parameter classes, as far as the bundled engine has what they ask for: an unknown parameter is a
-TypeError, never ignored.
+"""TensorRT-LLM's parameter classes, with the parameters that the bundled engine can serve.
 
-Source of names and defaults: TensorRT-LLM, ``tensorrt_llm.sampling_params``. Knows nothing about: the engine.
+Owns: their names and defaults, and their translation into a ``TextRequest``.
+Knows nothing about: the engine.
+
+An unknown parameter is a TypeError, never ignored. Source: TensorRT-LLM, ``tensorrt_llm.sampling_params``.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ class SamplingParams:
             ValueError: a constraint or a number is wrong.
         """
         is_greedy = self.temperature is None and self.top_p is None and self.top_k is None and self.min_p is None
+        biases = () if self.embedding_bias is None else self.embedding_bias
         sampling = sampling_params.SamplingParams(
             temperature=0.0 if is_greedy else 1.0 if self.temperature is None else self.temperature,
             top_k=self.top_k or 0,
@@ -111,15 +114,13 @@ class SamplingParams:
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
-            logit_bias={}
-            if self.embedding_bias is None
-            else {index: float(bias) for index, bias in enumerate(self.embedding_bias) if bias},
+            logit_bias={index: float(bias) for index, bias in enumerate(biases) if bias},
         )
         return TextRequest(
-            prompt,
-            None if self.guided_decoding is None else self.guided_decoding.spec(),
-            sampling,
-            self.max_tokens,
+            prompt=prompt,
+            grammar=None if self.guided_decoding is None else self.guided_decoding.spec(),
+            sampling=sampling,
+            max_tokens=self.max_tokens,
             stop=_texts(self.stop),
             logprobs=self.logprobs,
             n=self.n,

@@ -1,9 +1,10 @@
 """Output text to content and function calls, piece by piece while it arrives.
 
-Owns: ``Call``, the parts that a piece of text is made of, and one reader per form of output: plain text, the arguments
-    of one call, text
-with calls ``<function=NAME>{...}</function>`` in it (Llama 3.1's form, which the bundled model's chat template uses).
+Owns: ``Call``, the parts that a piece of text is made of, and one reader for each form of output.
 Knows nothing about: grammars, dialects, tokens.
+
+The forms are plain text, the arguments of one call, and text with calls ``<function=NAME>{...}</function>`` in it. The
+last is Llama 3.1's form, which the bundled model's chat template uses.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Reader(Protocol):
     calls: list[Call]
 
     def feed(self, text: str) -> list[Part]:
-        """Takes the next piece of the output; returns what is certain now."""
+        """Takes the next piece of the output; returns the parts that are certain now."""
         ...
 
     def finish(self) -> list[Part]:
@@ -122,7 +123,7 @@ class PlainReader:
 
 
 class ArgumentsReader:
-    """An output that is the arguments of one call, whose name was settled before."""
+    """An output that is the arguments of one call; its name is known before."""
 
     def __init__(self, name: str, is_custom: bool) -> None:
         self.content = ""
@@ -147,8 +148,7 @@ class TaggedReader:
     """An output with any number of tagged calls. White space around calls is no content."""
 
     def __init__(self, tools: Mapping[str, bool]) -> None:
-        """Reads calls of ``tools``: name to whether it is a custom one. What looks like a call of another is
-        content."""
+        """Reads calls of ``tools``, name to whether it is a custom one. Calls of other names are content."""
         self.content = ""
         self.calls: list[Call] = []
         self._tools = tools
@@ -179,22 +179,15 @@ class TaggedReader:
         """Reads up to the next call; says whether to go on."""
         at = self._held.find(BEGIN)
         if at < 0:
-            kept = next(
-                (
-                    size
-                    for size in range(min(len(BEGIN) - 1, len(self._held)), 0, -1)
-                    if BEGIN.startswith(self._held[-size:])
-                ),
-                0,
-            )
-            certain = self._held[: len(self._held) - kept].rstrip()
+            certain = self._held[: _certain_length(self._held, BEGIN)].rstrip()
             self._say(certain, parts)
             self._held = self._held[len(certain) :]
             return False
         close = self._held.find(">", at)
         if close < 0:
-            self._say(self._held[:at].rstrip(), parts)
-            self._held = self._held[len(self._held[:at].rstrip()) :]
+            certain = self._held[:at].rstrip()
+            self._say(certain, parts)
+            self._held = self._held[len(certain) :]
             return False
         name = self._held[at + len(BEGIN) : close]
         if name not in self._tools:
@@ -221,15 +214,7 @@ class TaggedReader:
                 return False
         at = self._held.find(END)
         if at < 0:
-            kept = next(
-                (
-                    size
-                    for size in range(min(len(END) - 1, len(self._held)), 0, -1)
-                    if END.startswith(self._held[-size:])
-                ),
-                0,
-            )
-            certain = len(self._held) - kept
+            certain = _certain_length(self._held, END)
             self._extend(call, self._held[:certain], parts)
             self._held = self._held[certain:]
             return False
@@ -253,9 +238,14 @@ class TaggedReader:
             parts.append(CallDelta(call, text))
 
 
+def _certain_length(text: str, tag: str) -> int:
+    """Returns how much of ``text`` cannot be the beginning of ``tag``."""
+    sizes = range(min(len(tag) - 1, len(text)), 0, -1)
+    return len(text) - next((size for size in sizes if tag.startswith(text[-size:])), 0)
+
+
 class _JsonEnd:
-    """Finds the end of one JSON object or array in text that comes in pieces. A value of another type is over at
-    once."""
+    """Finds the end of one JSON object or array in pieces of text. A value of another type is over at once."""
 
     def __init__(self) -> None:
         self.is_over = False
