@@ -1,7 +1,9 @@
 """``engine-adapter serve``: flags and a YAML file to an engine and a listening server.
 
+Owns: settings, logging, the life of the process.
+Knows nothing about: routes.
+
 A flag beats the file. The file's ``guided_decoding_backend`` is spelled as TensorRT-LLM's ``trtllm-serve`` reads it.
-Owns: settings, logging, the life of the process. Knows nothing about: routes.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,116 +30,91 @@ __all__ = ["ServeSettings", "add_flags", "load_settings", "run_server"]
 logger = logging.getLogger("engine_adapter.serve")
 
 
+def _setting(
+    default: Any,
+    text: str,
+    kind: type = str,
+    *,
+    limits: tuple[int, int] | None = None,
+    among: Sequence[str] = (),
+    or_any: bool = False,
+) -> Any:
+    """Returns a field of ``ServeSettings``.
+
+    Args:
+        default: also says that the setting may be None, if it is.
+        text: for the help.
+        kind: of the values.
+        limits: least and greatest number.
+        among: the values there are.
+        or_any: ``any`` (in a file null as well) takes the bound away; the setting is None then.
+    """
+    metadata = {"help": text, "kind": kind, "limits": limits, "among": among, "or_any": or_any}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class ServeSettings:
-    """What ``engine-adapter serve`` can be told. Metadata of a field: what it means."""
+    """What ``engine-adapter serve`` can be told; the help of each field is its meaning."""
 
-    model: str | None = dataclasses.field(
-        default=None, metadata={"help": "a local Hugging Face directory (default: the bundled model)"}
+    model: str | None = _setting(None, "a local Hugging Face directory (default: the bundled model)")
+    host: str = _setting("127.0.0.1", "address to listen on; every client that reaches it may use it")
+    port: int = _setting(8000, "port to listen on", int, limits=(0, 65535))
+    guided_decoding_backend: str = _setting("auto", "xgrammar, llguidance, or auto, which picks one for each grammar")
+    target: str | None = _setting(None, "a running daemon, unix:/path or host:port (default: start one)")
+    slots: int | None = _setting(
+        None,
+        "outputs that run at a time (default: 16 on a CPU, what memory has room for on CUDA)",
+        int,
+        limits=(1, 4096),
     )
-    host: str = dataclasses.field(
-        default="127.0.0.1", metadata={"help": "address to listen on; anybody who reaches it may use it"}
+    queue_limit: int = _setting(256, "outputs that may wait; more are answered with 429", int, limits=(0, 10**6))
+    context_length: int | None = _setting(
+        None, "most tokens of a prompt and its output (default: the model's, 4096 at most)", int, limits=(2, 10**7)
     )
-    port: int = dataclasses.field(default=8000, metadata={"help": "port to listen on"})
-    guided_decoding_backend: str = dataclasses.field(
-        default="auto", metadata={"help": "xgrammar, llguidance, or auto, which picks one for each grammar"}
+    device: str | None = _setting(None, "cpu, cuda, cuda:1 (default: CUDA if there is any)")
+    bounded: bool = _setting(
+        False, "narrow every JSON schema so that its documents are short; for models that were not trained", bool
     )
-    target: str | None = dataclasses.field(
-        default=None, metadata={"help": "a running daemon, unix:/path or host:port (default: start one)"}
+    close_before_budget: bool = _setting(
+        True, "end JSON, calls and regexes before the token limit would cut them, unless a request says otherwise", bool
     )
-    slots: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "outputs that run at a time (default: 16 on a CPU, what memory has room for on CUDA)"},
+    max_whitespace: int | None = _setting(
+        32,
+        "characters of white space between two JSON tokens, or any (null in the file); unless a request says otherwise",
+        int,
+        limits=(0, 1024),
+        or_any=True,
     )
-    queue_limit: int = dataclasses.field(
-        default=256, metadata={"help": "outputs that may wait; more are answered with 429"}
+    when_slow: WhenSlow = _setting(  # noqa: RUF009 - a field, as the others
+        "wait",
+        "when a grammar's masks are late: wait, fail, or switch to the other backend; unless a request says otherwise",
+        among=WHEN_SLOW,
     )
-    context_length: int | None = dataclasses.field(
-        default=None, metadata={"help": "most tokens of a prompt and its output (default: the model's, 4096 at most)"}
+    body_bytes: int = _setting(
+        4 << 20, "longest body of a request; more is answered with 413", int, limits=(1024, 1 << 30)
     )
-    device: str | None = dataclasses.field(
-        default=None, metadata={"help": "cpu, cuda, cuda:1 (default: CUDA if there is any)"}
+    body_seconds: float = _setting(
+        60.0, "how long the body of a request may take to arrive; more is answered with 408", float, limits=(1, 86400)
     )
-    bounded: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "narrow every JSON schema so that its documents are short; for models that were not trained"},
+    reasoning_end: str | None = _setting(
+        None,
+        "text that ends the reasoning of a model that always begins with it (default: what its chat template shows)",
     )
-    close_before_budget: bool = dataclasses.field(
-        default=True,
-        metadata={
-            "help": "end JSON, calls and regexes before the token limit would cut them, unless a request says otherwise"
-        },
+    restore_seconds: float = _setting(
+        5.0, "how long guided requests wait for a daemon that is away, before their 503", float, limits=(0, 3600)
     )
-    max_whitespace: int | None = dataclasses.field(
-        default=32,
-        metadata={
-            "help": (
-                "characters of white space between two JSON tokens, or any (null in the file); "
-                "unless a request says otherwise"
-            )
-        },
+    drain_seconds: float = _setting(
+        10.0,
+        "on SIGTERM, how long answers may take to end, before they are ended with an error",
+        float,
+        limits=(0, 86400),
     )
-    when_slow: WhenSlow = dataclasses.field(
-        default="wait",
-        metadata={
-            "help": (
-                "when a grammar's masks are late: wait, fail, or switch to the other backend; "
-                "unless a request says otherwise"
-            )
-        },
-    )
-    body_bytes: int = dataclasses.field(
-        default=4 << 20, metadata={"help": "longest body of a request; more is answered with 413"}
-    )
-    body_seconds: float = dataclasses.field(
-        default=60.0, metadata={"help": "how long the body of a request may take to arrive; more is answered with 408"}
-    )
-    reasoning_end: str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": (
-                "text that ends the reasoning of a model that always begins with it (default: "
-                "what its chat template shows)"
-            )
-        },
-    )
-    restore_seconds: float = dataclasses.field(
-        default=5.0, metadata={"help": "how long guided requests wait for a daemon that is away, before their 503"}
-    )
-    drain_seconds: float = dataclasses.field(
-        default=10.0,
-        metadata={"help": "on SIGTERM, how long answers may take to end, before they are ended with an error"},
-    )
-    log_level: str = dataclasses.field(default="info", metadata={"help": "debug, info, warning or error"})
+    log_level: str = _setting("info", "debug, info, warning or error", among=("debug", "info", "warning", "error"))
 
 
-_TYPES: dict[str, type] = {
-    "port": int,
-    "slots": int,
-    "queue_limit": int,
-    "context_length": int,
-    "max_whitespace": int,
-    "body_bytes": int,
-    "body_seconds": float,
-    "restore_seconds": float,
-    "drain_seconds": float,
-}
-_LIMITS: dict[str, tuple[int, int]] = {
-    "port": (0, 65535),
-    "slots": (1, 4096),
-    "queue_limit": (0, 10**6),
-    "context_length": (2, 10**7),
-    "body_bytes": (1024, 1 << 30),
-    "max_whitespace": (0, 1024),
-    "body_seconds": (1, 86400),
-    "restore_seconds": (0, 3600),
-    "drain_seconds": (0, 86400),
-}
 _ANY = "any"
-_MAY_BE_ANY = ("max_whitespace",)
-"""Numbers that ``any`` takes the bound away from; in a file null does as well."""
 _LAST_WORDS_SECONDS = 5  # for errors on their way to clients that read slowly
-_LEVELS = ("debug", "info", "warning", "error")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +130,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         elif isinstance(field.default, bool):
             parser.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            kind = _number_or_any if field.name in _MAY_BE_ANY else _TYPES.get(field.name, str)
+            kind = _number_or_any if field.metadata["or_any"] else field.metadata["kind"]
             parser.add_argument(_flag(field.name), type=kind, default=None, metavar="X", help=text)
 
 
@@ -192,27 +169,25 @@ def load_settings(flags: Mapping[str, Any], path: str | None = None) -> ServeSet
                 raise ConfigError(f"{path}: {name!r} is unknown; give some of {', '.join(known)}")
             values[name] = value
     values |= {name: value for name, value in flags.items() if name in known and value is not None}
-    values |= {name: None for name in _MAY_BE_ANY if values.get(name) == _ANY}
+    values |= {name: None for name, value in values.items() if known[name].metadata["or_any"] and value == _ANY}
     for name, value in values.items():
-        _check(name, value, known[name].default)
+        _check(known[name], value)
     return ServeSettings(**values)
 
 
-def _check(name: str, value: Any, default: Any) -> None:
-    """Raises ConfigError if ``value`` is none for the setting ``name``."""
-    if value is None and (default is None or name in _MAY_BE_ANY):
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raises ConfigError if the setting ``field`` cannot have ``value``."""
+    name, about = field.name, field.metadata
+    if value is None and (field.default is None or about["or_any"]):
         return
-    wanted = _TYPES.get(name, bool if isinstance(default, bool) else str)
-    is_right: bool = isinstance(value, (int, float) if wanted is float else wanted)
+    wanted = about["kind"]
+    is_right = isinstance(value, (int, float) if wanted is float else wanted)
     if not is_right or (isinstance(value, bool) and wanted is not bool):
         raise ConfigError(f"{name} is {value!r}; its type is {wanted.__name__}")
-    lowest, highest = _LIMITS.get(name, (0, 0))
-    if name in _LIMITS and not lowest <= value <= highest:
-        raise ConfigError(f"{name} is {value}; give {lowest} to {highest}")
-    if name == "log_level" and value not in _LEVELS:
-        raise ConfigError(f"log_level is {value!r}; give one of {', '.join(_LEVELS)}")
-    if name == "when_slow" and value not in WHEN_SLOW:
-        raise ConfigError(f"when_slow is {value!r}; give one of {', '.join(WHEN_SLOW)}")
+    if about["limits"] and not about["limits"][0] <= value <= about["limits"][1]:
+        raise ConfigError(f"{name} is {value}; give {about['limits'][0]} to {about['limits'][1]}")
+    if about["among"] and value not in about["among"]:
+        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(about['among'])}")
 
 
 def run_server(settings: ServeSettings) -> int:
