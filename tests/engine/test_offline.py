@@ -1,5 +1,4 @@
-"""The offline interfaces: the scripts of the documents that this project was made from, with only imports and model
-name changed."""
+"""The offline interfaces run the scripts of published documents; only imports and the model's name change."""
 
 from __future__ import annotations
 

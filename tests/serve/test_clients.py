@@ -1,5 +1,4 @@
-"""Client libraries that cannot share an environment with the engine: their tests run in ``.venv-clients``, against this
-server."""
+"""Client libraries that cannot share an environment with the engine; their tests run in ``.venv-clients``."""
 
 from __future__ import annotations
 

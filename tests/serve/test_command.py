@@ -83,8 +83,7 @@ def test_command_when_the_settings_are_wrong_then_it_exits_with_two(tmp_path: Pa
 
 
 async def test_server_when_its_loop_fails_then_its_health_and_each_request_say_so() -> None:
-    """Health is 503, so that what watches the process can start it again; a request is tried, and told that it
-    failed."""
+    """Health is 503, so that a supervisor can start the process again. A request is tried, and told that it failed."""
 
     class FailingEngine:
         model_name = "m"
@@ -113,8 +112,7 @@ async def test_server_when_its_loop_fails_then_its_health_and_each_request_say_s
 def test_server_when_the_daemon_is_away_then_it_is_503_and_then_works_again(
     start_server: Callable[..., Server], start_daemon: Callable[..., Daemon]
 ) -> None:
-    """A guided request without a daemon is refused, or waits; never unmasked, never a dead engine. Free text goes on
-    meanwhile."""
+    """A guided request without a daemon waits or is refused, and is never unmasked. Free text goes on meanwhile."""
     daemon = start_daemon()
     server = start_server(*SHORT_FLAGS, "--target", daemon.target, "--slots", "2", "--restore-seconds", "8")
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}

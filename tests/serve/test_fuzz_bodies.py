@@ -1,5 +1,4 @@
-"""Bodies of every route with something wrong in them: an answer in the words of the dialect, never a 5xx, and the
-server goes on."""
+"""Wrong bodies for every route: an answer in the words of the dialect, never a 5xx, and the server goes on."""
 
 from __future__ import annotations
 
@@ -312,8 +311,7 @@ def texts_of(answer: Any) -> list[str]:
 def test_route_when_numbers_are_at_their_edges_then_no_5xx_and_the_engine_answers(
     server: Server, http: httpx2.Client, path: str
 ) -> None:
-    """What is answered matches its mask, whatever the numbers; what is refused names a field; a good request is served
-    after each."""
+    """Every answer matches its mask, every refusal is in its dialect, and a good request is served after it."""
     good, numbers = NUMBERS[path]
     wanted = LETTER_TEXTS if LETTERS["regex"] in json.dumps(good) else OBJECT_TEXTS
 

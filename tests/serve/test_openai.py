@@ -27,8 +27,7 @@ CITY = {
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Server:
-    """As ``make serve`` starts it, if its model can end what it begins: tools and ``.parse()`` work with the
-    defaults."""
+    """Started without flags if the model is trained: tools and ``.parse()`` work with the defaults."""
     return cast("Server", request.getfixturevalue("plain_server" if TRAINED else "short_server"))
 
 
@@ -180,8 +179,7 @@ def test_create_when_asked_for_several_then_there_are_several(client: OpenAI) ->
 
 
 def test_create_when_nothing_is_said_about_sampling_then_the_model_says_it(client: OpenAI) -> None:
-    """The bundled model asks for the likeliest token each time; several outputs, or a field of sampling, are drawn all
-    the same."""
+    """The bundled model asks for the likeliest token; several outputs, or a field of sampling, are drawn anyway."""
     fields: Any = {"model": "m", "messages": ASK, "extra_body": {"regex": "[a-z0-9]{40}"}, "max_tokens": 60}
 
     def answers(**more: Any) -> set[str | None]:

@@ -114,8 +114,7 @@ async def test_white_space_when_a_constraint_has_a_bound_of_its_own_then_it_is_k
 def test_white_space_when_the_model_wants_nothing_else_then_it_ends_where_the_server_says(
     plain_server: Server, backend: str, tools: bool
 ) -> None:
-    """With a bias for each of its tokens it runs away if the bound is taken off; with the default the answer is
-    whole."""
+    """With a bias for white space and no bound it never ends; with the default the answer is whole."""
     schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
     call = {"type": "function", "function": {"name": "f", "parameters": schema}}
     shape: dict[str, Any] = (

@@ -1,5 +1,4 @@
-"""SIGTERM while requests are under way: each is ended in the words of its dialect, and a body that never comes is not
-waited for."""
+"""SIGTERM while requests are under way: each ends in the words of its dialect, also one whose body never comes."""
 
 from __future__ import annotations
 
@@ -64,8 +63,7 @@ def check_stream(path: str, text: str) -> None:
 def test_server_when_told_to_stop_then_every_request_ends_in_the_words_of_its_dialect(
     start_server: Callable[..., Server],
 ) -> None:
-    """One slot for each stream: whole answers wait, half of them on a slot and half on a body; all are longer than the
-    server waits."""
+    """Streams have slots; of the whole answers, half wait for a slot and half for a body. All outlast the server."""
     streamed = [STREAM if path == "/" else path for path in ROUTES if path != "/generate"]
     server = start_server(
         *SHORT_FLAGS, "--slots", str(len(streamed)), "--drain-seconds", "1", "--no-close-before-budget"

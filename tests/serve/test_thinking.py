@@ -1,5 +1,4 @@
-"""Reasoning over HTTP, with OpenAI's own client and by hand: on, off and short; split from the answer; before calls; in
-every dialect."""
+"""Reasoning over HTTP in every dialect: on, off and short, split from the answer, before calls."""
 
 from __future__ import annotations
 

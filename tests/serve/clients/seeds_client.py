@@ -1,5 +1,4 @@
-"""The published examples of Instructor's and LoRAX's pages, run as printed; only addresses change, and what today's
-clients refuse."""
+"""The published examples of Instructor's and LoRAX's pages; only addresses and calls that clients refuse change."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ def test_together_tools(url: str) -> None:
 
 @pytest.mark.usefixtures("trained")
 def test_groq_md_json(url: str) -> None:
-    """``qrog`` is a slip; ``from_openai`` no longer takes a Groq client, ``from_groq`` does; three quotes too many at
-    the end."""
+    """Three slips are mended: ``qrog``, three quotes too many, and ``from_openai``, which takes no Groq client now."""
     source = (
         example(PAGE, "qrog").replace("qrog", "groq").replace("from_openai", "from_groq").rstrip().removesuffix('"""')
     )
@@ -82,8 +80,7 @@ def test_mistral_tools(url: str) -> None:
 
 
 def test_lorax_client(url: str) -> None:
-    """A stray backslash is taken out. The client refuses to send the second part, without a schema: it is posted by
-    hand."""
+    """A stray backslash is removed. The client refuses to send the second part, so the test posts it."""
     source = example("lorax-structured-output.md", "from lorax import Client").replace(
         "generated_text)\\\n", "generated_text)\n"
     )
