@@ -177,11 +177,8 @@ def _text_request(core: Core, parameters: LoraxParameters, prompt: str, reasons:
 
 def _sampling(parameters: LoraxParameters) -> SamplingParams:
     """Greedy, unless ``do_sample`` or a parameter of sampling says otherwise."""
-    given: dict[str, Any] = {"top_k": parameters.top_k, "top_p": parameters.top_p, "typical_p": parameters.typical_p}
-    samples = (
-        parameters.do_sample or parameters.temperature is not None or any(value is not None for value in given.values())
-    )
-    temperature = parameters.temperature if parameters.temperature is not None else 1.0 if samples else 0.0
-    return sampling(
-        {}, temperature=temperature, seed=parameters.seed, repetition_penalty=parameters.repetition_penalty, **given
-    )
+    temperature = parameters.temperature
+    if temperature is None:
+        given = (parameters.top_k, parameters.top_p, parameters.typical_p)
+        temperature = 1.0 if parameters.do_sample or any(value is not None for value in given) else 0.0
+    return sampling({}, parameters, temperature=temperature)

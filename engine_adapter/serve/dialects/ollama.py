@@ -205,18 +205,7 @@ def _text_request(core: Core, body: OllamaFields, plan: Plan) -> TextRequest:
     limit = options.num_predict
     return TextRequest(
         prompt=plan.prompt,
-        sampling=sampling(
-            core.engine.model_sampling,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            seed=options.seed,
-            presence_penalty=options.presence_penalty,
-            frequency_penalty=options.frequency_penalty,
-            repetition_penalty=options.repeat_penalty,
-            typical_p=options.typical_p,
-        ),
+        sampling=sampling(core.engine.model_sampling, options, repetition_penalty=options.repeat_penalty),
         max_tokens=None if limit is None or limit < 0 else limit,  # -1: no limit, -2: fill the context
         stop=stop_strings(options.stop),
         reasoning=plan.reasoning,

@@ -21,7 +21,7 @@ from engine_adapter.serve.dialects.openai import OPENAI, ConversationFields, tex
 from engine_adapter.serve.errors import HttpFailure, RequestError
 from engine_adapter.serve.fields.constraints import read_format
 from engine_adapter.serve.fields.reasoning import plan_of, template_variables
-from engine_adapter.serve.tools.calls import Call, CallDelta, CallStart, Content, Part, Reader
+from engine_adapter.serve.tools.calls import Call, CallDelta, CallStart, Content, Part
 
 __all__ = ["responses"]
 
@@ -107,11 +107,9 @@ class _ResponsesAnswer(HttpAnswer):
         choice = generations[0].choices[0]
         reader = self._plan.read(choice.text)
         is_whole = choice.finish_reason == "stop"
-        items = (
-            []
-            if choice.reasoning is None
-            else [_reasoning(choice.reasoning, choice.reasoning_token_count < len(choice.token_ids))]
-        )
+        items = []
+        if choice.reasoning is not None:
+            items.append(_reasoning(choice.reasoning, choice.reasoning_token_count < len(choice.token_ids)))
         items += [_message(reader.content, is_whole)] if reader.content or not reader.calls else []
         return self._ended([*items, *(_call_item(call) for call in reader.calls)], generations[0])
 
@@ -132,7 +130,6 @@ class _ResponsesAnswer(HttpAnswer):
         }
 
     async def pieces(self, generations: Sequence[TextGeneration], events: AsyncIterator[Event]) -> AsyncIterator[str]:
-        generation = generations[0]
         yield self._event("response.created", response=self._base)
         yield self._event("response.in_progress", response=self._base)
         reader = self._plan.reader()
@@ -145,7 +142,7 @@ class _ResponsesAnswer(HttpAnswer):
             for part in parts:
                 for event in self._part(part):
                     yield event
-        for event in self._end(generation, reader):
+        for event in self._end(generations[0]):
             yield event
 
     def failed(self, failure: HttpFailure) -> str:
@@ -153,20 +150,14 @@ class _ResponsesAnswer(HttpAnswer):
         broken = {"status": "failed", "error": {"code": code, "message": failure.message}, "output": self._items}
         return self._event("response.failed", response=self._base | broken)
 
-    def _end(self, generation: TextGeneration, reader: Reader) -> list[str]:
+    def _end(self, generation: TextGeneration) -> list[str]:
         is_whole = generation.choices[0].finish_reason == "stop"
-        events = (
-            []
-            if any(item["type"] != "reasoning" for item in self._items)
-            else self._start(_message("", is_whole) | {"content": []})
-        )
+        events = []
+        if all(item["type"] == "reasoning" for item in self._items):
+            events += self._start(_message("", is_whole) | {"content": []})
         events += self._close(is_whole)
-        return [
-            *events,
-            self._event(
-                f"response.{'completed' if is_whole else 'incomplete'}", response=self._ended(self._items, generation)
-            ),
-        ]
+        response = self._ended(self._items, generation)
+        return [*events, self._event(f"response.{response['status']}", response=response)]
 
     def _reason(self, text: str) -> list[str]:
         if not text:
@@ -211,22 +202,14 @@ class _ResponsesAnswer(HttpAnswer):
             return []
         item["status"] = "completed" if is_whole else "incomplete"
         events = []
-        if item["type"] == "message":
-            part = item["content"][0]
-            events.append(
-                self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
-            )
-            events.append(self._event("response.content_part.done", **place, content_index=0, part=part))
-        elif item["type"] == "reasoning":
-            part = item["content"][0]
-            events.append(self._event("response.reasoning_text.done", **place, content_index=0, text=part["text"]))
-            events.append(self._event("response.content_part.done", **place, content_index=0, part=part))
+        if item["type"] in ("message", "reasoning"):
+            part, place = item["content"][0], place | {"content_index": 0}
+            extra: dict[str, Any] = {"logprobs": []} if item["type"] == "message" else {}
+            events.append(self._event(f"response.{part['type']}.done", **place, text=part["text"], **extra))
+            events.append(self._event("response.content_part.done", **place, part=part))
         elif item["type"] == "function_call":
-            events.append(
-                self._event(
-                    "response.function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"]
-                )
-            )
+            call = {"name": item["name"], "arguments": item["arguments"]}
+            events.append(self._event("response.function_call_arguments.done", **place, **call))
         else:
             events.append(self._event("response.custom_tool_call_input.done", **place, input=item["input"]))
         events.append(self._event("response.output_item.done", output_index=len(self._items) - 1, item=item))

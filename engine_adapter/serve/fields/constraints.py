@@ -116,16 +116,10 @@ def sampling_of(
     """Returns how the fields want tokens drawn; see ``sampling``, also for the errors."""
     return sampling(
         model_sampling,
+        fields,
         is_several=is_several,
-        temperature=fields.temperature,
-        top_p=fields.top_p,
         top_k=max(0, fields.top_k) if fields.top_k is not None else None,  # vLLM and Mistral write -1 for all
-        min_p=fields.min_p,
         seed=fields.seed if fields.seed is not None else fields.random_seed,
-        presence_penalty=fields.presence_penalty,
-        frequency_penalty=fields.frequency_penalty,
-        repetition_penalty=fields.repetition_penalty,
-        typical_p=fields.typical_p,
         logit_bias=_logit_bias(fields.logit_bias),
     )
 
@@ -157,15 +151,25 @@ def limits_of(fields: CommonFields) -> dict[str, Any]:
     }
 
 
-def sampling(model_sampling: Mapping[str, float], *, is_several: bool = False, **given: Any) -> SamplingParams:
-    """Returns the parameters of ``given`` that are not None, over the model's own, over OpenAI's defaults.
+def sampling(
+    model_sampling: Mapping[str, float], fields: msgspec.Struct, *, is_several: bool = False, **respelled: Any
+) -> SamplingParams:
+    """Returns the parameters that ``fields`` gives, over the model's own, over OpenAI's defaults.
 
     Some models ask for the likeliest token each time. They are sampled from all the same if the request asks for
     several outputs, or says which tokens may be drawn.
 
+    Args:
+        model_sampling: what the model's files say.
+        fields: has some of the parameters, under the names of ``SamplingParams``; None = not given.
+        is_several: whether the request asks for several outputs.
+        respelled: parameters that stand in ``fields`` in another form; they replace those.
+
     Raises:
         FieldError: a value out of range.
     """
+    names = [each.name for each in dataclasses.fields(SamplingParams)]
+    given = {name: getattr(fields, name, None) for name in names} | respelled
     values = {name: value for name, value in given.items() if value is not None}
     defaults = dict(model_sampling)
     if defaults.get("temperature") == 0 and (is_several or values.keys() & _DRAWING):
