@@ -132,9 +132,37 @@ def test_other_dialects_when_the_body_is_bad_then_the_error_is_theirs(
     assert isinstance(answer.json()[key], str)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 0}, "max_completion_tokens"),
+        ("/v1/completions", {"prompt": "x", "n": 2, "best_of": 1000}, "best_of"),
+        ("/v1/completions", {"prompt": "x", "n": 1000}, "n"),
+        ("/v1/completions", {"prompt": [10**6]}, "prompt"),
+        ("/v1/responses", {"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+        ("/v1/responses", {"input": "x", "top_p": 2}, "top_p"),
+        ("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 0}}, "max_new_tokens"),
+        ("/generate", {"inputs": "x", "parameters": {"guided_decoding_backend": "a:b"}}, "guided_decoding_backend"),
+        ("/api/generate", {"prompt": "x", "options": {"num_predict": 0}}, "num_predict"),
+        ("/api/generate", {"prompt": "x", "options": {"repeat_penalty": 0}}, "repeat_penalty"),
+    ],
+)
+def test_any_dialect_when_a_field_is_out_of_range_then_it_is_named_as_the_client_spells_it(
+    http: httpx2.Client, path: str, body: Any, field: str
+) -> None:
+    """The message begins with the field; OpenAI's clients also find it in ``param``."""
+    answer = http.post(path, json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error if isinstance(error, str) else error["message"]).split()[0] == field
+    assert isinstance(error, str) or error["param"] == field
+
+
 def test_route_when_unknown_then_the_error_is_an_object(http: httpx2.Client) -> None:
     """404 and 405 are error objects too."""
     assert http.get("/v1/nothing").json()["error"]["code"] == "unknown_route"
+    assert isinstance(http.get("/api/nothing").json()["error"], str)
+    assert http.get("/generate").json()["error_type"] == "validation"
     wrong = http.get(CHAT)
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from engine_adapter.decoding.request import TokenLogprobs
 from engine_adapter.engine.generation import TextGeneration
 from engine_adapter.serve.answer import Event, HttpAnswer, sse
-from engine_adapter.serve.core import MOST_CHOICES, Core
+from engine_adapter.serve.core import Core
 from engine_adapter.serve.dialects.openai import DONE, OPENAI, text_request
 from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.fields.body import CommonFields, usage_of
@@ -128,8 +128,6 @@ def _checked_count(body: CompletionFields) -> int:
         message = "suffix is not supported; the model continues text only"
         raise RequestError(message, "suffix", code="unsupported_parameter")
     count = 1 if body.n is None else body.n
-    if body.best_of is not None and not count <= body.best_of <= MOST_CHOICES:
-        raise RequestError(f"best_of is {body.best_of}; give n, which is {count}, to {MOST_CHOICES}", "best_of")
     if body.stream and body.best_of is not None and body.best_of > count:
         raise RequestError("best_of cannot be streamed: the best are known at the end", "best_of")
     if body.logprobs is not None and not 0 <= body.logprobs <= MOST_LOGPROBS:
