@@ -159,7 +159,7 @@ def load_settings(flags: Mapping[str, Any], path: str | None = None) -> ServeSet
             given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        # PyYAML's
+        # what PyYAML raises for malformed files
         except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
         if not isinstance(given, dict):

@@ -15,7 +15,7 @@ from typing import Any
 
 from maskd.grammar import GrammarOptions, GrammarSpec
 
-__all__ = ["ResponseFormatError", "grammar_of", "grammar_of_constraints", "grammar_text_spec", "schema_spec"]
+__all__ = ["ResponseFormatError", "grammar_of", "grammar_of_structured_outputs", "grammar_text_spec", "schema_spec"]
 
 _SCHEMA_TYPES = {"object", "array", "string", "integer", "number", "boolean", "null"}
 _SCHEMA_KEYS = {
@@ -31,7 +31,7 @@ _SCHEMA_KEYS = {
     "items",
     "additionalProperties",
 }
-_CONSTRAINT_KEYS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_STRUCTURED_OUTPUT_KEYS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 _OPTION_KEYS = (
     "disable_any_whitespace",
     "disable_additional_properties",
@@ -74,10 +74,10 @@ def grammar_of(response_format: Any) -> GrammarSpec | None:
     if not isinstance(response_format, Mapping):
         raise ResponseFormatError("response_format", f"is {type(response_format).__name__}; give an object with a type")
     if "structured_outputs" in response_format:
-        return grammar_of_constraints(response_format["structured_outputs"])
+        return grammar_of_structured_outputs(response_format["structured_outputs"])
     kind = response_format.get("type")
-    if kind is None and response_format.keys() & set(_CONSTRAINT_KEYS):
-        return grammar_of_constraints(response_format)
+    if kind is None and response_format.keys() & set(_STRUCTURED_OUTPUT_KEYS):
+        return grammar_of_structured_outputs(response_format)
     if (
         isinstance(kind, list)
         or (isinstance(kind, str) and kind in _SCHEMA_TYPES)
@@ -92,34 +92,34 @@ def grammar_of(response_format: Any) -> GrammarSpec | None:
     return reader(response_format)
 
 
-def grammar_of_constraints(constraints: Any, *, field: str = "structured_outputs") -> GrammarSpec | None:
+def grammar_of_structured_outputs(given: Any, *, field: str = "structured_outputs") -> GrammarSpec | None:
     """Returns the grammar of vLLM's ``structured_outputs`` or TensorRT-LLM's ``GuidedDecodingParams``; None = any text.
 
     Args:
-        constraints: a mapping in which at most one of ``json``, ``regex``, ``choice``, ``grammar``, ``json_object`` and
+        given: a mapping in which at most one of ``json``, ``regex``, ``choice``, ``grammar``, ``json_object`` and
             ``structural_tag`` is not None.
         field: what error messages call the mapping.
 
     Raises:
         ResponseFormatError: more than one, an unknown key, a wrong value.
     """
-    if not isinstance(constraints, Mapping):
+    if not isinstance(given, Mapping):
         raise ResponseFormatError(field, "must be an object")
-    for key in constraints:
-        if key not in (*_CONSTRAINT_KEYS, *_OPTION_KEYS):
-            raise ResponseFormatError(f"{field}.{key}", f"is unknown; give one of {', '.join(_CONSTRAINT_KEYS)}")
-    if constraints.get("whitespace_pattern") is not None:
+    for key in given:
+        if key not in (*_STRUCTURED_OUTPUT_KEYS, *_OPTION_KEYS):
+            raise ResponseFormatError(f"{field}.{key}", f"is unknown; give one of {', '.join(_STRUCTURED_OUTPUT_KEYS)}")
+    if given.get("whitespace_pattern") is not None:
         raise ResponseFormatError(f"{field}.whitespace_pattern", "is not supported; disable_any_whitespace is")
-    given = [key for key in _CONSTRAINT_KEYS if constraints.get(key) is not None]
-    if len(given) > 1:
-        raise ResponseFormatError(field, f"only one of {' and '.join(given)} can be given")
-    if not given:
+    found = [key for key in _STRUCTURED_OUTPUT_KEYS if given.get(key) is not None]
+    if len(found) > 1:
+        raise ResponseFormatError(field, f"only one of {' and '.join(found)} can be given")
+    if not found:
         return None
-    key, path = given[0], f"{field}.{given[0]}"
-    value = constraints[key]
+    key, path = found[0], f"{field}.{found[0]}"
+    value = given[key]
     options = GrammarOptions(
-        max_whitespace=0 if constraints.get("disable_any_whitespace") else None,
-        additional_properties="forbid" if constraints.get("disable_additional_properties") else "allow",
+        max_whitespace=0 if given.get("disable_any_whitespace") else None,
+        additional_properties="forbid" if given.get("disable_additional_properties") else "allow",
     )
     if key == "json":
         return schema_spec(value, path, options)

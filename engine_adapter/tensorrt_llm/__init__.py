@@ -129,7 +129,7 @@ class LLM(Offline):
             use_tqdm: accepted, without effect.
 
         Raises:
-            ValueError: a constraint or a number is wrong, or a prompt is too long. GrammarError: the grammar was
+            ValueError: the guided decoding or a number is wrong, or a prompt is too long. GrammarError: the grammar was
                 refused.
         """
         is_one = isinstance(inputs, str | Mapping) or (bool(inputs) and isinstance(inputs[0], int))

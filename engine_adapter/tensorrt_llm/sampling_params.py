@@ -14,7 +14,7 @@ from typing import Any
 
 from engine_adapter.engine.generation import TextRequest
 from engine_adapter.sampling import params as sampling_params
-from engine_adapter.structured_output.response_format import grammar_of_constraints
+from engine_adapter.structured_output.response_format import grammar_of_structured_outputs
 from maskd.grammar import GrammarSpec
 
 __all__ = ["GuidedDecodingParams", "SamplingParams"]
@@ -49,7 +49,7 @@ class GuidedDecodingParams:
         given = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
         if self.json_object is False:
             del given["json_object"]
-        return grammar_of_constraints(given, field="guided_decoding")
+        return grammar_of_structured_outputs(given, field="guided_decoding")
 
 
 @dataclass(kw_only=True)
@@ -101,7 +101,7 @@ class SamplingParams:
         """Returns the engine's request for ``prompt``.
 
         Raises:
-            ValueError: a constraint or a number is wrong.
+            ValueError: the guided decoding or a number is wrong.
         """
         is_greedy = self.temperature is None and self.top_p is None and self.top_k is None and self.min_p is None
         biases = () if self.embedding_bias is None else self.embedding_bias

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from engine_adapter.structured_output.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
+from engine_adapter.structured_output.response_format import (
+    ResponseFormatError,
+    grammar_of,
+    grammar_of_structured_outputs,
+)
 from maskd.grammar import GrammarSpec
 
 SCHEMA = {"type": "object", "properties": {"größe": {"type": "integer"}}, "required": ["größe"]}
@@ -104,7 +108,7 @@ def test_pydantic_class_or_instance_then_its_schema() -> None:
 
 def test_strict_and_vllm_options_then_become_grammar_options() -> None:
     strict = grammar_of({"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}})
-    compact = grammar_of_constraints(
+    compact = grammar_of_structured_outputs(
         {"json": SCHEMA, "disable_any_whitespace": True, "disable_additional_properties": True, "regex": None}
     )
     assert strict is not None and strict.options.additional_properties == "forbid"

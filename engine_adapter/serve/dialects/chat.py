@@ -24,7 +24,7 @@ from engine_adapter.serve.core import Core
 from engine_adapter.serve.dialects.openai import DONE, OPENAI, ConversationFields, text_request
 from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.fields.body import usage_of
-from engine_adapter.serve.fields.constraints import constraint_of
+from engine_adapter.serve.fields.generation import grammar_of_fields
 from engine_adapter.serve.fields.reasoning import plan_of, template_variables
 from engine_adapter.serve.tools.calls import Call, CallDelta, CallEnd, CallStart, Content, Part, Reader
 
@@ -59,7 +59,7 @@ class _ChatAnswer(HttpAnswer):
             body.messages,
             template_variables(body.chat_template_kwargs, body.reasoning_effort, body.enable_thinking),
             bounded=core.bounded,
-            grammar=constraint_of(body),
+            grammar=grammar_of_fields(body),
             tools=body.tools,
             tool_choice=body.tool_choice,
             parallel=body.parallel_tool_calls,

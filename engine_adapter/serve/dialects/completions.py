@@ -22,7 +22,7 @@ from engine_adapter.serve.core import Core
 from engine_adapter.serve.dialects.openai import DONE, OPENAI, text_request
 from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.fields.body import CommonFields, usage_of
-from engine_adapter.serve.fields.constraints import constraint_of
+from engine_adapter.serve.fields.generation import grammar_of_fields
 from engine_adapter.serve.tools.plan import Plan
 
 __all__ = ["completions"]
@@ -53,7 +53,7 @@ class _CompletionAnswer(HttpAnswer):
 
     def __init__(self, core: Core, body: CompletionFields, request: Request) -> None:
         prompts = _prompts(body)
-        plan = Plan(constraint_of(body))
+        plan = Plan(grammar_of_fields(body))
         self._per_prompt = count = _checked_count(body)
         max_tokens = body.max_tokens
         # A document cut after 16 tokens is of no use: with a grammar, an output may fill the context.

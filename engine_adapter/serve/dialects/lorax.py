@@ -23,7 +23,7 @@ from engine_adapter.serve.answer import Event, HttpAnswer, sse
 from engine_adapter.serve.core import MOST_CHOICES, Core
 from engine_adapter.serve.errors import Dialect, HttpFailure, RequestError
 from engine_adapter.serve.fields.body import OwnFields
-from engine_adapter.serve.fields.constraints import read_format, sampling, shape_of, stop_strings
+from engine_adapter.serve.fields.generation import read_format, sampling, shape_of, stop_strings
 
 __all__ = ["LORAX", "generate", "generate_list", "generate_stream"]
 

@@ -25,7 +25,7 @@ from engine_adapter.serve.answer import Event, HttpAnswer, as_json
 from engine_adapter.serve.core import Core
 from engine_adapter.serve.errors import Dialect, HttpFailure, renamed
 from engine_adapter.serve.fields.body import OwnFields
-from engine_adapter.serve.fields.constraints import read_format, sampling, shape_of, stop_strings
+from engine_adapter.serve.fields.generation import read_format, sampling, shape_of, stop_strings
 from engine_adapter.serve.fields.reasoning import plan_of, template_variables
 from engine_adapter.serve.tools.calls import Call, CallEnd, Content
 from engine_adapter.serve.tools.plan import Plan

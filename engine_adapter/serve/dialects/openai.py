@@ -13,7 +13,7 @@ from engine_adapter.serve.answer import sse
 from engine_adapter.serve.core import Core
 from engine_adapter.serve.errors import Dialect, HttpFailure
 from engine_adapter.serve.fields.body import CommonFields
-from engine_adapter.serve.fields.constraints import limits_of, sampling_of, shape_of
+from engine_adapter.serve.fields.generation import limits_of, sampling_of, shape_of
 from engine_adapter.serve.tools.plan import Plan
 
 __all__ = ["DONE", "OPENAI", "ConversationFields", "text_request"]

@@ -19,7 +19,7 @@ from engine_adapter.serve.answer import Event, HttpAnswer, sse
 from engine_adapter.serve.core import Core
 from engine_adapter.serve.dialects.openai import OPENAI, ConversationFields, text_request
 from engine_adapter.serve.errors import HttpFailure, RequestError
-from engine_adapter.serve.fields.constraints import read_format
+from engine_adapter.serve.fields.generation import read_format
 from engine_adapter.serve.fields.reasoning import plan_of, template_variables
 from engine_adapter.serve.tools.calls import Call, CallDelta, CallStart, Content, Part
 

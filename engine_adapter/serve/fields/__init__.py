@@ -1,1 +1,1 @@
-"""What the dialects' bodies have in common: numbers and texts, constraints, conversations, reasoning."""
+"""What the dialects' bodies have in common: reading, generation, conversations, reasoning."""

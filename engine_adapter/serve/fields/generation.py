@@ -1,6 +1,6 @@
 """Fields of bodies to fields of ``TextRequest``.
 
-Owns: sampling parameters, the many names of a constraint, stop strings, limits.
+Owns: sampling parameters, the many fields that ask for a grammar, stop strings, limits.
 Knows nothing about: prompts, tools, answers.
 """
 
@@ -15,10 +15,14 @@ import msgspec
 from engine_adapter.sampling.params import SamplingParams
 from engine_adapter.serve.errors import RequestError
 from engine_adapter.serve.fields.body import CommonFields, Defaults, OwnFields
-from engine_adapter.structured_output.response_format import ResponseFormatError, grammar_of, grammar_of_constraints
+from engine_adapter.structured_output.response_format import (
+    ResponseFormatError,
+    grammar_of,
+    grammar_of_structured_outputs,
+)
 from maskd.grammar import GrammarSpec
 
-__all__ = ["constraint_of", "limits_of", "read_format", "sampling", "sampling_of", "shape_of", "stop_strings"]
+__all__ = ["grammar_of_fields", "limits_of", "read_format", "sampling", "sampling_of", "shape_of", "stop_strings"]
 
 _NAMES = {
     "guided_json": "json",
@@ -61,7 +65,7 @@ def read_format(response_format: Any, field: str = "response_format") -> Grammar
         raise RequestError(message, param, code="response_format_invalid") from None
 
 
-def constraint_of(fields: CommonFields) -> GrammarSpec | None:
+def grammar_of_fields(fields: CommonFields) -> GrammarSpec | None:
     """Returns the grammar that the fields ask for, in any spelling.
 
     Raises:
@@ -72,11 +76,11 @@ def constraint_of(fields: CommonFields) -> GrammarSpec | None:
         given["response_format"] = read_format(fields.response_format)
     try:
         if fields.structured_outputs is not None:
-            given["structured_outputs"] = grammar_of_constraints(fields.structured_outputs)
+            given["structured_outputs"] = grammar_of_structured_outputs(fields.structured_outputs)
         for name, key in _NAMES.items():
             value = getattr(fields, name)
             if value is not None:
-                given[name] = grammar_of_constraints({key: value}, field=name)
+                given[name] = grammar_of_structured_outputs({key: value}, field=name)
     except ResponseFormatError as error:
         raise RequestError(str(error), error.field, code="response_format_invalid") from None
     grammars = {name: grammar for name, grammar in given.items() if grammar is not None}
