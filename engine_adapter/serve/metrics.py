@@ -77,13 +77,9 @@ class _EngineCollector(Collector):
             ("running", stats.running, "Outputs that have a slot."),
             ("waiting", stats.waiting, "Outputs that wait for their grammar or a slot."),
             ("queue_limit", stats.queue_limit, "Most outputs that may wait."),
-            (
-                "mask_wait_p50_seconds",
-                stats.mask_wait_p50_seconds,
-                "What a turn waited for masks, median of the latest turns.",
-            ),
-            ("mask_wait_p99_seconds", stats.mask_wait_p99_seconds, "What a turn waited for masks, 99th percentile."),
-            ("turn_p50_seconds", stats.turn_p50_seconds, "Length of a turn, median of the latest ones."),
+            ("mask_wait_p50_seconds", stats.mask_wait_p50_seconds, "Wait for masks in a turn, median of the latest."),
+            ("mask_wait_p99_seconds", stats.mask_wait_p99_seconds, "Wait for masks in a turn, 99th percentile."),
+            ("turn_p50_seconds", stats.turn_p50_seconds, "Length of a turn, median of the latest."),
             ("turn_p99_seconds", stats.turn_p99_seconds, "Length of a turn, 99th percentile."),
         ):
             yield GaugeMetricFamily(f"maskd_engine_{name}", text, value)

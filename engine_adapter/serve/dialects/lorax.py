@@ -71,24 +71,17 @@ class LoraxFields(msgspec.Struct, kw_only=True):
     stream: bool = False
 
 
-async def generate_list(request: Request) -> Response:
-    """Serves ``/``: a list of one answer, or a stream if the body asks for it."""
-    return await _serve(request, is_list=True)
-
-
-async def generate(request: Request) -> Response:
-    """Serves ``/generate``."""
-    return await _serve(request, is_stream=False)
-
-
-async def generate_stream(request: Request) -> Response:
-    """Serves ``/generate_stream``."""
-    return await _serve(request, is_stream=True)
-
-
 async def _serve(request: Request, *, is_list: bool = False, is_stream: bool | None = None) -> Response:
     core: Core = request.app.state.core
     return await core.serve(request, LoraxFields, partial(_LoraxAnswer, is_list=is_list, is_stream=is_stream))
+
+
+generate_list = partial(_serve, is_list=True)
+"""Serves ``/``: a list of one answer, or a stream if the body asks for it."""
+generate = partial(_serve, is_stream=False)
+"""Serves ``/generate``."""
+generate_stream = partial(_serve, is_stream=True)
+"""Serves ``/generate_stream``."""
 
 
 class _LoraxAnswer(HttpAnswer):
