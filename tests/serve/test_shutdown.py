@@ -117,7 +117,7 @@ def test_stream_when_the_server_stops_then_openais_client_raises_its_error(start
         with pytest.raises(openai.APIError, match="shutting down"):
             list(chat)
         assert list(answer)[-1].type == "response.failed"
-    assert server.stop() == 0
+    assert server.process.wait(60) == 0  # a second signal would meet an interpreter that is ending
 
 
 def test_body_when_it_never_arrives_then_408_and_the_connection_ends(start_server: Callable[..., Server]) -> None:
