@@ -7,20 +7,18 @@
             reply = session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)])
             reply.rows[0]                                  # the tokens allowed first
 
-When the daemon or the session's worker dies, the next call says so (UnavailableError), at once. Restoring sequences is
-up
-to who holds their tokens; ``engine_adapter.masker`` does it.
-Owns: the channel, and the session's transport. Knows nothing about: torch, histories, restoring.
+When the daemon or the session's worker dies, the next call raises UnavailableError, at once. The engine then opens a
+new session and restores its sequences from its own tokens; ``engine_adapter.masker`` does this.
+Owns: what an engine's author calls, and the choice of a transport.
+Knows nothing about: protobuf (``maskd.rpc``), torch, histories, restoring.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Literal
 
 import grpc
 import numpy as np
@@ -29,78 +27,25 @@ from numpy.typing import NDArray
 from maskd import __version__
 from maskd.bitmask import row_of, row_stride_words
 from maskd.errors import CapacityError, DeadlineError, InvalidRequestError, MaskdError, UnavailableError
-from maskd.grammar import WHEN_SLOW, GrammarReport, GrammarSpec, Unenforced
-from maskd.rpc.address import grpc_address, parse_listen
+from maskd.grammar import GrammarSpec
+from maskd.rpc.address import parse_listen
+from maskd.rpc.calls import CALL_SECONDS, Calls
 from maskd.rpc.inline import InlineTransport
-from maskd.rpc.status import from_rpc_error
+from maskd.rpc.values import CreatedGrammar, ServerInfo, SessionRequest, VocabularyInfo
 from maskd.shm.arena import Arena
 from maskd.shm.cells import Reply
 from maskd.step import Item
-from maskd.v1 import mask_service_pb2 as pb
-from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Client", "Grammar", "ServerInfo", "Session", "VocabularyInfo"]
-
-_UPLOAD_BYTES = 1 << 17
-"""Of one message: the front stands still while it is read, 36 ms for 1 MiB of short tokens."""
-_CALL_SECONDS = 30.0
-_MAX_REPLY_BYTES = 1 << 30
-_Answer = TypeVar("_Answer")
-
-
-@dataclass(frozen=True)
-class VocabularyInfo:
-    """A vocabulary that the daemon holds."""
-
-    fingerprint: bytes
-    name: str
-    vocab_size: int
-    token_count: int
-    stop_token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """What the daemon is and holds."""
-
-    version: str
-    layout: tuple[int, int]
-    backends: tuple[str, ...]
-    vocabularies: tuple[VocabularyInfo, ...]
-    worker_count: int
-    session_count: int
-    draining: bool
-    shared_memory: bool
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """A grammar that a session holds.
-
-    Attributes:
-        grammar_id: for ``Item.grammar_id``; 0 if it was only validated.
-        report: backend and why, warnings, keywords that are not enforced, bytes.
-        compile_seconds: 0 when cached.
-        cached: whether somebody had compiled it before.
-        alternate_backend: where its sequences go when they are slow; empty if they stay.
-    """
-
-    grammar_id: int
-    report: GrammarReport
-    compile_seconds: float
-    cached: bool
-    alternate_backend: str = ""
+__all__ = ["Client", "CreatedGrammar", "ServerInfo", "Session", "VocabularyInfo"]
 
 
 class Client:
     """A connection to one daemon. Thread-safe; sessions are not."""
 
-    def __init__(self, channel: grpc.Channel, data_socket: str | None, token: str | None = None) -> None:
-        self._channel = channel
-        self._stub = mask_service_pb2_grpc.MaskServiceStub(channel)  # type: ignore[no-untyped-call]
+    def __init__(self, calls: Calls, *, data_socket: str | None) -> None:
+        self._calls = calls
         self._data_socket = data_socket
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
 
     @classmethod
     def connect(
@@ -119,49 +64,27 @@ class Client:
             token: bearer token of the daemon's ``token_file``.
             tls: ``grpc.ssl_channel_credentials(...)``, for TCP with TLS.
         Raises:
-            UnavailableError: it does not within ``timeout_seconds``. ConfigError: malformed target.
+            UnavailableError: no answer within ``timeout_seconds``. ConfigError: malformed target.
         """
         scheme, address = parse_listen(target)
-        options = [
-            ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
-            ("grpc.initial_reconnect_backoff_ms", 20),
-            ("grpc.min_reconnect_backoff_ms", 20),
-            ("grpc.max_reconnect_backoff_ms", 200),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        where = grpc_address(target)
-        channel = grpc.secure_channel(where, tls, options) if tls is not None else grpc.insecure_channel(where, options)
-        client = cls(channel, address + ".data" if scheme == "unix" else None, token)
+        client = cls(Calls(target, token=token, tls=tls), data_socket=address + ".data" if scheme == "unix" else None)
         deadline = time.monotonic() + timeout_seconds
         try:
-            grpc.channel_ready_future(channel).result(timeout=timeout_seconds)
-            client._call(client._stub.GetServerInfo, pb.GetServerInfoRequest(), max(0.1, deadline - time.monotonic()))
-        except (grpc.FutureTimeoutError, UnavailableError, DeadlineError):
+            client._calls.wait_until_ready(timeout_seconds)
+            client._calls.info(timeout_seconds=max(0.1, deadline - time.monotonic()))
+        except (UnavailableError, DeadlineError):
             client.close()
             raise UnavailableError(
                 f"no daemon answers at {target} within {timeout_seconds} s; start one with 'maskd serve'", target=target
             ) from None
-        except MaskdError:  # it answers, and refuses
+        except MaskdError:  # the daemon answers, and refuses
             client.close()
             raise
         return client
 
     def info(self) -> ServerInfo:
         """Returns what the daemon is and holds."""
-        answer = self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest())
-        return ServerInfo(
-            answer.version,
-            (answer.layout_major, answer.layout_minor),
-            tuple(answer.backends),
-            tuple(
-                VocabularyInfo(v.fingerprint, v.name, v.vocab_size, v.token_count, tuple(v.stop_token_ids))
-                for v in answer.vocabularies
-            ),
-            answer.worker_count,
-            answer.session_count,
-            answer.draining,
-            answer.shared_memory,
-        )
+        return self._calls.info()
 
     def upload_vocabulary(self, vocabulary: Vocabulary) -> bytes:
         """Gives the daemon a vocabulary and returns its fingerprint (32 bytes). Cheap if the daemon has it already.
@@ -171,26 +94,7 @@ class Client:
         """
         if any(known.fingerprint == vocabulary.fingerprint for known in self.info().vocabularies):
             return vocabulary.fingerprint
-
-        def parts() -> Iterator[pb.UploadVocabularyRequest]:
-            header = pb.UploadVocabularyRequest.Header(
-                name=vocabulary.name,
-                vocab_size=vocabulary.vocab_size,
-                stop_token_ids=vocabulary.stop_token_ids,
-                special_token_ids=vocabulary.special_token_ids,
-            )
-            yield pb.UploadVocabularyRequest(header=header)
-            part, size = list[bytes](), 0
-            for token in vocabulary.tokens:
-                part.append(token)
-                size += len(token) + 4
-                if size > _UPLOAD_BYTES:
-                    yield pb.UploadVocabularyRequest(tokens=part)
-                    part, size = [], 0
-            yield pb.UploadVocabularyRequest(tokens=part)
-
-        answer = self._call(self._stub.UploadVocabulary, parts(), 120.0)
-        return bytes(answer.vocabulary.fingerprint)
+        return self._calls.upload_vocabulary(vocabulary)
 
     def open_session(
         self,
@@ -215,7 +119,7 @@ class Client:
             item_capacity: items of one step; 0 = as many as rows, at least 16.
             token_capacity: accepted and draft tokens of one step; 0 = enough for a batch and one long replay.
             transport: "shm", "inline", or "auto": shared memory where there is a data socket and memory for it.
-            spin_seconds: how long ``collect`` looks before it sleeps; for an engine with a core to spare.
+            spin_seconds: how long ``collect`` spins before it sleeps; for an engine with a core to spare.
             engine: name for the daemon's log.
         Raises:
             NotFoundError: no such vocabulary. VocabularyMismatchError, CapacityError, DrainingError, UnavailableError.
@@ -224,52 +128,31 @@ class Client:
             raise InvalidRequestError(
                 "shared memory needs a unix socket; this client is connected over TCP", field="transport"
             )
-        request = pb.CreateSessionRequest(
-            vocabulary_fingerprint=fingerprint,
+        request = SessionRequest(
+            fingerprint=fingerprint,
             vocab_size=vocab_size,
             row_capacity=row_capacity,
-            sequence_capacity=sequence_capacity,
             item_capacity=item_capacity,
             token_capacity=token_capacity,
+            sequence_capacity=sequence_capacity,
             engine=engine or f"python maskd {__version__}",
         )
         if transport != "inline" and self._data_socket is not None:
-            request.transport = pb.TRANSPORT_SHARED_MEMORY
             try:
-                answer = self._call(self._stub.CreateSession, request)
-                arena = Arena.attach(self._data_socket, answer.data_token)
-                return Session(self, answer.session_id, vocab_size, row_capacity, _SharedMemory(arena, spin_seconds))
+                created = self._calls.create_session(request)
+                arena = Arena.attach(self._data_socket, created.data_token, spin_seconds=spin_seconds)
+                return Session(self._calls, arena, session_id=created.session_id, request=request)
             except CapacityError as error:
                 if transport == "shm" or error.metadata.get("limit") not in ("memory", "descriptors"):
                     raise
-        request.transport = pb.TRANSPORT_INLINE
-        answer = self._call(self._stub.CreateSession, request)
+        created = self._calls.create_session(dataclasses.replace(request, inline=True))
         stops = next((v.stop_token_ids for v in self.info().vocabularies if v.fingerprint == fingerprint), ())
-        inline = InlineTransport(
-            self._stub,
-            self._metadata,
-            answer,
-            row_capacity,
-            row_of(stops, vocab_size),
-            lambda: self._delete_session(answer.session_id),
-        )
-        return Session(self, answer.session_id, vocab_size, row_capacity, inline)
-
-    def _delete_session(self, session_id: int) -> None:
-        with contextlib.suppress(MaskdError):  # the daemon is gone, and the session with it
-            self._call(self._stub.DeleteSession, pb.DeleteSessionRequest(session_id=session_id), 2.0)
-
-    def _call(self, method: Callable[..., _Answer], request: object, timeout_seconds: float = _CALL_SECONDS) -> _Answer:
-        try:
-            return method(request, timeout=timeout_seconds, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
-        except ValueError as error:  # the channel is closed
-            raise UnavailableError(f"the client is closed: {error}") from None
+        inline = InlineTransport(self._calls, created, row_capacity=row_capacity, stop_row=row_of(stops, vocab_size))
+        return Session(self._calls, inline, session_id=created.session_id, request=request)
 
     def close(self) -> None:
         """Closes the channel. Shared-memory sessions live on until they are closed themselves."""
-        self._channel.close()
+        self._calls.close()
 
     def __enter__(self) -> Client:
         return self
@@ -279,16 +162,23 @@ class Client:
 
 
 class Session:
-    """An engine's lease. One thread at a time."""
+    """An engine's lease, made by ``Client.open_session``. One thread at a time.
+
+    Attributes:
+        session_id: random; a client that knows it may use the session.
+        vocab_size: width of the engine's logits.
+        row_capacity: rows of one step.
+        row_stride_words: int32 words from one row to the next.
+    """
 
     def __init__(
-        self, client: Client, session_id: int, vocab_size: int, row_capacity: int, transport: _Transport
+        self, calls: Calls, transport: Arena | InlineTransport, *, session_id: int, request: SessionRequest
     ) -> None:
         self.session_id = session_id
-        self.vocab_size = vocab_size
-        self.row_capacity = row_capacity
-        self.row_stride_words = row_stride_words(vocab_size)
-        self._client = client
+        self.vocab_size = request.vocab_size
+        self.row_capacity = request.row_capacity
+        self.row_stride_words = row_stride_words(request.vocab_size)
+        self._calls = calls
         self._transport = transport
 
     @property
@@ -297,32 +187,20 @@ class Session:
         return self._transport.name
 
     def create_grammar(
-        self, spec: GrammarSpec, *, timeout_seconds: float = _CALL_SECONDS, validate_only: bool = False
-    ) -> Grammar:
+        self, spec: GrammarSpec, *, timeout_seconds: float = CALL_SECONDS, validate_only: bool = False
+    ) -> CreatedGrammar:
         """Compiles a grammar, or finds it compiled, and holds it for this session (not with ``validate_only``).
 
         Raises:
             GrammarError: or one of its children, with ``pointer`` or position in the metadata where there is one.
         """
-        request = pb.CreateGrammarRequest(
-            session_id=self.session_id, grammar=_spec_message(spec), validate_only=validate_only
-        )
-        answer = self._client._call(self._client._stub.CreateGrammar, request, timeout_seconds)
-        report = GrammarReport(
-            answer.backend,
-            answer.backend_reason,
-            tuple(Unenforced(u.pointer, u.keyword, u.effect) for u in answer.unenforced),
-            tuple(answer.warnings),
-            answer.memory_bytes,
-        )
-        return Grammar(
-            answer.grammar_id, report, answer.compile_milliseconds / 1e3, answer.cached, answer.alternate_backend
+        return self._calls.create_grammar(
+            self.session_id, spec, validate_only=validate_only, timeout_seconds=timeout_seconds
         )
 
     def delete_grammar(self, grammar_id: int) -> None:
         """Lets go of a grammar; sequences that use it keep it."""
-        request = pb.DeleteGrammarRequest(session_id=self.session_id, grammar_id=grammar_id)
-        self._client._call(self._client._stub.DeleteGrammar, request)
+        self._calls.delete_grammar(self.session_id, grammar_id)
 
     def submit(self, items: Sequence[Item]) -> int:
         """Publishes one step for the whole batch and returns its number, at once. At most two steps may be unanswered.
@@ -333,7 +211,12 @@ class Session:
         return self._transport.submit(items)
 
     def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
-        """The same from arrays of ``layout.ITEM_DTYPE`` and int32, for engines that keep their batch as arrays."""
+        """Publishes one step from arrays, for engines that keep their batch as arrays. See ``submit``.
+
+        Args:
+            items: (n,) of ``layout.ITEM_DTYPE``.
+            tokens: (m,) int32, the accepted and draft tokens of all items.
+        """
         return self._transport.submit_arrays(items, tokens)
 
     def collect(self, *, timeout_seconds: float = 5.0) -> Reply:
@@ -342,15 +225,15 @@ class Session:
         Raises:
             UnavailableError: daemon or worker is gone. DeadlineError: collect again, or close.
         """
-        return self._transport.collect(timeout_seconds)
+        return self._transport.collect(timeout_seconds=timeout_seconds)
 
     def step(self, items: Sequence[Item], *, timeout_seconds: float = 5.0) -> Reply:
-        """``submit`` and ``collect``."""
+        """Submits one step and collects its reply. See ``submit`` and ``collect``."""
         self.submit(items)
         return self.collect(timeout_seconds=timeout_seconds)
 
     def is_alive(self) -> bool:
-        """Whether the daemon still holds its end. Does not wait; an inline session always says yes."""
+        """Whether the daemon still holds its end. Does not wait. For an inline session, what the last call showed."""
         return self._transport.is_alive()
 
     def close(self) -> None:
@@ -362,62 +245,3 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Transport(Protocol):
-    name: Literal["shm", "inline"]
-
-    def submit(self, items: Sequence[Item]) -> int: ...
-    def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int: ...
-    def collect(self, timeout_seconds: float) -> Reply: ...
-    def is_alive(self) -> bool: ...
-    def close(self) -> None: ...
-
-
-class _SharedMemory:
-    """Steps through the arena."""
-
-    name: Literal["shm", "inline"] = "shm"
-
-    def __init__(self, arena: Arena, spin_seconds: float) -> None:
-        self._arena = arena
-        self._spin_seconds = spin_seconds
-        self.submit = arena.submit
-        self.submit_arrays = arena.submit_arrays
-        self.is_alive = arena.is_alive
-        self.close = arena.close
-
-    def collect(self, timeout_seconds: float) -> Reply:
-        return self._arena.collect(timeout_seconds=timeout_seconds, spin_seconds=self._spin_seconds)
-
-
-def _spec_message(spec: GrammarSpec) -> pb.GrammarSpec:
-    options = spec.options
-    message = pb.GrammarSpec(
-        backend="" if spec.backend == "auto" else spec.backend,
-        options=pb.GrammarOptions(
-            max_whitespace=options.max_whitespace,
-            item_separator=options.item_separator,
-            key_separator=options.key_separator,
-            additional_properties=pb.GrammarOptions.ADDITIONAL_PROPERTIES_FORBID
-            if options.additional_properties == "forbid"
-            else pb.GrammarOptions.ADDITIONAL_PROPERTIES_ALLOW,
-            strict=options.strict,
-            stop_token_ids=options.stop_token_ids,
-        ),
-        when_slow=1 + WHEN_SLOW.index(spec.when_slow),  # type: ignore[arg-type]  # 0 is unspecified
-    )
-    if spec.reasoning is not None:
-        message.reasoning.end_token_ids.extend(spec.reasoning.end_token_ids)
-        if spec.reasoning.max_tokens is not None:
-            message.reasoning.max_tokens = spec.reasoning.max_tokens
-    try:
-        if spec.kind == "json_object":
-            message.json_object = True
-        elif spec.kind == "choice":
-            message.choice.options.extend(json.loads(spec.source))
-        else:
-            setattr(message, spec.kind, spec.source)
-    except (ValueError, TypeError) as error:
-        raise InvalidRequestError(f"the {spec.kind} source cannot be sent: {error}", field=spec.kind) from None
-    return message

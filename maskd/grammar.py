@@ -1,7 +1,7 @@
 """Grammar specs: what an engine asks for, and what it is told about the compiled result.
 
 Owns: ``GrammarSpec`` with its options and content digest, and ``GrammarReport``.
-Knows nothing about: how a backend compiles, sessions, the wire.
+Knows nothing about: how a backend compiles, sessions, the wire (``maskd.rpc.messages``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from maskd.errors import InvalidRequestError
 
@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag"]
-KINDS: tuple[GrammarKind, ...] = ("json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag")
+KINDS: tuple[GrammarKind, ...] = get_args(GrammarKind)
 
 WhenSlow = Literal["wait", "fail", "switch"]
-WHEN_SLOW: tuple[WhenSlow, ...] = ("wait", "fail", "switch")
+WHEN_SLOW: tuple[WhenSlow, ...] = get_args(WhenSlow)
 _MAX_END_TOKENS = 64
 
 
@@ -42,9 +42,9 @@ class GrammarOptions:
         max_whitespace: characters of white space allowed between two JSON tokens; None = any number, 0 = none.
         item_separator: literal instead of ``","``; the white space above stays allowed around it. None = ``","``.
         key_separator: literal instead of ``":"``, likewise. None = ``":"``.
-        additional_properties: what an object schema means that says nothing about ``additionalProperties``:
-            "allow" as the JSON Schema standard has it (the default), or "forbid" as OpenAI's strict mode has it.
-        strict: refuse a schema with a keyword that the backend does not enforce, instead of reporting it.
+        additional_properties: for object schemas without ``additionalProperties``: "allow", as in the JSON Schema
+            standard, or "forbid", as in OpenAI's strict mode.
+        strict: refuse a schema with a keyword that the backend does not enforce. Otherwise the report lists it.
         stop_token_ids: replaces the stop tokens of the vocabulary for this grammar; empty = keep those.
     """
 
@@ -70,14 +70,15 @@ class GrammarOptions:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningGate:
-    """Lets a sequence reason before its grammar begins: every token but the stop tokens is allowed until the end tokens
-    were
-    accepted, one after the other; the next token is the first of the grammar.
+    """Lets a sequence reason before its grammar begins.
+
+    Until the end tokens were accepted, one after the other, every token but the stop tokens is allowed. The next token
+    is the first of the grammar.
 
     Attributes:
-        end_token_ids: what the model ends its reasoning with, for instance the tokens of ``</think>``; none is a stop
-            token.
-        max_tokens: once so many tokens were accepted, only the end tokens are allowed; None = never.
+        end_token_ids: the tokens that end the model's reasoning, for instance those of ``</think>``. None of them is a
+            stop token.
+        max_tokens: after this many tokens only the end tokens are allowed; None = no limit.
     """
 
     end_token_ids: tuple[int, ...]
@@ -102,14 +103,14 @@ class GrammarSpec:
 
     Attributes:
         kind: one of ``KINDS``.
-        source: the text: a JSON schema, a regex, GBNF, Lark, a structural tag as JSON; for ``choice`` a JSON list of
-            strings; for ``json_object`` empty.
+        source: the text: a JSON schema, a regex, GBNF, Lark, or a structural tag as JSON. For ``choice``, a JSON list
+            of strings. For ``json_object``, empty.
         backend: "auto", "xgrammar", "llguidance" or the ``module:attribute`` of another backend.
         options: how to read it.
-        reasoning: what may come before it; None = nothing.
-        when_slow: what becomes of a sequence whose row is late: "wait" until it is asked for again, "fail" and close
-            it, or
-            "switch" to another backend, which must take every token so far, or the sequence fails.
+        reasoning: what may come before the grammar; None = nothing.
+        when_slow: what becomes of a sequence whose row is late. "wait": the engine asks for the row again. "fail": the
+            sequence is closed. "switch": it moves to another backend, which must take every token so far; if that
+            backend refuses one, the sequence fails.
     """
 
     kind: GrammarKind
@@ -132,7 +133,7 @@ class GrammarSpec:
     def digest(self) -> bytes:
         """Returns the sha256 (32 bytes) of everything that is compiled; equal digests share one compiled grammar.
 
-        Source text is compared as it is: property order matters to both libraries, so no JSON is normalised.
+        JSON is not normalised: the order of properties matters to both libraries.
         """
         parts = json.dumps(
             [self.kind, self.source, self.backend, dataclasses.astuple(self.options)],

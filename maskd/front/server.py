@@ -27,19 +27,17 @@ from maskd.front.compile_desk import CompileDesk
 from maskd.front.config import Config
 from maskd.front.data_socket import DataSocket
 from maskd.front.decoding import Decoding
-from maskd.front.service import MaskService
+from maskd.front.service import SERVICE, MaskService
 from maskd.front.sessions import SessionBook
 from maskd.front.vocabulary_shelf import VocabularyShelf
 from maskd.front.worker_process import Worker
 from maskd.front.zygote_process import Zygote
 from maskd.rpc.address import grpc_address, parse_listen
 from maskd.tokenizer_files import load_vocabulary
-from maskd.v1 import mask_service_pb2, mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["run"]
 
-_SERVICE = mask_service_pb2.DESCRIPTOR.services_by_name["MaskService"].full_name
 _log = structlog.get_logger()
 
 
@@ -86,7 +84,7 @@ async def run(config: Config, stop: Awaitable[object]) -> None:
             ),
         )
         await health_of.set("", health_pb2.HealthCheckResponse.SERVING)
-        await health_of.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        await health_of.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         _listen(server, config, scheme)
         await server.start()
         _background(stack, _watch_health(zygote, shelf.workers, health_of))
@@ -226,8 +224,8 @@ def _grpc_server(config: Config, service: MaskService) -> tuple[grpc.aio.Server,
     )
     health_of = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_of, server)
-    mask_service_pb2_grpc.add_MaskServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-    reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    service.add_to(server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server, health_of
 
 
@@ -254,5 +252,5 @@ async def _watch_health(zygote: Zygote, workers: list[Worker], health_of: health
         if now != serving:
             serving = now
             state = health_pb2.HealthCheckResponse.SERVING if now else health_pb2.HealthCheckResponse.NOT_SERVING
-            for service in ("", _SERVICE):
+            for service in ("", SERVICE):
                 await health_of.set(service, state)

@@ -1,10 +1,13 @@
-"""The gRPC service: message in, call, message out. No logic lives here, and protobuf ends here."""
+"""The gRPC service: message in, call, message out. Protobuf ends here.
+
+Owns: the handlers, and how their errors are answered. Knows nothing about: the fields of messages (``rpc.messages``),
+    how a call does its work.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -13,28 +16,28 @@ import structlog
 
 from maskd import __version__
 from maskd.bitmask import row_stride_words
-from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError, VocabularyError
+from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
 from maskd.front.sessions import SessionBook
 from maskd.front.vocabulary_shelf import VocabularyShelf
-from maskd.grammar import WHEN_SLOW, GrammarKind, GrammarOptions, GrammarSpec, ReasoningGate, WhenSlow
-from maskd.ipc import messages
+from maskd.rpc import messages
 from maskd.rpc.status import abort, to_refusal
+from maskd.rpc.values import CreatedGrammar, NewSession, ServerInfo, VocabularyInfo
 from maskd.shm import layout as lay
-from maskd.shm.cells import Reply
-from maskd.step import NO_ROW, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
-from maskd.vocabulary import MAX_VOCAB_SIZE, Vocabulary
+from maskd.vocabulary import Vocabulary
 
-__all__ = ["MaskService"]
+__all__ = ["SERVICE", "MaskService"]
 
+SERVICE = pb.DESCRIPTOR.services_by_name["MaskService"].full_name
+"""Its name, as gRPC has it."""
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = TypeVar("_Answer")
 _log = structlog.get_logger()
 
 
 def _typed(method: Callable[..., Awaitable[_Answer]]) -> Callable[..., Awaitable[_Answer]]:
-    """Answers a MaskdError with its status; anything else is logged and answered INTERNAL, and the daemon lives."""
+    """Answers a MaskdError with its status. Any other exception is logged and answered INTERNAL; the daemon lives."""
 
     @functools.wraps(method)
     async def call(self: MaskService, request: Any, context: _Context) -> _Answer:
@@ -56,7 +59,15 @@ def _typed(method: Callable[..., Awaitable[_Answer]]) -> Callable[..., Awaitable
 
 
 class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
-    """``maskd.v1.MaskService`` over a session book and a vocabulary shelf."""
+    """``maskd.v1.MaskService`` over a session book and a vocabulary shelf.
+
+    Args:
+        book: the sessions.
+        shelf: the vocabularies.
+        backends: names that clients may ask for, besides "auto".
+        worker_count: workers of each vocabulary.
+        shared_memory: whether there is a data socket.
+    """
 
     def __init__(
         self, book: SessionBook, shelf: VocabularyShelf, *, backends: list[str], worker_count: int, shared_memory: bool
@@ -69,76 +80,57 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
 
     @_typed
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: _Context) -> pb.GetServerInfoResponse:  # noqa: N802, D102
-        return pb.GetServerInfoResponse(
+        info = ServerInfo(
             version=__version__,
-            layout_major=lay.MAJOR,
-            layout_minor=lay.MINOR,
-            backends=self._backends,
-            vocabularies=[_vocabulary_info(vocabulary) for vocabulary in self._shelf],
+            layout=(lay.MAJOR, lay.MINOR),
+            backends=tuple(self._backends),
+            vocabularies=tuple(_info_of(vocabulary) for vocabulary in self._shelf),
             worker_count=self._worker_count,
             session_count=len(self._book),
             draining=self._book.draining,
             shared_memory=self._shared_memory,
         )
+        return messages.server_info_message(info)
 
     @_typed
     async def UploadVocabulary(  # noqa: N802, D102
         self, request: AsyncIterator[pb.UploadVocabularyRequest], context: _Context
     ) -> pb.UploadVocabularyResponse:
-        header, tokens, size = None, list[bytes](), 0
+        upload = messages.Upload(self._shelf.limit_bytes)
         async for part in request:
-            if header is None:
-                if not part.HasField("header"):
-                    raise InvalidRequestError("the first message of an upload must have the header", field="header")
-                header = part.header
-            elif part.HasField("header"):
-                raise InvalidRequestError("only the first message of an upload may have the header", field="header")
-            tokens += part.tokens
-            size += part.ByteSize()
-            if len(tokens) > MAX_VOCAB_SIZE or size > self._shelf.limit_bytes:
-                raise VocabularyError(
-                    f"the upload passes {MAX_VOCAB_SIZE} tokens or {self._shelf.limit_bytes} bytes",
-                    limit="vocabulary_bytes",
-                )
-        if header is None:
-            raise InvalidRequestError("the upload is empty; send a header and tokens", field="header")
-        vocabulary = await asyncio.to_thread(
-            Vocabulary,
-            tokens,
-            header.vocab_size,
-            tuple(header.stop_token_ids),
-            tuple(header.special_token_ids),
-            header.name[:256],
+            upload.add(part)
+        kept, warnings = await self._shelf.add(await asyncio.to_thread(upload.vocabulary))
+        return pb.UploadVocabularyResponse(
+            vocabulary=messages.vocabulary_info_message(_info_of(kept)), warnings=warnings
         )
-        kept, warnings = await self._shelf.add(vocabulary)
-        return pb.UploadVocabularyResponse(vocabulary=_vocabulary_info(kept), warnings=warnings)
 
     @_typed
     async def CreateSession(self, request: pb.CreateSessionRequest, context: _Context) -> pb.CreateSessionResponse:  # noqa: N802, D102
-        inline = request.transport == pb.TRANSPORT_INLINE
-        if not inline and not self._shared_memory:
+        asked = messages.session_request_of(request)
+        if not asked.inline and not self._shared_memory:
             raise InvalidRequestError("this listener has no data socket; use the inline transport", field="transport")
         session = await self._book.create(
-            self._shelf.get(request.vocabulary_fingerprint),
-            vocab_size=request.vocab_size,
-            row_capacity=request.row_capacity,
-            item_capacity=request.item_capacity,
-            token_capacity=request.token_capacity,
-            sequence_capacity=request.sequence_capacity,
-            inline=inline,
-            engine=request.engine[:256],
+            self._shelf.get(asked.fingerprint),
+            vocab_size=asked.vocab_size,
+            row_capacity=asked.row_capacity,
+            item_capacity=asked.item_capacity,
+            token_capacity=asked.token_capacity,
+            sequence_capacity=asked.sequence_capacity,
+            inline=asked.inline,
+            engine=asked.engine,
         )
-        return pb.CreateSessionResponse(
+        new = NewSession(
             session_id=session.session_id,
             data_token=session.token,
-            claim_seconds=0 if inline else int(self._book.claim_seconds),
-            lease_seconds=int(self._book.lease_seconds) if inline else 0,
+            claim_seconds=0 if asked.inline else int(self._book.claim_seconds),
+            lease_seconds=int(self._book.lease_seconds) if asked.inline else 0,
             row_stride_words=row_stride_words(session.vocabulary.vocab_size),
             rows_bytes=session.opened.rows_bytes,
             steps_bytes=session.opened.steps_bytes,
             item_capacity=session.layout.item_capacity,
             token_capacity=session.layout.token_capacity,
         )
+        return messages.session_message(new)
 
     @_typed
     async def GetSession(self, request: pb.GetSessionRequest, context: _Context) -> pb.GetSessionResponse:  # noqa: N802, D102
@@ -157,11 +149,18 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
 
     @_typed
     async def CreateGrammar(self, request: pb.CreateGrammarRequest, context: _Context) -> pb.CreateGrammarResponse:  # noqa: N802, D102
-        spec = _grammar_spec(request.grammar)
+        spec = messages.spec_of(request.grammar)
         grammar_id, compiled = await self._book.create_grammar(
             request.session_id, spec, validate_only=request.validate_only
         )
-        return _grammar_answer(grammar_id, compiled)
+        created = CreatedGrammar(
+            grammar_id=grammar_id,
+            report=compiled.report,
+            compile_seconds=compiled.compile_seconds,
+            cached=compiled.cached,
+            alternate_backend=compiled.alternate_backend,
+        )
+        return messages.grammar_message(created)
 
     @_typed
     async def DeleteGrammar(self, request: pb.DeleteGrammarRequest, context: _Context) -> pb.DeleteGrammarResponse:  # noqa: N802, D102
@@ -192,137 +191,19 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             )
 
     async def _step(self, request: pb.StepSequencesRequest) -> pb.StepSequencesResponse:
-        items = _items(request)
-        return _step_answer(await self._book.step(request.session_id, request.step, items))
+        items = messages.items_of(request.items)
+        return messages.reply_message(await self._book.step(request.session_id, request.step, items))
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Has ``server`` answer the calls of the service."""
+        mask_service_pb2_grpc.add_MaskServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
 
 
-def _vocabulary_info(vocabulary: Vocabulary) -> pb.VocabularyInfo:
-    return pb.VocabularyInfo(
+def _info_of(vocabulary: Vocabulary) -> VocabularyInfo:
+    return VocabularyInfo(
         fingerprint=vocabulary.fingerprint,
         name=vocabulary.name,
         vocab_size=vocabulary.vocab_size,
         token_count=len(vocabulary.tokens),
         stop_token_ids=vocabulary.stop_token_ids,
-    )
-
-
-def _grammar_spec(message: pb.GrammarSpec) -> GrammarSpec:
-    which = message.WhichOneof("grammar")
-    if which is None:
-        raise InvalidRequestError(
-            "the grammar is missing; set one of json_schema, json_object, regex, choice, ebnf, lark, structural_tag",
-            field="grammar",
-        )
-    if which == "json_object" and not message.json_object:
-        raise InvalidRequestError("json_object is false; leave it out instead", field="json_object")
-    value = getattr(message, which)
-    source = (
-        ""
-        if which == "json_object"
-        else json.dumps(list(value.options), ensure_ascii=False)
-        if which == "choice"
-        else value
-    )
-    given = message.options
-    options = GrammarOptions(
-        max_whitespace=given.max_whitespace if given.HasField("max_whitespace") else None,
-        item_separator=given.item_separator if given.HasField("item_separator") else None,
-        key_separator=given.key_separator if given.HasField("key_separator") else None,
-        additional_properties="forbid"
-        if given.additional_properties == pb.GrammarOptions.ADDITIONAL_PROPERTIES_FORBID
-        else "allow",
-        strict=given.strict,
-        stop_token_ids=tuple(given.stop_token_ids),
-    )
-    kind: GrammarKind = which
-    return GrammarSpec(
-        kind, source, message.backend or "auto", options, _reasoning(message), _when_slow(message.when_slow)
-    )
-
-
-def _reasoning(message: pb.GrammarSpec) -> ReasoningGate | None:
-    if not message.HasField("reasoning"):
-        return None
-    given = message.reasoning
-    return ReasoningGate(tuple(given.end_token_ids), given.max_tokens if given.HasField("max_tokens") else None)
-
-
-def _when_slow(number: int) -> WhenSlow:
-    if not 0 <= number <= len(WHEN_SLOW):
-        raise InvalidRequestError(f"unknown when_slow {number}; give WAIT, FAIL or SWITCH", field="when_slow")
-    return WHEN_SLOW[max(0, number - 1)]  # unspecified is WAIT
-
-
-def _grammar_answer(grammar_id: int, compiled: messages.GrammarCompiled) -> pb.CreateGrammarResponse:
-    report = compiled.report
-    return pb.CreateGrammarResponse(
-        grammar_id=grammar_id,
-        backend=report.backend,
-        backend_reason=report.backend_reason,
-        warnings=report.warnings,
-        unenforced=[
-            pb.CreateGrammarResponse.Unenforced(pointer=u.pointer, keyword=u.keyword, effect=u.effect)
-            for u in report.unenforced
-        ],
-        compile_milliseconds=compiled.compile_seconds * 1e3,
-        memory_bytes=report.memory_bytes,
-        cached=compiled.cached,
-        alternate_backend=compiled.alternate_backend,
-    )
-
-
-def _action(number: int) -> Action:
-    try:
-        return Action(max(0, number - 1))  # unspecified is ADVANCE
-    except ValueError:
-        raise InvalidRequestError(
-            f"unknown action {number}; give ADVANCE, OPEN, FORK or CLOSE", field="action"
-        ) from None
-
-
-def _items(request: pb.StepSequencesRequest) -> list[Item]:
-    """Reads the items; rows are handed out in order, for the answer has them one after the other."""
-    items, row = [], 0
-    for message in request.items:
-        drafts = tuple(message.draft_token_ids)
-        wanted = message.row_wanted or bool(drafts)
-        items.append(
-            Item(
-                message.sequence_id,
-                _action(message.action),
-                message.grammar_id,
-                message.source_sequence_id,
-                message.rollback_count,
-                tuple(message.accept_token_ids),
-                drafts,
-                row if wanted else NO_ROW,
-                message.forced_wanted,
-            )
-        )
-        row += (1 + len(drafts)) if wanted else 0
-    return items
-
-
-def _step_answer(reply: Reply) -> pb.StepSequencesResponse:
-    parts, results = [], []
-    for result in reply.results:
-        if result.row_count:
-            parts.append(reply.rows[result.row : result.row + result.row_count].tobytes())
-        results.append(
-            pb.ItemResult(
-                sequence_id=result.sequence_id,
-                status=int(result.status),  # type: ignore[arg-type]  # the same numbers, a test holds them together
-                row_count=result.row_count,
-                accepted_count=result.accepted_count,
-                position=result.position,
-                terminated=result.terminated,
-                accepting=result.accepting,
-                all_allowed=result.all_allowed,
-                forced_token_ids=result.forced,
-                detail_index=result.detail_index,
-                detail_value=result.detail_value,
-            )
-        )
-    return pb.StepSequencesResponse(
-        step=reply.step, results=results, rows=b"".join(parts), worker_milliseconds=reply.worker_seconds * 1e3
     )

@@ -17,6 +17,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,14 +56,20 @@ _NO_TOKENS = np.zeros(0, dtype=_INT32)
 class Arena:
     """One attached session. Not thread-safe: one thread submits and waits."""
 
-    def __init__(self, lease: socket.socket, *, timeout_seconds: float = 10.0) -> None:
-        """Receives the grant over ``lease``, a connected SOCK_SEQPACKET socket whose hello was sent, and maps the
-        segments.
+    name: Literal["shm", "inline"] = "shm"
 
+    def __init__(self, lease: socket.socket, *, timeout_seconds: float = 10.0, spin_seconds: float = 0.0) -> None:
+        """Receives the grant over ``lease`` and maps the segments.
+
+        Args:
+            lease: connected SOCK_SEQPACKET socket whose hello was sent.
+            timeout_seconds: for the grant.
+            spin_seconds: how long ``collect`` spins, without the GIL, before it sleeps.
         Raises:
             PermissionDeniedError: the daemon refused. UnavailableError: it hung up. ProtocolError: it sent nonsense.
         """
         self._lease = lease
+        self._spin_ns = int(spin_seconds * 1e9)
         self._fds: list[int] = []
         self._mappings: list[Mapping] = []
         self.closed = False
@@ -111,7 +118,9 @@ class Arena:
         self.collected = 0
 
     @classmethod
-    def attach(cls, data_socket: str, token: bytes, *, timeout_seconds: float = 10.0) -> Arena:
+    def attach(
+        cls, data_socket: str, token: bytes, *, timeout_seconds: float = 10.0, spin_seconds: float = 0.0
+    ) -> Arena:
         """Connects to the data socket at ``data_socket`` and claims the session of ``token`` (16 bytes, one use).
 
         Raises:
@@ -138,7 +147,7 @@ class Arena:
             if isinstance(error, OSError):
                 raise UnavailableError(f"no daemon at {data_socket}: {error.strerror or error}") from None
             raise
-        return cls(lease, timeout_seconds=max(0.01, deadline - time.monotonic()))
+        return cls(lease, timeout_seconds=max(0.01, deadline - time.monotonic()), spin_seconds=spin_seconds)
 
     def _receive_grant(self, timeout_seconds: float) -> tuple[int, int]:
         self._lease.settimeout(timeout_seconds)
@@ -240,9 +249,8 @@ class Arena:
         self._check_open()
         return _shm.load_u64(self._completed) >= step
 
-    def collect(self, *, timeout_seconds: float = 5.0, spin_seconds: float = 0.0) -> Reply:
-        """Waits for the oldest unanswered step and returns its reply. Spins first, for ``spin_seconds``, without the
-        GIL.
+    def collect(self, *, timeout_seconds: float = 5.0) -> Reply:
+        """Waits for the oldest unanswered step and returns its reply.
 
         Raises:
             StepOrderError: no step is unanswered.
@@ -255,7 +263,7 @@ class Arena:
         self._check_open()
         # HANDOFF worker -> engine
         if _shm.load_u64(self._completed) < step and (
-            spin_seconds <= 0 or _shm.spin([self._completed], [step], int(spin_seconds * 1e9)) < 0
+            self._spin_ns <= 0 or _shm.spin([self._completed], [step], self._spin_ns) < 0
         ):
             self._park(step, timeout_seconds)
         return self.read_reply()

@@ -19,7 +19,7 @@ from maskd.errors import InvalidRequestError, ProtocolError
 from maskd.shm import layout as lay
 from maskd.step import Item, ItemFlag, Result, ResultFlag, Status
 
-__all__ = ["Reply", "pack_items", "result_flags", "result_of"]
+__all__ = ["Reply", "pack_items", "pack_results", "result_of"]
 
 _STATUSES = tuple(Status)
 # Plain ints: operations on enums are slow.
@@ -27,11 +27,6 @@ _WANT_FORCED = ItemFlag.WANT_FORCED.value
 _TERMINATED, _ACCEPTING, _ALL_ALLOWED = (
     flag.value for flag in (ResultFlag.TERMINATED, ResultFlag.ACCEPTING, ResultFlag.ALL_ALLOWED)
 )
-
-
-def result_flags(*, terminated: bool, accepting: bool, all_allowed: bool) -> int:
-    """Returns the flags of a result, as a ``ResultFlag`` has them; ``result_of`` is the other direction."""
-    return _TERMINATED * terminated | _ACCEPTING * accepting | _ALL_ALLOWED * all_allowed
 
 
 def result_of(record: Sequence[Any], forced: NDArray[np.int32]) -> Result:
@@ -58,6 +53,27 @@ def result_of(record: Sequence[Any], forced: NDArray[np.int32]) -> Result:
         index,
         value,
     )
+
+
+def pack_results(results: Sequence[Result]) -> tuple[bytes, NDArray[np.int32]]:
+    """Returns ``results`` as records of ``layout.RESULT``, and the forced tokens of all of them, (n,) int32."""
+    packed, forced = bytearray(), list[int]()
+    for result in results:
+        packed += lay.RESULT.pack(
+            result.sequence_id,
+            result.status,
+            _TERMINATED * result.terminated | _ACCEPTING * result.accepting | _ALL_ALLOWED * result.all_allowed,
+            result.row,
+            result.row_count,
+            result.accepted_count,
+            result.position,
+            len(forced),
+            len(result.forced),
+            result.detail_index,
+            result.detail_value,
+        )
+        forced += result.forced
+    return bytes(packed), np.array(forced, dtype=np.int32)
 
 
 def pack_items(view: memoryview | bytearray, at: int, items: Sequence[Item]) -> bytes:
@@ -112,6 +128,13 @@ class Reply:
     worker_seconds: float
     ok: bool
     _results: list[Result] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, step: int, results: list[Result], *, rows: NDArray[np.int32], worker_seconds: float) -> Reply:
+        """Returns the reply with these ``results``, which have their rows in ``rows``."""
+        packed, forced = pack_results(results)
+        ok = not any(result.status for result in results)
+        return cls(step, packed, rows, forced, worker_seconds, ok, results)
 
     @property
     def table(self) -> NDArray[np.void]:

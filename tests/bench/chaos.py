@@ -272,7 +272,7 @@ def churn(daemon: Daemon, vocabulary: Vocabulary, count: int) -> tuple[Looks, Lo
                     grammar = session.create_grammar(GrammarSpec("regex", f"[ab]{{0,{turn % 50}}}"))
                     session.step([Item(1, Action.OPEN, grammar.grammar_id, row=0)], timeout_seconds=60)
                 if turn % 3 == 1 and transport == "shm":
-                    session._transport._arena.lease.shutdown(2)  # dropped, not closed
+                    session._transport.lease.shutdown(2)  # dropped, not closed
                 session.close()
             deadline = time.monotonic() + 60
             while client.info().session_count and time.monotonic() < deadline:

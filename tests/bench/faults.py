@@ -186,11 +186,11 @@ class Faults:
         with self.session() as session:
             grammar = session.create_grammar(_PLAIN)
             session.submit([Item(1, Action.OPEN, grammar.grammar_id, row=0)])
-            session._transport._arena.lease.shutdown(2)
+            session._transport.lease.shutdown(2)
 
     def scribble(self) -> None:
         with self.session() as session:
-            arena = session._transport._arena
+            arena = session._transport
             raw = np.frombuffer(arena._steps.view, dtype=np.uint8)
             for _ in range(50):
                 at = self.random.randrange(arena.layout.steps_bytes - 64)

@@ -237,7 +237,7 @@ class Unary:
     """StepSequences, one call a step: protobuf in and out, rows in the message."""
 
     def __init__(self, walk: Walk, client: Client, fingerprint: bytes, vocab_size: int, backend: str) -> None:
-        self._stub = client._stub
+        self._stub = client._calls.stub
         opened = self._stub.CreateSession(
             pb.CreateSessionRequest(
                 vocabulary_fingerprint=fingerprint,

@@ -196,7 +196,7 @@ def memory(bench: Bench, backend: str, texts: list[list[int]], *, spinning: bool
         return ways.SessionArrays(walked, bench.session(client, walked.batch, transport="shm"), backend)
 
     worker_rows, made = grown(worker, through_daemon)
-    layout = made[0]._session._transport._arena.layout  # type: ignore[attr-defined]
+    layout = made[0]._session._transport.layout  # type: ignore[attr-defined]
     for path in made:
         path.close()
     own_rows, _ = grown(os.getpid(), lambda: bench.in_process(backend, walked, batch_calls=False))

@@ -342,9 +342,9 @@ def test_session_when_somebody_else_guesses_its_id_then_it_is_not_found(
         with open_session(client, vocabulary) as session, open_session(stranger, vocabulary, transport="inline") as own:
             guesses = {*range(1, 100), *(own.session_id + step for step in range(-50, 50))} - {own.session_id}
             for guess in guesses:
-                stranger._stub.DeleteSession(pb.DeleteSessionRequest(session_id=guess))
+                stranger._calls.stub.DeleteSession(pb.DeleteSessionRequest(session_id=guess))
                 with pytest.raises(grpc.RpcError) as caught:
-                    stranger._stub.GetSession(pb.GetSessionRequest(session_id=guess))
+                    stranger._calls.stub.GetSession(pb.GetSessionRequest(session_id=guess))
                 assert caught.value.code() == grpc.StatusCode.NOT_FOUND
             assert session.step([Item(1)], timeout_seconds=60).results
         assert session.session_id not in guesses
