@@ -1,4 +1,7 @@
-"""The command line: ``maskd serve``, ``maskd info``, ``maskd include``."""
+"""The command line: ``maskd serve``, ``maskd info``, ``maskd include``.
+
+Owns: arguments, signals, exit codes, what people read. Knows nothing about: settings (``front.config``), gRPC.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 fine, 1 failed, 2 bad usage or configuration."""
+    """Runs one command and returns the exit code: 0 fine, 1 no good answer, 2 bad configuration.
+
+    Raises:
+        SystemExit: of argparse, for bad usage (2), help and version (0).
+    """
     parser = argparse.ArgumentParser(prog="maskd", description="Grammar masks as a service.")
     parser.add_argument("--version", action="version", version=f"maskd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -55,14 +62,15 @@ def _serve(arguments: dict[str, object]) -> int:
     settings = config.load(arguments, os.environ, str(path) if path is not None else None)
     configure_logging(settings.log_level, process="front")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session takes five descriptors; workers inherit it
+    # Workers inherit the limit, and a session takes five descriptors.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     asyncio.run(_serve_until_signal(settings))
     _forget_unwritable_streams()
     return 0
 
 
 def _forget_unwritable_streams() -> None:
-    """A log that cannot be written must not change the exit code: Python says 120 if its last flush fails."""
+    """Python exits with 120 if its last flush fails; a log that cannot be written must not change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -80,7 +88,7 @@ async def _serve_until_signal(settings: config.Config) -> None:
 
     def on_signal() -> None:
         if stop.done():
-            os._exit(130)  # the second signal means now
+            os._exit(130)  # the second signal: no more waiting for sessions
         stop.set_result(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,7 +142,7 @@ def _table_of(listen: str, found: ServerInfo) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Returns the lines of a table. Clients chose the names in it: what would move a terminal's cursor is escaped."""
+    """Returns the lines of a table. Characters that would move a terminal's cursor are escaped: clients chose names."""
     cells = [["".join(c if c.isprintable() else ascii(c)[1:-1] for c in cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

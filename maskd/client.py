@@ -129,7 +129,7 @@ class Client:
                 "shared memory needs a unix socket; this client is connected over TCP", field="transport"
             )
         request = SessionRequest(
-            fingerprint=fingerprint,
+            vocabulary_fingerprint=fingerprint,
             vocab_size=vocab_size,
             row_capacity=row_capacity,
             item_capacity=item_capacity,

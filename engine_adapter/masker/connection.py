@@ -136,7 +136,7 @@ class Connection:
             with contextlib.suppress(MaskdError):
                 self.present.delete_grammar(dropped.grammar_id)
 
-    def grammar_of(self, spec: GrammarSpec) -> Grammar | None:
+    def grammar_of(self, spec: GrammarSpec) -> CreatedGrammar | None:
         """Returns the grammar of ``spec`` in the present session; None if the session does not hold it."""
         return self._grammars.get(spec)
 

@@ -1,9 +1,8 @@
-"""Who may call, and how often.
+"""Which clients may call, and how often.
 
 A unix socket in a directory of mode 0700 needs nothing more. TCP needs mutual TLS or a bearer token, unless the
-operator
-says ``--insecure``. Every peer has a budget of requests per second, so that one cannot starve the others' control
-calls.
+operator says ``--insecure``. Every peer has a budget of requests per second, so that no peer starves the others'
+control calls.
 Owns: credentials, the token check, the budgets. Knows nothing about: what the calls do.
 """
 
@@ -13,7 +12,6 @@ import hmac
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,18 @@ import grpc
 
 from maskd.errors import ConfigError, PermissionDeniedError, RateLimitedError
 from maskd.front.config import Config
+from maskd.front.handlers import Context, Continue, Handler, checked
 from maskd.rpc.status import abort
 
 __all__ = ["check_tcp", "interceptors", "server_credentials"]
 
 _PEERS = 1024
 _OPEN_METHODS = ("/grpc.health.v1.Health/",)
-"""A probe has no token."""
+"""Health probes have no token and no budget."""
 
 
 def check_tcp(config: Config) -> None:
-    """Raises ConfigError if a TCP listener would let anybody in who was not asked for."""
+    """Raises ConfigError if a TCP listener would let in every client that reaches it, and nothing says that it may."""
     if not (config.insecure or config.token_file or config.tls_client_ca):
         raise ConfigError(
             f"listen is {config.listen}: anybody who reaches it may use the daemon; "
@@ -54,7 +53,7 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
 
 
 def interceptors(config: Config) -> list[grpc.aio.ServerInterceptor]:
-    """Returns what every call passes: the token check where one is configured, then the budget. Raises ConfigError."""
+    """Returns the checks before every call: the bearer token, if configured, then the budget. Raises ConfigError."""
     chain: list[grpc.aio.ServerInterceptor] = []
     if config.token_file:
         token = _read(config.token_file, "token_file").strip()
@@ -77,40 +76,39 @@ def _read(path: str, field: str) -> bytes:
         raise ConfigError(f"cannot read {path}: {error.strerror}", field=field) from None
 
 
-_Handler = Any  # grpc.RpcMethodHandler is generic in its stubs only
-_Continue = Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]]
-
-
 class _TokenCheck(grpc.aio.ServerInterceptor):
-    """Lets through who presents the bearer token, and probes."""
+    """Lets through calls with the bearer token, and probes."""
 
     def __init__(self, token: bytes) -> None:
         self._expected = b"Bearer " + token
 
-    async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler:
+    async def intercept_service(self, continuation: Continue, details: grpc.HandlerCallDetails) -> Handler:
         handler = await continuation(details)
         given = next((value for key, value in details.invocation_metadata or () if key == "authorization"), "")
         raw = given if isinstance(given, bytes) else given.encode()
         if details.method.startswith(_OPEN_METHODS) or hmac.compare_digest(raw, self._expected):
             return handler
-        return _refusing(handler, lambda: PermissionDeniedError("this daemon wants the bearer token of its token_file"))
+        return checked(handler, self._refuse)
+
+    async def _refuse(self, _: Any, context: Context) -> None:
+        await abort(context, PermissionDeniedError("this daemon wants the bearer token of its token_file"))
 
 
 class _Budget(grpc.aio.ServerInterceptor):
-    """A token bucket a peer: ``rate`` requests a second, one second's worth at once. Steps on a stream are one
-    request."""
+    """A token bucket for each peer: ``rate`` requests a second, one second's worth at once.
+
+    All steps on one stream count as one request.
+    """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # peer: (tokens left, when)
 
-    async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler:
+    async def intercept_service(self, continuation: Continue, details: grpc.HandlerCallDetails) -> Handler:
         handler = await continuation(details)
-        if handler is None or details.method.startswith(_OPEN_METHODS):
-            return handler
-        return _guarded(handler, self._spend)
+        return handler if details.method.startswith(_OPEN_METHODS) else checked(handler, self._spend)
 
-    def _spend(self, context: grpc.aio.ServicerContext[Any, Any]) -> RateLimitedError | None:
+    async def _spend(self, request: Any, context: Context) -> Any:
         peer = _peer_host(context.peer())
         now = time.monotonic()
         left, when = self._buckets.pop(peer, (self._rate, now))
@@ -120,49 +118,15 @@ class _Budget(grpc.aio.ServerInterceptor):
         if len(self._buckets) > _PEERS:
             self._buckets.popitem(last=False)
         if refused:
-            return RateLimitedError(
+            error = RateLimitedError(
                 f"more than requests_per_second = {self._rate:g} calls from this peer; slow down",
                 limit="requests_per_second",
                 value=self._rate,
             )
-        return None
+            await abort(context, error)
+        return request
 
 
 def _peer_host(peer: str) -> str:
     """Returns the peer without its port: "ipv4:10.0.0.1:5000" has the budget of "ipv4:10.0.0.1"."""
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
-
-
-def _refusing(handler: _Handler, error: Callable[[], PermissionDeniedError]) -> _Handler:
-    return _guarded(handler, lambda _: error())
-
-
-def _guarded(
-    handler: _Handler,
-    check: Callable[[grpc.aio.ServicerContext[Any, Any]], PermissionDeniedError | RateLimitedError | None],
-) -> _Handler:
-    """Returns ``handler`` behind ``check``; whatever its kind, the inner function keeps its signature."""
-    if handler is None:
-        return handler
-    if handler.response_streaming:
-        inner_stream = handler.stream_stream if handler.request_streaming else handler.unary_stream
-
-        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            if (error := check(context)) is not None:
-                await abort(context, error)
-            async for answer in inner_stream(request, context):
-                yield answer
-
-        make = (
-            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-        )
-        return make(stream, handler.request_deserializer, handler.response_serializer)
-    inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-
-    async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        if (error := check(context)) is not None:
-            await abort(context, error)
-        return await inner(request, context)
-
-    make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-    return make(unary, handler.request_deserializer, handler.response_serializer)

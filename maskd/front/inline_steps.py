@@ -1,8 +1,9 @@
-"""The steps of one inline session, as the front passes them on: message in, cell to the worker, reply out.
+"""The steps of one inline session, as the front passes them on: items in, cell to the worker, reply out.
 
-The worker does an inline step exactly as one in shared memory; what differs is the way: the cells, in the layout of the
-segments, travel over the control channel, and nobody holds a segment for them.
-Owns: the order of the steps, the one under way, and the last reply. Knows nothing about: protobuf, what an item means.
+The worker does an inline step as it does one in shared memory. Only the way differs: the cells have the layout of the
+segments, but they travel over the control channel.
+Owns: the order of the steps, the step under way, and the last reply.
+Knows nothing about: protobuf, what an item means.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ __all__ = ["InlineSteps"]
 
 
 class InlineSteps:
-    """One step at a time; each may be sent again, and gives the same reply, until the next one is sent.
+    """One step at a time. A step that is sent again gives the same reply, until the next step is sent.
 
     Args:
         session_id: of the session, which is open.
-        worker: where it lives.
+        worker: serves the session.
         layout: of the session.
-        step_seconds: a call waits so long for its step.
+        step_seconds: how long a call waits for its step.
     """
 
     def __init__(self, session_id: int, worker: Worker, layout: lay.Layout, step_seconds: float) -> None:
@@ -45,7 +46,7 @@ class InlineSteps:
         self._busy = asyncio.Lock()
 
     async def step(self, step: int, items: Sequence[Item]) -> Reply:
-        """Runs one step, or goes on waiting for it, or gives its reply again.
+        """Runs one step; for a step that was sent before, waits on or returns its reply again.
 
         Raises:
             CapacityError, InvalidRequestError: the step was not begun. StepOrderError. DeadlineError: send it again.
@@ -65,7 +66,7 @@ class InlineSteps:
                 raise UnavailableError(f"{self._ended}, step {step} is unanswered", step=step)
             if self._under_way is None:
                 self._under_way = asyncio.create_task(self._run(step, *self._pack(step, items)))
-                # nobody may come back for it
+                # The client may never ask for the outcome: an exception must not be reported as lost.
                 self._under_way.add_done_callback(lambda task: task.cancelled() or task.exception())
             done, _ = await asyncio.wait({self._under_way}, timeout=self._seconds)
             if not done:
@@ -86,7 +87,7 @@ class InlineSteps:
             return self._answered
 
     def end(self, why: str) -> None:
-        """Ends the session; whoever waits for a step is told."""
+        """Ends the session. Calls that wait for a step raise UnavailableError with ``why``."""
         self._ended = why
         if self._under_way is not None:
             self._under_way.cancel()

@@ -1,7 +1,7 @@
 """The daemon from start to end, top to bottom: build, load vocabularies, listen, serve, drain, stop.
 
-``run(config, stop)`` takes the reason to stop as an argument, so a test runs the real thing and nobody mocks signals.
-Owns: the order of things. Knows nothing about: flags, signals (``maskd.__main__``), grammar libraries.
+``run(config, stop)`` gets the reason to stop as an argument, so that tests run it without signals.
+Owns: the order of these steps. Knows nothing about: flags, signals (``maskd.__main__``), grammar libraries, protobuf.
 """
 
 from __future__ import annotations
@@ -115,12 +115,12 @@ def _background(stack: contextlib.AsyncExitStack, coroutine: Awaitable[None]) ->
 
 @contextlib.contextmanager
 def _runtime_directory(path: str) -> Iterator[None]:
-    """Makes the directory of the socket (0700), and holds a lock: one daemon a path, a stale socket is replaced. Where
-    the daemon does
-    not start, nothing of it stays.
+    """Makes the directory of the socket (0700), and holds a lock: one daemon for each path.
+
+    A stale socket is replaced. If the daemon does not start, none of its files and directories stay.
 
     Raises:
-        ConfigError: another user's directory, no socket, served already, or not to be had.
+        ConfigError: the directory is another user's or cannot be used, or the path is no socket or served already.
     """
     directory, sockets = Path(path).parent, (Path(path), Path(path + ".data"))
     with contextlib.ExitStack() as refused, contextlib.ExitStack() as held:
@@ -146,12 +146,15 @@ def _runtime_directory(path: str) -> Iterator[None]:
         except OSError as error:
             raise ConfigError(f"cannot use {error.filename or directory}: {error.strerror}", field="listen") from None
         yield
-        refused.pop_all()  # what it has served in stays: others may have mounted it
+        refused.pop_all()  # the directory of a daemon that has served stays: other containers may have mounted it
 
 
 def _lock(path: str, held: contextlib.ExitStack) -> None:
-    """Holds the lock of ``path`` until ``held`` ends, which removes it. Raises ConfigError, OSError: there is no new
-    file then."""
+    """Holds the lock of ``path`` until ``held`` ends, which removes it.
+
+    Raises:
+        ConfigError, OSError: no new file was left.
+    """
     lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     held.callback(os.close, lock)
     if os.fstat(lock).st_size:
@@ -159,7 +162,7 @@ def _lock(path: str, held: contextlib.ExitStack) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         ours = os.path.samestat(os.fstat(lock), os.stat(path + ".lock"))  # noqa: PTH116
-    except (BlockingIOError, FileNotFoundError):  # held, or removed by the one that is just leaving
+    except (BlockingIOError, FileNotFoundError):  # held, or just removed by a daemon that stops
         ours = False
     if not ours:
         raise ConfigError(f"another maskd serves {path}", field="listen")
@@ -167,8 +170,11 @@ def _lock(path: str, held: contextlib.ExitStack) -> None:
 
 
 def _is_served(path: Path) -> bool:
-    """Whether a process listens on the unix socket at ``path``; one that is left from a kill has none. Raises
-    OSError."""
+    """Whether a process listens on the unix socket at ``path``. A killed daemon leaves a socket without a listener.
+
+    Raises:
+        OSError.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -176,7 +182,7 @@ def _is_served(path: Path) -> bool:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except OSError as error:
-            # its backlog is full; it is no stream, as a data socket
+            # EAGAIN: its backlog is full. EPROTOTYPE: it is no stream socket; a data socket is none.
             if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 raise
         return True

@@ -110,7 +110,7 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
         if not asked.inline and not self._shared_memory:
             raise InvalidRequestError("this listener has no data socket; use the inline transport", field="transport")
         session = await self._book.create(
-            self._shelf.get(asked.fingerprint),
+            self._shelf.get(asked.vocabulary_fingerprint),
             vocab_size=asked.vocab_size,
             row_capacity=asked.row_capacity,
             item_capacity=asked.item_capacity,

@@ -1,1 +1,1 @@
-"""gRPC as both sides need it: errors as statuses, addresses, and the steps of sessions that have no shared memory."""
+"""gRPC as engine and front need it: the codec, errors as statuses, addresses, the calls, and steps inside messages."""

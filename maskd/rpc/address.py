@@ -1,6 +1,6 @@
-"""Where a daemon listens, as people write it and as gRPC takes it; the same words for daemon and client.
+"""Where a daemon listens, as people write it and as gRPC takes it. Daemon and client read it alike.
 
-Knows nothing about: sockets, settings.
+Owns: the syntax of addresses. Knows nothing about: sockets, settings.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def _path_bytes(path: str) -> bytes:
 
 
 def grpc_address(listen: str) -> str:
-    """Returns ``listen`` as gRPC takes it, for listening and for connecting: it decodes ``%41`` in the path of a unix
-    socket, and cuts
-    it at ``?`` and ``#``. Raises ConfigError."""
+    """Returns ``listen`` as gRPC takes it, for listening and for connecting. Raises ConfigError.
+
+    gRPC decodes ``%41`` in the path of a unix socket, and cuts the path at ``?`` and ``#``; so they are quoted.
+    """
     scheme, address = parse_listen(listen)
     return "unix:" + quote_from_bytes(_path_bytes(address)) if scheme == "unix" else address

@@ -1,6 +1,6 @@
 """Errors and ``google.rpc.Status``: the one map, both directions side by side.
 
-Knows nothing about: when an error is raised, or by whom.
+Owns: codes and details of a status. Knows nothing about: when an error is raised, or by which module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DOMAIN = "maskd"
 _CODES = {code.name: code for code in grpc.StatusCode}
 RETRY_SECONDS = 1
 _ENCODED_BYTES = 4096
-_BARE: dict[grpc.StatusCode, type[MaskdError]] = {  # what gRPC itself says, without our details
+_BARE: dict[grpc.StatusCode, type[MaskdError]] = {  # statuses from gRPC itself, without our details
     grpc.StatusCode.RESOURCE_EXHAUSTED: CapacityError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
@@ -53,11 +53,10 @@ def to_status(error: MaskdError) -> status_pb2.Status:
 
 
 def _clip_encoded(message: str) -> str:
-    """Cuts ``message`` so that it has at most 4 KiB as gRPC sends it: bytes that are not printable ASCII count three
-    times.
+    """Cuts ``message`` to 4 KiB as gRPC sends it: a byte that is not printable ASCII counts three times.
 
-    gRPC drops calls with more than 8 KiB of metadata at random, up to 16 KiB, where it drops all; the message travels
-    twice, once of them encoded so.
+    gRPC drops calls with more than 8 KiB of metadata at random, and all with more than 16 KiB. The message travels in
+    it twice, once encoded as above.
     """
     room, raw = _ENCODED_BYTES, message.encode("utf-8", "replace")
     for at, byte in enumerate(raw):
@@ -91,7 +90,7 @@ def from_rpc_error(error: grpc.RpcError) -> MaskdError:
     """Returns the error that the daemon raised, or UnavailableError if none came from it."""
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # what arrived contradicts itself: gRPC replaced the code on its way
+    except ValueError:  # code and details contradict each other: gRPC replaced the code on its way
         status = None
     if status is not None:
         for detail in status.details:

@@ -59,20 +59,14 @@ class ServerInfo:
 
 @dataclass(frozen=True)
 class SessionRequest:
-    """What an engine asks of a new session.
+    """What an engine asks of a new session; the numbers are those of ``Client.open_session``.
 
     Attributes:
-        fingerprint: of the vocabulary.
-        vocab_size: width of the engine's logits.
-        row_capacity: rows of one step.
-        item_capacity: items of one step; 0 = as many as rows, at least 16.
-        token_capacity: accepted and draft tokens of one step; 0 = the daemon's default.
-        sequence_capacity: sequences open at a time; 0 = the daemon's limit.
         inline: rows travel inside messages, not through shared memory.
         engine: name and version of the engine, for the daemon's log.
     """
 
-    fingerprint: bytes
+    vocabulary_fingerprint: bytes
     vocab_size: int
     row_capacity: int
     item_capacity: int = 0

@@ -1,8 +1,8 @@
 """The arena: an engine's side of a shared-memory session. Attach, submit a step, wait, read the reply.
 
-Owns: the two mappings, the descriptors that wake either side, and the data socket, which is the session's lease: while
-    it
-is open the session lives, and its end tells either side at once that the other is gone.
+The data socket is the session's lease. While it is open the session lives; its end tells either side at once that the
+other side is gone.
+Owns: the two mappings, the descriptors that wake either side, the data socket.
 Knows nothing about: gRPC (``client.py`` gets the token), grammars, what the engine does with the rows.
 
 Python stores no word that the peer waits on by itself: ordering is in ``maskd._shm`` (acquire, release, full fence).
@@ -206,8 +206,14 @@ class Arena:
         return self._publish(cell, len(items), count)
 
     def submit_arrays(self, items: NDArray[np.void], tokens: NDArray[np.int32]) -> int:
-        """The same from arrays: ``items`` (n,) of ``layout.ITEM_DTYPE``, ``tokens`` (m,) int32. For engines that keep
-        their batch as arrays: two copies, whatever the batch size."""
+        """Publishes one step from arrays: two copies, whatever the batch size.
+
+        Args:
+            items: (n,) of ``layout.ITEM_DTYPE``.
+            tokens: (m,) int32, the accepted and draft tokens of all items.
+        Raises:
+            CapacityError, StepOrderError: nothing was published.
+        """
         cell = self._next_cell()
         if len(items) > self.layout.item_capacity or len(tokens) > self.layout.token_capacity:
             raise CapacityError(
@@ -329,7 +335,7 @@ class Arena:
         return not any(fd == self._lease.fileno() for fd, _ in self._poll.poll(0))
 
     def close(self) -> None:
-        """Gives the session back. Rows that the caller still holds stay readable, but nobody writes them any more."""
+        """Gives the session back. Rows that the caller still holds stay readable, and do not change any more."""
         if self.closed:
             return
         self.closed = True

@@ -94,7 +94,7 @@ class MaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UploadVocabulary(self, request_iterator, context):
-        """Uploads a vocabulary: the first message has the header, every message may carry tokens, in id order.
+        """Uploads a vocabulary. The first message has the header; every message may carry tokens, in id order.
         Safe to repeat: equal content has an equal fingerprint and is kept once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -102,7 +102,8 @@ class MaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateSession(self, request, context):
-        """Opens an engine's lease. A shared-memory session lives as long as its data socket; an inline session as long as it is used.
+        """Opens an engine's lease. A shared-memory session lives as long as its data socket, an inline session as long as the
+        engine uses it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,8 +138,8 @@ class MaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StepSequences(self, request, context):
-        """Runs one step of an inline session and returns the rows in the answer.
-        A step that is sent again returns the same answer.
+        """Runs one step of an inline session and returns the rows in the answer. A step that is sent again returns the same
+        answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -99,7 +99,7 @@ SERVER_INFOS = st.builds(
 )
 SESSION_REQUESTS = st.builds(
     SessionRequest,
-    fingerprint=st.binary(max_size=8),
+    vocabulary_fingerprint=st.binary(max_size=8),
     vocab_size=INT32,
     row_capacity=INT32,
     item_capacity=INT32,
@@ -369,7 +369,7 @@ RENAMED = {
     "GrammarSpec": {"grammar": {"kind", "source"}},
     "CreateGrammarResponse": {"compile_milliseconds": {"compile_seconds"}},
     "GetServerInfoResponse": {"layout_major": {"layout"}, "layout_minor": {"layout"}},
-    "CreateSessionRequest": {"vocabulary_fingerprint": {"fingerprint"}, "transport": {"inline"}},
+    "CreateSessionRequest": {"transport": {"inline"}},
     "Item": {
         "rollback_count": {"rollback"},
         "accept_token_ids": {"accept"},
