@@ -119,6 +119,7 @@ class GrammarSpec:
     options: GrammarOptions = field(default_factory=GrammarOptions)
     reasoning: ReasoningGate | None = None
     when_slow: WhenSlow = "wait"
+    _digest: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.when_slow not in WHEN_SLOW:
@@ -133,14 +134,14 @@ class GrammarSpec:
     def digest(self) -> bytes:
         """Returns the sha256 (32 bytes) of everything that is compiled; equal digests share one compiled grammar.
 
-        JSON is not normalised: the order of properties matters to both libraries.
+        JSON is not normalised: the order of properties matters to both libraries. The digest is made once: the spec
+        keeps it, and has it when it arrives in another of the daemon's processes.
         """
-        parts = json.dumps(
-            [self.kind, self.source, self.backend, dataclasses.astuple(self.options)],
-            ensure_ascii=True,
-            separators=(",", ":"),
-        )
-        return hashlib.sha256(parts.encode("ascii")).digest()
+        if not self._digest:
+            parts = [self.kind, self.source, self.backend, dataclasses.astuple(self.options)]
+            text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
+            object.__setattr__(self, "_digest", hashlib.sha256(text.encode("ascii")).digest())
+        return self._digest
 
 
 @dataclass(frozen=True, slots=True)

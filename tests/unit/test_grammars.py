@@ -1,11 +1,16 @@
-"""The grammar cache: one compile for many waiters, bounded by bytes, and no memory of failures."""
+"""Specs by content; and the grammar cache: one compile for many waiters, bounded by bytes, no memory of failures."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from dataclasses import dataclass
 
+import msgspec
+import pytest
+
 from maskd.errors import GrammarError, GrammarTimeoutError
-from maskd.grammar import GrammarReport
+from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, ReasoningGate
 from maskd.worker.grammar_cache import CompileOutcome, GrammarCache
 
 MB = 1 << 20
@@ -101,3 +106,36 @@ def test_request_when_a_waiter_asks_again_in_its_answer_then_nobody_is_lost() ->
     cache.request(key("a"), answers.append)
     cache.finish(key("a"), Grammar("a"), 1.0)  # type: ignore[arg-type]
     assert len(answers) == 3
+
+
+def test_digest_when_what_is_compiled_differs_then_it_differs() -> None:
+    """Kind, source, backend and every option are compiled; reasoning and when_slow are how sequences use it."""
+    spec = GrammarSpec("regex", "a")
+    others = [
+        dataclasses.replace(spec, kind="ebnf"),
+        dataclasses.replace(spec, source="b"),
+        dataclasses.replace(spec, backend="xgrammar"),
+        *(
+            dataclasses.replace(spec, options=GrammarOptions(**{name: value}))  # type: ignore[arg-type]
+            for name, value in (
+                ("max_whitespace", 0), ("item_separator", ", "), ("key_separator", ": "),
+                ("additional_properties", "forbid"), ("strict", True), ("stop_token_ids", (1,)),
+            )
+        ),
+    ]  # fmt: skip
+    assert len(others) == 3 + len(dataclasses.fields(GrammarOptions))
+    assert len({other.digest() for other in (spec, *others)}) == 1 + len(others)
+    used = dataclasses.replace(spec, reasoning=ReasoningGate((1,)), when_slow="fail")
+    assert used.digest() == spec.digest()
+
+
+def test_digest_when_the_spec_is_sent_to_another_process_then_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hashing a long source costs the front and the data path time; once is enough. Equality does not see it."""
+    spec = GrammarSpec("regex", "a")
+    digest = spec.digest()
+    assert spec == GrammarSpec("regex", "a")
+    monkeypatch.delattr(hashlib, "sha256")
+    there = msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=GrammarSpec)
+    assert (spec.digest(), there.digest(), there) == (digest, digest, spec)
