@@ -42,6 +42,7 @@ __all__ = [
 
 _UPLOAD_BYTES = 1 << 17
 """Of one message of an upload. The front does nothing else while it reads one: 36 ms for 1 MiB of short tokens."""
+_STATUSES = {int(status): status for status in Status}
 _NAME_CHARACTERS = 256
 """Of a name that a client chose, for logs and people; the rest is cut off."""
 
@@ -368,8 +369,8 @@ def reply_of(
             rows[result.row : result.row + result.row_count] = packed[at : at + result.row_count]
             at += result.row_count
             results.append(result)
-    except ValueError as error:
-        raise ProtocolError(f"the answer to step {message.step} does not fit its items: {error}") from None
+    except (ValueError, KeyError) as error:
+        raise ProtocolError(f"the answer to step {message.step} does not fit its items: {error!r}") from None
     rows.flags.writeable = False
     return Reply.of(message.step, results, rows=rows, worker_seconds=message.worker_milliseconds / 1e3)
 
@@ -392,10 +393,10 @@ def _result_message(result: Result) -> pb.ItemResult:
 
 
 def _result_of(message: pb.ItemResult, row: int) -> Result:
-    """Reads the result of an item that wanted its rows from ``row`` on. Raises ValueError: the status is unknown."""
+    """Reads the result of an item that wanted its rows from ``row`` on. Raises KeyError: the status is unknown."""
     return Result(
         sequence_id=message.sequence_id,
-        status=Status(message.status),
+        status=_STATUSES[message.status],
         row=row if message.row_count else NO_ROW,
         row_count=message.row_count,
         accepted_count=message.accepted_count,

@@ -394,7 +394,7 @@ def test_session_when_never_claimed_or_never_used_then_it_expires(
             check(session)
 
 
-def test_data_socket_when_the_hello_is_wrong_then_refused_and_nobody_else_notices(
+def test_data_socket_when_the_hello_is_wrong_then_refused_and_no_other_client_notices(
     daemon: Daemon, client: Client, vocabulary: Vocabulary
 ) -> None:
     """Garbage, another version, a wrong or used token: each has its refusal, never descriptors."""
@@ -425,7 +425,7 @@ def test_data_socket_when_the_hello_is_wrong_then_refused_and_nobody_else_notice
 def test_data_socket_when_a_client_says_nothing_then_it_is_hung_up_on(
     daemon: Daemon, client: Client, vocabulary: Vocabulary
 ) -> None:
-    """Silent connections neither last nor stand in anybody's way."""
+    """Silent connections do not last, and do not stand in another client's way."""
     with contextlib.ExitStack() as stack:
         silent = []
         for _ in range(50):
@@ -649,7 +649,7 @@ def test_engine_when_it_tampers_with_its_rows_then_the_kernel_refuses(
 def test_create_session_when_its_caller_leaves_then_the_worker_keeps_nothing(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """Calls cancelled half-way leave no segments behind that nobody knows of."""
+    """Calls cancelled half-way leave no segments behind."""
     daemon = start_daemon("--claim-seconds", "0.5")
     with Client.connect(daemon.target) as client, channel_to(daemon) as channel:
         client.upload_vocabulary(vocabulary)
@@ -675,7 +675,7 @@ def test_create_session_when_its_caller_leaves_then_the_worker_keeps_nothing(
 def test_descriptors_when_a_worker_has_none_left_then_new_sessions_are_refused_and_old_ones_go_on(
     start_daemon: Callable[..., Daemon], vocabulary: Vocabulary
 ) -> None:
-    """EMFILE is a typed refusal for the newcomer; nobody else is touched, and with room again all is well."""
+    """EMFILE is a typed refusal for the newcomer; no other session is touched, and with room again all is well."""
     daemon = start_daemon("--claim-seconds", "0.5")
     with (
         Client.connect(daemon.target) as client,
@@ -733,7 +733,7 @@ def test_descriptors_when_the_front_has_none_left_then_shared_memory_is_refused_
 def test_clients_when_many_threads_have_sessions_then_each_sees_its_own(
     daemon: Daemon, client: Client, vocabulary: Vocabulary
 ) -> None:
-    """Sessions in parallel on one worker, over both transports: nobody sees another one's rows."""
+    """Sessions in parallel on one worker, over both transports: none sees another's rows."""
     failures: list[BaseException] = []
 
     def engine(number: int) -> None:

@@ -38,7 +38,7 @@ def put(cache: GrammarCache, name: str, size: int = MB) -> None:
 
 
 def test_request_when_many_wait_then_one_compile_answers_all() -> None:
-    """The first request starts the compile, everybody gets its outcome, and only the first one paid for it."""
+    """The first request starts the compile, every waiter gets its outcome, and only the first one paid for it."""
     cache, answers = GrammarCache(10 * MB), list[CompileOutcome]()
     assert [cache.request(key("a"), answers.append) for _ in range(1000)] == [True] + [False] * 999
     assert answers == []
@@ -94,7 +94,7 @@ def test_finish_when_a_library_cannot_tell_its_size_then_the_cache_is_bounded_ne
     assert cache.bytes <= 10 * MB
 
 
-def test_request_when_a_waiter_asks_again_in_its_answer_then_nobody_is_lost() -> None:
+def test_request_when_a_waiter_asks_again_in_its_answer_then_no_waiter_is_lost() -> None:
     """An answer may lead to the next request, for the same grammar or another."""
     cache, answers = GrammarCache(10 * MB), list[CompileOutcome]()
 

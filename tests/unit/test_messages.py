@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
@@ -398,11 +397,16 @@ ELSEWHERE = {"CreatedGrammar": {"report"}, "Vocabulary": {"tokens"}}
 """Attributes that have a message, or messages, of their own."""
 
 
-def field_names(descriptor: Descriptor) -> set[str]:
+def field_names(descriptor: Any) -> set[str]:
     """The fields of a message; an ``optional`` one has a oneof of its own, which is no field."""
     named = {oneof.name: {field.name for field in oneof.fields} for oneof in descriptor.oneofs}
     groups = {name: fields for name, fields in named.items() if len(fields) > 1}
     return {field.name for field in descriptor.fields} - set().union(*groups.values()) | set(groups)
+
+
+def given_names(cls: type) -> set[str]:
+    """The attributes of a value that its maker gives."""
+    return {field.name for field in dataclasses.fields(cls) if field.init}
 
 
 @pytest.mark.parametrize("message", SAME, ids=lambda message: message.DESCRIPTOR.name)
@@ -412,9 +416,7 @@ def test_fields_when_listed_then_message_and_value_have_the_same(message: type[M
     on_the_wire = set().union(*(renamed.get(name, {name}) for name in field_names(message.DESCRIPTOR)))
     in_python = set[str]()
     for cls in SAME[message]:
-        in_python |= {field.name for field in dataclasses.fields(cls) if field.init} - ELSEWHERE.get(
-            cls.__name__, set()
-        )
+        in_python |= given_names(cls) - ELSEWHERE.get(cls.__name__, set())
     assert on_the_wire == in_python
 
 
@@ -437,8 +439,8 @@ def test_values_when_drawn_then_every_field_varies(values: str) -> None:
     @given(value=DRAWN[values])
     @budget(30)
     def collect(value: Any) -> None:
-        for field in (field for field in dataclasses.fields(value) if field.init):
-            drawn.setdefault(field.name, set()).add(repr(getattr(value, field.name)))
+        for name in given_names(type(value)):
+            drawn.setdefault(name, set()).add(repr(getattr(value, name)))
 
     collect()
     fixed = {name for name, seen in drawn.items() if len(seen) == 1}
