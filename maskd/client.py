@@ -31,13 +31,13 @@ from maskd.grammar import GrammarSpec
 from maskd.rpc.address import parse_listen
 from maskd.rpc.calls import CALL_SECONDS, Calls
 from maskd.rpc.inline import InlineTransport
-from maskd.rpc.values import CreatedGrammar, ServerInfo, SessionRequest, VocabularyInfo
+from maskd.rpc.values import Grammar, ServerInfo, SessionRequest, VocabularyInfo
 from maskd.shm.arena import Arena
 from maskd.shm.cells import Reply
 from maskd.step import Item
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Client", "CreatedGrammar", "ServerInfo", "Session", "VocabularyInfo"]
+__all__ = ["Client", "Grammar", "ServerInfo", "Session", "VocabularyInfo"]
 
 
 class Client:
@@ -188,7 +188,7 @@ class Session:
 
     def create_grammar(
         self, spec: GrammarSpec, *, timeout_seconds: float = CALL_SECONDS, validate_only: bool = False
-    ) -> CreatedGrammar:
+    ) -> Grammar:
         """Compiles a grammar, or finds it compiled, and holds it for this session (not with ``validate_only``).
 
         Raises:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from engine_adapter.masker.late_rows import Answer, await_late
-from maskd.client import Client, CreatedGrammar, Session
+from maskd.client import Client, Grammar, Session
 from maskd.errors import (
     CapacityError,
     DeadlineError,
@@ -59,7 +59,7 @@ class Connection:
     ) -> None:
         """See ``Masker`` for the arguments. Opens nothing yet."""
         self.session: Session | None = None
-        self._grammars: dict[GrammarSpec, CreatedGrammar] = {}
+        self._grammars: dict[GrammarSpec, Grammar] = {}
         self._connect = connect
         self._vocabulary = vocabulary
         self._row_capacity = row_capacity
@@ -127,7 +127,7 @@ class Connection:
             return Answer(reply.rows, True, lambda: reply.results)
         return await_late(self.present, items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds)
 
-    def hold(self, spec: GrammarSpec, grammar: CreatedGrammar, in_use: set[GrammarSpec]) -> None:
+    def hold(self, spec: GrammarSpec, grammar: Grammar, in_use: set[GrammarSpec]) -> None:
         """Notes that the present session holds ``grammar``. Once many are held, drops the oldest not in ``in_use``."""
         self._grammars[spec] = grammar
         idle = [each for each in self._grammars if each != spec and each not in in_use]
@@ -136,7 +136,7 @@ class Connection:
             with contextlib.suppress(MaskdError):
                 self.present.delete_grammar(dropped.grammar_id)
 
-    def grammar_of(self, spec: GrammarSpec) -> CreatedGrammar | None:
+    def grammar_of(self, spec: GrammarSpec) -> Grammar | None:
         """Returns the grammar of ``spec`` in the present session; None if the session does not hold it."""
         return self._grammars.get(spec)
 

@@ -21,7 +21,7 @@ from maskd.front.sessions import SessionBook
 from maskd.front.vocabulary_shelf import VocabularyShelf
 from maskd.rpc import messages
 from maskd.rpc.status import abort, to_refusal
-from maskd.rpc.values import CreatedGrammar, NewSession, ServerInfo, VocabularyInfo
+from maskd.rpc.values import Grammar, NewSession, ServerInfo, VocabularyInfo
 from maskd.shm import layout as lay
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
@@ -153,7 +153,7 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
         grammar_id, compiled = await self._book.create_grammar(
             request.session_id, spec, validate_only=request.validate_only
         )
-        created = CreatedGrammar(
+        created = Grammar(
             grammar_id=grammar_id,
             report=compiled.report,
             compile_seconds=compiled.compile_seconds,

@@ -15,7 +15,7 @@ from maskd.grammar import GrammarSpec
 from maskd.rpc import messages
 from maskd.rpc.address import grpc_address
 from maskd.rpc.status import from_rpc_error
-from maskd.rpc.values import CreatedGrammar, NewSession, ServerInfo, SessionRequest
+from maskd.rpc.values import Grammar, NewSession, ServerInfo, SessionRequest
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.v1 import mask_service_pb2_grpc
 from maskd.vocabulary import Vocabulary
@@ -83,7 +83,7 @@ class Calls:
 
     def create_grammar(
         self, session_id: int, spec: GrammarSpec, *, validate_only: bool, timeout_seconds: float
-    ) -> CreatedGrammar:
+    ) -> Grammar:
         """Compiles a grammar, and holds it for the session unless ``validate_only``."""
         request = pb.CreateGrammarRequest(
             session_id=session_id, grammar=messages.spec_message(spec), validate_only=validate_only

@@ -28,7 +28,7 @@ from maskd.grammar import (
     Unenforced,
     WhenSlow,
 )
-from maskd.rpc.values import CreatedGrammar, NewSession, ServerInfo, SessionRequest, VocabularyInfo
+from maskd.rpc.values import Grammar, NewSession, ServerInfo, SessionRequest, VocabularyInfo
 from maskd.shm.cells import Reply
 from maskd.step import NO_ROW, Action, Item, Result, Status
 from maskd.v1 import mask_service_pb2 as pb
@@ -125,7 +125,7 @@ def _when_slow_of(number: int) -> WhenSlow:
 # -- grammars ------------------------------------------------------------------------------------------------------
 
 
-def grammar_message(grammar: CreatedGrammar) -> pb.CreateGrammarResponse:
+def grammar_message(grammar: Grammar) -> pb.CreateGrammarResponse:
     """Returns the answer to CreateGrammar."""
     report = grammar.report
     return pb.CreateGrammarResponse(
@@ -141,7 +141,7 @@ def grammar_message(grammar: CreatedGrammar) -> pb.CreateGrammarResponse:
     )
 
 
-def grammar_of(message: pb.CreateGrammarResponse) -> CreatedGrammar:
+def grammar_of(message: pb.CreateGrammarResponse) -> Grammar:
     """Reads the answer to CreateGrammar."""
     report = GrammarReport(
         backend=message.backend,
@@ -150,7 +150,7 @@ def grammar_of(message: pb.CreateGrammarResponse) -> CreatedGrammar:
         warnings=tuple(message.warnings),
         memory_bytes=message.memory_bytes,
     )
-    return CreatedGrammar(
+    return Grammar(
         grammar_id=message.grammar_id,
         report=report,
         compile_seconds=message.compile_milliseconds / 1e3,

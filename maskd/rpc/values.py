@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from maskd.grammar import GrammarReport
 
-__all__ = ["CreatedGrammar", "NewSession", "ServerInfo", "SessionRequest", "VocabularyInfo"]
+__all__ = ["Grammar", "NewSession", "ServerInfo", "SessionRequest", "VocabularyInfo"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class NewSession:
 
 
 @dataclass(frozen=True)
-class CreatedGrammar:
+class Grammar:
     """A grammar that was compiled for a session.
 
     Attributes:

@@ -17,7 +17,7 @@ from maskd import _shm, backends
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Backend
 from maskd.backends.gate import GatedFill, GatedGrammar
-from maskd.client import CreatedGrammar
+from maskd.client import Grammar
 from maskd.grammar import GrammarSpec
 from maskd.ipc.marker import Marker
 from maskd.sequences import HeldGrammar, SequenceTable
@@ -65,7 +65,7 @@ class TableSession:
         self._fills = {id(one): GatedFill(one) for one in self._backends.values()}  # type: ignore[arg-type]
         self._ids = itertools.count(1)
 
-    def create_grammar(self, spec: GrammarSpec, *, timeout_seconds: float = 0) -> CreatedGrammar:
+    def create_grammar(self, spec: GrammarSpec, *, timeout_seconds: float = 0) -> Grammar:
         """Compiles ``spec`` here. Raises GrammarError."""
         auto = AutoBackend(list(self._backends.values()))
         held, backend = self._held(spec, auto if spec.backend == "auto" else self._backends[spec.backend])
@@ -75,7 +75,7 @@ class TableSession:
             other, _ = self._held(spec, self._backends[alternate])
             held = held.with_alternate(other)
         self._table.grammars[held.grammar_id] = held
-        return CreatedGrammar(held.grammar_id, held.grammar.report, 0.0, False, alternate)
+        return Grammar(held.grammar_id, held.grammar.report, 0.0, False, alternate)
 
     def _held(self, spec: GrammarSpec, compiler: Backend) -> tuple[HeldGrammar, str]:
         grammar = compiler.compile(dataclasses.replace(spec, backend=compiler.name))

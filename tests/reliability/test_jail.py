@@ -34,7 +34,6 @@ from maskd.errors import (
     UnavailableError,
 )
 from maskd.grammar import GrammarKind, GrammarSpec
-from maskd.rpc.messages import spec_message
 from maskd.step import Action, Item, Status
 from maskd.vocabulary import Vocabulary
 from tests.conftest import SHARED

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from maskd.errors import InvalidRequestError, ProtocolError, VocabularyError
 from maskd.grammar import KINDS, WHEN_SLOW, GrammarOptions, GrammarReport, GrammarSpec, ReasoningGate, Unenforced
 from maskd.rpc import messages
-from maskd.rpc.values import CreatedGrammar, NewSession, ServerInfo, SessionRequest, VocabularyInfo
+from maskd.rpc.values import Grammar, NewSession, ServerInfo, SessionRequest, VocabularyInfo
 from maskd.shm.cells import Reply
 from maskd.step import NO_ROW, Action, Item, Result, Status
 from maskd.v1 import mask_service_pb2 as pb
@@ -70,7 +70,7 @@ REPORTS = st.builds(
     memory_bytes=INT64,
 )
 GRAMMARS = st.builds(
-    CreatedGrammar,
+    Grammar,
     grammar_id=INT64,
     report=REPORTS,
     compile_seconds=SECONDS,
@@ -383,7 +383,7 @@ SAME = {
     pb.GrammarSpec: (GrammarSpec,),
     pb.GrammarOptions: (GrammarOptions,),
     pb.ReasoningGate: (ReasoningGate,),
-    pb.CreateGrammarResponse: (CreatedGrammar, GrammarReport),
+    pb.CreateGrammarResponse: (Grammar, GrammarReport),
     pb.CreateGrammarResponse.Unenforced: (Unenforced,),
     pb.GetServerInfoResponse: (ServerInfo,),
     pb.VocabularyInfo: (VocabularyInfo,),
@@ -393,7 +393,7 @@ SAME = {
     pb.Item: (Item,),
     pb.ItemResult: (Result,),
 }
-ELSEWHERE = {"CreatedGrammar": {"report"}, "Vocabulary": {"tokens"}}
+ELSEWHERE = {"Grammar": {"report"}, "Vocabulary": {"tokens"}}
 """Attributes that have a message, or messages, of their own."""
 
 
