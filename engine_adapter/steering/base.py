@@ -58,7 +58,7 @@ class Position(Protocol):
         It may hold ``UNKNOWN``. Raises ValueError as ``feed`` does.
         """
 
-    def fallbacks(self) -> bytes:
+    def substitutes(self) -> bytes:
         """Returns single bytes to try, in this order, where the row does not allow the ending."""
 
     def largest_part(self) -> int:

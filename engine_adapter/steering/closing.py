@@ -5,7 +5,7 @@ Knows nothing about: the loop, models, kinds of grammars (``positions``).
 
 A position follows the output and knows the shortest text that ends it. The model chooses freely as long as that text
 fits into the tokens that are left. A token after which it would not fit is replaced by the longest allowed token that
-continues the text. If the row allows no such token, one of the position's fallbacks is tried. If it allows none of
+continues the text. If the row allows no such token, one of the position's substitutes is tried. If it allows none of
 them either, the sampler's token is taken, and the text is worked out anew.
 
 Every token is one that the mask allows, so an output can become plain but never invalid. If even the shortest text does
@@ -119,7 +119,7 @@ class _Closing:
             return stop
         if (token_id := self._vocabulary.longest_start(self._position.ending(), row)) is not None:
             return token_id
-        starts = (self._vocabulary.longest_start(bytes([byte]), row) for byte in self._position.fallbacks())
+        starts = (self._vocabulary.longest_start(bytes([byte]), row) for byte in self._position.substitutes())
         return next((token_id for token_id in starts if token_id is not None), None)
 
     def reserve(self) -> int:

@@ -76,8 +76,8 @@ class JsonPosition:
             self._shapes.rest()
             self._feed(byte)
 
-    def fallbacks(self) -> bytes:
-        """See ``Position.fallbacks``: none in a number or literal, the quote in a string."""
+    def substitutes(self) -> bytes:
+        """See ``Position.substitutes``: none in a number or literal, the quote in a string."""
         return b"" if self._mode == "bare" else b'"' if self._is_in_string else MARKS
 
     def largest_part(self) -> int:

@@ -217,8 +217,8 @@ class RegexPosition:
         """See ``Position.ending``."""
         return UNKNOWN * bool(self._bytes) + self._automaton.shortest(self._states).encode()
 
-    def fallbacks(self) -> bytes:
-        """See ``Position.fallbacks``: none."""
+    def substitutes(self) -> bytes:
+        """See ``Position.substitutes``: none."""
         return b""
 
     def largest_part(self) -> int:

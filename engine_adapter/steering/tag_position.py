@@ -122,11 +122,11 @@ class TagPosition:
         ]
         return min(begun, key=len, default=b"")
 
-    def fallbacks(self) -> bytes:
-        """See ``Position.fallbacks``: none outside of tags."""
+    def substitutes(self) -> bytes:
+        """See ``Position.substitutes``: none outside of tags."""
         if self._tag is None:
             return b""
-        return MARKS if self._value is None else self._value.fallbacks()
+        return MARKS if self._value is None else self._value.substitutes()
 
     def largest_part(self) -> int:
         """See ``Position.largest_part``."""

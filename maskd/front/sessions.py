@@ -42,7 +42,7 @@ from maskd.shm.cells import Reply
 from maskd.step import Item
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Session", "SessionBook"]
+__all__ = ["SessionRecord", "SessionBook"]
 
 _DEFAULT_TOKENS_PER_ITEM = 64
 _MIN_TOKENS = 16384
@@ -54,7 +54,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(eq=False, kw_only=True)
-class Session:
+class SessionRecord:
     """One engine's lease.
 
     Attributes:
@@ -95,8 +95,8 @@ class SessionBook:
         self._config = config
         self._desk = desk
         self._workers = workers
-        self._sessions: dict[int, Session] = {}
-        self._numbered: dict[int, Session] = {}
+        self._sessions: dict[int, SessionRecord] = {}
+        self._numbered: dict[int, SessionRecord] = {}
         self._next_number = 1
         self._opening: set[int] = set()
         self._emptied = asyncio.Event()
@@ -108,7 +108,7 @@ class SessionBook:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def touch(self, session_id: int) -> Session:
+    def touch(self, session_id: int) -> SessionRecord:
         """Returns a session and renews its lease. Raises NotFoundError."""
         session = self._sessions.get(session_id)
         if session is None:
@@ -129,7 +129,7 @@ class SessionBook:
         sequence_capacity: int,
         inline: bool,
         engine: str,
-    ) -> Session:
+    ) -> SessionRecord:
         """Opens a session on the least loaded worker of its vocabulary.
 
         Args:
@@ -162,7 +162,7 @@ class SessionBook:
             inline=inline,
         )
         opened = await self._open(worker, message)
-        session = Session(
+        session = SessionRecord(
             session_id=session_id,
             number=number,
             worker=worker,
@@ -214,7 +214,7 @@ class SessionBook:
         assert isinstance(opened, messages.SessionOpened)
         return opened
 
-    def _keep(self, session: Session) -> None:
+    def _keep(self, session: SessionRecord) -> None:
         self._sessions[session.session_id] = self._numbered[session.number] = session
         session.worker.sessions.add(session.session_id)
         _log.info(

@@ -17,10 +17,10 @@ from typing import Any
 from maskd.ipc.marker import Marker
 from maskd.worker.pool import STACK_BYTES
 
-__all__ = ["LateWork", "SlowLane"]
+__all__ = ["LaneJob", "SlowLane"]
 
 
-class LateWork:
+class LaneJob:
     """A job in the lane. ``outcome`` and ``error`` may be read once ``wait`` returned True."""
 
     __slots__ = ("_done", "error", "is_cancelled", "job", "mark", "outcome")
@@ -57,7 +57,7 @@ class _CancelledError(Exception):
 
 
 def _nothing(next_call: Callable[[], None]) -> None:
-    """The job of a ``LateWork`` that is done."""
+    """The job of a ``LaneJob`` that is done."""
 
 
 class SlowLane:
@@ -72,7 +72,7 @@ class SlowLane:
         self._turn = threading.Condition()
         self._running = 0
         self._occupied = False
-        self._jobs: queue.SimpleQueue[LateWork] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[LaneJob] = queue.SimpleQueue()
         previous = threading.stack_size(STACK_BYTES)
         try:
             for slot in range(1, marker.SLOTS):
@@ -80,12 +80,12 @@ class SlowLane:
         finally:
             threading.stack_size(previous)
 
-    def start(self, job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
+    def start(self, job: Callable[[Callable[[], None]], Any], mark: int) -> LaneJob:
         """Queues ``job``; ``mark`` says which grammar the job computes.
 
         The job gets a function that it calls between its native calls: the front then times each for itself.
         """
-        late = LateWork(job, mark)
+        late = LaneJob(job, mark)
         self._jobs.put(late)
         return late
 

@@ -280,7 +280,7 @@ def test_ending_of_a_tag_is_the_shortest(source: Any, begun: str, ending: str) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "source", "begun", "fallbacks"),
+    ("kind", "source", "begun", "substitutes"),
     [
         ("json_schema", {"type": "object"}, "{", MARKS),
         ("json_schema", {"type": "object"}, '{"a', b'"'),
@@ -293,14 +293,14 @@ def test_ending_of_a_tag_is_the_shortest(source: Any, begun: str, ending: str) -
         ("choice", ["Paris", "London"], "L", b""),
     ],
 )
-def test_fallbacks_by_position_then_none_where_text_is_free(
-    kind: Any, source: Any, begun: str, fallbacks: bytes
+def test_substitutes_by_position_then_none_where_text_is_free(
+    kind: Any, source: Any, begun: str, substitutes: bytes
 ) -> None:
     """Forked positions, whatever their kind, offer the marks of JSON within a value and nothing in free text."""
     position = position_of(GrammarSpec(kind, json.dumps(source)))
     assert position is not None
     position.feed(begun.encode())
-    assert position.fork().fallbacks() == fallbacks
+    assert position.fork().substitutes() == substitutes
 
 
 @pytest.mark.parametrize(

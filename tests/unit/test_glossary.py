@@ -15,10 +15,13 @@ PACKAGES = ("maskd", "engine_adapter")
 GENERATED = "v1"
 
 EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
-    "JSON Schema's word": {"type": ("TYPES", "Types", "has_type", "types", "types_of")},
+    "JSON Schema's word": {
+        "type": ("OF_TYPE", "TYPES", "TYPE_OF", "Types", "declared_types", "has_type", "types", "types_of"),
+    },
     "HTTP's and OpenAI's words": {
         "type": ("media_type", "type"),
-        "response": ("ResponseFields", "error_response", "previous_response_id", "response_format", "responses"),
+        "response": ("PiecewiseResponse", "ResponseFields", "error_response", "previous_response_id",
+                     "response_format", "responses"),
         "bias": ("logit_bias",),
         "EOS": ("ignore_eos",),
     },
@@ -32,7 +35,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
         "bias": ("embedding_bias",),
     },
     "gRPC's server, and calls of the wire": {
-        "server": ("GetServerInfo", "ServerInfo", "server",
+        "server": ("GetServerInfo", "ServerInfo", "server", "server_info_message", "server_info_of",
                    "server_credentials"),
     },
     "the HTTP server": {"server": ("run_server",)},

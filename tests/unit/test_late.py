@@ -16,7 +16,7 @@ from maskd.errors import BackendError
 from maskd.grammar import GrammarReport, WhenSlow
 from maskd.sequences import HeldGrammar, Rows, SequenceTable
 from maskd.step import NO_ROW, Action, Item, LateIndex, Result, Status
-from maskd.worker.slow_lane import LateWork
+from maskd.worker.slow_lane import LaneJob
 from tests.unit.steps import batch_of, checked, in_full, result_of
 
 VOCAB_SIZE, STOP, ROWS = 64, 63, 16
@@ -93,10 +93,10 @@ class Lane:
     """Jobs wait until ``work`` is called; with ``at_once``, done as soon as they are started."""
 
     def __init__(self, *, at_once: bool = False) -> None:
-        self.at_once, self.jobs = at_once, list[LateWork]()
+        self.at_once, self.jobs = at_once, list[LaneJob]()
 
-    def start(self, job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
-        self.jobs.append(LateWork(job, mark))
+    def start(self, job: Callable[[Callable[[], None]], Any], mark: int) -> LaneJob:
+        self.jobs.append(LaneJob(job, mark))
         if self.at_once:
             self.work()
         return self.jobs[-1] if self.jobs else self.done

@@ -21,7 +21,7 @@ from maskd.errors import (
 )
 from maskd.front.compile_desk import CompileDesk
 from maskd.front.config import Config
-from maskd.front.sessions import Session, SessionBook
+from maskd.front.sessions import SessionBook, SessionRecord
 from maskd.front.worker_process import Worker
 from maskd.ipc import messages
 from tests.conftest import byte_vocabulary
@@ -73,12 +73,12 @@ def book_of(*workers: WorkerStandIn, **config: Any) -> SessionBook:
     return SessionBook(settings, cast("list[Worker]", list(workers)), CompileDesk(settings, compile_in_child))
 
 
-async def create(book: SessionBook, **wanted: Any) -> Session:
+async def create(book: SessionBook, **wanted: Any) -> SessionRecord:
     sizes = {"item_capacity": 0, "token_capacity": 0, "sequence_capacity": 0, "row_capacity": 4, "vocab_size": WIDTH}
     return await book.create(VOCABULARY, **{**sizes, "inline": False, "engine": "test", **wanted})
 
 
-async def opening(book: SessionBook, worker: WorkerStandIn) -> asyncio.Task[Session]:
+async def opening(book: SessionBook, worker: WorkerStandIn) -> asyncio.Task[SessionRecord]:
     """Begins a session that the worker does not answer yet."""
     worker.go.clear()
     before = len(worker.opened)

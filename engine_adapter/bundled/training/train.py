@@ -41,7 +41,7 @@ console = Console(highlight=False)
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Examples of similar length, padded on the right.
 
     Attributes:
@@ -69,7 +69,9 @@ def encode(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]
     return token_ids, targets
 
 
-def batches(made: Sequence[Example], tokenizer: Tokenizer, batch_tokens: int, device: torch.device) -> Iterator[Batch]:
+def batches(
+    made: Sequence[Example], tokenizer: Tokenizer, batch_tokens: int, device: torch.device
+) -> Iterator[TrainingBatch]:
     """Yields ``made`` in batches of at most ``batch_tokens``, padding included, longest first."""
     encoded = sorted(((*encode(example, tokenizer), example) for example in made), key=lambda item: -len(item[0]))
     while encoded:
@@ -81,7 +83,7 @@ def batches(made: Sequence[Example], tokenizer: Tokenizer, batch_tokens: int, de
         for row, (ids, wanted, _) in enumerate(part):
             token_ids[row, : len(ids)] = torch.tensor(ids)
             targets[row, : len(ids)] = torch.tensor(wanted)
-        yield Batch(token_ids.to(device), targets.to(device), [example for _, _, example in part])
+        yield TrainingBatch(token_ids.to(device), targets.to(device), [example for _, _, example in part])
 
 
 class Learner:
@@ -96,7 +98,7 @@ class Learner:
         self._hidden_states = torch.compile(hidden_states, dynamic=True) if compiled else hidden_states
         self._cosines, self._sines = position_tables(network, network.config.max_position_embeddings)
 
-    def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def answer_logits(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Returns the logits (N, V) at the positions that have a target, float32, and those targets (N,)."""
         length = batch.token_ids.shape[1]
         # (B, T, H)
@@ -141,7 +143,7 @@ def rate(step: int, progress: float, rise: int = 100, fall_share: float = 0.3) -
 
 
 @torch.no_grad()
-def validate(learner: Learner, held_back: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+def validate(learner: Learner, held_back: Sequence[TrainingBatch]) -> tuple[float, dict[str, float]]:
     """Returns the mean loss a token, and by task the share of examples whose answer tokens are all the likeliest."""
     total, count = 0.0, 0
     right: dict[str, list[bool]] = {}
