@@ -65,6 +65,12 @@ class ResultFlag(enum.IntFlag):
     ALL_ALLOWED = 4
 
 
+# The members as plain ints, for code that runs once an item: operations on enums are slow.
+ADVANCE, OPEN, FORK, CLOSE = (action.value for action in Action)
+WANT_FORCED = ItemFlag.WANT_FORCED.value
+TERMINATED, ACCEPTING, ALL_ALLOWED = (flag.value for flag in ResultFlag)
+
+
 class Status(enum.IntEnum):
     """How one item ended. Anything but OK leaves the sequence as it was, and its row must not be sampled from.
 
@@ -86,6 +92,10 @@ class Status(enum.IntEnum):
     BACKEND_FAILED = 11
     STEP_DEADLINE = 12
     BACKENDS_DISAGREE = 13
+
+
+STATUSES = {status.value: status for status in Status}
+"""By number: a look-up is faster than ``Status(number)``."""
 
 
 class LateIndex(enum.IntEnum):
@@ -264,8 +274,9 @@ _ERRORS: dict[Status, Callable[[Result], MaskdError]] = {
         sequence_id=r.sequence_id, limit_us=r.detail_value, closed=r.closed,
     ),
     Status.BACKENDS_DISAGREE: lambda r: BackendError(
-        f"sequence {r.sequence_id} was moved to another backend because its row was late, and that one does not allow "
-        f"token {r.detail_value} at position {r.position}; one of the two is wrong, so the sequence is closed",
+        f"sequence {r.sequence_id} was moved to another backend because its row was late, and the other backend "
+        f"does not allow token {r.detail_value} at position {r.position}; "
+        "one of the two is wrong, so the sequence is closed",
         sequence_id=r.sequence_id, token_id=r.detail_value, position=r.position, closed=r.closed,
     ),
 }  # fmt: skip

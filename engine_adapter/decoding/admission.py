@@ -16,12 +16,12 @@ from typing import NamedTuple
 from engine_adapter.decoding.request import FinishReason, Generation
 from engine_adapter.masker import Masker
 
-__all__ = ["Admission", "Ready"]
+__all__ = ["Admission", "Admitted"]
 
 _COMPILE_THREADS = 2
 
 
-class Ready(NamedTuple):
+class Admitted(NamedTuple):
     """An output that waits for a slot, and its sequence at the masker; None without a grammar."""
 
     generation: Generation
@@ -38,13 +38,13 @@ class Admission:
         self._compiling = ThreadPoolExecutor(max_workers=_COMPILE_THREADS, thread_name_prefix="grammar")
         # A known grammar does not wait for others that are being compiled.
         self._known = ThreadPoolExecutor(max_workers=1, thread_name_prefix="known-grammar")
-        self._compiled: queue.SimpleQueue[Ready] = queue.SimpleQueue()
-        self._ready: deque[Ready] = deque()
+        self._compiled: queue.SimpleQueue[Admitted] = queue.SimpleQueue()
+        self._ready: deque[Admitted] = deque()
 
     def add(self, generation: Generation) -> None:
         """Sends ``generation`` on its way; without a grammar it is ready at once."""
         if generation.request.grammar is None:
-            self._compiled.put(Ready(generation, None))
+            self._compiled.put(Admitted(generation, None))
         else:
             known = self._masker.knows(generation.request.grammar)
             (self._known if known else self._compiling).submit(self._open, generation)
@@ -64,7 +64,7 @@ class Admission:
                 self._masker.close(ready.handle)
             self._finish(ready.generation, "cancelled", None)
 
-    def take(self) -> Ready | None:
+    def take(self) -> Admitted | None:
         """Returns the next output that is ready; None if there is none."""
         self._take_in()
         return self._ready.popleft() if self._ready else None
@@ -89,4 +89,4 @@ class Admission:
         except Exception as error:  # of any kind: a caller waits for this output
             self._finish(generation, "error", error)
         else:
-            self._compiled.put(Ready(generation, handle))
+            self._compiled.put(Admitted(generation, handle))

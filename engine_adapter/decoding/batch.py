@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine_adapter.decoding.admission import Ready
+from engine_adapter.decoding.admission import Admitted
 from engine_adapter.decoding.request import EngineFault, FinishReason, Generation, TokenLogprobs
 from engine_adapter.masker import Masker
 from engine_adapter.model.slots import SlotModel
@@ -31,7 +31,7 @@ class Ending(NamedTuple):
     error: Exception | None = None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Slot:
     """An output in its slot.
 
@@ -122,7 +122,7 @@ class Batch:
         """The slots without an output, ascending."""
         return [index for index, slot in enumerate(self._slots) if slot is None]
 
-    def join(self, take: Callable[[], Ready | None]) -> None:
+    def join(self, take: Callable[[], Admitted | None]) -> None:
         """Fills the free slots with what ``take`` returns, until that is None."""
         for index in self.free_indices:
             if (ready := take()) is None:
@@ -131,7 +131,12 @@ class Batch:
             options = request.grammar.options if request.grammar else None
             stop = frozenset(options.stop_token_ids) if options and options.stop_token_ids else self._stop_token_ids
             slot = self._slots[index] = Slot(
-                index, ready.generation, ready.handle, request.prompt, stop | request.stop_token_ids, request.steering
+                index=index,
+                generation=ready.generation,
+                handle=ready.handle,
+                unread=request.prompt,
+                stop_token_ids=stop | request.stop_token_ids,
+                steering=request.steering,
             )
             with self.alone(slot):
                 self._sampler.set(index, request.sampling, request.prompt)

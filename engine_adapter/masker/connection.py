@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from engine_adapter.masker.late_rows import Answer, await_late
+from engine_adapter.masker.late_rows import StepAnswer, await_late
 from maskd.client import Client, Grammar, Session
 from maskd.errors import (
     CapacityError,
@@ -116,7 +116,7 @@ class Connection:
                     failed.setdefault(item.sequence_id, error)
         return failed
 
-    def collect(self, items: Sequence[Item]) -> Answer:
+    def collect(self, items: Sequence[Item]) -> StepAnswer:
         """Waits for the answer to ``items``, which the present session was sent, late rows included.
 
         Raises:
@@ -124,7 +124,7 @@ class Connection:
         """
         reply = self.present.collect(timeout_seconds=self._step_seconds)
         if reply.ok:
-            return Answer(reply.rows, True, lambda: reply.results)
+            return StepAnswer(reply.rows, True, lambda: reply.results)
         return await_late(self.present, items, reply, slow_seconds=self._slow_seconds, step_seconds=self._step_seconds)
 
     def hold(self, spec: GrammarSpec, grammar: Grammar, in_use: set[GrammarSpec]) -> None:

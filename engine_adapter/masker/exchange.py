@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from engine_adapter.masker.connection import MAY_COME_BACK, SESSION_LOST, Connection
-from engine_adapter.masker.late_rows import Answer
+from engine_adapter.masker.late_rows import StepAnswer
 from engine_adapter.masker.ledger import Ledger, Step
 from maskd.client import Session
 from maskd.errors import UnavailableError
@@ -34,7 +34,7 @@ class Exchange:
         self._restore_seconds = restore_seconds
         self._stopping = threading.Event()
         self._sent_to: Session | None = None  # the session that was sent the present step
-        self._nothing = Answer(np.empty((0, row_stride_words), dtype=np.int32), True, list)
+        self._nothing = StepAnswer(np.empty((0, row_stride_words), dtype=np.int32), True, list)
 
     def stop(self) -> None:
         """Ends the waiting for a lost daemon, now and from now on. For any thread."""
@@ -57,7 +57,7 @@ class Exchange:
             session.submit(step.items)
         self._sent_to = session
 
-    def answer(self, step: Step, *, restore: bool) -> Answer | None:
+    def answer(self, step: Step, *, restore: bool) -> StepAnswer | None:
         """Waits for the answer to ``step``, through as many sessions as that takes.
 
         Args:

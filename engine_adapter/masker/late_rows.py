@@ -1,6 +1,6 @@
 """Late rows: a batch has one forward pass, so an engine asks for the rows of slow grammars until they are there.
 
-Owns: ``Answer``, and asking again while there is time. Knows nothing about: handles, histories, failed sequences.
+Owns: ``StepAnswer``, and asking again while there is time. Knows nothing about: handles, histories, failed sequences.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from maskd.client import Session
 from maskd.shm.cells import Reply
 from maskd.step import Item, LateIndex, Result, Status
 
-__all__ = ["Answer", "await_late"]
+__all__ = ["StepAnswer", "await_late"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StepAnswer:
     """What the daemon answers to one step.
 
     Attributes:
@@ -40,7 +40,7 @@ class Answer:
 
 def await_late(
     session: Session, items: Sequence[Item], reply: Reply, *, slow_seconds: float, step_seconds: float
-) -> Answer:
+) -> StepAnswer:
     """Asks for the rows and results of late items for ``slow_seconds``, and puts them into those of ``reply``.
 
     Args:
@@ -64,7 +64,7 @@ def await_late(
             if item.row >= 0:
                 filled = slice(item.row, item.row + 1 + len(item.drafts))
                 rows[filled] = again.rows[filled]
-    return Answer(rows, not any(result.status for result in results), lambda: results)
+    return StepAnswer(rows, not any(result.status for result in results), lambda: results)
 
 
 def _is_late(result: Result) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 
 from engine_adapter.masker.connection import SESSION_LOST, Connection, Transport
 from engine_adapter.masker.exchange import Exchange
-from engine_adapter.masker.late_rows import Answer
+from engine_adapter.masker.late_rows import StepAnswer
 from engine_adapter.masker.ledger import Ledger, Step
 from engine_adapter.masker.masks import MaskApplier, Masks
 from maskd.bitmask import row_of
@@ -294,7 +294,7 @@ class Masker:
             self._masks = self._conclude(step, answer, started)
             return self._masks
 
-    def _conclude(self, step: Step, answer: Answer, started: float) -> Masks:
+    def _conclude(self, step: Step, answer: StepAnswer, started: float) -> Masks:
         """Books ``answer``. Sequences that were not asked for get rows that end them."""
         errors = self._ledger.book_ok(step) if answer.all_ok else self._ledger.book(step, answer.results)
         rows = answer.rows

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_adapter.masker.late_rows import Answer
+from engine_adapter.masker.late_rows import StepAnswer
 from maskd.bitmask import mask_array, row_stride_words
 from maskd.errors import MaskdError
 from maskd.step import Result
@@ -40,7 +40,7 @@ class Masks:
     row_indices: NDArray[np.int32]
     errors: Mapping[int, MaskdError]
     wait_seconds: float
-    _answer: Answer = field(repr=False)
+    _answer: StepAnswer = field(repr=False)
 
     @property
     def results(self) -> dict[int, Result]:

@@ -131,7 +131,7 @@ class Supervised:
         except (TimeoutError, asyncio.TimeoutError):
             raise UnavailableError(f"the {self._kind} is restarting; try again") from None
 
-    async def _have_forked(self, message: messages.Request, fds: Sequence[int]) -> int:
+    async def _have_forked(self, message: messages.Numbered, fds: Sequence[int]) -> int:
         """Has the process fork another one, when it is up, and returns the pid of that. ``fds`` are closed here."""
         try:
             await self.wait_until_ready(SPAWN_SECONDS)

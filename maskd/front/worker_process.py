@@ -68,7 +68,7 @@ class Worker(Supervised):
         self._on_blame = on_blame
         self._hung: list[tuple[int, int]] = []
 
-    async def request(self, message: messages.Request, seconds: float | None) -> object:
+    async def request(self, message: messages.Numbered, seconds: float | None) -> object:
         """Sends ``message`` and returns the result of its answer, within ``seconds``; None = without limit.
 
         Raises:

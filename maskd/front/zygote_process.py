@@ -79,7 +79,7 @@ class Zygote(Supervised):
         match message:
             case messages.Ready():
                 self._is_up()
-            case messages.Answer(result=messages.Failure() as failure):  # an unknown backend; the zygote has ended
+            case messages.Answered(result=messages.Failure() as failure):  # an unknown backend; the zygote has ended
                 refusals.append(failure)
             case messages.Exited():
                 self.exits.tell(message)

@@ -12,10 +12,10 @@ from maskd.errors import MaskdError, make_error
 from maskd.grammar import GrammarReport, GrammarSpec
 
 __all__ = [
-    "Answer", "AnyResult", "AttachSession", "Building", "CancelCompile", "CloseSession", "Compile",
+    "Answered", "AnyResult", "AttachSession", "Building", "CancelCompile", "CloseSession", "Compile",
     "CompileGrammar", "CompileLimits", "Compiled", "Crashed", "Drain", "DropGrammar", "Exited", "Failure",
-    "ForkNursery", "GrammarCompiled", "InlineStep", "LoadVocabulary", "Loaded", "OpenSession", "ReadSession",
-    "Ready", "Request", "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "Stepped",
+    "ForkNursery", "GrammarCompiled", "InlineStep", "LoadVocabulary", "Loaded", "Numbered", "OpenSession",
+    "ReadSession", "Ready", "SessionClosed", "SessionOpened", "SessionState", "SpawnWorker", "Spawned", "Stepped",
     "ToFront", "ToNursery", "ToWorker", "ToZygote", "error_of", "failure_of",
 ]  # fmt: skip
 
@@ -24,11 +24,11 @@ class _Message(msgspec.Struct, tag=True):
     pass
 
 
-class Request(_Message, kw_only=True):
-    """A message that is answered by an Answer with its number.
+class Numbered(_Message, kw_only=True):
+    """A message that is answered: the ``Answered`` has the same number.
 
     Attributes:
-        request: the number. ``Peer.request`` sets it.
+        request: the number. ``Peer.request`` chooses it.
     """
 
     request: int = 0
@@ -37,7 +37,7 @@ class Request(_Message, kw_only=True):
 # -- front to worker -----------------------------------------------------------------------------------------------
 
 
-class OpenSession(Request, kw_only=True):
+class OpenSession(Numbered, kw_only=True):
     """Makes a session, with segments unless it is inline; answered by SessionOpened.
 
     Attributes:
@@ -66,7 +66,7 @@ class CloseSession(_Message):
     session_id: int
 
 
-class InlineStep(Request, kw_only=True):
+class InlineStep(Numbered, kw_only=True):
     """One step of an inline session; answered by Stepped. After a failure the step may be sent again.
 
     Attributes:
@@ -113,7 +113,7 @@ class Compiled(_Message):
     artefact: bytes
 
 
-class CompileGrammar(Request, kw_only=True):
+class CompileGrammar(Numbered, kw_only=True):
     """Makes a grammar for a session; answered by GrammarCompiled.
 
     Attributes:
@@ -138,7 +138,7 @@ class DropGrammar(_Message):
     grammar_id: int
 
 
-class ReadSession(Request):
+class ReadSession(Numbered):
     """Asks for the state of a session; answered by SessionState."""
 
     session_id: int
@@ -151,13 +151,13 @@ class Drain(_Message):
 # -- front to zygote and nursery -----------------------------------------------------------------------------------
 
 
-class ForkNursery(Request):
+class ForkNursery(Numbered):
     """Forks a nursery (one descriptor: its control channel); answered by Spawned."""
 
     number: int
 
 
-class LoadVocabulary(Request, kw_only=True):
+class LoadVocabulary(Numbered, kw_only=True):
     """The first message to a nursery; answered by Loaded when the backends are built. After a failure the nursery ends.
 
     One descriptor comes with it: the vocabulary, as ``Vocabulary.to_bytes`` writes it, from its start.
@@ -173,7 +173,7 @@ class LoadVocabulary(Request, kw_only=True):
     bytes: int
 
 
-class SpawnWorker(Request, kw_only=True):
+class SpawnWorker(Numbered, kw_only=True):
     """Forks a worker (two descriptors: its control channel, its marker); answered by Spawned."""
 
     number: int
@@ -185,7 +185,7 @@ class SpawnWorker(Request, kw_only=True):
     row_seconds: float
 
 
-class Compile(Request):
+class Compile(Numbered):
     """Compiles in a child of its own; answered by Compiled or Crashed."""
 
     spec: GrammarSpec
@@ -285,7 +285,7 @@ class Loaded(_Message):
 AnyResult = Failure | SessionOpened | GrammarCompiled | SessionState | Stepped | Spawned | Loaded | Compiled | Crashed
 
 
-class Answer(_Message):
+class Answered(_Message):
     """The answer to a request.
 
     Attributes:
@@ -332,7 +332,7 @@ class SessionClosed(_Message):
 ToWorker = OpenSession | AttachSession | CloseSession | InlineStep | CompileGrammar | DropGrammar | ReadSession | Drain
 ToZygote = ForkNursery
 ToNursery = LoadVocabulary | SpawnWorker | Compile | CancelCompile
-ToFront = Ready | Answer | Building | Exited | SessionClosed
+ToFront = Ready | Answered | Building | Exited | SessionClosed
 
 
 def failure_of(error: MaskdError) -> Failure:

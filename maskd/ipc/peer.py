@@ -10,6 +10,8 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from maskd.errors import DeadlineError, UnavailableError
 from maskd.ipc import messages
 from maskd.ipc.frames import FrameReader, encode, write_frame
@@ -58,15 +60,15 @@ class Peer:
 
     async def request(
         self,
-        message: messages.Request,
+        message: messages.Numbered,
         seconds: float | None,
         fds: Sequence[int] = (),
         cancel: Callable[[int], Message] | None = None,
     ) -> object:
-        """Numbers ``message``, sends it, and returns the result of its answer.
+        """Sends a numbered copy of ``message``, and returns the result of its answer.
 
         Args:
-            message: for the other end. Its ``request`` is overwritten.
+            message: for the other end; stays as it is.
             seconds: how long to wait for the answer; None = without limit.
             fds: go with the message, and are closed here.
             cancel: makes, of the number, the message that is sent if the caller gives up.
@@ -79,11 +81,11 @@ class Peer:
                 os.close(fd)
             raise UnavailableError(f"{self._name} is gone")
         self._next_request += 1
-        number = message.request = self._next_request
+        number = self._next_request
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._pending[number] = future
         try:
-            self.send(message, fds)
+            self.send(msgspec.structs.replace(message, request=number), fds)
             result = await asyncio.wait_for(future, seconds)
         except (TimeoutError, asyncio.TimeoutError):
             raise DeadlineError(f"{self._name} did not answer within {seconds} s") from None
@@ -95,7 +97,7 @@ class Peer:
             raise messages.error_of(result)
         return result
 
-    def send(self, message: Message | messages.Request, fds: Sequence[int] = ()) -> None:
+    def send(self, message: Message | messages.Numbered, fds: Sequence[int] = ()) -> None:
         """Sends a message: at once, if no other message waits to go.
 
         The descriptors are closed here when they are sent, or when the other end is gone.
@@ -139,7 +141,7 @@ class Peer:
             loop.remove_reader(self._channel)
 
     def _handle(self, message: object) -> None:
-        if not isinstance(message, messages.Answer) or message.request == 0:
+        if not isinstance(message, messages.Answered) or message.request == 0:
             self._on_message(message)
             return
         future = self._pending.get(message.request)

@@ -38,7 +38,7 @@ def main() -> None:
     try:
         zygote = ZygoteLoop(channel, **options)
     except MaskdError as error:  # an unknown backend
-        channel.sendall(encode(messages.Answer(0, messages.failure_of(error))))
+        channel.sendall(encode(messages.Answered(0, messages.failure_of(error))))
         sys.exit(2)
     gc.freeze()  # what is loaded stays, and stays shared
     zygote.run()

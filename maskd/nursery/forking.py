@@ -131,7 +131,7 @@ class ForkingLoop:
             os._exit(status)
 
     def _answer(self, request: int, result: messages.AnyResult) -> None:
-        self._send(messages.Answer(request, result))
+        self._send(messages.Answered(request, result))
 
     def _send(self, message: messages.ToFront) -> None:
         self._channel.sendall(encode(message))

@@ -8,6 +8,7 @@ Owns: the one codec. Knows nothing about: calls, streams, what either side does 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -30,7 +31,7 @@ from maskd.grammar import (
 )
 from maskd.rpc.values import Grammar, NewSession, ServerInfo, SessionRequest, VocabularyInfo
 from maskd.shm.cells import Reply
-from maskd.step import NO_ROW, Action, Item, Result, Status
+from maskd.step import NO_ROW, STATUSES, Action, Item, Result
 from maskd.v1 import mask_service_pb2 as pb
 from maskd.vocabulary import MAX_VOCAB_SIZE, Vocabulary
 
@@ -42,7 +43,6 @@ __all__ = [
 
 _UPLOAD_BYTES = 1 << 17
 """Of one message of an upload. The front does nothing else while it reads one: 36 ms for 1 MiB of short tokens."""
-_STATUSES = {int(status): status for status in Status}
 _NAME_CHARACTERS = 256
 """Of a name that a client chose, for logs and people; the rest is cut off."""
 
@@ -369,10 +369,10 @@ def reply_of(
             rows[result.row : result.row + result.row_count] = packed[at : at + result.row_count]
             at += result.row_count
             results.append(result)
-    except (ValueError, KeyError) as error:
+        rows.flags.writeable = False
+        return Reply.of(message.step, results, rows=rows, worker_seconds=message.worker_milliseconds / 1e3)
+    except (ValueError, KeyError, OverflowError, struct.error) as error:
         raise ProtocolError(f"the answer to step {message.step} does not fit its items: {error!r}") from None
-    rows.flags.writeable = False
-    return Reply.of(message.step, results, rows=rows, worker_seconds=message.worker_milliseconds / 1e3)
 
 
 def _result_message(result: Result) -> pb.ItemResult:
@@ -396,7 +396,7 @@ def _result_of(message: pb.ItemResult, row: int) -> Result:
     """Reads the result of an item that wanted its rows from ``row`` on. Raises KeyError: the status is unknown."""
     return Result(
         sequence_id=message.sequence_id,
-        status=_STATUSES[message.status],
+        status=STATUSES[message.status],
         row=row if message.row_count else NO_ROW,
         row_count=message.row_count,
         accepted_count=message.accepted_count,

@@ -1,11 +1,11 @@
 """The sequences of one session, and what a step does to them. Pure: no sockets, no shared memory.
 
-``SequenceTable.step`` is the one implementation of a step, for every transport. It never raises for an item. When
-something goes wrong with a sequence, the result has the status, the state is what it was, and its neighbours are
-served.
+``SequenceTable.step`` is the one implementation of a step, for every transport. It never raises for an item. When an
+item fails, its result says why, its sequence stays as it was, and the other items are served.
 
-``table`` runs the batch, ``item`` one item in full, on one ``sequence``; ``result`` is how an item ends. ``fill``
-writes ``rows``, ``deferred`` those that are filled together. ``late`` has the items that take too long.
+``table`` runs the batch, and ``item`` one item in full, on one ``sequence``. ``result`` is how an item ends. ``fill``
+writes ``rows``; ``deferred`` has those that are filled together. ``late`` has the items that take too long.
+Owns: the state of sequences, and what a step means.
 Knows nothing about: how items and results are encoded, where the rows live.
 """
 

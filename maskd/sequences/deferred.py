@@ -1,6 +1,7 @@
-"""Rows that are filled at the end of a step, all of a backend in one native call where the backend has one.
+"""Rows that are filled at the end of a step, together where their backend can.
 
-Knows nothing about: which sequences are open, what a row that cannot be made means for its sequence (``table``).
+Owns: the order in which they are filled, and which of them failed.
+Knows nothing about: which sequences are open, or what a failed row means for its sequence.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from maskd import _shm
 from maskd.errors import BackendError
-from maskd.ipc.marker import Progress, mark_of
+from maskd.ipc.progress import Progress, mark_of
 from maskd.sequences.fill import EMPTY, RowMaker
 from maskd.sequences.late import SlowItems
 from maskd.sequences.result import ItemFailed, StepResult
@@ -79,7 +80,9 @@ class DeferredRows:
         alone: list[Place] = []
         backends = {sequence.batch for _, _, sequence in waiting}
         for backend in backends:
-            places = waiting if len(backends) == 1 else [p for p in waiting if _sequence_of(p).batch is backend]
+            places = waiting
+            if len(backends) > 1:
+                places = [(at, row, sequence) for at, row, sequence in waiting if sequence.batch is backend]
             if backend is None or len(places) == 1:
                 alone += places
                 continue
@@ -124,8 +127,3 @@ class DeferredRows:
             elif flag := found & passed_on:
                 results[at] = results[at], flag  # type: ignore[assignment]  # it is no pair yet: it has one row
         return failed
-
-
-def _sequence_of(place: Place) -> Sequence:
-    _, _, sequence = place
-    return sequence

@@ -14,27 +14,23 @@ from maskd.sequences.fill import RowMaker
 from maskd.sequences.result import Broken, ItemFailed, ItemResult
 from maskd.sequences.rows import Rows
 from maskd.sequences.sequence import NextCall, Sequence
-from maskd.step import NO_ROW, ROLLBACK_ALL, Action, ItemFlag, ResultFlag, Status
+from maskd.step import ADVANCE, FORK, NO_ROW, ROLLBACK_ALL, TERMINATED, WANT_FORCED, Status
 
 __all__ = ["Effect", "item_of", "read_by", "run_item"]
-
-_ADVANCE, _FORK = Action.ADVANCE.value, Action.FORK.value
-_WANT_FORCED, _TERMINATED = ItemFlag.WANT_FORCED.value, ResultFlag.TERMINATED.value
-"""Plain ints: operations on enums are slow."""
 
 
 def item_of(batch: _shm.Batch, at: int) -> _shm.CheckedItem:
     """Returns item ``at`` of ``batch`` in full."""
     item = batch.others.get(at)
     if item is None:
-        plain = (0, batch.ids[at], _ADVANCE, 0, 0, 0, 0, batch.rows[at], (batch.tokens[at],), (), -1, 0)
+        plain = (0, batch.ids[at], ADVANCE, 0, 0, 0, 0, batch.rows[at], (batch.tokens[at],), (), -1, 0)
         item = _shm.CheckedItem(plain)
     return item
 
 
 def read_by(item: _shm.CheckedItem) -> tuple[int, ...]:
     """Returns the sequences whose earlier items ``item`` must not overtake: none if it only asks for a row."""
-    if item.action == _FORK:
+    if item.action == FORK:
         return item.sequence_id, item.source_sequence_id
     return (item.sequence_id,) if item.action or item.rollback or item.accept else ()
 
@@ -89,7 +85,7 @@ def run_item(
     count = position if item.rollback == ROLLBACK_ALL else item.rollback
     if count > position:
         raise ItemFailed(Status.ROLLBACK_TOO_FAR, value=position)
-    effect = Effect(sequence, 0, sequence.rollback(count), item.action != _ADVANCE)
+    effect = Effect(sequence, 0, sequence.rollback(count), item.action != ADVANCE)
     row_count, result_flags, deferred = 0, 0, False
     forced: tuple[int, ...] = ()
     try:
@@ -97,14 +93,14 @@ def run_item(
         effect.accepted = len(accept)
         if sequence.terminated:
             maker.close(rows, row, 1 + len(drafts))
-            result_flags = _TERMINATED
+            result_flags = TERMINATED
         else:
             deferred = may_defer and row >= 0 and not drafts and not flags
             if deferred:
                 row_count = 1
             elif row >= 0:
                 row_count, result_flags = maker.fill_drafts(sequence, row, drafts, rows, next_call)
-            if flags & _WANT_FORCED and may_defer:
+            if flags & WANT_FORCED and may_defer:
                 forced = maker.forced(sequence, next_call)
     except ItemFailed:
         effect.take_back(next_call)

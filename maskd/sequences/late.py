@@ -17,7 +17,7 @@ from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol
 
 from maskd import _shm
-from maskd.ipc.marker import Progress, mark_of
+from maskd.ipc.progress import Progress, mark_of
 from maskd.sequences.fill import RowMaker
 from maskd.sequences.item import run_item
 from maskd.sequences.result import ItemFailed, ItemResult
@@ -25,7 +25,7 @@ from maskd.sequences.rows import Rows
 from maskd.sequences.sequence import Copying, Late, LateWork, NextCall, Sequence
 from maskd.step import NO_ROW, LateIndex, Status
 
-__all__ = ["Lane", "LateItem", "SlowItems"]
+__all__ = ["Lane", "LaneEntry", "SlowItems"]
 
 _STEPS_TIMED = 16
 """After a slow step, items are run and timed one by one for so many steps."""
@@ -42,7 +42,7 @@ class Lane(Protocol):
         """Runs ``job`` some time; ``mark`` says which grammar the job computes."""
 
 
-class LateItem(NamedTuple):
+class LaneEntry(NamedTuple):
     """An item of this step in the lane: index of its result, sequence, work."""
 
     at: int
@@ -75,7 +75,7 @@ class SlowItems:
         self._deadline = 0.0
         self._steps_to_time = 0
         self._slow_marks: set[int] = set()
-        self.entries: list[LateItem] = []
+        self.entries: list[LaneEntry] = []
 
     def begin_step(self) -> bool:
         """Starts the clock; returns whether items are to be run and timed one by one."""
@@ -124,9 +124,9 @@ class SlowItems:
         if late is not None:
             self._settle(late.work, LateIndex.UNDER_WAY if late.answers(item) else LateIndex.NOT_BEGUN)
         if late is None or not (late.answers(item) or late.work.error is not None):
-            worked_on = late.sequence if late else sequence
-            self._settle_copy(worked_on)
-            late = self._run(item, worked_on, len(worked_on.history), worked_on.history)
+            advanced = late.sequence if late else sequence
+            self._settle_copy(advanced)
+            late = self._run(item, advanced, len(advanced.history), advanced.history)
         return self._enter(at, item, sequence, late)
 
     def create(self, at: int, item: _shm.CheckedItem, sequence: Sequence, source: Sequence | None) -> ItemResult:
@@ -185,14 +185,14 @@ class SlowItems:
         """
         if not self._wait_for(late.work):
             raise self._give_up_waiting(sequence, late)
-        worked_on = late.sequence
-        sequence.late = worked_on.late = None
+        advanced = late.sequence
+        sequence.late = advanced.late = None
         if (
-            not self._is_slow(worked_on)
+            not self._is_slow(advanced)
             and not late.closes
-            and (worked_on.copied_by is None or worked_on.copied_by.wait(0))
+            and (advanced.copied_by is None or advanced.copied_by.wait(0))
         ):
-            worked_on.set_quick()
+            advanced.set_quick()
         if late.work.error is not None:
             raise late.work.error
         result: ItemResult = late.work.outcome
@@ -206,7 +206,7 @@ class SlowItems:
 
     def _enter(self, at: int, item: _shm.CheckedItem, sequence: Sequence, late: Late) -> ItemResult:
         sequence.late = late
-        self.entries.append(LateItem(at, sequence, late))
+        self.entries.append(LaneEntry(at, sequence, late))
         return ItemResult(item.sequence_id, position=late.position)
 
     def _run(
@@ -256,7 +256,14 @@ class SlowItems:
             result, _ = run_item(item, sequence, row, rows, self._maker, next_call, may_defer=False)
             return result
 
-        return Late(self._lane.start(job, sequence.mark), sequence, rows, item, position, before)
+        return Late(
+            work=self._lane.start(job, sequence.mark),
+            sequence=sequence,
+            rows=rows,
+            item=item,
+            position=position,
+            before=before,
+        )
 
     def _give_up_waiting(self, sequence: Sequence, late: Late) -> ItemFailed:
         """Leaves ``late`` to be asked for again, or does what its grammar says instead."""

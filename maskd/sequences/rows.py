@@ -10,6 +10,8 @@ import enum
 import numpy as np
 from numpy.typing import NDArray
 
+from maskd.step import ResultFlag
+
 __all__ = ["RowFlag", "Rows"]
 
 
@@ -17,8 +19,8 @@ class RowFlag(enum.IntFlag):
     """What ``_shm.finish_rows`` says about a row. A result passes all but EMPTY on, as the ``ResultFlag`` so named."""
 
     EMPTY = 1
-    ACCEPTING = 2
-    ALL_ALLOWED = 4
+    ACCEPTING = ResultFlag.ACCEPTING.value
+    ALL_ALLOWED = ResultFlag.ALL_ALLOWED.value
 
 
 class Rows:

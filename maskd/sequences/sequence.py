@@ -32,7 +32,7 @@ def _no_next_call() -> None:
     """For calls that are short, or of which there is one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeldGrammar:
     """A grammar that a session holds, with the values that a step needs.
 
@@ -68,7 +68,15 @@ class HeldGrammar:
     ) -> HeldGrammar:
         """Returns ``grammar`` as a session holds it."""
         stop = grammar.stop_token_ids
-        return cls(grammar_id, grammar, stop, np.array(sorted(stop), dtype=np.int32).tobytes(), batch, slow, when_slow)
+        return cls(
+            grammar_id=grammar_id,
+            grammar=grammar,
+            stop_token_ids=stop,
+            stop_bytes=np.array(sorted(stop), dtype=np.int32).tobytes(),
+            batch=batch,
+            slow=slow,
+            when_slow=when_slow,
+        )
 
     def with_alternate(self, alternate: HeldGrammar) -> HeldGrammar:
         """Returns this grammar with another backend to switch to."""
@@ -88,7 +96,7 @@ class LateWork(Protocol):
         """Says that the outcome is not wanted any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Late:
     """A slow item under way, or done.
 
@@ -146,7 +154,7 @@ class Sequence:
     Attributes:
         matcher: its state in the grammar.
         held: its grammar.
-        mark: its session and grammar, for the marker (``maskd.ipc.marker``).
+        mark: its session and grammar, for the front (``maskd.ipc.progress``).
         history: every accepted token, stop token included.
         terminated: a stop token was accepted.
         slow: its items run in the slow lane.

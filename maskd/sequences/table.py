@@ -15,7 +15,7 @@ import structlog
 
 from maskd import _shm
 from maskd.errors import BackendError
-from maskd.ipc.marker import Progress, mark_of
+from maskd.ipc.progress import Progress, mark_of
 from maskd.sequences.deferred import DeferredRows, Place
 from maskd.sequences.fill import RowMaker
 from maskd.sequences.item import Effect, item_of, read_by, run_item
@@ -23,12 +23,10 @@ from maskd.sequences.late import Lane, SlowItems
 from maskd.sequences.result import Broken, ItemFailed, ItemResult, StepResult
 from maskd.sequences.rows import Rows
 from maskd.sequences.sequence import HeldGrammar, Sequence
-from maskd.step import Action, LateIndex, ResultFlag, Status
+from maskd.step import CLOSE, FORK, OPEN, TERMINATED, LateIndex, Status
 
 __all__ = ["SequenceTable"]
 
-_OPEN, _FORK, _CLOSE = Action.OPEN.value, Action.FORK.value, Action.CLOSE.value
-"""Plain ints: operations on enums are slow."""
 _log = structlog.get_logger()
 _NO_SEQUENCES: dict[int, Sequence] = {}
 
@@ -132,7 +130,7 @@ class SequenceTable:
                     continue
             at, mark = len(results), -1
             item = item_of(batch, at)
-            if item.action == _FORK and self._is_deferred(item.source_sequence_id, waiting, filled):
+            if item.action == FORK and self._is_deferred(item.source_sequence_id, waiting, filled):
                 # The source stands where its own item leaves it, and that item can still fail.
                 self._fill_deferred(waiting, filled, effects, batch, rows, results, timed=timed)
                 waiting, filled = [], []
@@ -170,12 +168,12 @@ class SequenceTable:
         self._next_call()
         if self._not_begun and not self._not_begun.isdisjoint(read_by(item)):
             raise self._slow.not_begun()
-        if item.action in (_OPEN, _FORK):
+        if item.action in (OPEN, FORK):
             return self._create(at, item, number, rows)
         sequence = self._known(item.sequence_id, number)
         sequence.seen_in = number
         self._progress.set_mark(sequence.mark)
-        if item.action == _CLOSE:
+        if item.action == CLOSE:
             return self._close(item, sequence, rows), None
         self._slow.watch(sequence, item)
         if sequence.slow:
@@ -211,7 +209,7 @@ class SequenceTable:
             raise ItemFailed(Status.SEQUENCE_EXISTS, value=item.sequence_id)
         if len(self._sequences) >= self._capacity:
             raise ItemFailed(Status.SEQUENCE_CAPACITY, value=self._capacity)
-        source = None if item.action == _OPEN else self._source_of(item)
+        source = None if item.action == OPEN else self._source_of(item)
         sequence = self._opened(item) if source is None else self._forked(source)
         self._slow.watch(sequence)
         sequence.seen_in = number
@@ -292,7 +290,7 @@ class SequenceTable:
         return ItemResult(
             item.sequence_id,
             status=failure.status.value,
-            flags=ResultFlag.TERMINATED if sequence and not sequence.late and sequence.terminated else 0,
+            flags=TERMINATED if sequence and not sequence.late and sequence.terminated else 0,
             accepted_count=failure.accepted,
             position=sequence.position if sequence else 0,
             detail_index=failure.index,

@@ -17,16 +17,9 @@ from numpy.typing import NDArray
 
 from maskd.errors import InvalidRequestError, ProtocolError
 from maskd.shm import layout as lay
-from maskd.step import Item, ItemFlag, Result, ResultFlag, Status
+from maskd.step import ACCEPTING, ALL_ALLOWED, STATUSES, TERMINATED, WANT_FORCED, Item, Result
 
 __all__ = ["Reply", "pack_items", "pack_results", "result_of"]
-
-_STATUSES = tuple(Status)
-# Plain ints: operations on enums are slow.
-_WANT_FORCED = ItemFlag.WANT_FORCED.value
-_TERMINATED, _ACCEPTING, _ALL_ALLOWED = (
-    flag.value for flag in (ResultFlag.TERMINATED, ResultFlag.ACCEPTING, ResultFlag.ALL_ALLOWED)
-)
 
 
 def result_of(record: Sequence[Any], forced: NDArray[np.int32]) -> Result:
@@ -36,19 +29,19 @@ def result_of(record: Sequence[Any], forced: NDArray[np.int32]) -> Result:
         forced: (n,) int32, the forced tokens of all items.
 
     Raises:
-        IndexError: the status is unknown.
+        KeyError: the status is unknown.
     """
     sequence_id, status, flags, row, row_count, accepted, position, forced_at, forced_count, index, value = record
     return Result(
         sequence_id,
-        _STATUSES[status],
+        STATUSES[status],
         row,
         row_count,
         accepted,
         position,
-        bool(flags & _TERMINATED),
-        bool(flags & _ACCEPTING),
-        bool(flags & _ALL_ALLOWED),
+        bool(flags & TERMINATED),
+        bool(flags & ACCEPTING),
+        bool(flags & ALL_ALLOWED),
         tuple(forced[forced_at : forced_at + forced_count].tolist()) if forced_count else (),
         index,
         value,
@@ -62,7 +55,7 @@ def pack_results(results: Sequence[Result]) -> tuple[bytes, NDArray[np.int32]]:
         packed += lay.RESULT.pack(
             result.sequence_id,
             result.status,
-            _TERMINATED * result.terminated | _ACCEPTING * result.accepting | _ALL_ALLOWED * result.all_allowed,
+            TERMINATED * result.terminated | ACCEPTING * result.accepting | ALL_ALLOWED * result.all_allowed,
             result.row,
             result.row_count,
             result.accepted_count,
@@ -92,7 +85,7 @@ def pack_items(view: memoryview | bytearray, at: int, items: Sequence[Item]) -> 
                 item.grammar_id,
                 item.source_sequence_id,
                 item.action,
-                _WANT_FORCED * item.want_forced,
+                WANT_FORCED * item.want_forced,
                 item.rollback,
                 item.row,
                 len(flat),
@@ -147,6 +140,6 @@ class Reply:
         if self._results is None:
             try:
                 self._results = [result_of(row, self.forced) for row in lay.RESULT.iter_unpack(self.packed)]
-            except IndexError:
-                raise ProtocolError(f"step {self.step} has a result with a status above {len(_STATUSES) - 1}") from None
+            except KeyError:
+                raise ProtocolError(f"step {self.step} has a result with a status above {len(STATUSES) - 1}") from None
         return self._results

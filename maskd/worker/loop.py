@@ -17,6 +17,7 @@ import select
 import socket
 import time
 from collections.abc import Mapping
+from typing import NoReturn
 
 import structlog
 
@@ -32,7 +33,8 @@ from maskd.errors import (
 )
 from maskd.ipc import messages
 from maskd.ipc.frames import FrameReader, encode
-from maskd.ipc.marker import Marker, mark_of, split
+from maskd.ipc.marker import Marker
+from maskd.ipc.progress import mark_of, split
 from maskd.sequences import SequenceTable
 from maskd.shm.layout import Layout
 from maskd.vocabulary import Vocabulary
@@ -169,8 +171,8 @@ class WorkerLoop:
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def _handle(self, message: object, fds: list[int]) -> None:
-        if not isinstance(message, messages.Request):
+    def _handle(self, message: messages.ToWorker, fds: list[int]) -> None:
+        if not isinstance(message, messages.Numbered):
             self._heed(message, fds)
             return
         try:
@@ -178,7 +180,10 @@ class WorkerLoop:
         except MaskdError as error:
             self._answer(message.request, messages.failure_of(error))
 
-    def _serve(self, message: messages.Request) -> None:
+    def _serve(
+        self,
+        message: messages.OpenSession | messages.InlineStep | messages.CompileGrammar | messages.ReadSession,
+    ) -> None:
         """Answers ``message``, or has it answered later. Raises MaskdError: the answer."""
         match message:
             case messages.OpenSession():
@@ -193,8 +198,14 @@ class WorkerLoop:
                     session.attached, len(session.table), len(session.table.grammars), session.completed
                 )
                 self._answer(message.request, state)
+            case _:
+                _never(message)
 
-    def _heed(self, message: object, fds: list[int]) -> None:
+    def _heed(
+        self,
+        message: messages.AttachSession | messages.CloseSession | messages.DropGrammar | messages.Drain,
+        fds: list[int],
+    ) -> None:
         """Does what a message without an answer asks for."""
         match message:
             case messages.AttachSession():
@@ -212,6 +223,8 @@ class WorkerLoop:
                 self._draining = True
                 for session in self._sessions.values():
                     session.set_draining()
+            case _:
+                _never(message)
 
     def _open_session(self, message: messages.OpenSession) -> None:
         vocabulary = self._vocabulary
@@ -321,7 +334,7 @@ class WorkerLoop:
         self._send(messages.SessionClosed(session.session_id, why))
 
     def _answer(self, request: int, result: messages.AnyResult | None) -> None:
-        self._send(messages.Answer(request, result))
+        self._send(messages.Answered(request, result))
 
     def _send(self, message: messages.ToFront) -> None:
         """Queues a message; the data path never waits for the front."""
@@ -337,3 +350,8 @@ class WorkerLoop:
         except OSError as error:
             raise UnavailableError(f"the front is gone: {error.strerror}") from None
         self._epoll.modify(self._channel.fileno(), select.EPOLLIN | (select.EPOLLOUT if self._outbox else 0))
+
+
+def _never(message: NoReturn) -> NoReturn:
+    """``typing.assert_never``, which Python 3.10 lacks."""
+    raise AssertionError(f"no case for {message!r}")

@@ -30,7 +30,7 @@ from engine_adapter.decoding.request import Request
 from engine_adapter.decoding.turn import TurnTiming
 from engine_adapter.kernels.staging import RowStaging
 from engine_adapter.masker import Masker, Masks
-from engine_adapter.masker.late_rows import Answer
+from engine_adapter.masker.late_rows import StepAnswer
 from engine_adapter.model.loading import LoadedModel, load_model
 from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
@@ -103,7 +103,7 @@ class InProcessMasker:
                 indices[position] = position
         waited = time.perf_counter() - started
         self._staging.apply_(logits, self._rows, indices)
-        return Masks(self._rows, indices, {}, waited, Answer(self._rows, True, list))
+        return Masks(self._rows, indices, {}, waited, StepAnswer(self._rows, True, list))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

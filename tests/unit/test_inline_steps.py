@@ -38,7 +38,7 @@ class WorkerStandIn:
     def __init__(self) -> None:
         marker = Marker()
         table = SequenceTable(
-            len(VOCABULARY.tokens), VOCABULARY.vocab_size, VOCABULARY.stop_token_ids, 8, marker=marker.words
+            len(VOCABULARY.tokens), VOCABULARY.vocab_size, VOCABULARY.stop_token_ids, 8, progress=marker.slots[0]
         )
         self.session = InlineSession(SESSION, VOCABULARY, LAYOUT, table, marker)
         self.go = asyncio.Event()

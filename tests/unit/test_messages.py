@@ -259,8 +259,21 @@ def test_reply_when_the_engine_wants_rows_elsewhere_then_they_are_put_there() ->
         pb.StepSequencesResponse(step=1, results=[pb.ItemResult(status=999)]),  # type: ignore[arg-type]
         pb.StepSequencesResponse(step=1, results=[pb.ItemResult()], rows=b"12345678" * 2 + b"1234"),
         pb.StepSequencesResponse(step=1, results=[pb.ItemResult()], rows=b"1"),
+        pb.StepSequencesResponse(step=1, results=[pb.ItemResult(status=-1)]),  # type: ignore[arg-type]
+        pb.StepSequencesResponse(step=1, results=[pb.ItemResult(row_count=-1)]),
+        pb.StepSequencesResponse(step=1, results=[pb.ItemResult(accepted_count=-1)]),
+        pb.StepSequencesResponse(step=1, results=[pb.ItemResult(position=-1)]),
     ],
-    ids=["results missing", "unknown status", "half a row", "half a word"],
+    ids=[
+        "results missing",
+        "unknown status",
+        "half a row",
+        "half a word",
+        "negative status",
+        "negative row_count",
+        "negative accepted_count",
+        "negative position",
+    ],
 )
 def test_reply_when_the_answer_does_not_fit_the_items_then_a_typed_error(answer: pb.StepSequencesResponse) -> None:
     """A daemon of another version, or a broken one."""

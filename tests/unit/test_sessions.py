@@ -43,7 +43,7 @@ class WorkerStandIn:
         self.go = asyncio.Event()
         self.go.set()
 
-    async def request(self, message: messages.Request, seconds: float) -> object:
+    async def request(self, message: messages.Numbered, seconds: float) -> object:
         self.sent.append(message)
         await self.go.wait()
         if self.refusal is not None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from maskd.ipc.marker import Marker, mark_of
+from maskd.ipc.marker import Marker
+from maskd.ipc.progress import mark_of
 from maskd.worker.slow_lane import SlowLane
 
 
