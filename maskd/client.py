@@ -37,7 +37,7 @@ from maskd.shm.cells import Reply
 from maskd.step import Item
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Client", "Grammar", "ServerInfo", "Session", "VocabularyInfo"]
+__all__ = ["Client", "Grammar", "Reply", "ServerInfo", "Session", "VocabularyInfo"]
 
 
 class Client:

@@ -54,7 +54,7 @@ class GenerationConfig:
     Attributes:
         max_new_tokens: most tokens of an answer.
         do_sample: False = the likeliest token each time; ``temperature``, ``top_p``, ``top_k`` and ``min_p`` mean
-        nothing.
+            nothing.
         temperature, top_p, top_k, min_p, random_seed, repetition_penalty: as in ``SamplingParams``.
         n: must be 1, as in LMDeploy.
         min_new_tokens: an answer has at least so many tokens, unless its response format leaves nothing else to say.
@@ -122,7 +122,7 @@ class GenerationConfig:
         )
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Response:
     """An answer.
 

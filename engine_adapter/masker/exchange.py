@@ -17,9 +17,11 @@ from engine_adapter.masker.ledger import Ledger, Step
 from maskd.client import Session
 from maskd.errors import UnavailableError
 
-__all__ = ["Exchange"]
+__all__ = ["FIRST_DELAY_SECONDS", "Exchange"]
 
-_FIRST_DELAY_SECONDS, _LAST_DELAY_SECONDS = 0.02, 1.0
+FIRST_DELAY_SECONDS = 0.02
+"""Between two looks for a session that is lost."""
+_LAST_DELAY_SECONDS = 1.0
 
 
 class Exchange:
@@ -92,7 +94,7 @@ class Exchange:
         Raises:
             UnavailableError: ``deadline`` passed. Others: the daemon answered, and refused for good.
         """
-        delay = _FIRST_DELAY_SECONDS
+        delay = FIRST_DELAY_SECONDS
         while True:
             try:
                 self._ledger.refuse(self._connection.renew(self._ledger.specs()))

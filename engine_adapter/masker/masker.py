@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from engine_adapter.masker.connection import SESSION_LOST, Connection, Transport
-from engine_adapter.masker.exchange import Exchange
+from engine_adapter.masker.exchange import FIRST_DELAY_SECONDS, Exchange
 from engine_adapter.masker.late_rows import StepAnswer
 from engine_adapter.masker.ledger import Ledger, Step
 from engine_adapter.masker.masks import MaskApplier, Masks
@@ -35,7 +35,6 @@ from maskd.vocabulary import Vocabulary
 
 __all__ = ["Masker"]
 
-_OPEN_RETRY_SECONDS = 0.02
 _CONTENTION_SECONDS = 0.1  # longer than any holder of the lock but a restore
 
 
@@ -312,4 +311,4 @@ class Masker:
                 return
         if time.monotonic() > deadline:
             raise UnavailableError(f"no session with maskd: {error}") from error
-        time.sleep(_OPEN_RETRY_SECONDS)
+        time.sleep(FIRST_DELAY_SECONDS)

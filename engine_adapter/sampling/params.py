@@ -1,6 +1,7 @@
 """How one request is sampled.
 
-Owns: ``SamplingParams`` and its ranges. Knows nothing about: tensors, slots.
+Owns: ``SamplingParams`` and its ranges, and ``FieldError``, which names a wrong field.
+Knows nothing about: tensors, slots.
 """
 
 from __future__ import annotations
@@ -84,5 +85,6 @@ class SamplingParams:
 
 def shown(value: float) -> str:
     """Returns ``value`` for a message; an integer of many digits is not written out."""
-    is_long = isinstance(value, int) and value.bit_length() > 128
-    return f"an integer of {int(value).bit_length()} bits" if is_long else repr(value)
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)

@@ -86,7 +86,7 @@ class ServeSettings:
         limits=(0, 1024),
         or_any=True,
     )
-    when_slow: WhenSlow = _setting(  # noqa: RUF009 - a field, as the others
+    when_slow: WhenSlow = _setting(  # noqa: RUF009 - the call makes a dataclass field; ruff takes it for a default
         "wait",
         "when a grammar's masks are late: wait, fail, or switch to the other backend; unless a request says otherwise",
         among=WHEN_SLOW,

@@ -125,9 +125,10 @@ class Core:
     async def _submit(self, answer: HttpAnswer) -> list[TextGeneration]:
         generations: list[TextGeneration] = []
         for asked in answer.requests:
-            if not 1 <= asked.output_count <= MOST_CHOICES:
-                field = "n" if asked.best_of is None else "best_of"
-                raise RequestError(f"{field} is {asked.output_count}; give 1 to {MOST_CHOICES}", field)
+            if not 1 <= asked.n <= MOST_CHOICES:
+                raise RequestError(f"n is {asked.n}; give 1 to {MOST_CHOICES}", "n")
+            if asked.best_of is not None and asked.best_of > MOST_CHOICES:
+                raise RequestError(f"best_of is {asked.best_of}; give {asked.n} to {MOST_CHOICES}", "best_of")
         try:
             for asked in answer.requests:
                 with renamed(answer.field_names):

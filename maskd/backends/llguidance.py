@@ -149,7 +149,7 @@ class LlguidanceBackend:
         def for_library(schema: JsonSchema, options: GrammarOptions) -> Any:
             if may_name_again(schema):
                 warnings.append(NAMES_AGAIN)
-            return with_options(schema.value, options)
+            return with_guidance(schema.value, options)
 
         if spec.kind in ("json_schema", "json_object"):
             return [{"json_schema": for_library(read_schema(spec), spec.options)}]
@@ -201,8 +201,8 @@ def _too_large(vocabulary: Vocabulary) -> VocabularyError:
     )
 
 
-def with_options(schema: Any, options: GrammarOptions) -> Any:
-    """Returns ``schema`` with llguidance's options in it; they replace options that the schema came with."""
+def with_guidance(schema: Any, options: GrammarOptions) -> Any:
+    """Returns ``schema`` with ``x-guidance``, where llguidance reads ``options``; what stood there is replaced."""
     item_separator, key_separator = json_options(options)
     white = re.escape(WHITESPACE)
     given: dict[str, object] = {"item_separator": re.escape(item_separator), "key_separator": re.escape(key_separator)}

@@ -33,7 +33,7 @@ def check_tcp(config: Config) -> None:
     """Raises ConfigError if a TCP listener would let in every client that reaches it, and nothing says that it may."""
     if not (config.insecure or config.token_file or config.tls_client_ca):
         raise ConfigError(
-            f"listen is {config.listen}: anybody who reaches it may use the daemon; "
+            f"listen is {config.listen}: every client that reaches it may use the daemon; "
             "give tls_certificate, tls_key and tls_client_ca, or a token_file, or say --insecure",
             field="listen",
         )

@@ -1,7 +1,7 @@
 """The gRPC service: message in, call, message out. Protobuf ends here.
 
-Owns: the handlers, and how their errors are answered. Knows nothing about: the fields of messages (``rpc.messages``),
-    how a call does its work.
+Owns: the handlers, how their errors are answered, and the messages of ids and counts alone.
+Knows nothing about: the fields of other messages (``rpc.messages``), how a call does its work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from maskd.bitmask import row_stride_words
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
 from maskd.front.sessions import SessionBook
 from maskd.front.vocabulary_shelf import VocabularyShelf
-from maskd.rpc import messages
+from maskd.rpc import messages as codec
 from maskd.rpc.status import abort, to_refusal
 from maskd.rpc.values import Grammar, NewSession, ServerInfo, VocabularyInfo
 from maskd.shm import layout as lay
@@ -90,23 +90,21 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             draining=self._book.draining,
             shared_memory=self._shared_memory,
         )
-        return messages.server_info_message(info)
+        return codec.server_info_message(info)
 
     @_typed
     async def UploadVocabulary(  # noqa: N802, D102
         self, request: AsyncIterator[pb.UploadVocabularyRequest], context: _Context
     ) -> pb.UploadVocabularyResponse:
-        upload = messages.Upload(self._shelf.limit_bytes)
+        upload = codec.Upload(self._shelf.limit_bytes)
         async for part in request:
             upload.add(part)
         kept, warnings = await self._shelf.add(await asyncio.to_thread(upload.vocabulary))
-        return pb.UploadVocabularyResponse(
-            vocabulary=messages.vocabulary_info_message(_info_of(kept)), warnings=warnings
-        )
+        return pb.UploadVocabularyResponse(vocabulary=codec.vocabulary_info_message(_info_of(kept)), warnings=warnings)
 
     @_typed
     async def CreateSession(self, request: pb.CreateSessionRequest, context: _Context) -> pb.CreateSessionResponse:  # noqa: N802, D102
-        asked = messages.session_request_of(request)
+        asked = codec.session_request_of(request)
         if not asked.inline and not self._shared_memory:
             raise InvalidRequestError("this listener has no data socket; use the inline transport", field="transport")
         session = await self._book.create(
@@ -130,7 +128,7 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             item_capacity=session.layout.item_capacity,
             token_capacity=session.layout.token_capacity,
         )
-        return messages.session_message(new)
+        return codec.session_message(new)
 
     @_typed
     async def GetSession(self, request: pb.GetSessionRequest, context: _Context) -> pb.GetSessionResponse:  # noqa: N802, D102
@@ -149,7 +147,7 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
 
     @_typed
     async def CreateGrammar(self, request: pb.CreateGrammarRequest, context: _Context) -> pb.CreateGrammarResponse:  # noqa: N802, D102
-        spec = messages.spec_of(request.grammar)
+        spec = codec.spec_of(request.grammar)
         grammar_id, compiled = await self._book.create_grammar(
             request.session_id, spec, validate_only=request.validate_only
         )
@@ -160,7 +158,7 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             cached=compiled.cached,
             alternate_backend=compiled.alternate_backend,
         )
-        return messages.grammar_message(created)
+        return codec.grammar_message(created)
 
     @_typed
     async def DeleteGrammar(self, request: pb.DeleteGrammarRequest, context: _Context) -> pb.DeleteGrammarResponse:  # noqa: N802, D102
@@ -191,8 +189,8 @@ class MaskService(mask_service_pb2_grpc.MaskServiceServicer):
             )
 
     async def _step(self, request: pb.StepSequencesRequest) -> pb.StepSequencesResponse:
-        items = messages.items_of(request.items)
-        return messages.reply_message(await self._book.step(request.session_id, request.step, items))
+        items = codec.items_of(request.items)
+        return codec.reply_message(await self._book.step(request.session_id, request.step, items))
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Has ``server`` answer the calls of the service."""

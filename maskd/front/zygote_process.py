@@ -43,7 +43,7 @@ class Zygote(Supervised):
         self._process: subprocess.Popen[bytes] | None = None
 
     def kill(self) -> None:
-        """Kills the process; it is started again."""
+        """See ``Supervised.kill``."""
         if self._process:
             self._process.kill()
 

@@ -15,8 +15,15 @@ from maskd.grammar import GrammarSpec
 
 Json = Any
 SMALL = {"type": "integer", "minimum": 0, "maximum": 999}
+TEXT = {"type": "string"}
+SHORT = {"type": "string", "pattern": "^[A-Za-z]{1,8}$"}
 COUNTS = st.integers(0, 10)
 KEYS = st.sampled_from(["a", "b", "not", "type"])
+
+
+def tagged(constant: str, rest: Json) -> Json:
+    """An object that a constant in a required property tells from others."""
+    return {"type": "object", "properties": {"kind": {"const": constant}, "x": rest}, "required": ["kind"]}
 
 
 def optional(**keywords: st.SearchStrategy[Json]) -> st.SearchStrategy[dict[str, Json]]:
@@ -127,6 +134,8 @@ def test_bounded_when_a_value_is_valid_then_the_original_allows_it(schema: Json,
             {"oneOf": [{"const": "a"}, {"type": "number"}, {"enum": [None, "b"]}]},
             {"oneOf": [{"const": "a"}, SMALL, {"enum": [None, "b"]}]},
         ),
+        ({"oneOf": [tagged("a", TEXT), tagged("b", TEXT)]}, {"oneOf": [tagged("a", SHORT), tagged("b", SHORT)]}),
+        ({"oneOf": [tagged("a", TEXT), tagged("a", TEXT)]}, {"oneOf": [tagged("a", TEXT), tagged("a", TEXT)]}),
         ({"oneOf": [{"type": "number"}, {"properties": {}}]}, {"oneOf": [{"type": "number"}, {"properties": {}}]}),
         (
             {"oneOf": [{"type": "number"}, {"$ref": "#/oneOf/0"}]},

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-from engine_adapter.bundled.training import calls, drills, extraction, make_tokenizer, thinking, train, words, writing
+from engine_adapter.bundled.training import calls, drills, extraction, make_tokenizer, reasoning, train, words, writing
 from engine_adapter.bundled.training.dialogue import END_OF_REASONING, Message, segments, system, user
 from engine_adapter.bundled.training.evaluate import judge
 from engine_adapter.bundled.training.forward import hidden_states, position_tables, start_with_copying
@@ -181,11 +181,11 @@ def _reasoning(message: Message) -> str:
     return f"{message['reasoning_content']}\n</think>" + "\n\n" * ("given" not in message)
 
 
-def test_examples_when_thinking_first_then_the_end_of_reasoning_has_always_the_same_tokens() -> None:
+def test_examples_when_reasoning_first_then_the_end_of_reasoning_has_always_the_same_tokens() -> None:
     tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
     end = tokenizer.encode(END_OF_REASONING).ids
     rng = random.Random(0)
-    tasks = [task for task in TASKS if task.__module__ == thinking.__name__]
+    tasks = [task for task in TASKS if task.__module__ == reasoning.__name__]
     assert len(tasks) == 5
     for example in (task(rng, False) for task in tasks for _ in range(20)):
         assert example.thinks

@@ -18,7 +18,7 @@ from engine_adapter.sampling.banned_words import BannedWords, TokenPrefixes
 from engine_adapter.sampling.params import SamplingParams
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon, byte_vocabulary
-from tests.thinking_model import PLAIN, make_directory
+from tests.reasoning_model import PLAIN, make_directory
 
 torch.set_num_threads(1)
 PROMPT = "Tell me:"

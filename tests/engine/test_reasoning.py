@@ -26,7 +26,7 @@ from engine_adapter.text.reasoning_prompts import ReasoningPrompts
 from engine_adapter.text.tokenizer import TextTokenizer
 from maskd.grammar import GrammarSpec
 from tests.conftest import Daemon
-from tests.thinking_model import ALWAYS, IF_ASKED, PLAIN, UNLESS_TOLD, make_directory
+from tests.reasoning_model import ALWAYS, IF_ASKED, PLAIN, UNLESS_TOLD, make_directory
 
 torch.set_num_threads(1)
 CITY = GrammarSpec("regex", "(Paris|London)")
@@ -137,7 +137,7 @@ def engine(daemon: Daemon, directory: Path) -> Iterator[Engine]:
         yield made
 
 
-def thinking_prompt(engine: Engine) -> str:
+def reasoning_prompt(engine: Engine) -> str:
     prompt, reasons = engine.prompts.render(ASK, enable_thinking=True)
     assert reasons
     return prompt
@@ -147,7 +147,9 @@ def thinking_prompt(engine: Engine) -> str:
 def test_answer_when_reasoning_comes_first_then_the_grammar_begins_behind_it(engine: Engine, backend: str) -> None:
     """Text, reasoning, counts, log probabilities and pieces agree; what was thought is no part of the answer."""
     grammar = GrammarSpec("regex", "(Paris|London)", backend)
-    request = TextRequest(thinking_prompt(engine), grammar, sampled(2), 60, logprobs=1, n=2, reasoning=Reasoning(LIMIT))
+    request = TextRequest(
+        reasoning_prompt(engine), grammar, sampled(2), 60, logprobs=1, n=2, reasoning=Reasoning(LIMIT)
+    )
     generation = engine.submit(request)
     deltas = list(generation)
     end = list(engine.prompts.end_token_ids)
@@ -167,7 +169,7 @@ def test_answer_when_reasoning_comes_first_then_the_grammar_begins_behind_it(eng
 
 def test_answer_when_there_is_no_grammar_then_the_limit_of_the_reasoning_holds_too(engine: Engine) -> None:
     for limit in (0, LIMIT):
-        request = TextRequest(thinking_prompt(engine), None, sampled(3), 60, reasoning=Reasoning(limit))
+        request = TextRequest(reasoning_prompt(engine), None, sampled(3), 60, reasoning=Reasoning(limit))
         (choice,) = engine.submit(request).result(60)
         assert choice.reasoning_token_count <= limit + len(engine.prompts.end_token_ids)
         assert "</think>" not in (choice.reasoning or "")
@@ -177,7 +179,7 @@ def test_answer_when_there_is_no_grammar_then_the_limit_of_the_reasoning_holds_t
 
 def test_answer_when_it_is_cut_within_the_reasoning_then_there_is_no_text(engine: Engine) -> None:
     (choice,) = engine.submit(
-        TextRequest(thinking_prompt(engine), CITY, sampled(4), 5, reasoning=Reasoning(50))
+        TextRequest(reasoning_prompt(engine), CITY, sampled(4), 5, reasoning=Reasoning(50))
     ).result(60)
     assert (choice.text, choice.finish_reason, choice.reasoning_token_count) == ("", "length", 5) and choice.reasoning
 
@@ -196,7 +198,7 @@ def test_answer_when_closed_before_the_budget_then_reasoning_leaves_it_room(engi
     grammar = GrammarSpec("json_schema", json.dumps(schema))
     for seed in range(3):
         request = TextRequest(
-            thinking_prompt(engine),
+            reasoning_prompt(engine),
             grammar,
             sampled(seed, temperature=1.5),
             70,
@@ -210,7 +212,7 @@ def test_answer_when_closed_before_the_budget_then_reasoning_leaves_it_room(engi
 
 def test_stop_strings_when_they_come_in_the_reasoning_then_they_end_nothing(engine: Engine) -> None:
     request = TextRequest(
-        thinking_prompt(engine), GrammarSpec("regex", "ab+c"), sampled(5), 60, reasoning=Reasoning(LIMIT)
+        reasoning_prompt(engine), GrammarSpec("regex", "ab+c"), sampled(5), 60, reasoning=Reasoning(LIMIT)
     )
     (choice,) = engine.submit(request).result(60)
     assert choice.reasoning

@@ -158,6 +158,59 @@ def test_any_dialect_when_a_field_is_out_of_range_then_it_is_named_as_the_client
     assert isinstance(error, str) or error["param"] == field
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n": 5, "best_of": 200}, "best_of is 200; give 5 to 128"),
+        ({"n": 5, "best_of": 4}, "best_of is 4; give at least n, which is 5"),
+        ({"n": 200, "best_of": 300}, "n is 200; give 1 to 128"),
+        ({"n": 129}, "n is 129; give 1 to 128"),
+    ],
+)
+def test_completions_when_too_many_are_asked_for_then_the_bounds_are_those_of_the_request(
+    http: httpx2.Client, fields: dict[str, int], message: str
+) -> None:
+    """``best_of`` lies between ``n`` and 128, and ``n`` is looked at first."""
+    answer = http.post("/v1/completions", json={"prompt": "x", **fields})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "code", "inside"),
+    [
+        ({"type": "telepathy"}, "response_format_invalid", ".type"),
+        ({"type": "regex", "regex": "("}, "grammar_invalid", ""),
+        ({"type": "ebnf", "ebnf": "root ::= undefined"}, "grammar_invalid", ""),
+        ({"type": "json_schema", "json_schema": {"schema": {"type": "objct"}}}, "grammar_invalid", "#/type"),
+    ],
+    ids=["unknown type", "regex", "ebnf", "schema"],
+)
+@pytest.mark.parametrize(
+    ("path", "field", "body_of"),
+    [
+        (CHAT, "response_format", lambda wrong: chat(response_format=wrong)),
+        ("/v1/completions", "response_format", lambda wrong: {"prompt": "x", "response_format": wrong}),
+        ("/v1/responses", "text.format", lambda wrong: {"input": "x", "text": {"format": wrong}}),
+    ],
+    ids=["chat", "completions", "responses"],
+)
+def test_openai_when_the_format_is_wrong_then_param_names_it(
+    http: httpx2.Client,
+    path: str,
+    field: str,
+    body_of: Callable[[Any], dict[str, Any]],
+    wrong: dict[str, Any],
+    code: str,
+    inside: str,
+    stream: bool,
+) -> None:
+    """A format that cannot be read, and a grammar that does not compile, are both errors of the client's field."""
+    answer = http.post(path, json={**body_of(wrong), "model": "m", "stream": stream})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, field + inside, code)
+
+
 def test_route_when_unknown_then_the_error_is_an_object(http: httpx2.Client) -> None:
     """404 and 405 are error objects too."""
     assert http.get("/v1/nothing").json()["error"]["code"] == "unknown_route"

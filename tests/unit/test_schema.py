@@ -91,6 +91,8 @@ def test_pointer_when_names_hold_slashes_then_escaped() -> None:
         ({"maxItems": True}, "/maxItems"),
         ({"multipleOf": 0}, "/multipleOf"),
         ({"minimum": "1"}, "/minimum"),
+        ({"exclusiveMinimum": None}, "/exclusiveMinimum"),
+        ({"exclusiveMaximum": None}, "/exclusiveMaximum"),
         ({"pattern": 5}, "/pattern"),
         ({"$defs": {"a": {"$ref": "#/$defs/b"}}}, "/$defs/a/$ref"),
         ({"$ref": "#/enum", "enum": [1]}, "/$ref"),

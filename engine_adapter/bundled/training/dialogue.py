@@ -49,9 +49,8 @@ class Example:
     Attributes:
         task: what the accuracy is reported under.
         messages: in OpenAI's form; the last is the assistant's. An assistant's message may have ``reasoning_content``,
-            said before the content, and ``given``, a start of the content that it has not said itself and is not to
-            learn; may be empty. With it there
-            is no blank line behind reasoning: a mask that begins there may know none.
+            said before the content. It may have ``given``, a start of the content that is not to be learnt; it may be
+            empty. With ``given`` no blank line follows the reasoning: a mask that begins there may allow none.
         tools: function tools in OpenAI's form.
         grammar: (kind, source) as in ``maskd.grammar.GrammarSpec``; None = free text.
         judge: "text", the answer must be equal; "json", equal once parsed, fences removed; "calls", equal function

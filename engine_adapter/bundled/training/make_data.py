@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine_adapter.bundled.training import calls, drills, extraction, thinking, writing
+from engine_adapter.bundled.training import calls, drills, extraction, reasoning, writing
 from engine_adapter.bundled.training.dialogue import Example
 
 __all__ = ["SPELLED", "TASKS", "WARM_UP", "examples", "make"]
@@ -70,11 +70,11 @@ TASKS: dict[Task, float] = {
     drills.plain_record: 4,
     drills.plain_introduction: 3,
     drills.unknown: 3,
-    thinking.user_detail: 3,
-    thinking.varied_facts: 4,
-    thinking.schema_in_request: 2,
-    thinking.capital: 2,
-    thinking.function_call: 3,
+    reasoning.user_detail: 3,
+    reasoning.varied_facts: 4,
+    reasoning.schema_in_request: 2,
+    reasoning.capital: 2,
+    reasoning.function_call: 3,
 }
 """Task to its share of the examples."""
 

@@ -79,7 +79,7 @@ class CommonFields(OwnFields, kw_only=True):
     bad_words: list[str] | None = None
     skip_special_tokens: bool | None = None
 
-    ignore_eos: bool | None = None  # from here on: refused, see ``generation.limits_of``
+    ignore_eos: bool | None = None  # from here on: refused, see ``serve.fields.generation.limits_of``
     include_stop_str_in_output: bool | None = None
     allowed_token_ids: list[int] | None = None
     use_beam_search: bool | None = None

@@ -12,8 +12,8 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.reasoning_model import UNLESS_TOLD, make_directory
 from tests.serve.conftest import SHORT_FLAGS, TRAINED, Server
-from tests.thinking_model import UNLESS_TOLD, make_directory
 
 pytestmark = pytest.mark.xdist_group("serve")
 
@@ -30,7 +30,7 @@ SHORT = {"thinking_token_budget": LIMIT}
 
 
 @pytest.fixture(scope="module")
-def thinking_server(start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
+def reasoning_server(start_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
     """Its model begins with reasoning unless it is told not to."""
     return start_server(
         *SHORT_FLAGS, "--slots", "4", str(make_directory(tmp_path_factory.mktemp("model"), UNLESS_TOLD))
@@ -38,14 +38,14 @@ def thinking_server(start_server: Callable[..., Server], tmp_path_factory: pytes
 
 
 @pytest.fixture
-def thinker(thinking_server: Server) -> Iterator[OpenAI]:
-    with OpenAI(base_url=thinking_server.url + "/v1", api_key="any", max_retries=0, timeout=60) as opened:
+def reasoner(reasoning_server: Server) -> Iterator[OpenAI]:
+    with OpenAI(base_url=reasoning_server.url + "/v1", api_key="any", max_retries=0, timeout=60) as opened:
         yield opened
 
 
 @pytest.fixture
-def post(thinking_server: Server) -> Callable[..., Any]:
-    return lambda path, **body: httpx2.post(thinking_server.url + path, json=body, timeout=60)
+def post(reasoning_server: Server) -> Callable[..., Any]:
+    return lambda path, **body: httpx2.post(reasoning_server.url + path, json=body, timeout=60)
 
 
 def city(text: str | None) -> None:
@@ -124,10 +124,10 @@ def test_chat_when_a_field_of_reasoning_is_wrong_then_it_is_named(post: Any, fie
 # -- OpenAI's client ---------------------------------------------------------------------------------------------------
 
 
-def test_client_when_it_reads_the_answer_then_reasoning_and_content_are_apart(thinker: OpenAI) -> None:
+def test_client_when_it_reads_the_answer_then_reasoning_and_content_are_apart(reasoner: OpenAI) -> None:
     """``reasoning_content`` as DeepSeek's own examples read it; log probabilities are those of the content."""
     schema: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": CITY}}
-    answer = thinker.chat.completions.create(
+    answer = reasoner.chat.completions.create(
         model="m", messages=ASK, max_tokens=60, logprobs=True, response_format=schema, extra_body=SHORT
     )
     choice = answer.choices[0]
@@ -141,9 +141,9 @@ def test_client_when_it_reads_the_answer_then_reasoning_and_content_are_apart(th
     )
 
 
-def test_client_when_it_streams_then_reasoning_comes_before_content(thinker: OpenAI) -> None:
+def test_client_when_it_streams_then_reasoning_comes_before_content(reasoner: OpenAI) -> None:
     chunks = list(
-        thinker.chat.completions.create(
+        reasoner.chat.completions.create(
             model="m",
             messages=ASK,
             max_tokens=60,
@@ -173,8 +173,8 @@ def test_client_when_it_streams_then_reasoning_comes_before_content(thinker: Ope
     assert chunks[-1].usage and chunks[-1].usage.completion_tokens_details
 
 
-def test_client_when_it_wants_no_reasoning_shown_then_it_is_made_and_left_out(thinker: OpenAI) -> None:
-    answer = thinker.chat.completions.create(
+def test_client_when_it_wants_no_reasoning_shown_then_it_is_made_and_left_out(reasoner: OpenAI) -> None:
+    answer = reasoner.chat.completions.create(
         model="m", messages=ASK, max_tokens=60, extra_body={**SHORT, "regex": "ok", "include_reasoning": False}
     )
     assert "reasoning_content" not in answer.choices[0].message.model_dump()
@@ -190,7 +190,7 @@ def test_client_when_it_wants_no_reasoning_shown_then_it_is_made_and_left_out(th
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_tools_when_a_call_is_forced_then_it_comes_behind_the_reasoning(
-    thinker: OpenAI, choice: Any, stream: bool
+    reasoner: OpenAI, choice: Any, stream: bool
 ) -> None:
     """Named calls too: their beginning cannot stand in the prompt then."""
     fields: Any = {
@@ -201,10 +201,10 @@ def test_tools_when_a_call_is_forced_then_it_comes_behind_the_reasoning(
         "max_tokens": 120,
     }
     if stream:
-        with thinker.chat.completions.stream(**fields, extra_body=SHORT) as events:
+        with reasoner.chat.completions.stream(**fields, extra_body=SHORT) as events:
             answer: Any = events.get_final_completion()
     else:
-        answer = thinker.chat.completions.create(**fields, extra_body=SHORT)
+        answer = reasoner.chat.completions.create(**fields, extra_body=SHORT)
     message = answer.choices[0].message
     assert answer.choices[0].finish_reason == "tool_calls" and message.reasoning_content
     assert message.tool_calls and {call.function.name for call in message.tool_calls} <= (
@@ -214,7 +214,7 @@ def test_tools_when_a_call_is_forced_then_it_comes_behind_the_reasoning(
         city(call.function.arguments)
 
 
-def test_tools_when_custom_with_a_lark_grammar_then_reasoning_must_be_off(thinker: OpenAI) -> None:
+def test_tools_when_custom_with_a_lark_grammar_then_reasoning_must_be_off(reasoner: OpenAI) -> None:
     """Said, not ignored."""
     grammar = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "a"'}}
     fields: Any = {
@@ -225,22 +225,22 @@ def test_tools_when_custom_with_a_lark_grammar_then_reasoning_must_be_off(thinke
         "tool_choice": {"type": "custom", "custom": {"name": "c"}},
     }
     with pytest.raises(openai.BadRequestError, match="reasoning_effort"):
-        thinker.chat.completions.create(**fields)
-    [call] = thinker.chat.completions.create(**fields, reasoning_effort="none").choices[0].message.tool_calls or []
+        reasoner.chat.completions.create(**fields)
+    [call] = reasoner.chat.completions.create(**fields, reasoning_effort="none").choices[0].message.tool_calls or []
     assert call.type == "custom" and call.custom.input == "a"
 
 
-def test_responses_when_the_model_reasons_then_an_item_comes_before_the_message(thinker: OpenAI) -> None:
+def test_responses_when_the_model_reasons_then_an_item_comes_before_the_message(reasoner: OpenAI) -> None:
     """Whole and in events, as the client's own types read them; ``reasoning.effort`` turns it off."""
     text: Any = {"format": {"type": "json_schema", "name": "x", "schema": CITY}}
     fields: Any = {"model": "m", "input": "Which city?", "text": text, "max_output_tokens": 60, "extra_body": SHORT}
-    answer = thinker.responses.create(**fields)
+    answer = reasoner.responses.create(**fields)
     assert [item.type for item in answer.output] == ["reasoning", "message"]
     [thought] = [item for item in answer.output if item.type == "reasoning"]
     assert thought.content and thought.content[0].text and thought.summary == []
     city(answer.output_text)
     assert answer.usage and answer.usage.output_tokens_details.reasoning_tokens > 0
-    with thinker.responses.stream(**fields) as stream:
+    with reasoner.responses.stream(**fields) as stream:
         events = list(stream)
         final = stream.get_final_response()
     kinds = [event.type for event in events]
@@ -253,9 +253,9 @@ def test_responses_when_the_model_reasons_then_an_item_comes_before_the_message(
     assert [item.type for item in final.output] == ["reasoning", "message"]
     assert said == next(item.content[0].text for item in final.output if item.type == "reasoning" and item.content)
     city(final.output_text)
-    silent = thinker.responses.create(**fields, reasoning={"effort": "none"})
+    silent = reasoner.responses.create(**fields, reasoning={"effort": "none"})
     assert [item.type for item in silent.output] == ["message"]
-    again = thinker.responses.create(
+    again = reasoner.responses.create(
         **fields | {"input": [{"role": "user", "content": "hi"}, *final.output, {"role": "user", "content": "?"}]}
     )
     city(again.output_text)

@@ -31,20 +31,20 @@ def user_detail(rng: random.Random, held_back: bool) -> Example:
     """A name and an age, or a list of them."""
     task = rng.choice((extraction.user_detail, extraction.user_detail, extraction.people))
     example = task(rng, held_back)
-    return _thinking(example, _stated(json.loads(example.answer)), rng, held_back)
+    return _reasoned(example, _stated(json.loads(example.answer)), rng, held_back)
 
 
 def varied_facts(rng: random.Random, held_back: bool) -> Example:
     """Any facts, whose keys only the mask knows."""
     example = extraction.hidden_schema(rng, held_back)
-    return _thinking(example, _stated(json.loads(example.answer)), rng, held_back)
+    return _reasoned(example, _stated(json.loads(example.answer)), rng, held_back)
 
 
 def schema_in_request(rng: random.Random, held_back: bool) -> Example:
     """Any facts or made-up keys, with the schema in the request or in Instructor's prompt."""
     task = rng.choice((extraction.short_schema, extraction.short_schema, extraction.key_value, extraction.instructor))
     example = task(rng, held_back)
-    return _thinking(example, _stated(json.loads(example.answer)), rng, held_back)
+    return _reasoned(example, _stated(json.loads(example.answer)), rng, held_back)
 
 
 def capital(rng: random.Random, held_back: bool) -> Example:
@@ -55,7 +55,7 @@ def capital(rng: random.Random, held_back: bool) -> Example:
         (c, facts) for c, facts in words.COUNTRIES.items() if re.search(rf"\b{c}\b", asked)
     )
     reasoning = f"The capital of {country} is {city}."
-    return _thinking(
+    return _reasoned(
         example, reasoning + (f" It has {population} people." if example.judge == "json" else ""), rng, held_back
     )
 
@@ -68,10 +68,10 @@ def function_call(rng: random.Random, held_back: bool) -> Example:
     said = [(name, json.loads(arguments)) for name, arguments in _CALL.findall(example.answer)]
     names = " and ".join(name for name, _ in said if name)
     facts: dict[str, Json] = {key: value for _, arguments in said for key, value in arguments.items()}
-    return _thinking(example, (f"I call {names}. " if names else "") + _stated(facts), rng, held_back)
+    return _reasoned(example, (f"I call {names}. " if names else "") + _stated(facts), rng, held_back)
 
 
-def _thinking(example: Example, reasoning: str, rng: random.Random, held_back: bool) -> Example:
+def _reasoned(example: Example, reasoning: str, rng: random.Random, held_back: bool) -> Example:
     message = {**example.messages[-1], "reasoning_content": reasoning}
     if not held_back and rng.random() < 0.3:
         message["given"] = ""  # a mask that begins behind the reasoning may know no blank line
