@@ -109,7 +109,7 @@ class GrammarSpec:
         options: how to read it.
         reasoning: what may come before the grammar; None = nothing.
         when_slow: what becomes of a sequence whose row is late. "wait": the engine asks for the row again. "fail": the
-            sequence is closed. "switch": it moves to another backend, which must take every token so far; if that
+            sequence is closed. "switch": it moves to another backend, which must take every token so far. If that
             backend refuses one, the sequence fails.
     """
 

@@ -1,4 +1,4 @@
-"""Pages and docstrings are plain: they name the actor, and the pages that a reader meets first have short sentences."""
+"""Pages and docstrings are plain: they name the actor, and what a reader meets first has short sentences."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ FIRST_PAGES = {"README.md", *(f"docs/{name}.md" for name in ("README", "grammars
 LOGS = {"docs/log.md"}
 """Measurements, as they were noted; decisions are noted in docs/adr."""
 MOST_WORDS = 20
+SECTION = r"(?:Args|Attributes|Raises|Returns|Yields):\n"
+OPENING = r"(?:Owns|Knows nothing about): "
 NO_ACTOR = re.compile(
     r"\b(whoever|whomever|whosever|nobody|somebody|anybody|that one(?=[.,;:)]|$| (?:is|was|has|that|which)\b))\b",
     re.IGNORECASE,
@@ -45,6 +47,22 @@ def sentences(text: str, *, with_tables: bool = True) -> Iterator[str]:
         part = re.sub(r"^\s*(?:[-*]|\d+\.) ", "", part.strip())
         for piece in part.strip("|").split("|") if part.startswith("|") else [part]:
             yield from re.split(r"(?<=[.!?])[*)\"]*\s+", " ".join(piece.split()))
+
+
+def docstring_sentences(text: str) -> Iterator[str]:
+    """Sentences of a docstring. What is indented behind an empty line is code; an entry of a section is its text."""
+    parts = [part for part in re.split(r"\n\s*\n", text) if not part.startswith("    ")]
+    for piece in (piece for part in parts for piece in re.split(rf"\n(?={SECTION}|{OPENING})", part)):
+        is_section = re.match(SECTION, piece)
+        entries = re.split(r"\n {4}(?=\S)", piece)[1:] if is_section else [piece]
+        for one in entries:
+            prose = re.sub(r"^[\w*, ]+: " if is_section else f"^{OPENING}", "", one)
+            yield from sentences(re.sub(r"``[^`]+``", "code", prose))
+
+
+def too_long(found: list[str]) -> list[str]:
+    """The sentences with more than ``MOST_WORDS`` words."""
+    return [one for one in found if len(re.findall(r"[\w'’.,/-]*\w[\w'’.,/-]*", one)) > MOST_WORDS]
 
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
@@ -81,5 +99,16 @@ def test_docstrings_when_read_then_every_sentence_has_an_actor(module: Path) -> 
 def test_page_when_read_then_its_sentences_are_short(page: str) -> None:
     """At most twenty words; what is in backticks is one."""
     found = list(sentences((ROOT / page).read_text(encoding="utf-8"), with_tables=page in FIRST_PAGES))
-    assert [one for one in found if len(re.findall(r"[\w'’.,/-]*\w[\w'’.,/-]*", one)) > MOST_WORDS] == []
+    assert too_long(found) == []
     assert found
+
+
+@pytest.mark.parametrize(
+    "module", [path for path in MODULES if "training" not in path.parts], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_docstrings_of_modules_and_classes_when_read_then_their_sentences_are_short(module: Path) -> None:
+    """The heads of modules, and the docstrings of public classes."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    texts = [text for node in (tree, *classes) if (text := ast.get_docstring(node))]
+    assert too_long([one for text in texts for one in docstring_sentences(text)]) == []

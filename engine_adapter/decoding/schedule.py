@@ -1,4 +1,4 @@
-"""What goes through the model in the next turn: who leaves, who joins, who is held back, and what the masker is asked.
+"""What goes through the model next: which outputs leave, join or are held back, and what the masker is asked.
 
 Owns: the work between two turns. Knows nothing about: forward passes, logits, how tokens are drawn.
 """

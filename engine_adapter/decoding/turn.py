@@ -1,4 +1,4 @@
-"""The values of a turn of the decode loop: what is to be done, what was sampled, and how long it took.
+"""The values of a turn: what is to be done, what was sampled, and how long it took.
 
 Owns: ``Pending``, ``Sampled``, ``TurnTiming``. Knows nothing about: how a turn is made.
 """

@@ -1,4 +1,4 @@
-"""A request in terms of text, and its outputs: they grow, and any number of readers on threads and event loops follow.
+"""A request in terms of text, and its outputs, which readers on threads and event loops follow while they grow.
 
 Owns: ``TextRequest``, ``Choice``, ``Delta``, ``TextGeneration`` and how readers wait.
 Knows nothing about: the loop, how tokens become text.

@@ -1,4 +1,4 @@
-"""One output on its way from the loop to its readers: tokens become reasoning and text, stop strings end the text.
+"""One output on its way to its readers: tokens become reasoning and text, and stop strings end the text.
 
 Owns: the callbacks of a ``Request``. Knows nothing about: the loop, the readers.
 """

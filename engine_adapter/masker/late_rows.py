@@ -1,4 +1,4 @@
-"""Late rows: a batch has one forward pass, so an engine asks for the rows of slow grammars until they are there.
+"""Late rows: asked for until they are there, because a batch has one forward pass.
 
 Owns: ``StepAnswer``, and asking again while there is time. Knows nothing about: handles, histories, failed sequences.
 """

@@ -7,8 +7,8 @@ It has two hooks: tokens after sampling, rows before the next sampling.
     ...                                                    # the next forward pass runs while the daemon makes the rows
     masks = masker.apply_(logits)                          # waits for the rows and masks (B, V) logits in place
 
-When the session dies, the masker opens a new one, replays the accepted tokens of every sequence and sends the last step
-again. The caller gets the rows that it would have got, or an error, but never logits without a mask.
+When the session dies, the masker opens a new one and replays the accepted tokens of every sequence. Then it sends the
+last step again. The caller gets the rows that it would have got, or an error, but never logits without a mask.
 Owns: the order of the threads, and what the caller is told.
 Knows nothing about: models, sampling, text; how a session is restored. Importing it does not import torch.
 """

@@ -1,7 +1,7 @@
 """The model: a Llama-like network from ``transformers`` over static slots.
 
 Every slot stands at a position of its own in the key-value cache. Every buffer is written in place. A decode step has
-one of few shapes: a number of slots and a number of cache columns, both rounded up. On CUDA each shape has a graph.
+one of few shapes: numbers of slots and of cache columns, both rounded up. On CUDA each shape has a graph.
 Owns: the cache, prefill of one slot, and the decode step over all slots.
 Knows nothing about: requests, sampling, grammars, text.
 """

@@ -46,8 +46,8 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 = all.
         top_p: keep the smallest set of most likely tokens whose probability reaches this; 1 = all.
         min_p: drop tokens less likely than this times the most likely one; 0 = none.
-        typical_p: keep the smallest set of tokens whose probability reaches this, first those whose surprise is nearest
-            to the expected one (Meister et al., "Locally typical sampling", 2022); 1 = all.
+        typical_p: keep the smallest set of tokens whose probability reaches this; 1 = all. Tokens whose surprise is
+            nearest to the expected one come first (Meister et al., "Locally typical sampling", 2022).
         seed: same seed, same tokens; None = drawn from the system.
         presence_penalty: taken off the logit of every token that the output has already; negative = added.
         frequency_penalty: the same, once for each time that the output has the token.

@@ -4,8 +4,8 @@ Owns: submitting, waiting, streaming, and cancelling the outputs of a client tha
     sequences in the daemon, are free within a step.
 Knows nothing about: the shape of bodies, functions, the loop.
 
-The first delta is awaited before anything is sent. So a wrong grammar gets an answer with a status of its own, also
-where the client asked for a stream.
+The first delta is awaited before anything is sent. So a wrong grammar is answered with its own status, also where the
+client asked for a stream.
 """
 
 from __future__ import annotations

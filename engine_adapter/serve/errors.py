@@ -1,7 +1,6 @@
 """What went wrong, as clients read it.
 
-Owns: ``RequestError``, the status and the words of every error that leaves the server, and what a dialect must say of
-    errors (``Dialect``).
+Owns: ``RequestError``, status and words of every error that leaves the server, and what a dialect adds (``Dialect``).
 Knows nothing about: routes, the shape of a body.
 
 A wrong grammar is the client's error (4xx), because clients repeat a request that gets a 5xx. The text of an unexpected

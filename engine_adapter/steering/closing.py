@@ -9,10 +9,10 @@ continues the text. If the row allows no such token, one of the position's subst
 them either, the sampler's token is taken, and the text is worked out anew.
 
 Every token is one that the mask allows, so an output can become plain but never invalid. If even the shortest text does
-not fit, the output ends by "length", as it would without steering. Where no position follows the grammar, a stop token
-is taken as soon as the row allows one in the last quarter of the budget.
+not fit, the output ends by "length", as it would without steering. Where no position follows the grammar, only the
+last quarter of the budget is watched. There a stop token is taken as soon as the row allows one.
 
-The tokens of a text are counted as if each were the longest that fits; a quarter more is kept in reserve.
+The tokens of a text are counted as if each were the longest that fits. A quarter more is kept in reserve.
 """
 
 from __future__ import annotations

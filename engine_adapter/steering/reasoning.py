@@ -1,6 +1,6 @@
-"""Reasoning before the answer: where in an output it ends, and the steerings that end it or wait for its end.
+"""Reasoning before the answer: where it ends, and the steerings that end it or wait for its end.
 
-Owns: ``ReasoningEnd``, which searches for the end among token ids, as the daemon's gate does; an answer then begins
+Owns: ``ReasoningEnd``, which searches for the end among token ids, as the daemon's gate does. So an answer begins
     where its grammar does.
 Knows nothing about: grammars, requests, how a model marks reasoning.
 """

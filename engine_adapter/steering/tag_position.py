@@ -3,7 +3,7 @@
 Owns: beginnings and ends of tags. ``JsonPosition`` reads the JSON value between them.
 Knows nothing about: tokens, masks.
 
-Contents of other kinds (regexes, grammars) are not followed: there the ending is taken to be empty, and the mask
+Contents of other kinds (regexes, grammars) are not followed. There the ending is taken to be empty, and the mask
 decides.
 """
 

@@ -7,9 +7,9 @@ An untrained model picks among the allowed tokens almost evenly, so a string wit
 strings are limited to a few letters, plain numbers to small integers, arrays to a few items. Every document that is
 valid under the result is valid under the original. The demo uses it; elsewhere it is off by default.
 
-Some parts stay as they are, because a narrower part could make the whole wider: ``not``, ``if``, ``contains``,
-``oneOf`` with branches that overlap, and the targets of their references. Enumerations, constants, formats and limits
-that a schema has stay too.
+Some parts stay as they are, because a narrower part could make the whole wider. These are ``not``, ``if``,
+``contains``, ``oneOf`` with branches that overlap, and the targets of their references. Enumerations, constants,
+formats and limits that a schema has stay too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokens to text while they arrive: no character is cut in two, and the text ends exactly before a stop string.
+"""Tokens to text while they arrive: characters stay whole, and the text ends exactly before a stop string.
 
 Owns: the bytes of a character that is not whole yet, and the text that may begin a stop string.
 Knows nothing about: tokens other than their bytes, the readers of the text.

@@ -199,7 +199,7 @@ class LlguidanceGrammar:
         is_quick: whether ``make_root`` is fast enough for the data path to wait for it.
 
     Attributes:
-        canary: a token that the grammar allows at its start, and refuses only if its lexer is spoiled; None if the
+        canary: a token that the grammar allows at its start, and refuses only if its lexer is spoiled. None if the
             grammar allows no token but stop tokens there.
     """
 

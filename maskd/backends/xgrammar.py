@@ -1,7 +1,7 @@
 """xgrammar behind the backend interface.
 
-Owns: the tokenizer info and the compilers of one vocabulary, and what hides xgrammar's habits: empty rows for grammars
-    that nothing matches, lines on stderr for special tokens, strings that are not JSON (``xgrammar_schema``).
+Owns: the tokenizer info and the compilers of one vocabulary. It hides three habits of xgrammar. Grammars that nothing
+    matches have empty rows, special tokens make lines on stderr, and some strings are not JSON (``xgrammar_schema``).
 Knows nothing about: other backends, sequences, rows beyond the one it is given.
 Written against xgrammar 0.2.8. Native handles are called directly: one Python frame less for each sequence and step.
 """

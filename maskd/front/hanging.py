@@ -1,8 +1,8 @@
-"""How long a native call has been stuck: it counts the time that the call had, not the time that passed.
+"""How long a native call has been stuck. Waiting for a core on a busy machine does not count.
 
-A call may be long for five reasons. It works; it sleeps for ever; another thread holds the interpreter; it waits for a
-core on a busy machine; or an operator stopped the process. Only the first three are faults of the worker. Wall time
-alone would condemn the last two, and processor time alone would never find a sleeper. The kernel's account of the
+A call may be long for five reasons. It works; it sleeps for ever; or another thread holds the interpreter. It waits
+for a core on a busy machine, or an operator stopped the process. Only the first three are faults of the worker. Wall
+time alone would condemn the last two, and processor time alone would never find a sleeper. The kernel's account of the
 threads tells them apart.
 Owns: the judgement, and how the threads are looked at. Knows nothing about: workers, grammars, what follows.
 """

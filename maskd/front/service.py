@@ -1,6 +1,6 @@
 """The gRPC service: message in, call, message out. Protobuf ends here.
 
-Owns: the handlers, how their errors are answered, and the messages of ids and counts alone.
+Owns: the handlers, how their errors are answered, and messages of ids and counts alone.
 Knows nothing about: the fields of other messages (``rpc.messages``), how a call does its work.
 """
 

@@ -1,4 +1,4 @@
-"""The grammars of a session, as the front knows them: it checks them, has the desk admit and the worker make them.
+"""The grammars of a session, as the front knows them: checked here, admitted by the desk, made by the worker.
 
 Owns: grammar ids, and the content behind each, for the case that the worker dies in one.
 Knows nothing about: other sessions, protobuf, how a grammar is compiled.

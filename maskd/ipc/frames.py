@@ -40,7 +40,7 @@ def write_frame(sock: socket.socket, frame: bytes | memoryview, fds: Sequence[in
 class FrameReader:
     """Turns what comes in on a socket into messages with their descriptors.
 
-    A descriptor that this process had no room for (EMFILE) comes as -1: its message must fail, the channel must not.
+    A descriptor that this process had no room for (EMFILE) comes as -1. Its message must fail, the channel must not.
 
     Args:
         sock: is read, and not closed.

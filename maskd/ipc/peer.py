@@ -1,4 +1,4 @@
-"""One end of a control channel, on the event loop: sends requests and gets their answers, until the other end is gone.
+"""One end of a control channel, on the event loop: requests go out and answers come in.
 
 Owns: the pending requests, and the order of what goes out. Knows nothing about: processes, what a message means.
 """

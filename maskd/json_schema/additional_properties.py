@@ -3,10 +3,10 @@
 Owns: ``forbid_additional_properties``.
 Knows nothing about: backends, checking a schema.
 
-Several schemas may describe the value at one place: a schema, the target of its ``$ref``, the members of its ``allOf``.
+Several schemas may describe one value: a schema, the target of its ``$ref``, the members of its ``allOf``.
 Closing each of them would forbid what the others name. So a place is closed once. If one schema describes it, that
 schema closes it. If several do, the outermost closes it and names the properties of all. A definition can be alone at
-one place and a member at another: each use gets the copy that it needs.
+one place and a member at another. Each use gets the copy that it needs.
 """
 
 from __future__ import annotations

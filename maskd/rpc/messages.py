@@ -1,6 +1,6 @@
 """Protobuf and values: messages with more than ids, both directions side by side. Engine and front both use it.
 
-Messages of ids and counts alone have no value: ``rpc.calls`` and ``front.service`` name their fields.
+``rpc.calls`` and ``front.service`` put ids, flags and counts into messages themselves.
 ``x_message`` makes a message of a value, and ``x_of`` reads it back. Where both sides have a field under one name it
 is carried without a line here. Items and results, which every step has many of, name their fields.
 Owns: the one codec. Knows nothing about: calls, streams, what either side does with a value.

@@ -1,9 +1,9 @@
 """Items that take too long: they run in a lane, and are answered when they are done.
 
 A sequence is slow when its grammar is, or when a mask of its grammar just took longer than ``row_seconds``. Its items
-run in the lane. The step waits for them until its deadline and then goes on without them. The grammar says what a late
-sequence does next (``GrammarSpec.when_slow``): wait until the engine asks again, end, or move to another backend. The
-other backend must agree with every token so far.
+run in the lane. The step waits for them until its deadline and then goes on without them. ``GrammarSpec.when_slow``
+says what a late sequence does next. It waits until the engine asks again, ends, or moves to another backend. The other
+backend must agree with every token so far.
 Owns: the clock of a step, and which grammars are slow.
 Knows nothing about: threads (``worker/slow_lane.py``), other sequences.
 """

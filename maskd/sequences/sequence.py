@@ -138,7 +138,10 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """A lane job that begins with a copy of a sequence: over once ``copied`` is set, or once ``work`` was left out."""
+    """A lane job that begins with a copy of a sequence.
+
+    The copy is made once ``copied`` is set. It is not wanted any more once ``work`` was left out.
+    """
 
     copied: threading.Event
     work: LateWork

@@ -1,4 +1,4 @@
-"""The grammars of a worker: made on threads, kept in the cache, and given to the sessions that wait for them.
+"""The grammars of a worker: made on threads, kept in the cache, and given to sessions that wait.
 
 Owns: the grammar cache, the compile threads. Used by one thread, the data path.
 Knows nothing about: the event loop, steps, how a session came to be.

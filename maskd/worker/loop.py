@@ -3,7 +3,7 @@
 It sleeps in epoll, on doorbells and leases of its sessions, the control channel and the threads for long work.
 Before it sleeps it raises the need-wakeup word of every session, fences, and looks once more (io_uring's protocol). So
 an engine rings only a sleeping worker. No sleep is longer than 50 ms, so even a lost ring is no hang. Other threads do
-what may take long: they compile grammars, and make and free segments, for which the kernel may clear gigabytes.
+what may take long. They compile grammars, and make and free segments, for which the kernel may clear gigabytes.
 Owns: the sessions of this worker.
 Knows nothing about: gRPC, tokens that open data sockets, other workers.
 """

@@ -1,4 +1,4 @@
-"""A session inside its worker: one sequence table, and the step from a cell of items into a cell of results and rows.
+"""A session inside its worker: one sequence table, and the step from a cell of items to results and rows.
 
 ``SharedSession`` (``shared_session.py``) has its cells in two segments, which an engine has mapped too.
 ``InlineSession`` gets and returns its cells in messages. Both do the same step.

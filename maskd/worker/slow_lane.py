@@ -1,9 +1,9 @@
 """The slow lane: threads for items that may take long, so that the batch does not wait for them.
 
 A native call cannot be interrupted. A grammar may turn out to be slow, in the walk after its compile or later. The
-items of its sequences then run here. The data path waits until the step's deadline and goes on without them; a late
+items of its sequences then run here. The data path waits until the step's deadline, then goes on without them. A late
 result is kept for the next step. The front watches the marker, and ends a call that never ends. A grammar that is
-suspected of a death has the lane for itself while it runs, so that the next death has one candidate.
+suspected of a death has the lane for itself while it runs. So the next death has one candidate.
 Owns: the threads. Knows nothing about: sequences, what a job does.
 """
 
