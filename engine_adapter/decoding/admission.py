@@ -1,4 +1,4 @@
-"""A request on its way to a slot: it waits for its grammar, compiled beside the loop, then for a slot.
+"""A request on its way to a slot: it waits for its grammar, then for a slot that is free.
 
 A request without a grammar does not touch the masker, so it can run while the daemon is away.
 Owns: the compile threads, and the queue of requests that wait. Knows nothing about: slots, tokens, text.

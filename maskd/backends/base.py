@@ -29,7 +29,7 @@ A draft, one row per position::
         if not matcher.accept([token_id]): break
     matcher.rollback(accepted)            # or walk the draft on matcher.look_ahead(), if the matcher has it
 
-The two libraries differ in much: fatal refusals, rows after a stop token, and stop tokens that do not count for
+The libraries differ: in fatal refusals, rows after a stop token, and stop tokens that do not count for
 rollback. Bad grammars may fail only at the first step, and tokens may have to be canonical. The adapters hide it all.
 ``tests/contract`` is the definition; it runs on every backend and on a brute-force reference.
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from maskd import _shm
 from maskd.errors import BackendError
 from maskd.ipc.progress import Progress, mark_of
-from maskd.sequences.fill import EMPTY, RowMaker
+from maskd.sequences.fill import RowMaker
 from maskd.sequences.late import SlowItems
 from maskd.sequences.result import ItemFailed, StepResult
-from maskd.sequences.rows import Rows
+from maskd.sequences.rows import EMPTY, Rows
 from maskd.sequences.sequence import Sequence
 from maskd.step import Status
 

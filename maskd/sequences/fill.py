@@ -14,14 +14,11 @@ from maskd.backends.base import Matcher
 from maskd.bitmask import row_of
 from maskd.errors import BackendError
 from maskd.sequences.result import Broken, ItemFailed
-from maskd.sequences.rows import RowFlag, Rows
+from maskd.sequences.rows import EMPTY, RowFlag, Rows
 from maskd.sequences.sequence import NextCall, Sequence
 from maskd.step import Status
 
-__all__ = ["EMPTY", "RowMaker"]
-
-EMPTY = RowFlag.EMPTY.value
-"""A plain int: operations on an ``IntFlag`` are slow."""
+__all__ = ["RowMaker"]
 
 
 class RowMaker:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from maskd.step import ResultFlag
 
-__all__ = ["RowFlag", "Rows"]
+__all__ = ["EMPTY", "RowFlag", "Rows"]
 
 
 class RowFlag(enum.IntFlag):
@@ -21,6 +21,10 @@ class RowFlag(enum.IntFlag):
     EMPTY = 1
     ACCEPTING = ResultFlag.ACCEPTING.value
     ALL_ALLOWED = ResultFlag.ALL_ALLOWED.value
+
+
+EMPTY = RowFlag.EMPTY.value
+"""A plain int: operations on an ``IntFlag`` are slow."""
 
 
 class Rows:
