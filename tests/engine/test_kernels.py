@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine_adapter.kernels.apply import apply_bitmask_, rows_to_tensor
+from engine_adapter.kernels import apply_bitmask_
+from engine_adapter.kernels.apply import rows_to_tensor
 from maskd.bitmask import row_of, row_stride_words
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
