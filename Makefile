@@ -20,7 +20,7 @@ PROTO := proto/maskd/v1/mask_service.proto
 PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " substr($$0, 1, 110); fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test lint types fmt proto bench bench-engine chaos fuzz all clean
+.PHONY: help install run serve test lint types fmt proto bench bench-engine chaos conformance fuzz all clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ bench: $(STAMP) ## in-process, shared memory and gRPC side by side
 
 bench-engine: $(STAMP) ## tokens a second with no grammar, masks in process, and maskd
 	@$(BIN)/python -m tests.bench.engine
+
+conformance: $(STAMP) ## how exactly each front end does JSON Schema; needs the data: DATA=directory
+	@$(BIN)/python -m tests.conformance $(if $(DATA),--data $(DATA))
 
 chaos: $(STAMP) ## kill, stop and corrupt things under load; every row must still be right
 	@$(BIN)/python -m tests.bench.chaos

@@ -1,0 +1,13 @@
+"""JSON Schema to a grammar, exactly, in any property order.
+
+A schema goes through these stages, one module each:
+
+- ``documents``: what a reference leads to.
+- ``reading`` and ``evaluated``: keywords to the intermediate form.
+- ``nodes``, ``values`` and ``presence``: that form, and its algebra.
+- ``emptiness``: what nothing satisfies.
+- ``lowering`` with ``arrays`` and ``objects``: the form to rules.
+- ``symbols`` and ``rules``: names for what is written, and rules to Lark.
+
+``numbers`` and ``formats`` are the languages of numbers and of named formats.
+"""

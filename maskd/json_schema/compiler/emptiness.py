@@ -1,0 +1,305 @@
+"""Emptiness: which nodes no value satisfies.
+
+A value is finite, so a schema that needs itself below itself is empty: the answer is a least fixpoint. It errs on one
+side. "Empty" is always true. "Not empty" may be wrong where a regular expression takes too long to search.
+Owns: the answers. Knows nothing about: keywords, grammars.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+from maskd.json_schema.compiler.nodes import Node, Nodes
+from maskd.json_schema.compiler.numbers import spelled
+from maskd.json_schema.compiler.presence import (
+    ALWAYS,
+    NEVER,
+    And,
+    AtLeast,
+    Exists,
+    Formula,
+    Has,
+    Leaf,
+    Not,
+    Or,
+    all_of,
+    any_of,
+    negated,
+    without_negated_groups,
+)
+from maskd.json_schema.compiler.values import ArrayShape, Members, ObjectShape, Value
+from maskd.regular.expression import NOTHING, Words, both, complement, matches, words
+from maskd.regular.questions import may_match
+
+__all__ = ["Emptiness", "Term"]
+
+Term = tuple[tuple[Leaf, bool], ...]
+"""A conjunction: leaves, each with whether it holds."""
+_MOST_TERMS = 3_000
+
+
+class Emptiness:
+    """Answers for the nodes of one compile.
+
+    Args:
+        nodes: the arena.
+        value_of: what a node allows. May call back; what is being worked out is taken for not empty.
+    """
+
+    def __init__(self, nodes: Nodes, value_of: Callable[[Node], Value | None]) -> None:
+        self._nodes, self._value_of = nodes, value_of
+        self._known: dict[Node, bool] = {nodes.anything: False, nodes.nothing: True}
+        self._asked: list[Node] = []
+        self._members: dict[int, _Index] = {}
+        self._simplified: dict[ObjectShape, tuple[Formula, list[Term] | None]] = {}
+
+    def node(self, node: Node) -> bool:
+        """Says whether no value satisfies ``node``."""
+        if node in self._known:
+            return self._known[node]
+        if node in self._asked:
+            return True
+        value = self._value_of(node)
+        if value is None:
+            return False
+        self._asked.append(node)
+        try:
+            found = self.value(value)
+        finally:
+            self._asked.pop()
+        if not found or not self._asked:  # "empty" below another question may rest on its assumption
+            self._known[node] = found
+        return found
+
+    def value(self, value: Value) -> bool:
+        """Says whether ``value`` allows nothing."""
+        return not (
+            value.null
+            or value.true
+            or value.false
+            or may_match(spelled(value.numbers))
+            or may_match(value.strings)
+            or not all(map(self.array, value.arrays))
+            or not all(map(self.object, value.objects))
+        )
+
+    # -- arrays ----------------------------------------------------------------------------------------------------
+
+    def longest(self, shape: ArrayShape) -> int | None:
+        """Returns how many items ``shape`` can have; None = without limit."""
+        for index, node in enumerate(shape.prefix[: shape.high]):
+            if self.node(node):
+                return index
+        if (shape.high is None or shape.high > len(shape.prefix)) and self.node(shape.rest):
+            return len(shape.prefix)
+        return shape.high
+
+    def array(self, shape: ArrayShape) -> bool:
+        """Says whether no array has ``shape``."""
+        longest = self.longest(shape) if shape.low or shape.contains or shape.unique is False else shape.high
+        if longest is not None and longest < max(shape.low, 2 if shape.unique is False else 0):
+            return True
+        return any(
+            (contains.high is not None and contains.high < contains.low) or self._cannot_contain(shape, index, longest)
+            for index, contains in enumerate(shape.contains)
+        )
+
+    def _cannot_contain(self, shape: ArrayShape, index: int, longest: int | None) -> bool:
+        contains = shape.contains[index]
+        if not contains.low:
+            return False
+        places = range(contains.start, len(shape.prefix))[
+            : None if longest is None else max(0, longest - contains.start)
+        ]
+        found = sum(not self.node(self._nodes.all_of((shape.prefix[place], contains.node))) for place in places)
+        if found >= contains.low:
+            return False
+        beyond = max(len(shape.prefix), contains.start)
+        if longest is not None and longest <= beyond:
+            return True
+        if self.node(self._nodes.all_of((shape.rest, contains.node))):
+            return True
+        return longest is not None and found + longest - beyond < contains.low
+
+    # -- objects ---------------------------------------------------------------------------------------------------
+
+    def object(self, shape: ObjectShape) -> bool:
+        """Says whether no object has ``shape``."""
+        return shape.presence != ALWAYS and self.presence(shape)[0] == NEVER
+
+    def object_at_sight(self, shape: ObjectShape) -> bool:
+        """Says whether no object has ``shape``, if that is seen without trying combinations; False = perhaps not.
+
+        What must hold is taken for granted, and what it rules out is left away, until nothing more follows.
+        """
+        holds: dict[Leaf, bool] = {}
+        waiting = [without_negated_groups(shape.presence)]
+        options: list[Or] = []
+        while True:
+            while waiting:
+                formula = waiting.pop()
+                if isinstance(formula, And):
+                    waiting += formula.parts
+                elif isinstance(formula, Or):
+                    options.append(formula)
+                else:
+                    leaf, is_so = (formula.inner, False) if isinstance(formula, Not) else (formula, True)
+                    assert not isinstance(leaf, Not | And | Or)
+                    if holds.setdefault(leaf, is_so) != is_so:
+                        return True
+                    if is_so and isinstance(leaf, Has) and self.named(shape, leaf.name) is self._nodes.nothing:
+                        return True
+            remaining: list[Or] = []
+            for option in options:
+                kept = [part for part in option.parts if _may_hold(part, holds)]
+                if not kept:
+                    return True
+                if len(kept) == 1:
+                    waiting.append(kept[0])
+                else:
+                    remaining.append(Or(tuple(kept)))
+            options = remaining
+            if not waiting:
+                return False
+
+    def named(self, shape: ObjectShape, name: str) -> Node:
+        """Returns what the member ``name`` of ``shape`` satisfies."""
+        key = id(shape.members)
+        if key not in self._members:
+            self._members[key] = _Index(shape.members)
+        return self._members[key].node(name, self._nodes)
+
+    def presence(self, shape: ObjectShape) -> tuple[Formula, list[Term] | None]:
+        """Returns the presence formula of ``shape`` without what cannot be, and its terms; None = too many."""
+        if shape not in self._simplified:
+            formula = self._possible(without_negated_groups(shape.presence), shape)
+            terms = _terms(formula)
+            if terms is not None:
+                names = self._only_names(shape)
+                terms = [term for term in terms if _is_consistent(term, names)]
+            self._simplified[shape] = (NEVER, []) if terms == [] else (formula, terms)
+        return self._simplified[shape]
+
+    def _only_names(self, shape: ObjectShape) -> frozenset[str] | None:
+        """Returns the names that members of ``shape`` can have; None if they are without number."""
+        keys = both(*(complement(members.keys) for members in shape.members if members.node is self._nodes.nothing))
+        if not isinstance(keys, Words):
+            return None if keys is not NOTHING else frozenset()
+        return frozenset(name for name in keys.texts if not self.node(self.named(shape, name)))
+
+    def _possible(self, formula: Formula, shape: ObjectShape) -> Formula:
+        match formula:
+            case Has(name=name):
+                return NEVER if self.node(self.named(shape, name)) else formula
+            case Exists():
+                return self._possible_event(formula, shape)
+            case Not(inner=inner):
+                return negated(self._possible(inner, shape))
+            case And(parts=parts):
+                return all_of(self._possible(part, shape) for part in parts)
+            case Or(parts=parts):
+                return any_of(self._possible(part, shape) for part in parts)
+        return formula
+
+    def _possible_event(self, event: Exists, shape: ObjectShape) -> Formula:
+        """Returns ``event`` for the keys that ``shape`` can have; a name whose value satisfies it anyway need only be
+        there."""
+        nodes = self._nodes
+        keys = both(
+            event.keys, *(complement(members.keys) for members in shape.members if members.node is nodes.nothing)
+        )
+        if not isinstance(keys, Words):
+            return Exists(keys, event.node) if may_match(keys) else NEVER
+        found: list[Formula] = []
+        unsure = []
+        for name in sorted(keys.texts):
+            named = self.named(shape, name)
+            if self.node(nodes.all_of((named, event.node))):
+                continue
+            if self.node(nodes.all_of((named, nodes.opposite(event.node)))):
+                found.append(Has(name))
+            else:
+                unsure.append(name)
+        return any_of([*found, *([Exists(words(unsure), event.node)] if unsure else [])])
+
+
+class _Index:
+    """The members of a shape, found by name. Holds them, so that their identity is theirs alone."""
+
+    def __init__(self, members: tuple[Members, ...]) -> None:
+        self.members = members
+        self._by_name: dict[str, list[Node]] = {}
+        self._others: list[Members] = []
+        self._known: dict[str, Node] = {}
+        for one in members:
+            if isinstance(one.keys, Words):
+                for name in one.keys.texts:
+                    self._by_name.setdefault(name, []).append(one.node)
+            else:
+                self._others.append(one)
+
+    def node(self, name: str, nodes: Nodes) -> Node:
+        if name not in self._known:
+            others = (one.node for one in self._others if matches(one.keys, name))
+            self._known[name] = nodes.all_of((*self._by_name.get(name, ()), *others))
+        return self._known[name]
+
+
+def _terms(formula: Formula) -> list[Term] | None:
+    """Returns the disjunctive normal form of a formula in which only leaves are negated."""
+    match formula:
+        case Or(parts=parts):
+            found: list[Term] = []
+            for part in parts:
+                terms = _terms(part)
+                if terms is None or len(found) + len(terms) > _MOST_TERMS:
+                    return None
+                found += terms
+            return found
+        case And(parts=parts):
+            product: list[Term] = [()]
+            for part in parts:
+                terms = _terms(part)
+                if terms is None or len(product) * len(terms) > _MOST_TERMS:
+                    return None
+                product = [_joined(one, other) for one, other in itertools.product(product, terms)]
+            return product
+        case Not(inner=inner):
+            assert not isinstance(inner, Not | And | Or)
+            return [((inner, False),)]
+    return [((formula, True),)]
+
+
+def _may_hold(formula: Formula, holds: Mapping[Leaf, bool]) -> bool:
+    match formula:
+        case Not(inner=inner):
+            return holds.get(inner) is not True if not isinstance(inner, Not | And | Or) else True
+        case And(parts=parts):
+            return all(_may_hold(part, holds) for part in parts)
+        case Or(parts=parts):
+            return any(_may_hold(part, holds) for part in parts)
+    return holds.get(formula) is not False
+
+
+def _joined(one: Term, other: Term) -> Term:
+    return tuple(dict.fromkeys((*one, *other)))
+
+
+def _is_consistent(term: Term, names: frozenset[str] | None) -> bool:
+    """Says whether ``term`` can hold for an object whose members have no other names than ``names``; None = any."""
+    holds = dict(term)
+    if len(holds) < len(term):  # a leaf and its opposite
+        return False
+    least = max((leaf.count for leaf, is_so in term if is_so and isinstance(leaf, AtLeast)), default=0)
+    most = min((leaf.count - 1 for leaf, is_so in term if not is_so and isinstance(leaf, AtLeast)), default=None)
+    there = sum(is_so for leaf, is_so in term if isinstance(leaf, Has))
+    if most is not None and max(least, there) > most:
+        return False
+    missing = {leaf.name for leaf, is_so in term if not is_so and isinstance(leaf, Has)}
+    if names is not None and least > len(names - missing):
+        return False
+    finite = (
+        leaf.keys.texts for leaf, is_so in term if is_so and isinstance(leaf, Exists) and isinstance(leaf.keys, Words)
+    )
+    return not any(texts <= missing for texts in finite)

@@ -1,0 +1,186 @@
+"""``unevaluatedItems`` and ``unevaluatedProperties``: what no other keyword has looked at.
+
+Which members and items were looked at depends on which branches hold. So a schema is taken apart into alternatives,
+each with what it allows and what it evaluates. What remains is then a constraint as any other.
+Knows nothing about: grammars. Source: JSON Schema Core 2020-12, section 11.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from maskd.errors import GrammarTooLargeError
+from maskd.json_schema.compiler.documents import Place, SchemaDraft
+from maskd.json_schema.compiler.nodes import AllOf, Node, Reference, Scope
+from maskd.json_schema.compiler.presence import ALWAYS, Has, negated
+from maskd.json_schema.compiler.reading import OpenLoopError, SchemaReader
+from maskd.json_schema.compiler.values import ArrayShape, Members, ObjectShape, Value
+from maskd.regular.expression import ANYTHING, NOTHING, Expression, choice, complement
+
+__all__ = ["Evaluated"]
+
+_MOST_BRANCHES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One way to satisfy a schema.
+
+    Attributes:
+        value: what is allowed.
+        keys: the members that are evaluated.
+        items: how many items are, from the first; None = all.
+        contained: items that satisfy one of these are, too.
+    """
+
+    value: Value
+    keys: Expression = NOTHING
+    items: int | None = 0
+    contained: tuple[Node, ...] = ()
+
+
+class Evaluated:
+    """Reads schemas whose ``unevaluated…`` keywords matter."""
+
+    def __init__(self, reader: SchemaReader) -> None:
+        self._reader = reader
+        self._algebra = reader.algebra
+        self._open: set[tuple[Place, Scope]] = set()
+
+    def schema(self, place: Place, scope: Scope) -> Value:
+        """Returns what the schema at ``place`` allows."""
+        found = Value()
+        for branch in self._branches_at(place, scope):
+            found = self._algebra.either(found, branch.value)
+        return found
+
+    def _branches(self, node: Node) -> list[Branch]:
+        match node:
+            case Reference(place=place, scope=scope):
+                return self._branches_at(place, scope)
+            case AllOf(parts=parts):
+                return self._all(map(self._branches, parts))
+        return [Branch(self._reader.value(node))] if not self._reader.emptiness.node(node) else []
+
+    def _branches_at(self, place: Place, scope: Scope) -> list[Branch]:
+        if (place, scope) in self._open:
+            raise OpenLoopError
+        self._open.add((place, scope))
+        try:
+            return self._read(place, scope)
+        finally:
+            self._open.discard((place, scope))
+
+    def _read(self, place: Place, scope: Scope) -> list[Branch]:
+        reader, schema = self._reader, place.schema
+        groups = [[self._own(place, scope)]]
+        groups += [self._branches(target) for target in reader.references(place, scope)]
+        for name, dependent in reader.dependencies(place).items():
+            every = self._algebra.anything
+            absent = Value(True, True, True, ANYTHING, ANYTHING, every.arrays, (ObjectShape((), negated(Has(name))),))
+            present = Branch(Value(objects=(ObjectShape((), Has(name)),)))
+            branches = self._branches(reader.node(dependent, scope))
+            groups.append([Branch(absent), *self._all(([present], branches))])
+        groups += [self._branches(reader.node(part, scope)) for part in schema.get("allOf", ())]
+        if "anyOf" in schema:
+            groups.append(self._any_of([reader.node(part, scope) for part in schema["anyOf"]]))
+        if "oneOf" in schema:
+            groups.append(self._one_of([reader.node(part, scope) for part in schema["oneOf"]]))
+        if "not" in schema:
+            groups.append([self._failing(reader.node(schema["not"], scope))])
+        if reader.has(place, "if"):
+            condition = reader.node(schema["if"], scope)
+            then = self._branches(reader.node(schema.get("then", True), scope))
+            otherwise = self._branches(reader.node(schema.get("else", True), scope))
+            holds = self._all((self._branches(condition), then))
+            groups.append([*holds, *self._all(([self._failing(condition)], otherwise))])
+        return [self._complete(branch, place, scope) for branch in self._all(groups)]
+
+    def _own(self, place: Place, scope: Scope) -> Branch:
+        reader = self._reader
+        prefix, rest = reader.items(place)
+        contained: tuple[Node, ...] = ()
+        if reader.has(place, "contains") and place.draft >= SchemaDraft.DRAFT_2020:
+            contained = (reader.node(place.schema["contains"], scope),)
+        return Branch(
+            reader.own(place, scope),
+            ANYTHING if "additionalProperties" in place.schema else reader.named_keys(place),
+            len(prefix) if rest is None else None,
+            contained,
+        )
+
+    def _complete(self, branch: Branch, place: Place, scope: Scope) -> Branch:
+        """Applies the ``unevaluated…`` keywords of a schema to one of its branches."""
+        reader, schema = self._reader, place.schema
+        value, keys, items, contained = branch.value, branch.keys, branch.items, branch.contained
+        if "unevaluatedProperties" in schema:
+            if keys is not ANYTHING:
+                node = reader.node(schema["unevaluatedProperties"], scope)
+                shape = ObjectShape(
+                    (Members(complement(keys), node),) if node is not reader.nodes.anything else (), ALWAYS
+                )
+                value = self._algebra.both(value, self._only(objects=(shape,)))
+            keys = ANYTHING
+        if "unevaluatedItems" in schema:
+            if items is not None:
+                node = reader.node(schema["unevaluatedItems"], scope)
+                rest = reader.nodes.any_of((node, *contained))
+                array = ArrayShape((reader.nodes.anything,) * items if rest is not reader.nodes.anything else (), rest)
+                value = self._algebra.both(value, self._only(arrays=(array,)))
+            items = None
+        return Branch(value, keys, items, contained)
+
+    def _only(
+        self, arrays: tuple[ArrayShape, ...] | None = None, objects: tuple[ObjectShape, ...] | None = None
+    ) -> Value:
+        """Returns what allows everything but arrays, or objects, of another shape."""
+        every = self._algebra.anything
+        return Value(True, True, True, ANYTHING, ANYTHING, arrays or every.arrays, objects or every.objects)
+
+    # -- branches --------------------------------------------------------------------------------------------------
+
+    def _failing(self, node: Node) -> Branch:
+        return Branch(self._algebra.opposite(self._reader.value(node)))
+
+    def _any_of(self, options: Sequence[Node]) -> list[Branch]:
+        found: list[Branch] = []
+        for holds in itertools.product((True, False), repeat=len(options)):
+            if any(holds):
+                groups = [
+                    self._branches(node) if is_so else [self._failing(node)]
+                    for node, is_so in zip(options, holds, strict=True)
+                ]
+                found += self._all(groups)
+        return found
+
+    def _one_of(self, options: Sequence[Node]) -> list[Branch]:
+        found: list[Branch] = []
+        for index, option in enumerate(options):
+            others = [[self._failing(other)] for other in (*options[:index], *options[index + 1 :])]
+            found += self._all((self._branches(option), *others))
+        return found
+
+    def _all(self, groups: Iterable[Sequence[Branch]]) -> list[Branch]:
+        """Returns the branches in which one of each group holds."""
+        found = [Branch(self._algebra.anything)]
+        for group in groups:
+            pairs = (self._both(one, other) for one, other in itertools.product(found, group))
+            found = [branch for branch in pairs if not self._reader.emptiness.value(branch.value)]
+            if len(found) > _MOST_BRANCHES:
+                raise GrammarTooLargeError(
+                    f"unevaluatedItems or unevaluatedProperties stands beside more than {_MOST_BRANCHES} branches; "
+                    "write fewer branches of anyOf and oneOf, or additionalProperties",
+                    limit="branches",
+                    value=_MOST_BRANCHES,
+                )
+        return found
+
+    def _both(self, one: Branch, other: Branch) -> Branch:
+        return Branch(
+            self._algebra.both(one.value, other.value),
+            choice(one.keys, other.keys),
+            None if one.items is None or other.items is None else max(one.items, other.items),
+            tuple(dict.fromkeys((*one.contained, *other.contained))),
+        )

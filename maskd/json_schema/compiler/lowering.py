@@ -1,0 +1,71 @@
+"""Lowering: from what nodes allow to rules.
+
+Every node that is reached has one rule. So a recursive schema becomes a recursive rule.
+Owns: the order of the work. ``arrays`` and ``objects`` write the rules of their shapes. Knows nothing about: keywords.
+"""
+
+from __future__ import annotations
+
+from maskd.errors import GrammarUnsatisfiableError
+from maskd.json_schema.compiler.arrays import ArrayRules
+from maskd.json_schema.compiler.nodes import Node
+from maskd.json_schema.compiler.numbers import spelled
+from maskd.json_schema.compiler.objects import ObjectRules, PropertyOrder
+from maskd.json_schema.compiler.reading import SchemaReader
+from maskd.json_schema.compiler.rules import Alternative
+from maskd.json_schema.compiler.symbols import Symbols
+from maskd.json_schema.compiler.values import ArrayShape, ObjectShape, Value
+from maskd.regular.expression import NOTHING
+from maskd.regular.questions import may_match
+
+__all__ = ["Lowering"]
+
+
+class Lowering:
+    """The rules of one schema.
+
+    Args:
+        reader: what nodes allow.
+        order: whether properties come in any order, or in that of the schema.
+
+    """
+
+    def __init__(self, reader: SchemaReader, order: PropertyOrder = "any") -> None:
+        self._reader = reader
+        self._symbols = Symbols()
+        self._shapes: dict[ArrayShape | ObjectShape, str] = {}
+        self._arrays = ArrayRules(reader, self._symbols)
+        self._objects = ObjectRules(reader, self._symbols, order)
+
+    def lark(self, root: Node, options: tuple[str, ...]) -> str:
+        """Returns the grammar of ``root``.
+
+        Raises:
+            GrammarUnsatisfiableError: nothing satisfies it.
+        """
+        if self._reader.emptiness.node(root):
+            raise GrammarUnsatisfiableError("nothing satisfies the schema", pointer="")
+        symbols = self._symbols
+        start = symbols.rule(root)
+        while (waiting := symbols.next_waiting()) is not None:
+            node, name = waiting
+            symbols.rules.add(name, self._alternatives(self._reader.value(node)))
+        return symbols.rules.lark(start, options)
+
+    def _alternatives(self, value: Value) -> list[Alternative]:
+        emptiness, symbols = self._reader.emptiness, self._symbols
+        found = [Alternative(f'"{word}"') for word in ("null", "true", "false") if getattr(value, word)]
+        if may_match(spelled(value.numbers)):
+            found.append(Alternative(symbols.number(value.numbers)))
+        if value.strings is not NOTHING and may_match(value.strings):
+            found.append(Alternative(symbols.string(value.strings)))
+        names = [self._shape(shape) for shape in value.arrays if not emptiness.array(shape)]
+        names += [self._shape(shape) for shape in value.objects if not emptiness.object(shape)]
+        return found + [Alternative(name, (name,)) for name in names]
+
+    def _shape(self, shape: ArrayShape | ObjectShape) -> str:
+        if shape not in self._shapes:
+            writer = self._arrays if isinstance(shape, ArrayShape) else self._objects
+            self._shapes[shape] = self._symbols.rules.fresh("a" if isinstance(shape, ArrayShape) else "o")
+            writer.write(self._shapes[shape], shape)  # type: ignore[arg-type]
+        return self._shapes[shape]

@@ -1,0 +1,155 @@
+"""Nodes: schemas and their combinations, not looked into yet.
+
+A node is interned in the arena of its compile: equal nodes are the same object. So a recursive schema has finitely
+many, and what was worked out for one is found again. ``reading`` works out what a node allows when it is asked.
+Knows nothing about: keywords.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from maskd.json_schema.compiler.documents import Documents, Place
+from maskd.json_schema.strict_json import Json
+
+__all__ = ["AllOf", "AnyOf", "Anything", "Constant", "Node", "Nodes", "Nothing", "Opposite", "Reference", "Scope"]
+
+Scope = tuple[str, ...]
+"""The resources through which a schema was reached, outermost first, where that matters."""
+
+
+class Node:
+    """A set of JSON values. ``serial`` orders the nodes of an arena."""
+
+    __slots__ = ("serial",)
+    serial: int
+
+
+class Anything(Node):
+    """Every value."""
+
+    __slots__ = ()
+
+
+class Nothing(Node):
+    """No value."""
+
+    __slots__ = ()
+
+
+class Reference(Node):
+    """What the schema object at ``place`` allows, reached through ``scope``."""
+
+    __slots__ = ("place", "scope")
+
+    def __init__(self, place: Place, scope: Scope) -> None:
+        self.place, self.scope = place, scope
+
+
+class Constant(Node):
+    """One value."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Json) -> None:
+        self.value = value
+
+
+class AllOf(Node):
+    """What all of ``parts`` allow; at least two, none of them an AllOf."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Node, ...]) -> None:
+        self.parts = parts
+
+
+class AnyOf(Node):
+    """What any of ``parts`` allows; at least two, none of them an AnyOf."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple[Node, ...]) -> None:
+        self.parts = parts
+
+
+class Opposite(Node):
+    """What ``inner`` does not allow."""
+
+    __slots__ = ("inner",)
+
+    def __init__(self, inner: Node) -> None:
+        self.inner = inner
+
+
+class Nodes:
+    """The arena: makes every node, each once.
+
+    Attributes:
+        anything, nothing: the two constants.
+    """
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        self._known: dict[tuple[object, ...], Node] = {}
+        self.anything = self._interned(Anything)
+        self.nothing = self._interned(Nothing)
+
+    def _interned(self, kind: type[Any], *values: Any) -> Node:
+        key = (kind, *values)
+        node = self._known.get(key)
+        if node is None:
+            node = self._known[key] = kind(*values)
+            node.serial = len(self._known)
+        return node
+
+    def schema(self, schema: Json, scope: Scope) -> Node:
+        """Returns the node of ``schema``, an object or boolean of the documents, reached through ``scope``."""
+        if schema is True or schema == {}:
+            return self.anything
+        if schema is False:
+            return self.nothing
+        place = self._documents.place(schema)
+        if self._documents.is_dynamic and place.base not in scope:
+            scope = (*scope, place.base)
+        return self._interned(Reference, place, scope)
+
+    def constant(self, value: Json) -> Node:
+        """Returns the node of one value."""
+        key = json.dumps(value, sort_keys=True, ensure_ascii=False)
+        node = self._known.get((Constant, key))
+        if node is None:
+            node = self._known[Constant, key] = Constant(value)
+            node.serial = len(self._known)
+        return node
+
+    def all_of(self, nodes: Iterable[Node]) -> Node:
+        """Returns what all of ``nodes`` allow."""
+        return self._group(nodes, AllOf, self.anything, self.nothing)
+
+    def any_of(self, nodes: Iterable[Node]) -> Node:
+        """Returns what any of ``nodes`` allows."""
+        return self._group(nodes, AnyOf, self.nothing, self.anything)
+
+    def _group(self, nodes: Iterable[Node], kind: type[AllOf | AnyOf], neutral: Node, absorbing: Node) -> Node:
+        parts: set[Node] = set()
+        for node in nodes:
+            if node is absorbing:
+                return absorbing
+            parts.update(node.parts if isinstance(node, kind) else (node,))
+        parts.discard(neutral)
+        if any(isinstance(part, Opposite) and part.inner in parts for part in parts):
+            return absorbing
+        if len(parts) <= 1:
+            return parts.pop() if parts else neutral
+        return self._interned(kind, tuple(sorted(parts, key=lambda part: part.serial)))
+
+    def opposite(self, node: Node) -> Node:
+        """Returns what ``node`` does not allow."""
+        if isinstance(node, Opposite):
+            return node.inner
+        if node is self.anything:
+            return self.nothing
+        return self.anything if node is self.nothing else self._interned(Opposite, node)

@@ -1,0 +1,393 @@
+"""Objects as rules, their members in any order.
+
+Behind the opening brace stands a member, behind each member either the closing brace or a comma and another one. The
+parameter has a bit for every name. A name may come only while its bit is clear. The brace may close only when the
+presence formula holds for the bits. Keys without a bit of their own fall into classes, by what applies to them.
+Nothing looks ahead behind a comma, so a comma is offered only where some member may follow. Likewise, a member may come
+only if the formula can hold afterwards.
+In the order of the schema, a name may come only before all names behind it.
+Knows nothing about: keywords, other shapes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from maskd.errors import GrammarTooLargeError
+from maskd.json_schema.compiler.emptiness import Term
+from maskd.json_schema.compiler.nodes import Node
+from maskd.json_schema.compiler.presence import And, AtLeast, Exists, Formula, Has, Leaf, Not, Or, leaves
+from maskd.json_schema.compiler.reading import SchemaReader
+from maskd.json_schema.compiler.rules import PARAMETER_BITS, Alternative, BitField, Bits, all_hold, any_holds
+from maskd.json_schema.compiler.symbols import Symbols
+from maskd.json_schema.compiler.values import ObjectShape
+from maskd.regular.expression import (
+    ANYTHING,
+    NOTHING,
+    Both,
+    Complement,
+    Expression,
+    Union,
+    Words,
+    both,
+    choice,
+    complement,
+    matches,
+    words,
+)
+from maskd.regular.questions import may_match
+
+__all__ = ["ObjectRules", "PropertyOrder"]
+
+PropertyOrder = Literal["any", "schema"]
+_MOST_CLASSES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """Members that are alike.
+
+    Attributes:
+        name: of the member; None = a class of keys without a bit.
+        keys: the keys.
+        node: what the value satisfies.
+        events: the ``Exists`` leaves, by number, that the member can make true.
+    """
+
+    name: str | None
+    keys: Expression
+    node: Node
+    events: tuple[int, ...]
+
+
+class ObjectRules:
+    """Writes the rules of object shapes."""
+
+    def __init__(self, reader: SchemaReader, symbols: Symbols, order: PropertyOrder) -> None:
+        self._reader, self._symbols, self._order = reader, symbols, order
+
+    def write(self, name: str, shape: ObjectShape) -> None:
+        """Adds the rule ``name`` for ``shape``, which some object has."""
+        _Object(self._reader, self._symbols, shape, self._order).write(name)
+
+
+class _Object:
+    """One object and the bits of its parameter."""
+
+    def __init__(self, reader: SchemaReader, symbols: Symbols, shape: ObjectShape, order: PropertyOrder) -> None:
+        self._reader, self._symbols, self._rules = reader, symbols, symbols.rules
+        self._nodes, self._emptiness = reader.nodes, reader.emptiness
+        self._shape, self._is_ordered = shape, order == "schema"
+        presence, terms = self._emptiness.presence(shape)
+        if terms is None:
+            raise GrammarTooLargeError(
+                "an object's required, dependent and counted members make a formula that is too large; simplify it",
+                limit="presence_terms",
+            )
+        self._presence, self._terms = presence, terms
+        found = list(dict.fromkeys(leaves(presence)))
+        self._events = [leaf for leaf in found if isinstance(leaf, Exists)]
+        names = self._names(found)
+        self._classes = self._unnamed(words(names))
+        self._named = [self._key(name) for name in names if not self._emptiness.node(self._node(name))]
+        self._assign(found)
+
+    # -- keys ------------------------------------------------------------------------------------------------------
+
+    def _names(self, found: Sequence[Leaf]) -> list[str]:
+        """Returns every name that something is said about, in the order of the schema."""
+        names: dict[str, None] = {}
+        for members in self._shape.members:
+            names.update(dict.fromkeys(_texts(members.keys)))
+        for leaf in found:
+            names.update(dict.fromkeys([leaf.name] if isinstance(leaf, Has) else []))
+            names.update(dict.fromkeys(_texts(leaf.keys) if isinstance(leaf, Exists) else []))
+        return list(names)
+
+    def _node(self, name: str) -> Node:
+        return self._emptiness.named(self._shape, name)
+
+    def _key(self, name: str) -> _Key:
+        events = tuple(index for index, event in enumerate(self._events) if matches(event.keys, name))
+        return _Key(name, words((name,)), self._node(name), events)
+
+    def _unnamed(self, named: Expression) -> list[_Key]:
+        """Divides the keys without a bit into classes whose values satisfy the same, and make the same events true."""
+        classes: list[tuple[Expression, tuple[Node, ...], tuple[int, ...]]] = [(ANYTHING, (), ())]
+        constraints: list[tuple[Expression, tuple[Node, ...], tuple[int, ...]]] = [
+            *((_unworded(members.keys), (members.node,), ()) for members in self._shape.members),
+            *((_unworded(event.keys), (), (index,)) for index, event in enumerate(self._events)),
+        ]
+        for keys, nodes, events in constraints:
+            if keys is NOTHING:
+                continue
+            divided = []
+            for others, known, seen in classes:
+                divided.append((both(others, keys), (*known, *nodes), (*seen, *events)))
+                divided.append((both(others, complement(keys)), known, seen))
+            classes = [entry for entry in divided if entry[0] is ANYTHING or may_match(entry[0])]
+            if len(classes) > _MOST_CLASSES:
+                raise GrammarTooLargeError(
+                    f"an object's patterns divide its keys into more than {_MOST_CLASSES} classes; "
+                    "write fewer patternProperties that overlap",
+                    limit="key_classes",
+                    value=_MOST_CLASSES,
+                )
+        found = []
+        for keys, nodes, events in classes:
+            node, rest = self._nodes.all_of(nodes), both(keys, complement(named))
+            if not self._emptiness.node(node) and (rest is ANYTHING or may_match(rest)):
+                found.append(_Key(None, rest, node, events))
+        return found
+
+    # -- bits ------------------------------------------------------------------------------------------------------
+
+    def _assign(self, found: Sequence[Leaf]) -> None:
+        """Gives every event, the count and every name its bits. Names that are required come first: one condition asks
+        for all of them. In the order of the schema, names stand in that order instead."""
+        asked = {leaf.name for leaf in found if isinstance(leaf, Has)}
+        required = [leaf.name for leaf in _conjuncts(self._presence) if isinstance(leaf, Has)]
+        most = max((leaf.count for leaf in found if isinstance(leaf, AtLeast)), default=0)
+        names = [key.name for key in self._named if key.name is not None]
+        if not self._is_ordered:
+            names.sort(key=lambda name: (name not in required, name not in asked))
+        self._required = [name for name in names if name in required]
+        reserved = len(self._events) + most.bit_length() + self._is_ordered
+        room = PARAMETER_BITS - 1 - reserved
+        bits = Bits()
+        self._bit: dict[str, int] = {}
+        for name in names:
+            if len(self._bit) < room or name in asked:
+                self._bit[name] = bits.bit()
+        self._behind_named = bits.bit() if self._is_ordered and self._classes else None
+        self._event_bits = [bits.bit() for _ in self._events]
+        self._count: BitField | None = bits.field(most) if most else None
+        if bits.used > PARAMETER_BITS:
+            raise GrammarTooLargeError(
+                f"an object keeps track of {bits.used} facts about its members, and {PARAMETER_BITS} can be; "
+                "ask for fewer required, dependent or counted members",
+                limit="object_bits",
+                value=PARAMETER_BITS,
+            )
+        if self._count is not None and (self._classes or len(self._bit) < len(self._named)):
+            self._note("members of equal keys count as several for minProperties and maxProperties")
+        elif self._events and self._classes:
+            self._note("a member may be repeated, and an earlier one of equal key may have decided")
+
+    def _note(self, effect: str) -> None:
+        self._reader.note("properties", effect)
+
+    # -- rules -----------------------------------------------------------------------------------------------------
+
+    def write(self, name: str) -> None:
+        """Adds the rule ``name``."""
+        rules = self._rules
+        if not self._bit and not self._events and self._count is None:
+            self._write_free(name)
+            return
+        member, following = rules.fresh("m"), rules.fresh("n")
+        free = [key for key in self._classes if self._is_free(key)]
+        bound = [
+            alternative
+            for key in (*self._named, *self._classes)
+            if key not in free
+            for alternative in self._alternatives(key, following)
+        ]
+        found = [Alternative('"{" "}"')] if _holds_without_members(self._presence) else []
+        run: str | None = None
+        if free:
+            run = rules.add(rules.fresh("x"), [Alternative(*self._plain(key)) for key in free])
+            found.append(Alternative(f'"{{" {run} {following}::0', (run, following)))
+        if bound:
+            rules.add(member, bound, parametric=True)
+            found.append(Alternative(f'"{{" {member}::0', (member,)))
+        more = f'("," {run})* ' if run else ""
+        ends = [Alternative(more + '"}"', (), self._condition(self._presence))]
+        if bound:
+            conditions = [alternative.condition for alternative in bound]
+            if set(conditions) == {f"bit_clear({bit})" for bit in range(len(self._bit))}:
+                conditions = [f"not(is_ones([0:{len(self._bit)}]))"]
+            ends.append(Alternative(f'{more}"," {member}::_', (member,), any_holds(conditions)))
+        rules.add(following, ends, parametric=True)
+        rules.add(name, found)
+
+    def _write_free(self, name: str) -> None:
+        """An object whose members do not concern each other."""
+        rules, found = self._rules, [Alternative('"{" "}"')]
+        if self._classes:
+            member = rules.add(rules.fresh("m"), [Alternative(*self._plain(key)) for key in self._classes])
+            found.append(Alternative(f'"{{" {member} ("," {member})* "}}"', (member,)))
+        rules.add(name, found)
+
+    def _is_free(self, key: _Key) -> bool:
+        """Says whether members of ``key`` may come at any time, and change nothing."""
+        return (
+            not key.events
+            and self._count is None
+            and not self._is_ordered
+            and (key.name is None or key.name not in self._bit)
+            and self._guard(key) == ""
+        )
+
+    def _plain(self, key: _Key, node: Node | None = None) -> tuple[str, tuple[str, ...]]:
+        rule = self._symbols.rule(key.node if node is None else node)
+        return f'{self._symbols.string(key.keys)} ":" {rule}', (rule,)
+
+    def _alternatives(self, key: _Key, following: str) -> Iterator[Alternative]:
+        """Yields ways to write a member of ``key``: one for each set of events that it makes true."""
+        guard = self._guard(key)
+        if guard is None:
+            return
+        bit = self._bit.get(key.name) if key.name is not None else None
+        for holds in itertools.product((False, True), repeat=len(key.events)):
+            true = [event for event, is_so in zip(key.events, holds, strict=True) if is_so]
+            node = self._nodes.all_of((key.node, *(self._events[event].node for event in true)))
+            if self._emptiness.node(node):
+                continue
+            symbols, (rule,) = self._plain(key, node)
+            mask = sum(1 << self._event_bits[event] for event in true)
+            conditions = []
+            if bit is not None:
+                mask |= 1 << bit
+                conditions.append(self._is_next(bit))
+            elif self._behind_named is not None:
+                mask |= 1 << self._behind_named
+            changes = [] if not mask else [f"bit_or(0x{mask:x})"]
+            if self._count is not None:
+                changes.append(self._count.counted())
+            yield self._rules.changed(symbols, rule, following, changes, all_hold((*conditions, guard)))
+
+    def _is_next(self, bit: int) -> str:
+        """Returns when the name of ``bit`` may come: never twice, and in order not behind a later one."""
+        if not self._is_ordered:
+            return f"bit_clear({bit})"
+        last = len(self._bit) + (self._behind_named is not None)
+        return f"le([{bit}:{last}],0)"
+
+    # -- the formula -----------------------------------------------------------------------------------------------
+
+    def _condition(self, formula: Formula) -> str:
+        """Returns ``formula`` as a condition on the bits."""
+        match formula:
+            case Has(name=name):
+                return f"bit_set({self._bit[name]})"
+            case Exists():
+                return f"bit_set({self._event_bits[self._events.index(formula)]})"
+            case AtLeast(count=count):
+                assert self._count is not None
+                return self._count.at_least(count)
+            case Not(inner=inner):
+                return f"not({self._condition(inner)})"
+            case Or(parts=parts):
+                return any_holds(map(self._condition, parts))
+        assert isinstance(formula, And)
+        first = [self._bit[name] for name in self._required]
+        if len(first) > 1 and first == list(range(len(first))):
+            rest = [part for part in formula.parts if not isinstance(part, Has)]
+            return all_hold((f"is_ones([0:{len(first)}])", *map(self._condition, rest)))
+        return all_hold(map(self._condition, formula.parts))
+
+    def _guard(self, key: _Key) -> str | None:
+        """Returns when the formula can still hold behind a member of ``key``; None = never.
+
+        What is there cannot be taken back, so a term is lost as soon as something is there that it forbids, or when its
+        missing names have no room under its upper bound.
+        """
+        found = []
+        for term in self._terms:
+            conditions = self._room(term, key)
+            if conditions is not None:
+                found.append(all_hold(conditions))
+        return any_holds(found) if found else None
+
+    def _room(self, term: Term, key: _Key) -> list[str] | None:
+        needed = [leaf.name for leaf, is_so in term if is_so and isinstance(leaf, Has) and leaf.name != key.name]
+        conditions = []
+        for leaf, is_so in term:
+            if is_so:
+                continue
+            if isinstance(leaf, Has):
+                if leaf.name == key.name:
+                    return None
+                if leaf.name in self._bit:
+                    conditions.append(f"bit_clear({self._bit[leaf.name]})")
+            elif isinstance(leaf, AtLeast):
+                assert self._count is not None
+                conditions.append(self._room_under(self._count, leaf.count - 1, needed))
+        if self._is_ordered and key.name is not None and key.name in self._bit:
+            late = [name for name in needed if name in self._bit and self._bit[name] < self._bit[key.name]]
+            conditions += [f"bit_set({self._bit[name]})" for name in late]
+        elif self._is_ordered and key.name is None:
+            conditions += [f"bit_set({self._bit[name]})" for name in needed]
+        return None if "never" in conditions else conditions
+
+    def _room_under(self, count: BitField, most: int, needed: Sequence[str]) -> str:
+        """Returns when one more member leaves room for those of ``needed`` that are not there yet, under ``most``."""
+        first = sorted(self._bit[name] for name in needed)
+        if not needed:
+            return count.below(most)
+        if first == list(range(len(first))):
+            # So many are there at least, so few are missing at most.
+            field = BitField(0, len(first))
+            options = [
+                f"and(bit_count_ge({field},{len(first) - missing}),{count.below(most - missing)})"
+                for missing in range(len(first) + 1)
+                if most > missing
+            ]
+            return any_holds(options) if options else "never"
+        options = []
+        for missing in range(len(first) + 1):
+            if most > missing:
+                for there in itertools.combinations(first, len(first) - missing):
+                    options.append(all_hold([*(f"bit_set({bit})" for bit in there), count.below(most - missing)]))
+                    if len(options) > _MOST_CLASSES:
+                        raise GrammarTooLargeError(
+                            "an object's maxProperties and required members make a condition that is too large; "
+                            "leave maxProperties out",
+                            limit="presence_terms",
+                        )
+        return any_holds(options) if options else "never"
+
+
+def _conjuncts(formula: Formula) -> Sequence[Formula]:
+    return formula.parts if isinstance(formula, And) else (formula,)
+
+
+def _holds_without_members(formula: Formula) -> bool:
+    match formula:
+        case Not(inner=inner):
+            return not _holds_without_members(inner)
+        case And(parts=parts):
+            return all(map(_holds_without_members, parts))
+        case Or(parts=parts):
+            return any(map(_holds_without_members, parts))
+    return False
+
+
+def _texts(keys: Expression) -> list[str]:
+    """Returns the words that ``keys`` names, negated or not."""
+    match keys:
+        case Words(texts=texts):
+            return sorted(texts) if len(texts) > 1 else list(texts)
+        case Complement(inner=inner):
+            return _texts(inner)
+        case Union(parts=parts) | Both(parts=parts):
+            return sorted(text for part in parts for text in _texts(part))
+    return []
+
+
+def _unworded(keys: Expression) -> Expression:
+    """Returns ``keys`` for keys that are none of its words."""
+    match keys:
+        case Words():
+            return NOTHING
+        case Complement(inner=inner):
+            return complement(_unworded(inner))
+        case Union(parts=parts):
+            return choice(*map(_unworded, parts))
+        case Both(parts=parts):
+            return both(*map(_unworded, parts))
+    return keys

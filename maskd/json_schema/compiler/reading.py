@@ -1,0 +1,456 @@
+"""Reading: from the keywords of a schema to what it allows.
+
+Owns: what every keyword means, in the draft of its resource, and the value of each node that was asked for.
+Knows nothing about: grammars. ``evaluated`` reads schemas with ``unevaluatedItems`` or ``unevaluatedProperties``.
+Source: JSON Schema Core 2020-12, sections 8, 10 and 11, Validation 2020-12, section 6; the same of the older drafts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import urldefrag
+
+from maskd.errors import GrammarError, GrammarUnsupportedError
+from maskd.grammar import Unenforced
+from maskd.json_schema.compiler.documents import Documents, Place, SchemaDraft
+from maskd.json_schema.compiler.emptiness import Emptiness
+from maskd.json_schema.compiler.formats import format_expression
+from maskd.json_schema.compiler.nodes import AllOf, AnyOf, Constant, Node, Nodes, Opposite, Reference, Scope
+from maskd.json_schema.compiler.numbers import (
+    INTEGER,
+    PLAIN_INTEGER,
+    at_least,
+    decimal_of,
+    greater,
+    multiple,
+)
+from maskd.json_schema.compiler.presence import AtLeast, Has, all_of, any_of, negated
+from maskd.json_schema.compiler.values import Algebra, ArrayShape, Contains, Members, ObjectShape, Value
+from maskd.json_schema.strict_json import Json
+from maskd.regular.assertions import searched
+from maskd.regular.charset import ANY
+from maskd.regular.expression import ANYTHING, Expression, both, chars, choice, complement, repeat, words
+
+__all__ = ["OpenLoopError", "SchemaReader"]
+
+_ANY_CHAR = chars(ANY)
+_SINCE = {
+    "const": SchemaDraft.DRAFT_6,
+    "contains": SchemaDraft.DRAFT_6,
+    "propertyNames": SchemaDraft.DRAFT_6,
+    "if": SchemaDraft.DRAFT_7,
+    "dependentRequired": SchemaDraft.DRAFT_2019,
+    "dependentSchemas": SchemaDraft.DRAFT_2019,
+    "maxContains": SchemaDraft.DRAFT_2019,
+    "minContains": SchemaDraft.DRAFT_2019,
+    "unevaluatedItems": SchemaDraft.DRAFT_2019,
+    "unevaluatedProperties": SchemaDraft.DRAFT_2019,
+    "prefixItems": SchemaDraft.DRAFT_2020,
+    "$dynamicRef": SchemaDraft.DRAFT_2020,
+}
+"""Keywords that are unknown to older drafts, and so ignored in their schemas."""
+
+
+class OpenLoopError(Exception):
+    """A schema refers to itself at the same place of the output. Does not leave the compiler."""
+
+
+class SchemaReader:
+    """What the schemas of one compile allow.
+
+    Args:
+        documents: where schemas stand.
+        nodes: the arena.
+        assert_formats: whether ``format`` is an assertion where it can be one.
+
+    Attributes:
+        algebra: operations on values.
+        emptiness: what nothing satisfies.
+        unenforced: annotations that look like assertions, each once.
+        read_unevaluated: reads a schema with an ``unevaluated…`` keyword; set before the first node is asked for.
+    """
+
+    def __init__(self, documents: Documents, nodes: Nodes, *, assert_formats: bool = True) -> None:
+        self._documents, self.nodes = documents, nodes
+        self._assert_formats = assert_formats
+        self.emptiness = Emptiness(nodes, self._value_if_known)
+        self.algebra = Algebra(nodes, self.emptiness.array, self.emptiness.object_at_sight)
+        self.unenforced: dict[str, Unenforced] = {}
+        self.read_unevaluated: Callable[[Place, Scope], Value]
+        self._values: dict[Node, Value | None] = {}
+
+    def value(self, node: Node) -> Value:
+        """Returns what ``node`` allows.
+
+        Raises:
+            GrammarUnsupportedError, GrammarTooLargeError: a part of it cannot be done.
+        """
+        try:
+            return self._value(node)
+        except OpenLoopError:
+            place = next(_within(node), None)
+            raise GrammarUnsupportedError(
+                "a reference leads back to its schema at the same place of the output, which JSON Schema leaves "
+                "undefined; put it below a property or an item",
+                pointer=place.at() if place else "",
+            ) from None
+
+    def _value_if_known(self, node: Node) -> Value | None:
+        try:
+            return self._value(node)
+        except OpenLoopError:
+            return None
+
+    def _value(self, node: Node) -> Value:
+        if node in self._values:
+            value = self._values[node]
+            if value is None:
+                raise OpenLoopError
+            return value
+        self._values[node] = None
+        try:
+            value = self._values[node] = self._worked_out(node)
+        except BaseException:
+            del self._values[node]
+            raise
+        return value
+
+    def _worked_out(self, node: Node) -> Value:
+        algebra = self.algebra
+        match node:
+            case Reference(place=place, scope=scope):
+                return self._schema(place, scope)
+            case Constant(value=value):
+                return algebra.constant(value)
+            case AllOf(parts=parts):
+                return self.all_of(parts)
+            case AnyOf(parts=parts):
+                return self.any_of(parts)
+            case Opposite(inner=inner):
+                return algebra.opposite(self._value(inner))
+        return algebra.anything if node is self.nodes.anything else Value()
+
+    def all_of(self, parts: Iterable[Node]) -> Value:
+        """Returns what all of ``parts`` allow."""
+        found = self.algebra.anything
+        for part in parts:
+            found = self.algebra.both(found, self._value(part))
+        return found
+
+    def any_of(self, parts: Iterable[Node]) -> Value:
+        """Returns what any of ``parts`` allows."""
+        found = Value()
+        for part in parts:
+            found = self.algebra.either(found, self._value(part))
+        return found
+
+    # -- a schema --------------------------------------------------------------------------------------------------
+
+    def _schema(self, place: Place, scope: Scope) -> Value:
+        if self.has(place, "unevaluatedProperties") or self.has(place, "unevaluatedItems"):
+            return self.read_unevaluated(place, scope)
+        found = self.own(place, scope)
+        for value in self._in_place(place, scope):
+            found = self.algebra.both(found, value)
+        return found
+
+    def own(self, place: Place, scope: Scope) -> Value:
+        """Returns what the keywords allow that look at the value themselves, and apply no other schema to it."""
+        schema = place.schema
+        if place.draft <= SchemaDraft.DRAFT_7 and "$ref" in schema:
+            return self.algebra.anything
+        found = Value(
+            True,
+            True,
+            True,
+            self._numbers(place),
+            self._strings(place),
+            (self._array(place, scope),),
+            (self._object(place, scope),),
+        )
+        if found == self.algebra.anything:
+            found = self.algebra.anything
+        if "type" in schema:
+            found = self.algebra.both(found, self._types(place))
+        if self.has(place, "const"):
+            found = self.algebra.both(found, self.algebra.constant(schema["const"]))
+        if "enum" in schema:
+            found = self.algebra.both(found, self._enum(schema["enum"]))
+        return found
+
+    def has(self, place: Place, keyword: str) -> bool:
+        """Says whether the schema at ``place`` has ``keyword``, and its draft knows it."""
+        return keyword in place.schema and place.draft >= _SINCE.get(keyword, SchemaDraft.DRAFT_4)
+
+    def node(self, schema: Json, scope: Scope) -> Node:
+        """Returns the node of a subschema."""
+        return self.nodes.schema(schema, scope)
+
+    def _in_place(self, place: Place, scope: Scope) -> Iterator[Value]:
+        """Yields what each keyword allows that applies other schemas to the same value."""
+        schema = place.schema
+        for target in self.references(place, scope):
+            yield self._value(target)
+        if place.draft <= SchemaDraft.DRAFT_7 and "$ref" in schema:
+            return
+        for name, dependent in self.dependencies(place).items():
+            yield self.if_present(name, self._value(self.node(dependent, scope)))
+        if "allOf" in schema:
+            yield self.all_of(self.node(part, scope) for part in schema["allOf"])
+        if "anyOf" in schema:
+            yield self._value(self.nodes.any_of(self.node(part, scope) for part in schema["anyOf"]))
+        if "oneOf" in schema:
+            yield self._one_of([self.node(part, scope) for part in schema["oneOf"]])
+        if "not" in schema:
+            yield self.algebra.opposite(self._value(self.node(schema["not"], scope)))
+        if self.has(place, "if"):
+            yield self._conditional(place, scope)
+
+    def references(self, place: Place, scope: Scope) -> Iterator[Node]:
+        """Yields what the references of a schema lead to."""
+        schema = place.schema
+        if isinstance(schema.get("$ref"), str):
+            target, _ = self._documents.follow(schema["$ref"], place)
+            yield self.node(target, scope)
+        if self.has(place, "$dynamicRef"):
+            reference = schema["$dynamicRef"]
+            target, _ = self._documents.follow(reference, place)
+            anchor = urldefrag(reference)[1]
+            if isinstance(target, dict) and anchor and target.get("$dynamicAnchor") == anchor:
+                target = self._documents.outermost(anchor, scope) or target
+            yield self.node(target, scope)
+        if "$recursiveRef" in schema and place.draft == SchemaDraft.DRAFT_2019:
+            target, _ = self._documents.follow(schema["$recursiveRef"], place)
+            if isinstance(target, dict) and target.get("$recursiveAnchor") is True:
+                target = self._documents.outermost("", scope) or target
+            yield self.node(target, scope)
+
+    def dependencies(self, place: Place) -> dict[str, Json]:
+        """Returns the schemas that apply if a member of that name is there."""
+        found = {}
+        if self.has(place, "dependentSchemas"):
+            found.update(place.schema["dependentSchemas"])
+        for name, dependent in place.schema.get("dependencies", {}).items():
+            if not isinstance(dependent, list | str):
+                found.setdefault(name, dependent)
+        return found
+
+    def if_present(self, name: str, value: Value) -> Value:
+        """Returns what allows ``value`` only, if it is an object with a member ``name``."""
+        present = tuple(
+            shape
+            for alternative in value.objects
+            if (shape := self.algebra.both_objects(alternative, ObjectShape((), Has(name)))) is not None
+        )
+        absent = ObjectShape((), negated(Has(name)))
+        every = self.algebra.anything
+        return Value(True, True, True, ANYTHING, ANYTHING, every.arrays, (absent, *present))
+
+    def _one_of(self, branches: list[Node]) -> Value:
+        values = [value for branch in branches if not self.emptiness.value(value := self._value(branch))]
+        found = Value()
+        for index, value in enumerate(values):
+            for other in (*values[:index], *values[index + 1 :]):
+                value = self.algebra.without(value, other)
+            found = self.algebra.either(found, value)
+        return found
+
+    def _conditional(self, place: Place, scope: Scope) -> Value:
+        schema = place.schema
+        condition = self.node(schema["if"], scope)
+        then = self.node(schema.get("then", True), scope)
+        otherwise = self.node(schema.get("else", True), scope)
+        if then is self.nodes.anything and otherwise is self.nodes.anything:
+            return self.algebra.anything
+        return self.any_of(
+            (
+                self.nodes.all_of((condition, then)),
+                self.nodes.all_of((self.nodes.opposite(condition), otherwise)),
+            )
+        )
+
+    # -- types and constants ---------------------------------------------------------------------------------------
+
+    def _types(self, place: Place) -> Value:
+        declared = place.schema["type"]
+        names = [declared] if isinstance(declared, str) else declared
+        every = self.algebra.anything
+        numbers = [PLAIN_INTEGER if place.draft == SchemaDraft.DRAFT_4 else INTEGER] if "integer" in names else []
+        return Value(
+            null="null" in names,
+            true="boolean" in names,
+            false="boolean" in names,
+            numbers=ANYTHING if "number" in names else choice(*numbers),
+            strings=ANYTHING if "string" in names else choice(),
+            arrays=every.arrays if "array" in names else (),
+            objects=every.objects if "object" in names else (),
+        )
+
+    def _enum(self, options: list[Json]) -> Value:
+        texts = [option for option in options if isinstance(option, str)]
+        found = Value(strings=words(texts))
+        numbers = []
+        for option in options:
+            if isinstance(option, int | float) and not isinstance(option, bool):
+                numbers.append(self.algebra.constant(option).numbers)
+            elif not isinstance(option, str):
+                found = self.algebra.either(found, self.algebra.constant(option))
+        return self.algebra.either(found, Value(numbers=choice(*numbers))) if numbers else found
+
+    # -- numbers and strings ---------------------------------------------------------------------------------------
+
+    def _numbers(self, place: Place) -> Expression:
+        schema = place.schema
+        found = []
+        for keyword, beyond, is_upper in (("minimum", at_least, False), ("maximum", greater, True)):
+            exclusive = "exclusive" + keyword.capitalize()
+            if keyword in schema:
+                bound = decimal_of(schema[keyword])
+                if schema.get(exclusive) is True:  # draft 4
+                    beyond = greater if beyond is at_least else at_least
+                found.append(complement(beyond(bound)) if is_upper else beyond(bound))
+            if exclusive in schema and not isinstance(schema[exclusive], bool) and place.draft >= SchemaDraft.DRAFT_6:
+                bound = decimal_of(schema[exclusive])
+                found.append(complement(at_least(bound)) if is_upper else greater(bound))
+        if "multipleOf" in schema:
+            with _located(place, "multipleOf"):
+                found.append(multiple(decimal_of(schema["multipleOf"])))
+        return both(*found)
+
+    def _strings(self, place: Place) -> Expression:
+        schema = place.schema
+        found = []
+        if "minLength" in schema or "maxLength" in schema:
+            low, high = int(schema.get("minLength", 0)), schema.get("maxLength")
+            found.append(
+                choice()
+                if high is not None and high < low
+                else repeat(_ANY_CHAR, low, None if high is None else int(high))
+            )
+        if "pattern" in schema:
+            with _located(place, "pattern"):
+                found.append(searched(schema["pattern"]))
+        if isinstance(name := schema.get("format"), str):
+            expression = format_expression(name) if self._assert_formats else None
+            if expression is not None:
+                found.append(expression)
+            else:
+                self._annotate(place, "format", f"any string is allowed where the format {name!r} is asked for")
+        return both(*found)
+
+    def _annotate(self, place: Place, keyword: str, effect: str) -> None:
+        pointer = place.at(keyword)
+        self.unenforced.setdefault(pointer, Unenforced(pointer, keyword, effect))
+
+    def note(self, keyword: str, effect: str) -> None:
+        """Adds something that the grammar of this schema cannot enforce."""
+        self.unenforced.setdefault(f"{keyword}: {effect}", Unenforced("", keyword, effect))
+
+    # -- arrays ----------------------------------------------------------------------------------------------------
+
+    def _array(self, place: Place, scope: Scope) -> ArrayShape:
+        schema, anything = place.schema, self.nodes.anything
+        prefix, rest = self.items(place)
+        contains: tuple[Contains, ...] = ()
+        if self.has(place, "contains"):
+            low, high = 1, None
+            if self.has(place, "minContains"):
+                low = int(schema["minContains"])
+            if self.has(place, "maxContains"):
+                high = int(schema["maxContains"])
+            if low or high is not None:
+                contains = (Contains(self.node(schema["contains"], scope), 0, low, high),)
+        most = schema.get("maxItems")
+        nodes = [self.node(item, scope) for item in prefix]
+        following = anything if rest is None else self.node(rest, scope)
+        while nodes and nodes[-1] is following:
+            nodes.pop()
+        return ArrayShape(
+            tuple(nodes),
+            following,
+            int(schema.get("minItems", 0)),
+            None if most is None else int(most),
+            contains,
+            True if schema.get("uniqueItems") is True else None,
+        )
+
+    def items(self, place: Place) -> tuple[list[Json], Json | None]:
+        """Returns the schemas of the first items, and that of all further ones; None = there is none."""
+        schema = place.schema
+        if place.draft >= SchemaDraft.DRAFT_2020:
+            if isinstance(schema.get("items"), list):  # of an older draft, and plain in what it means
+                return schema["items"], schema.get("additionalItems")
+            return schema.get("prefixItems", []), schema.get("items")
+        if isinstance(schema.get("items"), list):
+            return schema["items"], schema.get("additionalItems")
+        return [], schema.get("items")
+
+    # -- objects ---------------------------------------------------------------------------------------------------
+
+    def _object(self, place: Place, scope: Scope) -> ObjectShape:
+        schema, nodes = place.schema, self.nodes
+        members = [
+            Members(words((name,)), self.node(part, scope)) for name, part in schema.get("properties", {}).items()
+        ]
+        for pattern, part in schema.get("patternProperties", {}).items():
+            members.append(Members(self._pattern_keys(place, pattern), self.node(part, scope)))
+        if "additionalProperties" in schema:
+            others = complement(self.named_keys(place))
+            members.append(Members(others, self.node(schema["additionalProperties"], scope)))
+        if self.has(place, "propertyNames"):
+            allowed = self._value(self.node(schema["propertyNames"], scope)).strings
+            members.append(Members(complement(allowed), nodes.nothing))
+        kept = [part for part in members if part.node is not nodes.anything and part.keys is not choice()]
+        presence = [Has(name) for name in schema.get("required", []) if isinstance(schema["required"], list)]
+        least, most = int(schema.get("minProperties", 0)), schema.get("maxProperties")
+        formula = all_of(
+            (
+                *presence,
+                *((AtLeast(least),) if least > 0 else ()),
+                *((negated(AtLeast(int(most) + 1)),) if most is not None else ()),
+                *(
+                    any_of((negated(Has(name)), all_of(map(Has, needed))))
+                    for name, needed in self._required_with(place)
+                ),
+            )
+        )
+        return ObjectShape(tuple(dict.fromkeys(kept)), formula)
+
+    def named_keys(self, place: Place) -> Expression:
+        """Returns the keys that ``properties`` and ``patternProperties`` name."""
+        schema = place.schema
+        patterns = (self._pattern_keys(place, pattern) for pattern in schema.get("patternProperties", {}))
+        return choice(words(schema.get("properties", ())), *patterns)
+
+    def _pattern_keys(self, place: Place, pattern: str) -> Expression:
+        with _located(place, "patternProperties", pattern):
+            return searched(pattern)
+
+    def _required_with(self, place: Place) -> Iterator[tuple[str, list[str]]]:
+        if self.has(place, "dependentRequired"):
+            yield from place.schema["dependentRequired"].items()
+        for name, needed in place.schema.get("dependencies", {}).items():
+            if isinstance(needed, list | str):
+                yield name, [needed] if isinstance(needed, str) else needed
+
+
+@contextlib.contextmanager
+def _located(place: Place, *keys: str) -> Iterator[None]:
+    """Gives errors that are raised within the JSON pointer of a keyword."""
+    try:
+        yield
+    except GrammarError as error:
+        pointer = place.at(*keys)
+        raise type(error)(f"{error.message} (at {pointer})", **{**error.metadata, "pointer": pointer}) from None
+
+
+def _within(node: Node) -> Iterator[Place]:
+    match node:
+        case Reference(place=place):
+            yield place
+        case AllOf(parts=parts) | AnyOf(parts=parts):
+            for part in parts:
+                yield from _within(part)
+        case Opposite(inner=inner):
+            yield from _within(inner)
