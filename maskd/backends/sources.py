@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from maskd.errors import GrammarError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarSpec
 from maskd.json_schema import strict_json
+from maskd.json_schema.patterns import misread, units
 from maskd.json_schema.schema import JsonSchema, parse_schema
 
 __all__ = ["WHITESPACE", "check_text", "json_options", "read_choices", "read_schema", "regex_for_xgrammar"]
@@ -67,9 +68,7 @@ def json_options(options: GrammarOptions) -> tuple[str, str]:
     return options.item_separator or ",", options.key_separator or ":"
 
 
-# An unclosed class runs to the end, so that a pattern of brackets is read once, not once for each bracket.
-_REGEX_UNIT = re.compile(r"\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*(?:\]|\\?\Z)|\\.|.", re.DOTALL)
-_REGEX_STRANGE = re.compile(r"\\[AzZG0ecpP]|\\[1-9bBkK]|\[:|&&|~~|--")
+_CLASS_OPERATOR = re.compile(r"\[:|&&|~~|--")
 _SURROGATES = r"\ud800-\udfff"
 _BEYOND = r"-\ud7ff\ue000-\U0010ffff"
 # The classes as ranges within brackets: xgrammar's own classes include surrogates, and its \s a no-break space.
@@ -87,26 +86,21 @@ def regex_for_xgrammar(pattern: str) -> str:
     """Returns ``pattern`` in a form to which xgrammar gives its usual meaning.
 
     In xgrammar "." matches a newline, ``\\s`` matches a no-break space, and negated classes match UTF-8 encoded
-    surrogates. xgrammar misreads an anchor in mid-pattern, and escapes such as ``\\A``, and only writes a line to
-    stderr.
+    surrogates.
 
     Raises:
         GrammarUnsupportedError: the pattern has a construct that xgrammar misreads. llguidance reads or refuses it.
     """
-    units = _REGEX_UNIT.findall(pattern)
-    read: list[str] = []
-    for index, unit in enumerate(units):
-        after, before = units[index - 1 : index], units[index + 1 : index + 2]
-        inner_anchor = (unit == "^" and after and after[0] not in ("(", "|", ":")) or (
-            unit == "$" and before and before[0] not in (")", "|")
+    parts = units(pattern)
+    operators = (_CLASS_OPERATOR.search(part) for part in parts if part[0] == "[")
+    strange = misread(pattern) or next((operator[0] for operator in operators if operator), None)
+    if strange is not None:
+        raise GrammarUnsupportedError(
+            f"xgrammar does not read {strange} in a regex as others do; use llguidance, or rewrite it",
+            backends="llguidance",
         )
-        strange = _REGEX_STRANGE.search(unit)
-        if strange or inner_anchor:
-            raise GrammarUnsupportedError(
-                f"xgrammar does not read {strange[0] if strange else unit} in a regex as others do; "
-                "use llguidance, or rewrite it",
-                backends="llguidance",
-            )
+    read: list[str] = []
+    for unit in parts:
         if unit == ".":
             unit = f"[^\\n{_SURROGATES}]"
         elif unit in _REGEX_CLASSES:

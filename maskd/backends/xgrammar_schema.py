@@ -12,6 +12,7 @@ import dataclasses
 from maskd.errors import GrammarUnsupportedError
 from maskd.json_schema.enforcement import KNOWN_FORMATS
 from maskd.json_schema.keywords import put, subschemas
+from maskd.json_schema.patterns import needs_escapes, pattern_for_xgrammar
 from maskd.json_schema.schema import JsonSchema
 from maskd.json_schema.strict_json import Json
 from maskd.json_schema.types import deciding_keyword, types_of
@@ -66,6 +67,7 @@ def rewrite(schema: JsonSchema, *, compact: bool, strict_mode: bool = False) -> 
         if not isinstance(node, dict):
             continue
         _modern_items(node)
+        _patterns(node, schema.pointer_to(path))
         if node.get("additionalProperties") is False and not node.get("properties"):
             node.pop("propertyNames", None)  # an empty object has no names; xgrammar would allow names that match
         _drop_false(node)
@@ -94,6 +96,22 @@ def _modern_items(node: Json) -> None:
         node["prefixItems"] = node.pop("items")
         if "additionalItems" in node:
             node["items"] = node.pop("additionalItems")
+
+
+def _patterns(node: Json, where: str) -> None:
+    """Spells patterns as xgrammar reads them well."""
+    patterns = node.get("patternProperties") or {}
+    for pattern in [*patterns, *([node["pattern"]] if "pattern" in node else [])]:
+        if needs_escapes(pattern):
+            raise GrammarUnsupportedError(
+                f"xgrammar cannot write the escapes that each match of the pattern {pattern!r} needs; use llguidance",
+                pointer=where,
+                backends="llguidance",
+            )
+    if "pattern" in node:
+        node["pattern"] = pattern_for_xgrammar(node["pattern"])
+    if patterns:
+        node["patternProperties"] = {pattern_for_xgrammar(name): child for name, child in patterns.items()}
 
 
 def _drop_false(node: Json) -> None:

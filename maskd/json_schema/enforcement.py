@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 
 from maskd.grammar import Unenforced
 from maskd.json_schema.keywords import DYNAMIC_REFERENCES, TYPE_OF, subschemas
+from maskd.json_schema.patterns import misread
 from maskd.json_schema.schema import JsonSchema
 from maskd.json_schema.strict_json import Json, Path
 from maskd.json_schema.types import DECIDING, Types, are_disjoint, constants, deciding_keyword, has_type, types_of
@@ -49,6 +50,7 @@ _EFFECTS = {
     "multipleOf": "the number need not be a multiple",
     "not": "values that it forbids may appear",
     "oneOf": "values that match more than one of its schemas may appear",
+    "pattern": "a look-around, an anchor or an escape in it is not applied",
     "patternProperties": "properties with these names may have other values",
     "properties": "a name that is not ASCII may come again, with any value",
     "propertyNames": "properties may have other names",
@@ -187,7 +189,9 @@ _READ = {
 def _string(node: Json) -> frozenset[str]:
     if node.get("format") in KNOWN_FORMATS:
         return frozenset({"format"})
-    return frozenset({"pattern"} if "pattern" in node else {"minLength", "maxLength"})
+    if "pattern" in node:
+        return frozenset({"pattern"} if misread(node["pattern"]) is None else ())
+    return frozenset({"minLength", "maxLength"})
 
 
 def _integer(node: Json) -> frozenset[str]:
@@ -208,6 +212,7 @@ def _object(node: Json) -> frozenset[str]:
         "required": all(name in properties for name in node.get("required", ())),
         "patternProperties": len(patterns) == 1
         and (closed or not properties)
+        and not any(map(misread, patterns))
         and all(_matches(pattern, name) is False for pattern in patterns for name in properties),
         "propertyNames": isinstance(names, dict)
         and not patterns

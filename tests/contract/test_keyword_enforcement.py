@@ -15,7 +15,7 @@ from walks import accepts
 
 from maskd.backends.base import Backend
 from maskd.errors import GrammarUnsupportedError
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarOptions, GrammarSpec
 
 STRING, INTEGER, NUMBER, OBJECT, ARRAY = ({"type": name} for name in ("string", "integer", "number", "object", "array"))
 
@@ -32,6 +32,22 @@ PROBES: list[tuple[object, object, object]] = [
     ({**STRING, "pattern": "^(a|b)$"}, "a", "c"),
     ({**STRING, "pattern": "^a+$", "maxLength": 2}, "aa", "aaa"),
     ({**STRING, "pattern": "^a*$", "minLength": 2}, "aa", "a"),
+    ({**STRING, "pattern": "^(?!a)[ab]$"}, "b", "a"),
+    ({**STRING, "pattern": "^(?=a)[ab]$"}, "a", "b"),
+    ({**STRING, "pattern": "^(?P<n>a)(?:b|c)$"}, "ab", "a"),
+    ({**STRING, "pattern": "^(x|^a)?$"}, "a", "b"),
+    ({**STRING, "pattern": "^x?(^a)$"}, "a", "xa"),
+    ({**STRING, "pattern": "^((^a)|(^b))$"}, "a", "ab"),
+    ({**STRING, "pattern": "^(^a)+$"}, "a", "aa"),
+    ({**STRING, "pattern": "^(a$)b?$"}, "a", "ab"),
+    ({**STRING, "pattern": "^(a$|b)$"}, "b", "c"),
+    ({**STRING, "pattern": r"^\Aa$"}, None, "Aa"),
+    ({**STRING, "pattern": r"^\S$"}, "a", "\u00a0"),
+    ({**STRING, "pattern": r"^[^\sa]$"}, "b", "\u3000"),
+    ({**STRING, "pattern": r"^[\Sb]$"}, "a", "\u00a0"),
+    ({**STRING, "pattern": r"^[\s\S]$"}, "a", "ab"),
+    ({**STRING, "pattern": "^é.$"}, "éa", "aa"),
+    ({**STRING, "pattern": "^\\é[é😀-😂]$"}, "é😁", "éa"),
     ({**STRING, "format": "date"}, "2024-02-01", "2024-13-01"),
     ({**STRING, "format": "date", "pattern": "^2"}, "2024-02-01", "1924-02-01"),
     ({**STRING, "format": "email", "maxLength": 7}, "a@b.cc", "aaa@b.cc"),
@@ -101,6 +117,8 @@ PROBES: list[tuple[object, object, object]] = [
     ({**OBJECT, "properties": {"é": INTEGER}, "additionalProperties": STRING}, {"é": 1}, {"é": "x"}),
     ({**OBJECT, "patternProperties": {"^x": INTEGER}}, {"x": 1}, {"x": "a"}),
     ({**OBJECT, "patternProperties": {"^x": INTEGER}, "additionalProperties": False}, {"x": 1}, {"y": 1}),
+    ({**OBJECT, "patternProperties": {"^(?!a)[ab]$": INTEGER}, "additionalProperties": False}, {"b": 1}, {"a": 1}),
+    ({**OBJECT, "patternProperties": {"^é.$": INTEGER}, "additionalProperties": False}, {"éa": 1}, {"aa": 1}),
     ({**OBJECT, "patternProperties": {"^x.*$": INTEGER, "^.*z$": STRING}}, {"x": 1}, {"xz": 1}),
     (
         {**OBJECT, "properties": {"a": INTEGER}, "patternProperties": {"^x": INTEGER}},
@@ -119,6 +137,7 @@ PROBES: list[tuple[object, object, object]] = [
     ),
     ({**OBJECT, "patternProperties": {"^x": INTEGER}, "required": ["x"]}, {"x": 1}, {}),
     ({**OBJECT, "propertyNames": {"pattern": "^a+$"}}, {"aa": 1}, {"b": 1}),
+    ({**OBJECT, "propertyNames": {"pattern": "^(?!a)[ab]$"}}, {"b": 1}, {"a": 1}),
     ({**OBJECT, "propertyNames": {"maxLength": 1}}, {"a": 1}, {"ab": 1}),
     ({**OBJECT, "propertyNames": {"enum": ["a"]}}, {"a": 1}, {"b": 1}),
     ({**OBJECT, "propertyNames": {"enum": ["a"]}, "additionalProperties": INTEGER}, {"a": 1}, {"a": "x"}),
@@ -244,3 +263,54 @@ def test_probe_when_compiled_then_forbidden_passes_exactly_if_reported(
         if invalid is not None:
             reported = {entry.keyword for entry in grammar.report.unenforced}
             assert accepts(grammar, compact(invalid)) == bool(reported), (backend.name, reported)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["^é.$", "^é[^a]$", r"^é\W$", 'é"', r"é\\", r"^é\n$", r"^é[\n\"]$", r"^é(\x22|\u005c|\u{a})$", '^é["-"]$'],
+)
+def test_pattern_beyond_ascii_then_strings_stay_json(
+    pattern: str, xgrammar_small: Backend, llguidance_small: Backend
+) -> None:
+    """No pattern lets a raw quote, a backslash or a control character into a string or a name."""
+    for backend in (xgrammar_small, llguidance_small):
+        for schema, form in (
+            ({**STRING, "pattern": pattern}, '"{}"'),
+            ({**OBJECT, "patternProperties": {pattern: {}}, "additionalProperties": False}, '{{"{}":1}}'),
+        ):
+            try:
+                grammar = backend.compile(GrammarSpec("json_schema", json.dumps(schema)))
+            except GrammarUnsupportedError:
+                continue
+            for text in ('é"', "é\n", "é\\"):
+                assert not accepts(grammar, form.format(text)), (backend.name, text)
+
+
+def test_strict_pattern_with_look_ahead_then_xgrammar_refuses_it(xgrammar_small: Backend) -> None:
+    for schema in (
+        {**STRING, "pattern": "^(?!a)[ab]$"},
+        {**OBJECT, "patternProperties": {"^(?!a)[ab]$": {}}},
+        {**OBJECT, "propertyNames": {"pattern": "^(?!a)[ab]$"}},
+    ):
+        with pytest.raises(GrammarUnsupportedError, match="does not enforce pattern"):
+            xgrammar_small.compile(GrammarSpec("json_schema", json.dumps(schema), options=GrammarOptions(strict=True)))
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": {"pattern": "a^b", **STRING}}}
+    source = json.dumps(tag)
+    [entry] = xgrammar_small.compile(GrammarSpec("structural_tag", source)).report.unenforced
+    assert entry.keyword == "pattern" and entry.pointer.endswith("/json_schema/pattern")
+    with pytest.raises(GrammarUnsupportedError, match="does not enforce pattern"):
+        xgrammar_small.compile(GrammarSpec("structural_tag", source, options=GrammarOptions(strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [('^"?a', '"a"'), (r"^(\n|a)$", '"a"'), (r'^[\n"a]{0,2}$', '"a"'), (r"^\n{0}a$", '"a"'), (r"^[\t- ]$", '" "')],
+)
+def test_pattern_with_plain_matches_then_xgrammar_has_them(pattern: str, text: str, xgrammar_small: Backend) -> None:
+    assert accepts(xgrammar_small.compile(GrammarSpec("json_schema", json.dumps({**STRING, "pattern": pattern}))), text)
+
+
+@pytest.mark.parametrize("pattern", ["(?!a)[ab]", "(?=a)b", "x(^a)", "(^a)+", "(a$)b"])
+def test_regex_that_xgrammar_misreads_then_it_is_refused(pattern: str, xgrammar_small: Backend) -> None:
+    with pytest.raises(GrammarUnsupportedError):
+        xgrammar_small.compile(GrammarSpec("regex", pattern))
