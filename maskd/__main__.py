@@ -42,6 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("include", help="print the directory of maskd_shm.h, for C and C++ engines")
     info.add_argument("--listen", default=config.Config().listen, help="address of the daemon (default: %(default)s)")
     info.add_argument("--json", action="store_true", help="one JSON object, with whole fingerprints, for programs")
+    info.add_argument(
+        "--token-file", metavar="FILE", default="", help="file with the bearer token that the daemon wants"
+    )
+    info.add_argument("--tls-ca", metavar="FILE", default="", help="PEM of the authority of the daemon's certificate")
+    info.add_argument("--tls-certificate", metavar="FILE", default="", help="PEM chain of this client, for mutual TLS")
+    info.add_argument("--tls-key", metavar="FILE", default="", help="PEM key to it")
     try:
         config.flags(serve)
         arguments = vars(parser.parse_args(argv))
@@ -51,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         if command == "include":
             print(Path(__file__).with_name("native"))  # noqa: T201
             return 0
-        return _info(arguments["listen"], as_json=arguments["json"])
+        return _info(arguments)
     except ConfigError as error:
         print(f"maskd: {error.message}", file=sys.stderr)  # noqa: T201
         return 2
@@ -60,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(arguments: dict[str, object]) -> int:
     path = arguments.pop("config", None)
     settings = config.load(arguments, os.environ, str(path) if path is not None else None)
+    config.check_processors(settings)
     configure_logging(settings.log_level, process="front")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Workers inherit the limit, and a session takes five descriptors.
@@ -97,16 +104,22 @@ async def _serve_until_signal(settings: config.Config) -> None:
     await run(settings, stop)
 
 
-def _info(listen: str, *, as_json: bool) -> int:
+def _info(arguments: dict[str, str]) -> int:
     from maskd.client import Client
+    from maskd.rpc.credentials import channel_credentials, read_token
 
+    listen = arguments["listen"]
+    token = read_token(arguments["token_file"]) if arguments["token_file"] else None
+    tls = channel_credentials(arguments["tls_ca"], arguments["tls_certificate"], arguments["tls_key"])
     try:
-        with Client.connect(listen, timeout_seconds=2.0) as client:
+        with Client.connect(listen, timeout_seconds=2.0, token=token, tls=tls) as client:
             found = client.info()
+    except ConfigError:
+        raise
     except MaskdError as error:
         print(f"maskd: {error.message}", file=sys.stderr)  # noqa: T201
         return 1
-    print(json.dumps(dataclasses.asdict(found), default=bytes.hex) if as_json else _table_of(listen, found))  # noqa: T201
+    print(json.dumps(dataclasses.asdict(found), default=bytes.hex) if arguments["json"] else _table_of(listen, found))  # noqa: T201
     return 0
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import grpc
 import numpy as np
@@ -37,7 +37,16 @@ from maskd.shm.cells import Reply
 from maskd.step import Item
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["Client", "Grammar", "Reply", "ServerInfo", "Session", "VocabularyInfo"]
+__all__ = ["Client", "Grammar", "Reply", "ServerInfo", "Session", "Transport", "VocabularyInfo", "check_transport"]
+
+Transport = Literal["auto", "shm", "inline"]
+
+
+def check_transport(transport: str) -> None:
+    """Raises InvalidRequestError if there is no such transport."""
+    known = get_args(Transport)
+    if transport not in known:
+        raise InvalidRequestError(f"unknown transport {transport!r}; give one of {', '.join(known)}", field="transport")
 
 
 class Client:
@@ -61,10 +70,10 @@ class Client:
         Args:
             target: where it listens.
             timeout_seconds: how long to wait.
-            token: bearer token of the daemon's ``token_file``.
+            token: bearer token of the daemon's ``token_file``; white space around it means nothing.
             tls: ``grpc.ssl_channel_credentials(...)``, for TCP with TLS.
         Raises:
-            UnavailableError: no answer within ``timeout_seconds``. ConfigError: malformed target.
+            UnavailableError: no answer within ``timeout_seconds``. ConfigError: malformed target or token.
         """
         scheme, address = parse_listen(target)
         client = cls(Calls(target, token=token, tls=tls), data_socket=address + ".data" if scheme == "unix" else None)
@@ -105,7 +114,7 @@ class Client:
         sequence_capacity: int = 0,
         item_capacity: int = 0,
         token_capacity: int = 0,
-        transport: Literal["auto", "shm", "inline"] = "auto",
+        transport: Transport = "auto",
         spin_seconds: float = 0.0,
         engine: str = "",
     ) -> Session:
@@ -122,8 +131,10 @@ class Client:
             spin_seconds: how long ``collect`` spins before it sleeps; for an engine with a core to spare.
             engine: name for the daemon's log.
         Raises:
-            NotFoundError: no such vocabulary. VocabularyMismatchError, CapacityError, DrainingError, UnavailableError.
+            InvalidRequestError: a bad argument. NotFoundError: no such vocabulary. VocabularyMismatchError,
+                CapacityError, DrainingError, UnavailableError.
         """
+        check_transport(transport)
         if transport == "shm" and self._data_socket is None:
             raise InvalidRequestError(
                 "shared memory needs a unix socket; this client is connected over TCP", field="transport"

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
 
 from engine_adapter.masker.late_rows import StepAnswer, await_late
-from maskd.client import Client, Grammar, Session
+from maskd.client import Client, Grammar, Session, Transport
 from maskd.errors import (
     CapacityError,
     DeadlineError,
@@ -26,9 +25,8 @@ from maskd.grammar import GrammarSpec
 from maskd.step import Action, Item
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["MAY_COME_BACK", "SESSION_LOST", "Connection", "Transport"]
+__all__ = ["MAY_COME_BACK", "SESSION_LOST", "Connection"]
 
-Transport = Literal["auto", "shm", "inline"]
 SESSION_LOST = (UnavailableError, DrainingError, DeadlineError, ProtocolError, StepOrderError)
 """Errors of a step after which its session is of no use."""
 MAY_COME_BACK = (*SESSION_LOST, NotFoundError, CapacityError)
@@ -44,6 +42,7 @@ class Connection:
 
     Attributes:
         session: the present one; None before the first ``renew`` and after ``drop``.
+        item_capacity: items of one step.
     """
 
     def __init__(
@@ -63,6 +62,8 @@ class Connection:
         self._connect = connect
         self._vocabulary = vocabulary
         self._row_capacity = row_capacity
+        # An item needs no row to end its sequence: room for those that leave in the step in which others join.
+        self.item_capacity = row_capacity + max(16, row_capacity // 4)
         self._transport: Transport = transport
         self._spin_seconds = spin_seconds
         self._slow_seconds = slow_seconds
@@ -87,8 +88,8 @@ class Connection:
         self.session = self._client.open_session(
             self._client.upload_vocabulary(self._vocabulary),
             vocab_size=self._vocabulary.vocab_size,
-            # An item needs no row to end its sequence: room for those that leave in the step in which others join.
-            row_capacity=self._row_capacity + max(16, self._row_capacity // 4),
+            row_capacity=self._row_capacity,
+            item_capacity=self.item_capacity,
             transport=self._transport,
             spin_seconds=self._spin_seconds,
         )

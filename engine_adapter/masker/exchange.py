@@ -54,7 +54,7 @@ class Exchange:
         """
         self._sent_to = None
         session = self._connection.present
-        self._ledger.write_items(step, self._connection.grammar_id, session.row_capacity)
+        self._ledger.write_items(step, self._connection.grammar_id, self._connection.item_capacity)
         if step.items:
             session.submit(step.items)
         self._sent_to = session
@@ -104,6 +104,9 @@ class Exchange:
                 self._ledger.stand_again(standing.keys() - failed.keys())
                 return
             except MAY_COME_BACK as error:
+                if error.metadata.get("limit") == "rows_per_session":  # of each session: it will not pass
+                    self._connection.drop()
+                    raise
                 if time.monotonic() + delay > deadline or self._stopping.wait(delay):
                     self._connection.drop()
                     raise UnavailableError(f"no session with maskd: {error}") from error

@@ -9,8 +9,10 @@ Owns: handles and histories. Knows nothing about: connecting, waiting, rows as m
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from maskd.step import NO_ROW, Action, Item, LateIndex, Result, Status
 __all__ = ["Ledger", "LedgerEntry", "Step"]
 
 _NO_MASK = -1
+_INT32_END = 1 << 31
 
 
 @dataclass(slots=True)
@@ -55,8 +58,10 @@ class Step:
         closes: handles that end.
         row_indices: (positions,) int32: the row of every position of the batch, -1 for those without. Not to be
             changed.
+        refused: handle to why this step does not advance it.
         items: what the present session was asked.
-        unasked: handles in this step without an item: nothing was sent yet, or the sequence failed or was closed.
+        unasked: handles in this step without an item: nothing was sent yet, or the sequence failed, was refused or was
+            closed.
     """
 
     tokens: Mapping[int, Sequence[int]]
@@ -65,6 +70,7 @@ class Step:
     first_row: Mapping[int, int]
     closes: Sequence[int]
     row_indices: NDArray[np.int32]
+    refused: Mapping[int, MaskdError] = field(default_factory=dict)
     items: list[Item] = field(init=False)
     unasked: list[int] = field(init=False)
 
@@ -84,6 +90,40 @@ class Step:
             if handle in self.first_row
         )
         return [first + position for first, draft_count in firsts for position in range(1 + draft_count)]
+
+
+def _token_ids(
+    handle: int, given: SupportsIndex | Sequence[int], refused: dict[int, MaskdError], what: str
+) -> Sequence[int]:
+    """Returns the token ids of ``given``, one or many integers of any library.
+
+    Ids beyond int32 have no place in an item: ``handle`` is ``refused``, as the daemon refuses any id that is not in
+    the vocabulary.
+
+    Raises:
+        InvalidRequestError: not integers.
+    """
+    if type(given) is int and 0 <= given < _INT32_END:
+        return (given,)
+    try:
+        try:
+            ids = [operator.index(given)]  # type: ignore[arg-type]
+        except TypeError:
+            ids = list(map(operator.index, given))  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidRequestError(
+            f"sequence {handle}: {what} are {type(given).__name__}, not token ids", field=what, sequence_id=handle
+        ) from None
+    for index, token_id in enumerate(ids):
+        if not -_INT32_END <= token_id < _INT32_END:
+            refused[handle] = InvalidRequestError(
+                f"sequence {handle}: index {index} of its {what} is beyond int32, so not in the vocabulary",
+                field=what,
+                sequence_id=handle,
+                index=index,
+            )
+            return ids[:0] if what == "tokens" else [0] * len(ids)
+    return tuple(ids)
 
 
 class Ledger:
@@ -111,9 +151,19 @@ class Ledger:
         self._due.add(fork)
         return fork
 
-    def rollback(self, handle: int, token_count: int) -> None:
-        """Lets the next step undo ``token_count`` more tokens of ``handle``."""
-        self.get(handle).rollback += token_count
+    def rollback(self, handle: int, token_count: int, *, is_settled: bool = True) -> None:
+        """Lets the next step undo ``token_count`` more tokens of ``handle``.
+
+        Args:
+            is_settled: no step is under way, so the history is all that the next step may undo.
+
+        Raises:
+            RollbackError: more than there are.
+        """
+        entry = self.get(handle)
+        if is_settled and (error := self._too_far(handle, entry, entry.rollback + token_count)):
+            raise error
+        entry.rollback += token_count
         self._due.add(handle)
 
     def close(self, handle: int) -> None:
@@ -156,20 +206,35 @@ class Ledger:
         entry = self._entries[handle]
         return self._settled(entry.source) if entry.source else entry.history
 
+    def _too_far(self, handle: int, entry: LedgerEntry, token_count: int) -> RollbackError | None:
+        """Returns the error of undoing ``token_count`` tokens, if ``handle`` has fewer."""
+        if not token_count or entry.spec is None or entry.error is not None:
+            return None
+        count = len(self._settled(handle))
+        if token_count <= count:
+            return None
+        return RollbackError(
+            f"sequence {handle} has {count} tokens; {token_count} were to be undone", sequence_id=handle, tokens=count
+        )
+
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def plan(
         self,
-        tokens: Mapping[int, int | Sequence[int]],
+        tokens: Mapping[int, SupportsIndex | Sequence[int]],
         rows: Sequence[int | None],
         drafts: Mapping[int, Sequence[int]],
         row_capacity: int,
     ) -> Step:
         """Plans the next step; its rollbacks and closes are taken out of the ledger.
 
+        A sequence that is asked for more than it can do, alone, is refused in ``Step.refused``.
+
         Raises:
-            NotFoundError, RollbackError, InvalidRequestError: nothing is taken.
+            NotFoundError, InvalidRequestError: nothing is taken.
         """
+        refused: dict[int, MaskdError] = {}
+        drafts = {handle: _token_ids(handle, given, refused, "drafts") for handle, given in drafts.items()}
         indices: list[int] = []
         first_row: dict[int, int] = {}
         for handle in rows:
@@ -177,6 +242,8 @@ class Ledger:
             if handle is None or self.get(handle).spec is None:
                 indices += [_NO_MASK] * width
             else:
+                if handle in first_row:
+                    raise InvalidRequestError(f"sequence {handle} stands twice in rows", field="rows")
                 first_row[handle] = len(indices)
                 indices += range(len(indices), len(indices) + width)
         if len(indices) > row_capacity:
@@ -187,22 +254,27 @@ class Ledger:
             entry = self.get(handle)
             if entry.spec is None:
                 continue
-            given = tokens.get(handle, ())
-            all_tokens[handle] = (given,) if isinstance(given, int) else tuple(given)
+            all_tokens[handle] = _token_ids(handle, tokens.get(handle, ()), refused, "tokens")
             if entry.rollback:
-                if entry.rollback > len(self._settled(handle)):
-                    raise RollbackError(
-                        f"sequence {handle} has {len(self._settled(handle))} tokens; {entry.rollback} were to be undone"
-                    )
+                if error := self._too_far(handle, entry, entry.rollback):
+                    refused[handle] = error
                 rollbacks[handle] = entry.rollback
         if indices != self._indices:  # nearly every step has those of the last one
             self._indices, self._row_indices = indices, np.array(indices, dtype=np.int32)
-        step = Step(all_tokens, rollbacks, drafts, first_row, self._closing, self._row_indices)
+        step = Step(all_tokens, rollbacks, drafts, first_row, self._closing, self._row_indices, refused)
         for handle in self._due:
             self._entries[handle].rollback = 0
         self._due = {handle for handle in self._due if self._entries[handle].source}
         self._closing = []
         return step
+
+    def take_back(self, step: Step) -> None:
+        """Puts rollbacks and closes of ``step``, which was not sent, back for the next one."""
+        for handle, token_count in step.rollbacks.items():
+            if handle in self._entries:
+                self._entries[handle].rollback += token_count
+                self._due.add(handle)
+        self._closing = [*step.closes, *self._closing]
 
     def write_items(self, step: Step, grammar_id: Callable[[GrammarSpec], int], item_capacity: int) -> None:
         """Sets ``step.items``, for a session that holds the sequences that the ledger says it holds.
@@ -214,7 +286,7 @@ class Ledger:
         step.unasked = []
         for handle, tokens in step.tokens.items():
             entry = self._entries.get(handle)
-            if entry is None or entry.error is not None:
+            if entry is None or entry.error is not None or handle in step.refused:
                 step.unasked.append(handle)
                 continue
             item = Item(handle, accept=tokens, row=step.first_row.get(handle, NO_ROW))
@@ -247,7 +319,10 @@ class Ledger:
 
     def is_asking(self, step: Step) -> bool:
         """Whether a sequence of ``step`` still waits for its answer."""
-        return any(handle in self._entries and self._entries[handle].error is None for handle in step.tokens)
+        return any(
+            handle in self._entries and self._entries[handle].error is None and handle not in step.refused
+            for handle in step.tokens
+        )
 
     def book(self, step: Step, results: Sequence[Result]) -> dict[int, MaskdError]:
         """Brings every sequence of ``step`` to where ``results`` say that it stands; returns the errors by handle.
@@ -256,6 +331,8 @@ class Ledger:
             step: what was asked.
             results: one for each of ``step.items``, in their order.
         """
+        failed = (item.sequence_id for item, result in zip(step.items, results, strict=True) if result.status)
+        self._stay(failed)
         errors = self._errors_of_unasked(step)
         for item, result in zip(step.items, results, strict=True):
             if error := result.error():
@@ -267,13 +344,26 @@ class Ledger:
 
     def book_ok(self, step: Step) -> dict[int, MaskdError]:
         """Does what ``book`` does if every item is OK, without results to read."""
+        errors = self._errors_of_unasked(step)
         for item in step.items:
             self._book(item)
-        return self._errors_of_unasked(step)
+        return errors
+
+    def _stay(self, handles: Iterable[int]) -> None:
+        """Notes where ``handles`` stand that were not forked: their sources go on without them."""
+        for handle in handles:
+            entry = self._entries.get(handle)
+            if entry is not None and entry.source:
+                entry.history, entry.source = list(self._settled(handle)), 0
+                self._due.discard(handle)
 
     def _errors_of_unasked(self, step: Step) -> dict[int, MaskdError]:
-        entries = ((handle, self._entries.get(handle)) for handle in step.unasked)
-        return {handle: entry.error for handle, entry in entries if entry is not None and entry.error is not None}
+        self._stay(step.refused)
+        errors: dict[int, MaskdError] = {}
+        for handle in step.unasked:
+            if handle in self._entries and (error := self._entries[handle].error or step.refused.get(handle)):
+                errors[handle] = error
+        return errors
 
     def _book(self, item: Item) -> None:
         handle = item.sequence_id

@@ -15,20 +15,21 @@ Knows nothing about: models, sampling, text; how a session is restored. Importin
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from engine_adapter.masker.connection import SESSION_LOST, Connection, Transport
+from engine_adapter.masker.connection import SESSION_LOST, Connection
 from engine_adapter.masker.exchange import FIRST_DELAY_SECONDS, Exchange
 from engine_adapter.masker.late_rows import StepAnswer
 from engine_adapter.masker.ledger import Ledger, Step
 from engine_adapter.masker.masks import MaskApplier, Masks
 from maskd.bitmask import row_of
-from maskd.client import Client, Session
+from maskd.client import Client, Session, Transport, check_transport
 from maskd.errors import InvalidRequestError, MaskdError, NotFoundError, UnavailableError
 from maskd.grammar import GrammarReport, GrammarSpec
 from maskd.vocabulary import Vocabulary
@@ -74,8 +75,13 @@ class Masker:
             spin_seconds: poll for so long before sleeping; costs a core, saves some 5 µs a step.
 
         Raises:
-            UnavailableError: no daemon answered in time. VocabularyMismatchError and others: it refused for good.
+            InvalidRequestError: a bad argument. UnavailableError: no daemon answered in time. CapacityError:
+                ``row_capacity`` is above the daemon's ``rows_per_session``. VocabularyMismatchError and others: it
+                refused for good.
         """
+        if row_capacity < 1:
+            raise InvalidRequestError(f"row_capacity is {row_capacity}; give 1 or more", field="row_capacity")
+        check_transport(transport)
         self._connection = Connection(
             (lambda: Client.connect(connect)) if isinstance(connect, str) else connect,
             vocabulary,
@@ -150,11 +156,18 @@ class Masker:
             return self._ledger.fork(handle)
 
     def rollback(self, handle: int, token_count: int) -> None:
-        """Lets the next ``advance`` first undo the last ``token_count`` tokens of ``handle``."""
+        """Lets the next ``advance`` first undo the last ``token_count`` tokens of ``handle``.
+
+        Between ``advance`` and ``collect`` the tokens of that step count as well, if they are accepted. If there are
+        fewer in the end, ``Masks.errors`` of the next step has a RollbackError for the sequence, which is unchanged.
+
+        Raises:
+            RollbackError: more than was accepted; nothing is undone.
+        """
         if token_count < 0:
             raise InvalidRequestError(f"token_count is {token_count}; give 0 or more", field="token_count")
         with self._lock:
-            self._ledger.rollback(handle, token_count)
+            self._ledger.rollback(handle, operator.index(token_count), is_settled=self._step is None)
 
     def close(self, handle: int) -> None:
         """Ends ``handle``; the daemon hears of it with the next ``advance``."""
@@ -172,7 +185,7 @@ class Masker:
 
     def advance(
         self,
-        tokens: Mapping[int, int | Sequence[int]],
+        tokens: Mapping[int, SupportsIndex | Sequence[int]],
         rows: Sequence[int | None] | None = None,
         drafts: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
@@ -182,31 +195,34 @@ class Masker:
         ``collect`` or ``apply_`` must follow.
 
         Args:
-            tokens: handle to the token id(s) it accepts; a sequence without new tokens may be left out.
+            tokens: handle to the token id(s) it accepts, as integers of any library. A sequence without new tokens may
+                be left out.
             rows: the handles of the batch in the order of the logits; None marks a position to leave as it is.
                 Default: those of ``tokens``, in their order.
             drafts: handle to draft token ids. The sequence takes 1 + len positions of the batch, one after another,
                 the first for its next token.
 
         Raises:
-            NotFoundError: an unknown handle. RollbackError: more than was accepted. InvalidRequestError: more positions
-                than ``row_capacity``, or the last step was not collected. Nothing is sent.
+            NotFoundError: an unknown handle. InvalidRequestError: tokens that are no integers, a handle twice in
+                ``rows``, more positions than ``row_capacity``, or the last step was not collected. CapacityError: more
+                tokens than the session takes. Nothing is sent, and every sequence stands as before.
         """
         with self._lock:
             if self._step is not None:
                 raise InvalidRequestError("the last step was not collected", field="step")
+            self._masks = None
             rows = list(tokens) if rows is None else rows
             self._step = self._ledger.plan(tokens, rows, drafts or {}, self._row_capacity)
-            self._masks = None
             try:
                 self._exchange.send(self._step)
             except SESSION_LOST:
                 pass  # ``collect`` restores it; the forward pass need not wait for that
             except MaskdError:
+                self._ledger.take_back(self._step)
                 self._step = None
                 raise
 
-    def try_advance(self, tokens: Mapping[int, int | Sequence[int]], rows: Sequence[int | None]) -> bool:
+    def try_advance(self, tokens: Mapping[int, SupportsIndex | Sequence[int]], rows: Sequence[int | None]) -> bool:
         """Does what ``advance`` does; returns False and does nothing if another thread is restoring the session."""
         if not self._lock.acquire(timeout=_CONTENTION_SECONDS):
             return False

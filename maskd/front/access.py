@@ -12,7 +12,6 @@ import hmac
 import os
 import time
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,6 +19,7 @@ import grpc
 from maskd.errors import ConfigError, PermissionDeniedError, RateLimitedError
 from maskd.front.config import Config
 from maskd.front.handlers import Context, Continue, Handler, checked
+from maskd.rpc.credentials import read_credential, read_token
 from maskd.rpc.status import abort
 
 __all__ = ["check_tcp", "interceptors", "server_credentials"]
@@ -47,8 +47,11 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
         return None
     if not (config.tls_certificate and config.tls_key):
         raise ConfigError("tls_certificate and tls_key go together", field="tls_certificate")
-    certificate, key = _read(config.tls_certificate, "tls_certificate"), _read(config.tls_key, "tls_key")
-    ca = _read(config.tls_client_ca, "tls_client_ca") if config.tls_client_ca else None
+    certificate, key = (
+        read_credential(config.tls_certificate, "tls_certificate"),
+        read_credential(config.tls_key, "tls_key"),
+    )
+    ca = read_credential(config.tls_client_ca, "tls_client_ca") if config.tls_client_ca else None
     return grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=ca is not None)
 
 
@@ -56,7 +59,7 @@ def interceptors(config: Config) -> list[grpc.aio.ServerInterceptor]:
     """Returns the checks before every call: the bearer token, if configured, then the budget. Raises ConfigError."""
     chain: list[grpc.aio.ServerInterceptor] = []
     if config.token_file:
-        token = _read(config.token_file, "token_file").strip()
+        token = read_token(config.token_file).encode()
         if len(token) < 16:
             raise ConfigError(
                 f"the token in {config.token_file} has {len(token)} bytes; give at least 16", field="token_file"
@@ -67,13 +70,6 @@ def interceptors(config: Config) -> list[grpc.aio.ServerInterceptor]:
     if config.requests_per_second:
         chain.append(_Budget(config.requests_per_second))
     return chain
-
-
-def _read(path: str, field: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", field=field) from None
 
 
 class _TokenCheck(grpc.aio.ServerInterceptor):

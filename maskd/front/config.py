@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 import os
+import threading
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,17 +23,20 @@ import yaml
 from maskd.errors import ConfigError
 from maskd.rpc.address import parse_listen
 
-__all__ = ["Config", "VocabularySource", "flags", "load"]
+__all__ = ["Config", "VocabularySource", "check_processors", "flags", "load"]
 
 _COUNTS = (
     "workers", "compile_threads", "sessions", "vocabularies_limit", "sequences_per_session", "rows_per_session",
     "grammars_per_session", "message_bytes", "grammar_bytes", "cache_bytes", "compile_bytes", "build_bytes", "verdicts",
 )  # fmt: skip
-_NOT_NEGATIVE = ("native_threads", "spin_seconds", "drain_seconds", "restart_seconds")
+_NOT_NEGATIVE = ("native_threads", "requests_per_second", "spin_seconds", "drain_seconds", "restart_seconds")
 _POSITIVE = (
     "compile_seconds", "build_seconds", "mask_seconds", "row_seconds", "hang_seconds", "claim_seconds", "lease_seconds",
     "step_seconds",
 )  # fmt: skip
+
+_LONGEST = 10**9
+"""Of seconds and threads: what clocks and timers of the kernel take with room to spare."""
 
 
 class VocabularySource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -162,8 +166,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 f"spin_seconds is {self.spin_seconds}; spinning longer than 0.002 starves the neighbours",
                 field="spin_seconds",
             )
+        for name in (*_NOT_NEGATIVE, *_POSITIVE):
+            if not getattr(self, name) <= _LONGEST:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at most {_LONGEST}", field=name)
         if not self.backends:
             raise ConfigError("backends is empty; name at least one", field="backends")
+        if len(set(self.backends)) < len(self.backends):
+            raise ConfigError(f"backends names one twice: {', '.join(self.backends)}", field="backends")
+        if not 0 <= self.compile_nice <= 19:
+            raise ConfigError(f"compile_nice is {self.compile_nice}; give 0 to 19", field="compile_nice")
         parse_listen(self.listen)
 
 
@@ -269,6 +280,27 @@ def _field_help() -> typing.Iterator[tuple[str, str]]:
         elif line.strip():
             lines.append(line.strip())
     yield name, " ".join(lines)
+
+
+def check_processors(config: Config) -> None:
+    """Raises ConfigError if compile children cannot run on one of ``compile_cpus``."""
+    refused: list[int] = []
+
+    def probe() -> None:  # on a thread of its own, for the affinity is a thread's
+        for number in config.compile_cpus:
+            try:
+                os.sched_setaffinity(0, {number})
+            except (OSError, ValueError, OverflowError):
+                refused.append(number)
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    thread.join()
+    if refused:
+        there = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise ConfigError(
+            f"compile_cpus has {', '.join(map(str, refused))}; this process runs on {there}", field="compile_cpus"
+        )
 
 
 def resolve_threads(config: Config) -> int:

@@ -27,6 +27,7 @@ import structlog
 from maskd.backends.auto import AutoBackend
 from maskd.backends.base import Backend, BackendFactory
 from maskd.errors import (
+    BackendError,
     CapacityError,
     GrammarTimeoutError,
     GrammarUnsupportedError,
@@ -260,6 +261,7 @@ class _Nursery(ForkingLoop):
 
         Raises:
             GrammarTimeoutError, GrammarTooLargeError: a limit was passed. CapacityError: killed from outside.
+            BackendError: our own code failed in the child.
         """
         if job.killed or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
             seconds = job.limits.seconds
@@ -279,6 +281,8 @@ class _Nursery(ForkingLoop):
                 "the compile was killed from outside, most likely by the kernel for lack of memory; try again later",
                 limit="memory",
             )
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == FAILED:
+            raise BackendError("a compile child of the daemon failed before its verdict; its log says how")
         how = (
             f"signal {os.WTERMSIG(status)}"
             if os.WIFSIGNALED(status)

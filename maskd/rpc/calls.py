@@ -14,6 +14,7 @@ from maskd.errors import UnavailableError
 from maskd.grammar import GrammarSpec
 from maskd.rpc import messages
 from maskd.rpc.address import grpc_address
+from maskd.rpc.credentials import checked_token
 from maskd.rpc.status import from_rpc_error
 from maskd.rpc.values import Grammar, NewSession, ServerInfo, SessionRequest
 from maskd.v1 import mask_service_pb2 as pb
@@ -49,11 +50,11 @@ class Calls:
     """
 
     def __init__(self, target: str, *, token: str | None = None, tls: grpc.ChannelCredentials | None = None) -> None:
+        self._metadata = (("authorization", f"Bearer {checked_token(token)}"),) if token else None
         where = grpc_address(target)
         self._channel = (
             grpc.insecure_channel(where, _OPTIONS) if tls is None else grpc.secure_channel(where, tls, _OPTIONS)
         )
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self.stub = mask_service_pb2_grpc.MaskServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def wait_until_ready(self, timeout_seconds: float) -> None:

@@ -37,6 +37,10 @@ from maskd.v1 import mask_service_pb2 as pb
 
 __all__ = ["InlineTransport"]
 
+_ACTIONS = frozenset(Action)
+_NOT_BEGUN = (InvalidRequestError, CapacityError, StepOrderError)
+"""Refusals of steps that do not count."""
+
 
 class InlineTransport:
     """Steps through one gRPC stream; the same semantics as shared memory, but for the copies.
@@ -101,6 +105,12 @@ class InlineTransport:
                 )
         taken: set[int] = set()
         for item in items:
+            if item.action not in _ACTIONS:
+                raise InvalidRequestError(
+                    f"sequence {item.sequence_id}: unknown action {item.action}; give ADVANCE, OPEN, FORK or CLOSE",
+                    field="action",
+                    sequence_id=item.sequence_id,
+                )
             rows = range(item.row, item.row + 1 + len(item.drafts)) if item.row >= 0 or len(item.drafts) else range(0)
             if (
                 item.row < NO_ROW
@@ -122,7 +132,7 @@ class InlineTransport:
             [
                 Item(
                     sequence_id=sequence_id,
-                    action=Action(action),
+                    action=action,  # ``submit`` looks at it
                     grammar_id=grammar_id,
                     source_sequence_id=source_sequence_id,
                     rollback=rollback,
@@ -152,7 +162,10 @@ class InlineTransport:
             raise answer
         items = self._unanswered.pop(0)
         if answer.HasField("refusal"):
-            raise from_refusal(answer.refusal)
+            refusal = from_refusal(answer.refusal)
+            if isinstance(refusal, _NOT_BEGUN):
+                self._submitted -= 1  # the daemon takes another step under this number
+            raise refusal
         return reply_of(answer.step, items, row_capacity=self._row_capacity, stop_row=self._stop_row)
 
     def is_alive(self) -> bool:

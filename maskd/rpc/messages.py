@@ -76,12 +76,20 @@ def spec_message(spec: GrammarSpec) -> pb.GrammarSpec:
         if spec.kind == "json_object":
             message.json_object = True
         elif spec.kind == "choice":
-            message.choice.options.extend(json.loads(spec.source))
+            message.choice.options.extend(_choices_of(spec.source))
         else:
             setattr(message, spec.kind, spec.source)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequestError(f"the {spec.kind} source cannot be sent: {error}", field=spec.kind) from None
     return message
+
+
+def _choices_of(source: str) -> list[str]:
+    """Returns the strings of a ``choice`` spec. Raises ValueError, TypeError, RecursionError: not a list of strings."""
+    choices = json.loads(source)
+    if not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
+        raise TypeError("a choice is a JSON list of strings")
+    return choices
 
 
 def spec_of(message: pb.GrammarSpec) -> GrammarSpec:

@@ -660,3 +660,24 @@ def test_step_when_any_program_runs_on_both_transports_then_results_and_rows_are
         for item, result in zip(items, one.results, strict=True):
             if item.row != NO_ROW and result.status not in (Status.OK, Status.INVALID_ITEM):
                 assert row(one, item.row) == row(other, item.row) == {STOP}
+
+
+def test_step_with_an_unknown_action_then_it_does_not_count(open_session: Callable[..., Session]) -> None:
+    """Inline, the client names the number that it was given; a refusal by the daemon does not count either."""
+    session = open_session("inline")
+    with pytest.raises(InvalidRequestError, match="unknown action 9;"):
+        session.step([Item(1, cast("Action", 9))])
+    assert session.step([]).step == 1
+    items = np.zeros(1, dtype=lay.ITEM_DTYPE)
+    items["sequence_id"], items["action"], items["row"] = 1, 9, -1
+    with pytest.raises(InvalidRequestError, match="unknown action 9;"):
+        session.submit_arrays(items, np.zeros(0, dtype=np.int32))
+    unchecked = cast("Any", session._transport)
+    unchecked._check = lambda items: None
+    session.submit([Item(1, cast("Action", 9))])
+    session.submit([])
+    with pytest.raises(InvalidRequestError, match="unknown action 10;"):
+        session.collect()
+    with pytest.raises(StepOrderError):
+        session.collect()
+    assert session.step([]).step == 2

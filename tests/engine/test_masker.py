@@ -18,6 +18,7 @@ from maskd.bitmask import allowed_token_ids
 from maskd.client import Client, Session
 from maskd.errors import (
     BackendError,
+    CapacityError,
     GrammarError,
     InvalidRequestError,
     NotFoundError,
@@ -131,6 +132,123 @@ def test_fork_and_rollback_when_mixed_then_each_sequence_stands_where_it_should(
     assert after(masker, late) == [ord("s")], "a fork stands where its source stood before the next step"
 
 
+def test_rollback_of_more_than_there_is_then_it_fails_alone_and_at_once(masker: Masker) -> None:
+    few, good, free = masker.open(LETTERS), masker.open(CITY), masker.open(None)
+    assert after(masker, few, ord("a")) is not None
+    with pytest.raises(RollbackError) as caught:
+        masker.rollback(few, 5)
+    assert caught.value.metadata["sequence_id"] == str(few)
+    masker.rollback(few, np.int64(1))  # type: ignore[arg-type]
+    with pytest.raises(RollbackError):
+        masker.rollback(few, 1)
+    masker.rollback(free, 5)
+    assert after(masker, few) == [ord("a"), ord("b"), STOP]
+    masker.advance({few: ord("x"), good: ord("P")}, rows=[few, good])
+    masker.rollback(few, 1)  # counts on the token that is refused
+    masker.collect()
+    masker.advance({few: ord("a"), good: ord("a")}, rows=[few, good])
+    masks = masker.collect()
+    assert list(masks.errors) == [few] and isinstance(masks.errors[few], RollbackError)
+    assert allowed_token_ids(masks.rows[0]).tolist() == [STOP]
+    assert allowed(masker, [few, good])[1] == [ord("r")]
+    assert after(masker, few, ord("a")) == [ord("a"), ord("b"), STOP]
+
+
+@pytest.mark.parametrize("bad", [1 << 31, -(1 << 31) - 1, 10**30, [ord("a"), 1 << 40], -1, 100_000])
+@pytest.mark.parametrize("as_drafts", [False, True])
+def test_token_of_no_vocabulary_then_one_sequence_has_an_error(masker: Masker, bad: Any, as_drafts: bool) -> None:
+    wrong, good = masker.open(LETTERS), masker.open(CITY)
+    drafts = bad if isinstance(bad, list) else [bad]
+    if as_drafts:
+        masker.advance({good: ord("P")}, rows=[wrong, good], drafts={wrong: drafts})
+    else:
+        masker.advance({wrong: bad, good: ord("P")}, rows=[wrong, good])
+    masks = masker.collect()
+    if not (as_drafts and bad in (-1, 100_000)):  # the daemon fills the rows up to a draft that is refused
+        assert isinstance(masks.errors[wrong], InvalidRequestError) and list(masks.errors) == [wrong]
+        assert allowed_token_ids(masks.rows[0]).tolist() == [STOP]
+    assert allowed_token_ids(masks.rows[masks.row_indices[-1]]).tolist() == [ord("a")]
+    assert after(masker, wrong, ord("a")) == [ord("a"), ord("b"), STOP]
+
+
+@pytest.mark.parametrize("bad", ["a", 1.5, None, [None], [1.0], [[1]]])
+def test_tokens_that_are_no_integers_then_nothing_is_sent(masker: Masker, bad: Any) -> None:
+    wrong, good = masker.open(LETTERS), masker.open(CITY)
+    assert after(masker, good, ord("P"), ord("a")) == [ord("r")]
+    masker.rollback(good, 1)
+    for tokens, drafts in (({wrong: bad}, {}), ({}, {wrong: bad})):
+        with pytest.raises(InvalidRequestError, match=f"sequence {wrong}: "):
+            masker.advance(tokens, rows=[wrong, good], drafts=drafts)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequestError, match="nothing was advanced"):
+            masker.collect()
+    with pytest.raises(NotFoundError):
+        masker.advance({4711: 1, good: ord("a")})
+    with pytest.raises(InvalidRequestError, match="twice"):
+        masker.advance({}, rows=[good, wrong, good])
+    assert after(masker, good) == [ord("a")], "the rollback is done once"
+
+
+def test_tokens_of_any_library_then_they_are_taken(masker: Masker) -> None:
+    city = masker.open(LETTERS)
+    a = ord("a")
+    for one in (
+        np.int64(a),
+        np.int32(a),
+        np.array(a),
+        torch.tensor(a),
+        torch.tensor([a]),
+        np.array([a, a]),
+        [np.int64(a)],
+    ):
+        masker.advance({city: one}, rows=np.array([city]), drafts={city: np.array([a])})  # type: ignore[dict-item, arg-type]
+        masks = masker.collect()
+        assert not masks.errors and masks.results[city].row_count == 2
+    masker.rollback(city, 8)
+    with pytest.raises(RollbackError):
+        masker.rollback(city, 1)
+
+
+def test_step_with_more_tokens_than_the_session_takes_then_nothing_changes(masker: Masker) -> None:
+    city, gone = masker.open(CITY), masker.open(CITY)
+    assert after(masker, city, ord("P"), ord("a")) == [ord("r")]
+    masker.rollback(city, 1)
+    masker.close(gone)
+    with pytest.raises(CapacityError, match="tokens in a step"):
+        masker.advance({city: [ord("a")] * 1_000_000}, rows=[city])
+    with pytest.raises(InvalidRequestError, match="nothing was advanced"):
+        masker.collect()
+    assert after(masker, city) == [ord("a")]
+
+
+def test_fork_that_fails_then_it_stands_where_its_source_stood(masker: Masker) -> None:
+    source = masker.open(CITY)
+    assert after(masker, source, ord("P")) == [ord("a")]
+    for bad in (ord("x"), 1 << 40):
+        fork = masker.fork(source)
+        masker.advance({source: ord("a"), fork: bad}, rows=[source, fork])
+        assert list(masker.collect().errors) == [fork]
+        assert after(masker, fork) == [ord("a")]
+        masker.rollback(source, 1)
+        assert after(masker, source) == [ord("a")]
+
+
+@pytest.mark.parametrize(("row_capacity", "transport"), [(0, "auto"), (-1, "auto"), (4, "smh")])
+def test_masker_with_a_bad_argument_then_it_is_refused_before_a_daemon_is_asked(
+    row_capacity: int, transport: Any
+) -> None:
+    with pytest.raises(InvalidRequestError, match=r"row_capacity is|unknown transport 'smh'"):
+        Masker("unix:/nowhere/maskd.sock", VOCABULARY, row_capacity=row_capacity, transport=transport)
+
+
+def test_row_capacity_then_its_limit_is_the_daemons(daemon: Daemon) -> None:
+    with Masker(daemon.target, VOCABULARY, row_capacity=4096) as masker:
+        assert after(masker, masker.open(CITY), PARIS) == [STOP]
+    started = time.monotonic()
+    with pytest.raises(CapacityError, match="row_capacity is 4097; give 1 to 4096"):
+        Masker(daemon.target, VOCABULARY, row_capacity=4097)
+    assert time.monotonic() - started < 5
+
+
 def test_advance_when_a_token_is_refused_then_only_that_sequence_has_an_error(masker: Masker) -> None:
     bad, good = masker.open(CITY), masker.open(CITY)
     masker.advance({bad: ord("x"), good: ord("P")}, rows=[bad, good])
@@ -157,9 +275,6 @@ def test_calls_when_wrong_then_typed_and_nothing_is_sent(masker: Masker) -> None
     with pytest.raises(InvalidRequestError, match="not collected"):
         masker.advance({}, rows=[city])
     masker.collect()
-    masker.rollback(city, 1)
-    with pytest.raises(RollbackError):
-        masker.advance({}, rows=[city])
     masker.close(city)
     with pytest.raises(NotFoundError):
         masker.close(city)

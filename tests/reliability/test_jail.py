@@ -24,6 +24,7 @@ from looks import alive, can, cpu_seconds, descriptors, grammar_count, grammar_r
 
 from maskd.client import Client, Session
 from maskd.errors import (
+    BackendError,
     CapacityError,
     DeadlineError,
     GrammarError,
@@ -34,6 +35,9 @@ from maskd.errors import (
     UnavailableError,
 )
 from maskd.grammar import GrammarKind, GrammarSpec
+from maskd.ipc.messages import CompileLimits, Crashed
+from maskd.nursery.forking import FAILED
+from maskd.nursery.loop import _Job, _Nursery
 from maskd.step import Action, Item, Status
 from maskd.vocabulary import Vocabulary
 from tests.conftest import SHARED
@@ -481,3 +485,13 @@ def test_grpc_status_when_a_compile_fails_then_codes_and_reasons_are_those_of_th
             stub.CreateGrammar(grammar_request(session, spec), timeout=60)
         assert caught.value.code() == code
         assert len(caught.value.details().encode()) <= 2048
+
+
+def test_child_that_fails_in_our_own_code_then_no_grammar_is_blamed() -> None:
+    """A child that cannot even set its affinity is a failure of the daemon, each time, and not of the grammar."""
+    limits = CompileLimits(seconds=1, bytes=1 << 30, mask_seconds=1, nice=0, cpus=[])
+    usage = resource.struct_rusage([0.0, 0.0, *[0] * 14])
+    job = _Job(1, 2, 3.0, limits, 4, 5, verdict=bytearray(8))
+    with pytest.raises(BackendError, match="before its verdict"):
+        _Nursery._verdict(job, FAILED << 8, usage)
+    assert isinstance(_Nursery._verdict(job, 71 << 8, usage), Crashed)

@@ -342,8 +342,13 @@ def test_spec_when_the_message_makes_no_sense_then_the_field_is_named(message: p
     assert caught.value.metadata["field"] == field
 
 
+CHOICES_OF_NO_STRINGS = ["[1]", "[", '"Paris"', '{"a": 1}', "5", "null", '["a", ["b"]]', "[" * 100_000]
+
+
 @pytest.mark.parametrize(
-    "spec", [GrammarSpec("regex", "\ud800"), GrammarSpec("choice", "[1]"), GrammarSpec("choice", "[")], ids=str
+    "spec",
+    [GrammarSpec("regex", "\ud800"), *(GrammarSpec("choice", source) for source in CHOICES_OF_NO_STRINGS)],
+    ids=lambda spec: spec.source[:20],
 )
 def test_spec_when_its_source_cannot_be_sent_then_a_typed_error(spec: GrammarSpec) -> None:
     """Lone surrogates, and choices that are no list of strings, have no message."""
