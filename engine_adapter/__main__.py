@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         from engine_adapter.demo import run_demo
     try:
         return run_demo(console, model_path=arguments.model, target=arguments.target, seed=arguments.seed)
-    except MaskdError as error:
-        print(f"engine_adapter: {error.message}", file=sys.stderr)  # noqa: T201
+    except (MaskdError, ValueError, OSError) as error:
+        print(f"engine_adapter: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         return 130

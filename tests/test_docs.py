@@ -118,7 +118,7 @@ def test_console_block_when_read_then_its_commands_exist(
     commands = [line[2:] for line in block.text.splitlines() if line.startswith("$ ")]
     assert commands
     for command in commands:
-        words = shlex.split(command.partition(" #")[0].rstrip().removesuffix("&"))
+        words = shlex.split(command.partition(" #")[0].rstrip().removesuffix("&").removeprefix(".venv/bin/"))
         environment = {}
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
@@ -141,16 +141,21 @@ def test_console_block_when_read_then_its_commands_exist(
 
 
 def test_readme_when_pasted_from_the_top_then_its_loop_prints_a_city() -> None:
-    """The daemon that the README starts, in the background, and behind it the README's loop; only the socket moves."""
+    """The daemon that the README starts, in the background, and behind it the README's loop, as a file; only the socket
+    moves."""
     directory = tempfile.mkdtemp(prefix="mk")  # short: a socket path has 107 bytes
     listen = f"unix:{directory}/maskd.sock"
-    [serve] = re.findall(r"^\$ (maskd serve .*) &$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    [serve] = re.findall(
+        r"^\$ \.venv/bin/(maskd serve .*) &$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     loop = next(block.text for block in blocks("python") if block.where.startswith("README.md"))
     command = [sys.executable, "-m", *shlex.split(SOCKET.sub(listen, serve))]
+    file = Path(directory) / "loop.py"
+    file.write_text(SOCKET.sub(listen, loop), encoding="utf-8")
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as daemon:
         try:
             printed = subprocess.run(
-                [sys.executable, "-c", SOCKET.sub(listen, loop)],
+                [sys.executable, str(file)],
                 check=True, cwd=ROOT, timeout=100, capture_output=True, text=True,
             ).stdout  # fmt: skip
         finally:

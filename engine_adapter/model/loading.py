@@ -59,10 +59,14 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
         device: None = the first CUDA device, or else the CPU. The weights are bfloat16 on CUDA, float32 on the CPU.
 
     Raises:
-        ValueError: the network has attention windows, which the static slots cannot hold.
+        ValueError: no such directory or device, or the network has attention windows, which the static slots cannot
+            hold.
     """
     directory = BUNDLED if path is None else Path(path)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for name in ("config.json", "tokenizer.json"):
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} has no {name}; give a local Hugging Face directory")
+    target = _device_of(device)
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or getattr(
@@ -92,6 +96,20 @@ def load_model(path: Path | str | None = None, device: torch.device | str | None
         trained=trained,
         sampling=_sampling_defaults(directory / "generation_config.json"),
     )
+
+
+def _device_of(name: torch.device | str | None) -> torch.device:
+    """Returns the device ``name``; None = the first CUDA device, or else the CPU. Raises ValueError: it is not here."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"there is no device {str(name)!r}; give cpu, cuda, cuda:1, …") from None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"the device is {device}; torch sees {count} CUDA devices here")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"the device is {device}; give cpu, cuda, cuda:1, …")
+    return device
 
 
 def _sampling_defaults(path: Path) -> dict[str, float]:

@@ -4,6 +4,7 @@ several."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def test_output_when_words_are_banned_then_it_has_none_however_they_are_cut(engi
 
 
 @given(
-    words=st.lists(st.text(alphabet="Paris", min_size=1, max_size=4), min_size=1, max_size=3),
+    words=st.lists(st.text(alphabet="Paris", min_size=1, max_size=4), min_size=1, max_size=3)
+    | st.lists(st.text(alphabet="Paris", min_size=1, max_size=4), min_size=16, max_size=24),
     text=st.text(alphabet="Paris", max_size=8),
 )
 def test_banned_words_when_a_token_is_not_forbidden_then_it_completes_none(words: list[str], text: str) -> None:
@@ -126,6 +128,16 @@ def test_banned_words_when_a_token_is_not_forbidden_then_it_completes_none(words
         before, after = text.encode(), text.encode() + token
         completes = any(after.count(word.encode(), max(0, len(before) - len(word) + 1)) for word in words)
         assert completes == (token_id in forbidden), (words, text, token)
+
+
+def test_banned_words_when_there_are_thousands_then_they_cost_no_seconds() -> None:
+    """Each word alone may have many tokens that begin with its rest."""
+    words = [f"{chr(97 + n % 26)}{n:06d}" + "x" * (n % 990) for n in range(10_000)]
+    started = time.process_time()
+    banned = BannedWords(words, PREFIXES)
+    for _ in range(100):
+        banned.forbidden(list(b"qqq0001ab" * 120))
+    assert time.process_time() - started < 5
 
 
 # -- the best of several -----------------------------------------------------------------------------------------------

@@ -230,6 +230,10 @@ def test_mutual_tls_when_configured_then_only_who_has_a_certificate_of_the_autho
             Client.connect(daemon.target, tls=tls, timeout_seconds=1)
     with Client.connect(daemon.target, tls=good) as client:
         assert client.info().worker_count == 1
+    given = [f"--{flag}={tmp_path}/{name}" for flag, name in (
+        ("tls-ca", "ca.pem"), ("tls-certificate", "client.pem"), ("tls-key", "client.key")
+    )]  # fmt: skip
+    assert [info("--listen", daemon.target, *given[:count]).returncode for count in (1, 2, 3)] == [1, 2, 0]
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
@@ -503,3 +507,34 @@ def test_log_when_tokens_are_presented_then_they_are_not_in_it(
         Client.connect(daemon.target, token="another-" + MARK)
     log = (tmp_path / "log").read_text()
     assert log and TOKEN not in log and MARK not in log
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", " \n\n"])
+def test_token_file_then_daemon_info_and_client_read_it_alike(
+    end: str, tcp: Callable[..., TcpDaemon], token_file: Path
+) -> None:
+    token_file.write_text(TOKEN + end, newline="")
+    daemon = tcp("--token-file", str(token_file))
+    Client.connect(daemon.target, token=token_file.read_text()).close()
+    assert info("--listen", daemon.target, "--token-file", str(token_file)).returncode == 0
+    without = info("--listen", daemon.target)
+    assert (without.returncode, without.stderr.count("\n")) == (1, 1) and "bearer token" in without.stderr
+
+
+@pytest.mark.parametrize(
+    "bad", ["a-token-with\nanother-line", "a-token-with\x00nul", "a-token-with-ü-in-it", "two words here, and more"]
+)
+def test_token_that_no_header_can_hold_then_it_is_refused_by_name(bad: str, token_file: Path) -> None:
+    token_file.write_text(bad)
+    for line in (
+        refusal_to_start("--listen", f"127.0.0.1:{free_port()}", "--token-file", str(token_file)),
+        info("--listen", "127.0.0.1:1", "--token-file", str(token_file)).stderr,
+    ):
+        assert str(token_file) in line and "position" in line and line.count("\n") <= 1 and bad not in line
+    with pytest.raises(ConfigError, match="position"):
+        Client.connect("127.0.0.1:1", token=bad)
+
+
+def info(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "maskd", "info", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)

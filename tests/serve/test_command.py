@@ -82,6 +82,22 @@ def test_command_when_the_settings_are_wrong_then_it_exits_with_two(tmp_path: Pa
     assert done.stderr.startswith("engine_adapter: ") and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--device", "foo"), "no device 'foo'"),
+        (("--device", "meta"), "the device is meta"),
+        (("--device", "cuda:99"), "cuda:99"),
+        (("/nowhere/model",), "/nowhere/model has no config.json"),
+    ],
+)
+def test_command_when_model_or_device_is_not_there_then_one_line(flags: tuple[str, ...], part: str) -> None:
+    command = [sys.executable, "-m", "engine_adapter", "serve", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and part in done.stderr
+    assert done.stderr.startswith("engine_adapter: ") and len(done.stderr.splitlines()) == 1
+
+
 async def test_server_when_its_loop_fails_then_its_health_and_each_request_say_so() -> None:
     """Health is 503, so that a supervisor can start the process again. A request is tried, and told that it failed."""
 

@@ -390,6 +390,9 @@ def test_sampling_fields_when_given_with_their_neutral_values_then_they_are_take
 
 def test_banned_words_when_given_then_the_text_has_none(http: httpx2.Client) -> None:
     """vLLM's bad_words."""
+    for many in (["a"] * 10_001, ["a" * 1_001]):
+        refused = http.post(CHAT, json=chat(bad_words=many))
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "bad_words"
     answer = http.post(CHAT, json=chat(bad_words=["a", "bc"], regex="[a-c]{9}", temperature=1.5))
     text = answer.json()["choices"][0]["message"]["content"]
     assert len(text) == 9 and "a" not in text and "bc" not in text

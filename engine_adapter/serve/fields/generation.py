@@ -38,6 +38,7 @@ _NAMES = {
 _JSON_KINDS = ("json_schema", "json_object", "structural_tag")
 _DRAWING = {"top_p", "top_k", "min_p", "typical_p"}
 _MOST_STOPS = 16
+_MOST_BAD_WORDS, _LONGEST_BAD_WORD = 10_000, 1_000
 _MOST_DIGITS = 20
 _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "ignore_eos": (False, "min_tokens keeps an output going"),
@@ -146,11 +147,18 @@ def limits_of(fields: CommonFields) -> dict[str, Any]:
     for name, (neutral, instead) in _UNSUPPORTED.items():
         if getattr(fields, name) not in (None, neutral):
             raise RequestError(f"{name} is not supported; {instead}", name, code="unsupported_parameter")
+    words = fields.bad_words or []
+    if len(words) > _MOST_BAD_WORDS or any(len(word) > _LONGEST_BAD_WORD for word in words):
+        raise RequestError(
+            f"bad_words takes {_MOST_BAD_WORDS:,} words of at most {_LONGEST_BAD_WORD:,} characters",
+            "bad_words",
+            code="invalid_value",
+        )
     return {
         "stop": stop_strings(fields.stop),
         "min_tokens": fields.min_tokens or 0,
         "stop_token_ids": tuple(fields.stop_token_ids or ()),
-        "banned_words": tuple(fields.bad_words or ()),
+        "banned_words": tuple(words),
         "ignore_special": fields.skip_special_tokens is not False,
     }
 
