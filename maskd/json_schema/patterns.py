@@ -1,6 +1,6 @@
 """Regular expressions in the parts that matter to xgrammar 0.2.8, and what it misreads.
 
-Owns: the parts of a regex, the list of misread constructs, and patterns of schemas in the form that it reads well.
+Owns: the parts of a regex, the list of misread constructs. Patterns of schemas, spelled so that it reads them well.
 Knows nothing about: schemas, the source of a grammar spec of kind ``regex`` (``maskd.backends.sources``).
 """
 
