@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from maskd.bitmask import ROW_ALIGN_WORDS, allowed_token_ids, mask_array, row_of, row_stride_words, row_words
+from maskd.bitmask import (
+    ROW_ALIGN_WORDS,
+    allowed_token_ids,
+    mask_array,
+    mask_logits,
+    row_of,
+    row_of_all_but,
+    row_stride_words,
+    row_words,
+)
 
 
 @st.composite
@@ -65,6 +74,17 @@ def test_allowed_ids_when_read_from_a_row_then_are_those_it_was_made_of(case: tu
     assert found.tolist() == sorted(ids)
 
 
+@given(case=rows(), padding=st.integers(0, 70))
+def test_row_of_all_but_when_ids_are_left_out_then_all_others_of_the_tokenizer_are_allowed(
+    case: tuple[int, set[int]], padding: int
+) -> None:
+    """What the tokenizer does not have is not allowed, to the end of the row."""
+    token_count, ids = case
+    row = row_of_all_but(ids, token_count, token_count + padding)
+    assert (row.dtype, row.shape) == (np.dtype(np.int32), (row_stride_words(token_count + padding),))
+    assert allowed_token_ids(row).tolist() == [at for at in range(token_count) if at not in ids]
+
+
 def test_row_when_ids_are_numpy_integers_then_is_the_same() -> None:
     """Ids from an array need no conversion, the sign bit of a word included."""
     ids = [0, 31, 32, 63, 1000]
@@ -95,6 +115,24 @@ def test_mask_array_when_rows_are_given_then_all_but_their_tokens_are_minus_infi
     assert np.array_equal(expected, memory)
 
 
+def test_mask_logits_when_they_are_bfloat16_then_the_others_are_minus_infinity() -> None:
+    """The upper half of a float32; numpy has no such type."""
+    logits = np.full((2, 40), 0x3F80, dtype=np.uint16)
+    mask_logits(logits.ctypes.data, "bfloat16", (2, 40), (40, 1), row_of([0, 33], 40)[None], [0, -1])
+    values = (logits.astype(np.uint32) << 16).view(np.float32)
+    assert np.flatnonzero(values[0] == 1).tolist() == [0, 33] and np.isneginf(values[0]).sum() == 38
+    assert (values[1] == 1).all()
+
+
+def test_mask_array_when_the_rows_are_a_view_then_reads_the_view() -> None:
+    """Every second row of a wider block, the words in reverse order."""
+    block = np.stack([row_of([at], 2048)[::-1] for at in (1, 5, 40, 1100)])[:, ::-1]
+    assert not block[::2].flags.c_contiguous
+    logits = np.ones((2, 2048), dtype=np.float32)
+    mask_array(logits, block[::2], [1, 0])
+    assert [np.flatnonzero(np.isfinite(one)).tolist() for one in logits] == [[40], [1]]
+
+
 @pytest.mark.parametrize(
     ("logits", "row_indices", "error"),
     [
@@ -103,6 +141,7 @@ def test_mask_array_when_rows_are_given_then_all_but_their_tokens_are_minus_infi
         (np.frombuffer(bytes(128), dtype=np.float32).reshape(1, 32), [0], "writable"),
         (np.ones((1, 32), dtype=[("at", "u1"), ("logit", "f4")])["logit"], [0], "aligned"),
         (np.ones((1, 2000), dtype=np.float32), [0], "1 rows of 1024 bits for 1 x 2000 logits"),
+        (np.ones((1, 1025), dtype=np.float32), [0], "1 rows of 1024 bits for 1 x 1025 logits"),
         (np.ones((2, 32), dtype=np.float32), [0], "1 rows of 1024 bits for 2 x 32 logits"),
     ],
 )

@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from maskd.front import hanging
 from maskd.front.hanging import Thread, is_stopped, look, stuck_seconds
 
 PASSED = 0.05
@@ -66,6 +69,31 @@ def test_look_when_this_process_works_and_sleeps_then_time_and_state_are_its_own
     after = look(os.getpid())[os.getpid()]
     assert before.state == after.state == "R" and after.seconds > before.seconds
     assert not is_stopped(look(os.getpid()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel keeps no nanoseconds")
+def test_look_when_the_kernel_keeps_nanoseconds_then_they_are_the_threads_own() -> None:
+    """Not the time for which it waited for a core. The kernel may be late by a tick."""
+    before = time.thread_time()
+    seen = look(os.getpid())[threading.get_native_id()].seconds
+    assert before - 0.05 <= seen <= time.thread_time()
+
+
+def test_look_when_the_kernel_keeps_no_nanoseconds_then_ticks_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in user code and those in the kernel; the name of a process may look like fields."""
+    monkeypatch.setattr(hanging, "Path", lambda path: tmp_path / path.lstrip("/"))
+    for thread, name in ((7, "python"), (8, "a) b (c)")):
+        task = tmp_path / f"proc/7/task/{thread}"
+        task.mkdir(parents=True)
+        fields = ["S", *map(str, range(4, 14)), "300", str(thread), *map(str, range(16, 53))]  # from field 3 on
+        (task / "stat").write_text(f"{thread} ({name}) {' '.join(fields)}\n")
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert look(7) == {
+        7: Thread("S", pytest.approx(307 / ticks)),  # type: ignore[arg-type]
+        8: Thread("S", pytest.approx(308 / ticks)),  # type: ignore[arg-type]
+    }
 
 
 def test_look_when_a_process_is_stopped_and_then_gone_then_it_says_so() -> None:

@@ -152,6 +152,7 @@ def test_layout_when_compiled_as_c_then_words_sizes_and_numbers_agree(compiled: 
     assert {name: compiled[name] for name in CONSTANTS} == CONSTANTS
     assert {name: compiled[name] for name in SIZES} == SIZES
     assert compiled["maskd_steps_header"] == compiled["maskd_rows_header"] <= lay.PAGE_BYTES
+    assert compiled["maskd_hello.token#"] == lay.TOKEN_BYTES
 
 
 def test_row_flags_when_a_result_passes_them_on_then_they_are_the_flags_so_named() -> None:
@@ -199,6 +200,40 @@ def test_rows_header_when_unpacked_then_the_layout_comes_back() -> None:
     assert Layout.unpack_rows_header(header, LAYOUT.rows_bytes) == (LAYOUT, 7, 0x0123456789ABCDEF, FINGERPRINT)
 
 
+def test_rows_header_when_packed_then_its_magic_is_missing() -> None:
+    """An engine that maps the segment early reads a header that is not one yet."""
+    assert LAYOUT.pack_rows_header(7, 1, FINGERPRINT)[:8] == bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("at", "field", "error"),
+    [
+        (0, struct.pack("<Q", 0xAB), "magic 0xab, layout 1.2; this client reads layout 1.2"),
+        (8, struct.pack("<HH", 9, 5), "magic 0x3153574f524b534d, layout 9.5; this client reads layout 1.2"),
+        (16, bytes([1]), "does not add up"),
+    ],
+)
+def test_rows_header_when_it_is_of_another_layout_then_the_error_names_both(at: int, field: bytes, error: str) -> None:
+    header = bytearray((GOLDEN / "rows_header.bin").read_bytes())
+    header[at : at + len(field)] = field
+    with pytest.raises(ProtocolError, match=error):
+        Layout.unpack_rows_header(bytes(header), LAYOUT.rows_bytes)
+
+
+def test_rows_header_when_the_segment_is_too_short_or_another_size_then_refused() -> None:
+    header = (GOLDEN / "rows_header.bin").read_bytes()
+    with pytest.raises(ProtocolError, match="rows segment of 9 bytes is shorter than its header"):
+        Layout.unpack_rows_header(header[: lay.ROWS_HEADER.size - 1], 9)
+    with pytest.raises(ProtocolError, match="does not add up"):
+        Layout.unpack_rows_header(header, LAYOUT.rows_bytes + 1)
+
+
+def test_rows_header_when_only_the_minor_version_differs_then_it_is_read() -> None:
+    header = bytearray((GOLDEN / "rows_header.bin").read_bytes())
+    header[10] += 1
+    assert Layout.unpack_rows_header(bytes(header), LAYOUT.rows_bytes)[0] == LAYOUT
+
+
 @given(st.integers(0, lay.ROWS_HEADER.size - 1), st.integers(1, 255))
 def test_rows_header_when_a_byte_is_wrong_then_it_is_refused_or_only_names_differ(at: int, change: int) -> None:
     """No damaged header gives offsets that do not follow from its capacities."""
@@ -225,6 +260,7 @@ def test_layout_when_capacities_are_allowed_then_parts_do_not_overlap(
     assert layout.results_offset + 64 * items <= layout.forced_offset
     assert layout.forced_offset + 4 * layout.forced_capacity <= layout.rows_offset
     assert layout.rows_offset % lay.PAGE_BYTES == 0
+    assert layout.rows_offset - layout.forced_offset - 4 * layout.forced_capacity < lay.PAGE_BYTES
     assert layout.rows_offset + layout.row_stride_bytes * rows <= layout.rows_cell_stride
     assert layout.row_stride_bytes * 8 >= vocab_size
     assert lay.PAGE_BYTES + 2 * layout.rows_cell_stride == layout.rows_bytes < 1 << 63
@@ -238,3 +274,36 @@ def test_layout_when_a_capacity_is_out_of_range_then_the_error_names_it(name: st
     with pytest.raises(CapacityError) as caught:
         Layout(1000, **capacities)
     assert caught.value.metadata["limit"] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("item_capacity", 65_536), ("row_capacity", 65_536), ("token_capacity", 4_194_304)]
+)
+def test_layout_when_a_capacity_is_at_its_limit_then_it_is_taken_and_one_more_is_not(name: str, limit: int) -> None:
+    capacities = {"item_capacity": 1, "row_capacity": 1, "token_capacity": 1, name: limit}
+    assert getattr(Layout(1000, **capacities), name) == limit
+    with pytest.raises(CapacityError, match=f"{name} is {limit + 1}; give 1 to {limit}"):
+        Layout(1000, **{**capacities, name: limit + 1})
+
+
+def test_cut_when_a_step_fits_then_its_cells_have_room_for_it_and_no_more() -> None:
+    """A layout has at least one of each, also for a step without any."""
+    assert LAYOUT.cut(3, 5, 7) == Layout(131072, 3, 7, 5, LAYOUT.forced_capacity)
+    assert LAYOUT.cut(24, 16384, 40) == LAYOUT
+    assert LAYOUT.cut(0, 0, 0) == Layout(131072, 1, 1, 1, LAYOUT.forced_capacity)
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit", "error"),
+    [
+        ((25, 0, 0), "item_capacity", "25 items in a step; the session takes 24"),
+        ((0, 16385, 0), "token_capacity", "16385 tokens in a step; the session takes 16384"),
+        ((0, 0, 41), "row_capacity", "41 rows in a step; the session takes 40"),
+    ],
+)
+def test_cut_when_a_step_does_not_fit_then_the_error_names_what(
+    counts: tuple[int, int, int], limit: str, error: str
+) -> None:
+    with pytest.raises(CapacityError, match=error) as caught:
+        LAYOUT.cut(*counts)
+    assert caught.value.metadata["limit"] == limit

@@ -64,3 +64,11 @@ def test_suspects_when_many_come_then_those_in_use_stay() -> None:
         record.suspect([key(number)])
     assert record.is_suspect(key("used")) and not record.is_suspect(key("idle"))
     assert not record.holds(key("used")), "suspicion is no strike"
+
+
+def test_suspects_when_one_is_suspected_again_then_it_stays_longer() -> None:
+    record = Quarantine(2)
+    record.suspect([key("first"), key("second")])
+    record.suspect([key("first")])
+    record.suspect([key("third")])
+    assert record.is_suspect(key("first")) and not record.is_suspect(key("second"))

@@ -1,0 +1,95 @@
+"""Changes one small thing at a time in the pure core, and asks the unit tests whether they notice: ``make mutants``.
+
+    python -m tests.mutants                            every file of ``TESTS``
+    python -m tests.mutants maskd/backends/gate.py …   these
+
+A mutant survives if all tests that run its line still pass. ``explained.txt`` says of every survivor why it may.
+Exits 1 if another one survives.
+
+The common tools do not fit. mutmut leaves out what stands outside of functions and whatever has a decorator, so all
+properties and all numbers of the layout, and works in a copy inside the checkout. Cosmic Ray edits the checkout itself.
+Here a mutant is an import hook in a forked process. Nothing is written but what Python and pytest cache.
+Owns: which tests ask which file, and the verdict. Knows nothing about: what a mutant is (``mutations``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.mutants.mutations import Mutant, mutants_of
+from tests.mutants.trial import Baseline, measure, survives
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPLAINED = Path(__file__).with_name("explained.txt")
+_SEQUENCES = ("tests/unit/test_sequences.py", "tests/unit/test_late.py")
+TESTS: dict[str, Sequence[str]] = {
+    "maskd/backends/gate.py": ("tests/unit/test_gate.py",),
+    "maskd/bitmask.py": ("tests/unit/test_bitmask.py",),
+    "maskd/front/hanging.py": ("tests/unit/test_hanging.py",),
+    "maskd/front/quarantine.py": ("tests/unit/test_quarantine.py",),
+    "maskd/ipc/marker.py": ("tests/unit/test_marker.py",),
+    "maskd/sequences/fill.py": _SEQUENCES,
+    "maskd/sequences/item.py": _SEQUENCES,
+    "maskd/sequences/late.py": _SEQUENCES,
+    "maskd/sequences/rows.py": _SEQUENCES,
+    "maskd/sequences/sequence.py": _SEQUENCES,
+    "maskd/sequences/table.py": _SEQUENCES,
+    "maskd/shm/layout.py": ("tests/unit/test_layout.py",),
+    "maskd/step.py": ("tests/unit/test_step.py",),
+    "engine_adapter/masker/ledger.py": ("tests/unit/test_ledger.py", "tests/engine/test_ledger.py"),
+}
+
+
+def explanations() -> dict[tuple[str, str], str]:
+    """Returns why a mutant may survive, by its file and its changed line."""
+    parts = (line.split(" :: ") for line in EXPLAINED.read_text().splitlines() if line and not line.startswith("#"))
+    return {(file, after): why for file, after, why in parts}
+
+
+def survivors_of(file: str, mutants: Sequence[Mutant], baseline: Baseline) -> list[Mutant]:
+    """Tries every mutant of ``file``; tells how far it is on a terminal."""
+    survivors = []
+    for number, mutant in enumerate(mutants, 1):
+        if sys.stderr.isatty():
+            print(f"\r{file}: {number} of {len(mutants)}, {len(survivors)} survived", end="", file=sys.stderr)
+        if survives(file, mutant, baseline):
+            survivors.append(mutant)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return survivors
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Are there tests that notice?")
+    parser.add_argument("files", nargs="*", choices=[*TESTS, []], metavar="FILE", help="of " + ", ".join(TESTS))
+    files = parser.parse_args().files or list(TESTS)
+    explained = explanations()
+    used: set[tuple[str, str]] = set()
+    open_count = 0
+    print(f"{'file':<36}{'mutants':>8}{'killed':>8}{'survived':>10}{'explained':>11}{'seconds':>9}", flush=True)
+    for file in files:
+        started = time.monotonic()
+        mutants = list(mutants_of((ROOT / file).read_bytes()))
+        survivors = survivors_of(file, mutants, measure(ROOT, file, TESTS[file]))
+        unexplained = [one for one in survivors if (file, one.after) not in explained]
+        used |= {(file, one.after) for one in survivors}
+        open_count += len(unexplained)
+        counts = f"{len(mutants):>8}{len(mutants) - len(survivors):>8}{len(survivors):>10}"
+        print(f"{file:<36}{counts}{len(survivors) - len(unexplained):>11}{time.monotonic() - started:>9.0f}")
+        for one in unexplained:
+            print(f"  line {one.line}\n    - {one.before}\n    + {one.after}")
+        sys.stdout.flush()
+    for file, after in sorted(explained.keys() - used):
+        if file in files:
+            print(f"explained, but no survivor: {file} :: {after}")
+    print(f"{open_count} survived without an explanation" if open_count else "every survivor is explained")
+    return 1 if open_count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
