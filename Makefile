@@ -14,13 +14,15 @@ CLIENTS := .venv-clients
 CLIENTS_STAMP := $(CLIENTS)/.installed
 PORT ?= 8000
 FUZZ ?= 20
+# Files of the pure core, none = all of them:  make mutants MUTANTS=maskd/backends/gate.py
+MUTANTS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROTO := proto/maskd/v1/mask_service.proto
 # pip tells of every requirement several times; what is fetched and installed is enough.
 PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " substr($$0, 1, 110); fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test lint types fmt proto bench bench-engine chaos conformance fuzz all clean
+.PHONY: help install run serve test lint types fmt proto bench bench-engine chaos conformance fuzz mutants all clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +89,9 @@ chaos: $(STAMP) ## kill, stop and corrupt things under load; every row must stil
 
 fuzz: $(STAMP) ## many wild inputs: FUZZ=20 times as many as make test tries
 	@MASKD_FUZZ=$(FUZZ) $(BIN)/python -m pytest -k "fuzz or ring" --timeout 0
+
+mutants: $(STAMP) ## change one thing at a time in the pure core; the unit tests must notice
+	@$(BIN)/python -m tests.mutants $(MUTANTS)
 
 all: lint types test ## everything that must hold
 

@@ -209,6 +209,17 @@ def test_fork_when_the_next_step_is_not_about_it_then_it_is_forked_all_the_same_
     assert engine.history(fork) == [1] and engine.step() == []
 
 
+def test_fork_when_it_was_made_then_it_does_not_follow_its_source_any_more() -> None:
+    engine = Engine()
+    source = engine.open(1)
+    fork = engine.ledger.fork(source)
+    engine.step({source: 2, fork: 3})
+    engine.ledger.rollback(fork, 2)
+    engine.ledger.close(source)
+    assert engine.step({fork: 4}) == [Item(fork, rollback=2, accept=(4,)), Item(source, Action.CLOSE)]
+    assert engine.ledger.standing() == {fork: (DIGITS, [4])}
+
+
 def test_fork_when_a_step_was_not_answered_then_the_next_one_forks_again_but_undoes_nothing_twice() -> None:
     """The unanswered step holds its rollbacks; it is sent again as it is."""
     engine = Engine()

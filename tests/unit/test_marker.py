@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,9 @@ def test_claim_when_a_thread_has_a_slot_then_the_front_knows_its_id(ends: tuple[
 
 def test_close_when_it_is_called_then_page_and_descriptor_are_given_back() -> None:
     marker = Marker()
+    mapped = Path("/proc/self/maps").read_text().count("memfd:maskd-marker")
     marker.close()
+    assert Path("/proc/self/maps").read_text().count("memfd:maskd-marker") == mapped - 1
     with pytest.raises(ValueError, match="released"):
         marker.words[0] = 1
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -72,3 +72,12 @@ def test_suspects_when_one_is_suspected_again_then_it_stays_longer() -> None:
     record.suspect([key("first")])
     record.suspect([key("third")])
     assert record.is_suspect(key("first")) and not record.is_suspect(key("second"))
+
+
+def test_quarantine_when_a_child_dies_of_what_killed_a_worker_then_it_is_still_not_pushed_out_by_children() -> None:
+    record = Quarantine(4)
+    record.strike(key("a"), of_worker=True)
+    record.strike(key("a"), of_worker=False)
+    for number in range(100):
+        quarantine(record, number, of_worker=False)
+    assert record.holds(key("a"))

@@ -21,7 +21,7 @@ from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, Result, ResultFlag, S
 from tests.unit.steps import batch_of, checked, in_full, result_of
 
 VOCAB_SIZE, TOKEN_COUNT, STOP, OTHER_STOP = 80, 70, 69, 68
-ROWS, CAPACITY, FORCED_LIMIT = 8, 4, 5
+ROWS, CAPACITY, FORCED_LIMIT, NUMBER = 8, 4, 5, 3
 DEAD_END = 9
 """After this token nothing is allowed."""
 
@@ -141,12 +141,15 @@ class Bench:
 
     def __init__(self) -> None:
         self.faults = Faults()
+        self.marker = memoryview(bytearray(16)).cast("Q")
         self.table, self.rows = self._table(Batch(self.faults), FillingMatcher, QuickMatcher)
         self.long_table, self.long_rows = self._table(Batch(Faults()), Matcher, Matcher)
         self.number = 0
 
     def _table(self, batch: Batch, first: type[Matcher], second: type[Matcher]) -> tuple[SequenceTable, Rows]:
-        table = SequenceTable(TOKEN_COUNT, VOCAB_SIZE, (STOP,), CAPACITY, forced_limit=FORCED_LIMIT)
+        table = SequenceTable(
+            TOKEN_COUNT, VOCAB_SIZE, (STOP,), CAPACITY, self.marker, NUMBER, forced_limit=FORCED_LIMIT
+        )
         for grammar_id, stop, kind, by in (
             (1, STOP, first, None),
             (2, STOP, second, batch),

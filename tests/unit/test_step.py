@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import pytest
@@ -18,7 +19,31 @@ from maskd.errors import (
     TerminatedError,
     TokenRejectedError,
 )
-from maskd.step import ItemField, LateIndex, Result, Status
+from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, ItemField, LateIndex, Result, Status
+
+WIRE = {
+    Action: "ADVANCE OPEN FORK CLOSE",
+    Status: "OK INVALID_ITEM GRAMMAR_NOT_FOUND SEQUENCE_NOT_FOUND SEQUENCE_EXISTS SEQUENCE_CAPACITY TOKEN_OUT_OF_RANGE "
+    "TOKEN_REJECTED SEQUENCE_TERMINATED ROLLBACK_TOO_FAR NO_TOKEN_ALLOWED BACKEND_FAILED STEP_DEADLINE "
+    "BACKENDS_DISAGREE",
+    ItemField: "SEQUENCE_ID ACTION FLAGS ROLLBACK ROW TOKENS ZERO ROW_TAKEN",
+}
+
+
+@pytest.mark.parametrize("kind", WIRE, ids=lambda kind: kind.__name__)
+def test_numbers_when_engines_read_them_then_they_are_those_of_the_wire(kind: type[enum.IntEnum]) -> None:
+    """From 0 on; a new name has a new number."""
+    assert {one.name: int(one) for one in kind} == {name: at for at, name in enumerate(WIRE[kind].split())}
+
+
+def test_numbers_when_they_stand_for_something_else_then_they_are_those_of_the_wire() -> None:
+    assert {one.name: int(one) for one in LateIndex} == {"UNDER_WAY": -1, "NOT_BEGUN": 0, "CLOSED": 1}
+    assert (ROLLBACK_ALL, NO_ROW) == (-1, -1)
+
+
+def test_item_and_result_when_only_a_sequence_is_named_then_nothing_is_asked_and_nothing_went_wrong() -> None:
+    assert Item(5) == Item(5, Action.ADVANCE, 0, 0, 0, (), (), NO_ROW, False)
+    assert Result(5) == Result(5, Status.OK, NO_ROW, 0, 0, 0, False, False, False, (), -1, 0)
 
 
 def result(status: Status, index: int = -1, value: int = 0) -> Result:

@@ -1,0 +1,218 @@
+"""What a step walks ahead and takes back: drafts, forced tokens, and the rows beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from maskd.bitmask import row_of
+from maskd.sequences import HeldGrammar
+from maskd.step import Action, Item, Status
+from tests.unit.test_sequences import (
+    DEAD_END,
+    FORCED_LIMIT,
+    NUMBER,
+    OTHER_STOP,
+    STOP,
+    VOCAB_SIZE,
+    Bench,
+    Grammar,
+    Matcher,
+    opened,
+)
+
+AFTER_EVEN, AFTER_ODD = set(range(10)) | {STOP}, set(range(10))
+
+
+def bench_with(kind: type[Matcher], stop: int = STOP) -> Bench:
+    """A bench whose grammar 5 has matchers of ``kind``, with sequence 1 of it."""
+    bench = Bench()
+    for table in (bench.table, bench.long_table):
+        table.grammars[5] = HeldGrammar.of(5, Grammar(bench.faults, stop, kind), None)  # type: ignore[arg-type]
+    opened(bench, 1, 5)
+    return bench
+
+
+def rows(bench: Bench, *numbers: int) -> list[set[int]]:
+    return [bench.row(number) for number in numbers]
+
+
+# -- drafts ------------------------------------------------------------------------------------------------------------
+
+
+def test_drafts_when_one_leads_into_a_dead_end_then_it_counts_as_refused() -> None:
+    bench = Bench()
+    opened(bench, 1)
+    result = bench.step(Item(1, drafts=(4, DEAD_END, 1), row=0))[0]
+    assert (result.status, result.row_count) == (Status.OK, 2)
+    assert rows(bench, 0, 1, 2, 3) == [AFTER_ODD, AFTER_EVEN, {STOP}, {STOP}]
+
+
+def test_drafts_when_the_sequence_itself_stands_at_a_dead_end_then_the_item_fails() -> None:
+    bench = Bench()
+    opened(bench, 1, accept=(1,))
+    result = bench.step(Item(1, accept=(DEAD_END,), drafts=(1,), row=0))[0]
+    assert (result.status, result.position, rows(bench, 0, 1)) == (Status.NO_TOKEN_ALLOWED, 1, [{STOP}, {STOP}])
+    assert bench.step(Item(1))[0].position == 1
+
+
+@pytest.mark.parametrize(
+    ("item", "status"),
+    [
+        (Item(1, drafts=(50, 1), row=0), Status.OK),
+        (Item(1, accept=(STOP,), drafts=(50, 1), row=0), Status.OK),
+        (Item(1, accept=(50,), drafts=(50, 1), row=0), Status.TOKEN_REJECTED),
+        (Item(1, Action.CLOSE, drafts=(50, 1), row=0), Status.OK),
+        (Item(9, drafts=(50, 1), row=0), Status.SEQUENCE_NOT_FOUND),
+    ],
+)
+def test_drafts_when_their_rows_are_closed_then_those_of_the_neighbour_stay(item: Item, status: Status) -> None:
+    """The neighbour's rows come before in the step, and behind in the block."""
+    bench = Bench()
+    opened(bench, 1, accept=(4,))
+    opened(bench, 2)
+    results = bench.step(Item(2, drafts=(4,), row=3), item)
+    assert [result.status for result in results] == [Status.OK, status]
+    assert rows(bench, 3, 4) == [AFTER_ODD, AFTER_EVEN] and rows(bench, 1, 2) == [{STOP}, {STOP}]
+
+
+class Ahead(Matcher):
+    """Walks on a copy, which is never rolled back."""
+
+    is_copy = False
+
+    def look_ahead(self) -> Ahead:
+        copy = self.fork()
+        assert isinstance(copy, Ahead)
+        copy.is_copy = True
+        return copy
+
+    def rollback(self, token_count: int) -> None:
+        assert not self.is_copy
+        super().rollback(token_count)
+
+
+@pytest.mark.parametrize("kind", [Matcher, Ahead])
+def test_walk_when_it_is_over_then_the_sequence_stands_where_it_stood(kind: type[Matcher]) -> None:
+    """On a copy, or on the matcher and back; with drafts that are all taken, some of them, or none."""
+    bench = bench_with(kind)
+    for drafts, row_count in (((4, 2), 3), ((4, 50), 2), ((50, 4), 1)):
+        assert bench.step(Item(1, drafts=drafts, row=0))[0].row_count == row_count
+    assert bench.step(Item(1, accept=(7,), want_forced=True))[0].forced == (8,)
+    assert bench.step(Item(1, accept=(8,), row=0))[0].position == 2 and rows(bench, 0) == [AFTER_EVEN]
+
+
+# -- forced tokens -----------------------------------------------------------------------------------------------------
+
+
+class Forced(Matcher):
+    """One token after the other is the only one: 0 1 2 0 1 2 …, and with the other stop token that after two."""
+
+    def fill_bitmask(self, row: NDArray[np.int32]) -> None:
+        assert not self.is_terminated
+        row[:] = row_of((self.next_token,), VOCAB_SIZE)
+
+    @property
+    def next_token(self) -> int:
+        return self.stop if self.stop == OTHER_STOP and len(self.history) == 2 else len(self.history) % 3
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        for count, token_id in enumerate(token_ids):
+            if self.is_terminated or token_id != self.next_token:
+                return count
+            self.history.append(token_id)
+        return len(token_ids)
+
+
+def test_forced_when_there_is_no_end_then_as_many_as_the_limit() -> None:
+    """Token 0 is one as any other."""
+    bench = bench_with(Forced)
+    assert bench.step(Item(1, want_forced=True))[0].forced == (0, 1, 2, 0, 1)
+    assert bench.step(Item(1, accept=(0, 1), want_forced=True, row=0))[0].forced == (2, 0, 1, 2, 0)
+    assert FORCED_LIMIT == 5 and rows(bench, 0) == [{2}]
+
+
+def test_forced_when_the_stop_token_is_the_only_one_then_it_is_the_last() -> None:
+    bench = bench_with(Forced, OTHER_STOP)
+    result = bench.step(Item(1, want_forced=True))[0]
+    assert (result.forced, result.terminated, result.position) == ((0, 1, OTHER_STOP), False, 0)
+    assert bench.step(Item(1, accept=(0, 1, OTHER_STOP), want_forced=True))[0].forced == ()
+
+
+def test_forced_when_the_library_fails_on_the_way_then_the_sequence_is_closed() -> None:
+    bench = Bench()
+    opened(bench, 1)
+    bench.faults.accept.add((7, 8))
+    result = bench.step(Item(1, accept=(7,), want_forced=True, row=0))[0]
+    assert (result.status, result.detail_value, rows(bench, 0)) == (Status.BACKEND_FAILED, 1, [{STOP}])
+    assert bench.step(Item(1))[0].status == Status.SEQUENCE_NOT_FOUND
+
+
+# -- the marker --------------------------------------------------------------------------------------------------------
+
+
+def noting(calls: list[tuple[str, int, int]], bench: list[Bench]) -> type[Matcher]:
+    """Matchers that note every native call, with the two words of the marker."""
+
+    class Noting(Matcher):
+        def note(self, name: str) -> None:
+            if bench:
+                calls.append((name, *bench[0].marker))
+
+        def fill_bitmask(self, row: NDArray[np.int32]) -> None:
+            self.note("fill")
+            super().fill_bitmask(row)
+
+        def accept(self, token_ids: Sequence[int]) -> int:
+            self.note("accept")
+            return super().accept(token_ids)
+
+        def fork(self) -> Matcher:
+            self.note("fork")
+            return super().fork()
+
+    return Noting
+
+
+@pytest.mark.parametrize(
+    ("item", "names"),
+    [
+        (Item(1, accept=(4,), row=0), ["accept", "fill"]),
+        (Item(1, accept=(4,), drafts=(2, 2), row=0), ["accept fill", "accept fill", "accept fill"]),
+        (Item(1, accept=(7,), want_forced=True), ["accept", "fill accept", "fill"]),
+        (Item(1, accept=(4,) * 40), ["accept", "accept", "accept"]),
+        (Item(2, Action.FORK, source_sequence_id=1, accept=(4,), row=0), ["fork", "accept", "fill"]),
+    ],
+)
+def test_marker_when_an_item_makes_several_native_calls_then_each_is_one_of_its_own(
+    item: Item, names: list[str]
+) -> None:
+    """The front looks for one call that hangs; many short ones are none. Session and grammar stand beside it."""
+    calls: list[tuple[str, int, int]] = []
+    benches: list[Bench] = []
+    bench = bench_with(noting(calls, benches))
+    benches.append(bench)
+    before = bench.marker[0]
+    bench.step(item)
+    of_number: dict[int, list[str]] = {}
+    for name, number, _ in calls[: len(calls) // 2]:  # the second half is the other table's
+        of_number.setdefault(number, []).append(name)
+    assert [" ".join(of) for of in of_number.values()] == names
+    assert all(number > before and number % 2 == before % 2 for number in of_number)
+    assert {mark for _, _, mark in calls} == {NUMBER << 32 | 5}
+
+
+def test_marker_when_rows_are_filled_together_then_it_names_the_session_and_no_grammar() -> None:
+    bench = Bench()
+    marks: list[int] = []
+    batch = bench.table.grammars[2].batch
+    assert batch is not None
+    fill = batch.fill_bitmasks
+    batch.fill_bitmasks = lambda *of: (marks.append(bench.marker[1]), fill(*of))[1]  # type: ignore[method-assign]
+    for sequence_id in (1, 2):
+        opened(bench, sequence_id, 2)
+    bench.step(Item(1, row=0), Item(2, row=1))
+    assert marks == [NUMBER << 32]
