@@ -25,7 +25,7 @@ from tests.mutants.trial import Baseline, measure, survives
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).with_name("explained.txt")
-_SEQUENCES = ("tests/unit/test_sequences.py", "tests/unit/test_walks.py", "tests/unit/test_late.py")
+_SEQUENCES = [f"tests/unit/test_{name}.py" for name in ("sequences", "walks", "late", "slow_items")]
 TESTS: dict[str, Sequence[str]] = {
     "maskd/backends/gate.py": ("tests/unit/test_gate.py",),
     "maskd/bitmask.py": ("tests/unit/test_bitmask.py",),

@@ -7,6 +7,7 @@ Knows nothing about: what a mutant changes, what is said about it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -40,7 +41,7 @@ class Baseline:
     """What the tests of one file do when nothing is changed.
 
     Attributes:
-        seconds: node id to the time a test takes, its fixtures included.
+        seconds: node id to the processor time of a test, its fixtures included.
         lines: node id to the lines of the file that the test runs.
     """
 
@@ -54,6 +55,7 @@ def measure(root: Path, file: str, test_files: Sequence[str]) -> Baseline:
     seconds, modules = _answer_of(lambda: _timed(test_files))
     for name in modules:  # once, for every mutant to come
         importlib.import_module(name)
+    gc.freeze()
     lines = _answer_of(lambda: _traced(root, file, test_files))
     return Baseline(root, seconds, lines)
 
@@ -70,7 +72,7 @@ def survives(file: str, mutant: Mutant, baseline: Baseline) -> bool:
     def trial() -> int:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds := int(3 + 3 * total), seconds))
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
-        signal.alarm(int(30 + 10 * total))  # of the wall: it may sleep
+        signal.alarm(int(60 + 20 * total))  # of the wall: it may sleep
         sys.meta_path.insert(0, _Import(baseline.root / file, file[:-3].replace("/", "."), mutant.source))
         return _pytest(list(dict.fromkeys(name.partition("::")[0] for name in wanted)), _Only(wanted))
 
@@ -88,9 +90,21 @@ def _pytest(test_files: Sequence[str], *plugins: object) -> int:
     )  # fmt: skip
     hypothesis.settings.register_profile("mutants", profile)
     hypothesis.settings.load_profile("mutants")
-    # A time limit of the tests would need the alarm.
-    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-o", "timeout=0", "-o", "addopts="]
-    return int(pytest.main([*options, "--assert=plain", "--import-mode=importlib", *test_files], plugins=plugins))
+    # Neither plugins nor the project's configuration: reading them takes longer than most of the tests.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    bare = [
+        "-c",
+        os.devnull,
+        "--rootdir",
+        ".",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:unraisableexception",
+    ]
+    options = [*bare, "-x", "-q", "-W", "error", "--tb=no", "--assert=plain", "--import-mode=importlib"]
+    return int(pytest.main([*options, *test_files], plugins=plugins))
 
 
 def _timed(test_files: Sequence[str]) -> tuple[dict[str, float], list[str]]:
@@ -119,9 +133,9 @@ class _Clock:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        started = time.monotonic()
+        started = time.process_time()
         result = yield
-        self.seconds[item.nodeid] = time.monotonic() - started
+        self.seconds[item.nodeid] = time.process_time() - started
         return result
 
 

@@ -1,0 +1,290 @@
+"""Which sequences are slow, and for how long: by a clock that goes only when a library works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from maskd.grammar import WhenSlow
+from maskd.sequences import HeldGrammar
+from maskd.step import Action, Item, LateIndex, Result, Status
+from tests.unit import test_sequences
+from tests.unit.test_late import Bench, Matcher, ends, late
+
+ROW_SECONDS = 2.0**-9
+UNDER_WAY, NOT_BEGUN = late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN)
+Spend = Callable[[Bench, str, float], None]
+
+
+@pytest.fixture
+def spend(monkeypatch: pytest.MonkeyPatch) -> Spend:
+    """Says how long one kind of call takes from now on; all others take no time."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "thread_time", lambda: now[0])
+
+    def of(bench: Bench, name: str, seconds: float) -> None:
+        def work() -> None:
+            now[0] += seconds
+
+        bench.grammar.meanwhile[name] = work
+
+    return of
+
+
+def quick_bench(*tokens: int, when_slow: WhenSlow = "wait") -> Bench:
+    """A bench with sequence 1, which is not slow yet."""
+    bench = Bench(slow=False, row_seconds=ROW_SECONDS, when_slow=when_slow)
+    bench.open(1, *tokens)
+    return bench
+
+
+def is_slow(bench: Bench, sequence_id: int = 1) -> bool:
+    """Whether the items of the sequence run in the lane from now on."""
+    result = bench.step(Item(sequence_id))[0]
+    bench.lane.work()
+    return result.status == Status.STEP_DEADLINE
+
+
+# -- what makes a grammar slow -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quick_steps", [15, 16])
+def test_steps_when_one_was_slow_then_the_next_sixteen_look_for_the_sequence(spend: Spend, quick_steps: int) -> None:
+    """Items are not timed before that: a clock costs more than a row."""
+    bench = quick_bench()
+    spend(bench, "fill", 2 * ROW_SECONDS)
+    bench.step(Item(1, row=0))
+    assert not is_slow(bench), "which item it was is not known"
+    spend(bench, "fill", 0.0)
+    for _ in range(quick_steps - 1):
+        bench.step(Item(1, row=0))
+    spend(bench, "fill", 2 * ROW_SECONDS)
+    bench.step(Item(1, row=0))
+    assert is_slow(bench) == (quick_steps == 15)
+
+
+@pytest.mark.parametrize(
+    ("name", "item", "limit"),
+    [
+        ("fill", Item(1, row=0), ROW_SECONDS),
+        ("fill", Item(1, drafts=(0, 1, 2), row=0), ROW_SECONDS),  # of each of its four rows
+        ("accept", Item(1, accept=(0,)), ROW_SECONDS + 1e-5),
+        ("accept", Item(1, accept=tuple(range(16))), ROW_SECONDS + 16e-5),
+        ("rollback", Item(1, rollback=1), ROW_SECONDS),
+    ],
+)
+@pytest.mark.parametrize("is_over", [False, True])
+def test_sequence_when_an_item_takes_its_time_then_it_is_slow_only_beyond_that(
+    spend: Spend, name: str, item: Item, limit: float, is_over: bool
+) -> None:
+    """A row's time for each row, and a little for each token."""
+    bench = quick_bench()
+    if item.rollback:
+        bench.step(Item(1, accept=(0,)))
+    spend(bench, "fill", 2 * ROW_SECONDS)
+    bench.step(Item(1, row=1))  # from here on items are timed
+    spend(bench, "fill", 0.0)
+    spend(bench, name, limit * (1.001 if is_over else 0.999))
+    assert bench.step(item)[0].status == Status.OK
+    assert is_slow(bench) == is_over
+
+
+def test_row_when_it_takes_exactly_its_time_then_its_sequence_is_not_slow(spend: Spend) -> None:
+    bench = quick_bench()
+    spend(bench, "fill", ROW_SECONDS)
+    bench.step(Item(1, row=0))
+    spend(bench, "fill", 2 * ROW_SECONDS)
+    bench.step(Item(1, row=0))
+    assert not is_slow(bench), "the first step was in time, so the second was not timed"
+    spend(bench, "fill", ROW_SECONDS)
+    bench.step(Item(1, row=0))
+    assert not is_slow(bench)
+
+
+def test_grammar_when_one_sequence_of_it_was_slow_then_all_are_and_others_are_not(spend: Spend) -> None:
+    bench = quick_bench()
+    bench.open(2)
+    bench.open(3, grammar_id=2)
+    spend(bench, "fill", 2 * ROW_SECONDS)
+    for _ in range(2):
+        bench.step(Item(1, row=0))
+    spend(bench, "fill", 0.0)
+    assert [is_slow(bench, sequence_id) for sequence_id in (1, 2, 3)] == [True, True, False]
+    assert ends(bench.step(Item(4, Action.OPEN, 1), Item(5, Action.OPEN, 2))) == [UNDER_WAY, Status.OK]
+
+
+@pytest.mark.parametrize(("count", "is_in_the_lane"), [(256, False), (257, True)])
+@pytest.mark.parametrize("action", [Action.ADVANCE, Action.OPEN])
+def test_item_when_it_has_many_tokens_then_it_alone_runs_in_the_lane(
+    spend: Spend, action: Action, count: int, is_in_the_lane: bool
+) -> None:
+    bench = quick_bench()
+    item = Item(1 if action == Action.ADVANCE else 2, action, 1, accept=[at % 50 for at in range(count)])
+    assert ends(bench.step(item)) == [UNDER_WAY if is_in_the_lane else Status.OK]
+    bench.lane.work()
+    assert ends(bench.step(Item(item.sequence_id))) == [Status.OK]
+    assert not is_slow(bench, item.sequence_id)
+
+
+def test_sequence_when_there_is_no_lane_then_nothing_is_slow(spend: Spend) -> None:
+    """Neither a grammar that is said to be, nor one that was, nor an item of many tokens."""
+    bench = test_sequences.Bench()
+    grammar = test_sequences.Grammar(bench.faults, test_sequences.STOP)
+    for table in (bench.table, bench.long_table):
+        table.grammars[5] = HeldGrammar.of(5, grammar, None, slow=True, when_slow="fail")  # type: ignore[arg-type]
+    results = bench.step(
+        Item(1, Action.OPEN, 5, accept=(4,) * 300, row=0), Item(2, Action.FORK, source_sequence_id=1, row=1)
+    )
+    assert [result.status for result in results] == [Status.OK] * 2
+    results = bench.step(Item(1, accept=(4,) * 300, row=0), Item(2, row=1))
+    assert [(result.status, result.position) for result in results] == [(Status.OK, 600), (Status.OK, 300)]
+
+
+# -- what is said of a late item ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("when_slow", "index"), [("wait", LateIndex.UNDER_WAY), ("fail", LateIndex.CLOSED)])
+def test_late_item_when_its_time_is_over_then_the_answer_has_the_limit_in_microseconds(
+    when_slow: WhenSlow, index: LateIndex
+) -> None:
+    bench = Bench(when_slow=when_slow, row_seconds=0.001)
+    result = bench.step(Item(1, Action.OPEN, 1, row=0))[0]
+    assert result == Result(1, Status.STEP_DEADLINE, detail_index=index, detail_value=1000)
+    assert len(bench.table) == (when_slow == "wait") and bench.lane.jobs[0].is_cancelled == (when_slow == "fail")
+
+
+def test_late_item_when_it_is_done_then_the_answer_is_that_of_a_quick_one() -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1, 0)
+    item = Item(1, rollback=1, accept=(0, 1), drafts=(2, 50), row=2)
+    assert ends(bench.step(item)) == [UNDER_WAY]
+    bench.lane.work()
+    bench.rows.block[:] = -1
+    result = bench.step(Item(1, drafts=(2, 50), row=5))[0]
+    assert result == Result(1, row=5, row_count=2, accepted_count=2, position=2)
+    assert [bench.row(row) for row in (5, 6, 7)] == [[2, 3], [3, 4], [63]]
+    assert (bench.rows.block[[4, 8]] == -1).all()
+
+
+@pytest.mark.parametrize("question", [Item(1, row=5), Item(1)])
+def test_question_when_it_wants_fewer_rows_then_it_has_those(question: Item) -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1, 0)
+    bench.step(Item(1, drafts=(1, 2), row=2))
+    bench.lane.work()
+    bench.rows.block[:] = -1
+    result = bench.step(question)[0]
+    wanted = question.row >= 0
+    assert (result.status, result.row, result.row_count) == (Status.OK, 5 if wanted else -1, int(wanted))
+    assert [(row == -1).all() for row in bench.rows.block[4:7]] == [True, not wanted, True]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [Item(1, accept=(1,), row=3), Item(1, rollback=1, row=3), Item(1, drafts=(2,), row=3)],
+    ids=["accept", "rollback", "other drafts"],
+)
+def test_item_when_it_is_no_question_then_it_is_not_begun_before_the_late_one_is_done(item: Item) -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1, 0)
+    bench.step(Item(1, drafts=(1,), row=0))
+    assert ends(bench.step(item)) == [NOT_BEGUN]
+    bench.lane.work()
+    assert ends(bench.step(item)) == [UNDER_WAY]
+    bench.lane.work()
+    assert bench.step(Item(1))[0].position == 1 + len(item.accept) - item.rollback
+
+
+def test_item_when_the_late_one_before_it_failed_then_it_has_that_answer_and_does_nothing() -> None:
+    """An engine that does not wait would otherwise never hear of it."""
+    bench = Bench(row_seconds=0.001)
+    bench.open(1, 0)
+    bench.step(Item(1, accept=(1, 50)))
+    bench.lane.work()
+    result = bench.step(Item(1, accept=(1,)))[0]
+    assert result == Result(1, Status.TOKEN_REJECTED, accepted_count=1, position=1, detail_index=1, detail_value=50)
+    assert not bench.lane.jobs and bench.step(Item(1, accept=(1,)))[0].status == Status.STEP_DEADLINE
+
+
+def test_row_when_the_late_item_had_none_then_asking_for_one_is_an_item_of_its_own() -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1, 0)
+    bench.step(Item(1, accept=(1,)))
+    assert ends(bench.step(Item(1, row=0))) == [NOT_BEGUN]
+    bench.lane.work()
+    assert ends(bench.step(Item(1, row=0))) == [UNDER_WAY]
+    bench.lane.work()
+    assert (ends(bench.step(Item(1, row=0))), bench.row(0)) == ([Status.OK], [2, 3])
+
+
+# -- closing, and grammars that go -------------------------------------------------------------------------------------
+
+
+def test_close_when_the_sequence_has_a_late_item_then_that_is_cancelled() -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1, 0)
+    bench.step(Item(1, accept=(1,), row=0))
+    assert bench.step(Item(1, Action.CLOSE)) == [Result(1, position=1)]
+    assert [job.is_cancelled for job in bench.lane.jobs] == [True] and len(bench.table) == 0
+
+
+def test_grammar_when_it_is_dropped_then_its_alternate_goes_with_it_and_sequences_stay() -> None:
+    """Twice is no error."""
+    bench = quick_bench()
+    bench.table.grammars[3] = HeldGrammar.of(3, bench.other, None)  # type: ignore[arg-type]
+    bench.table.grammars[1] = bench.table.grammars[1].with_alternate(bench.table.grammars[3])
+    for _ in range(2):
+        bench.table.drop_grammar(1)
+        assert list(bench.table.grammars) == [2]
+    bench.table.drop_grammar(2)
+    assert bench.table.grammars == {}
+    assert bench.step(Item(1, accept=(0,), row=0), Item(2, Action.OPEN, 1)) == [
+        Result(1, row=0, row_count=1, accepted_count=1, position=1),
+        Result(2, Status.GRAMMAR_NOT_FOUND, detail_value=1),
+    ]
+
+
+# -- moving to another backend -----------------------------------------------------------------------------------------
+
+
+def switching(*tokens: int) -> Bench:
+    """A bench with sequence 1 of a slow grammar that moves to grammar 3, which is quick, when it is late."""
+    bench = Bench(when_slow="switch", row_seconds=0.001, at_once=True)
+    bench.table.grammars[3] = HeldGrammar.of(3, bench.other, None)  # type: ignore[arg-type]
+    bench.table.grammars[1] = bench.table.grammars[1].with_alternate(bench.table.grammars[3])
+    bench.open(1, *tokens)
+    bench.lane.at_once = False
+    return bench
+
+
+@pytest.mark.parametrize("tokens", [(), (0,)])
+def test_switch_when_a_row_is_late_then_the_other_backend_makes_it_from_the_first_token(tokens: Sequence[int]) -> None:
+    """And from then on the sequence is quick."""
+    bench = switching(*tokens)
+    next_token = len(tokens)
+    moved: list[int] = []
+    bench.grammar.meanwhile["accept"] = lambda: moved.append(-1)
+    bench.other.meanwhile["matcher"] = lambda: moved.append(1)
+    assert ends(bench.step(Item(1, accept=(next_token,), row=0))) == [UNDER_WAY]
+    assert [job.is_cancelled for job in bench.lane.jobs] == [True, False]
+    bench.lane.work()
+    assert moved == [1], "the slow one is left out"
+    assert bench.step(Item(1, row=0))[0].position == next_token + 1
+    assert bench.row(0) == [next_token + 1, next_token + 2]
+    assert ends(bench.step(Item(1, accept=(next_token + 1,), row=0))) == [Status.OK] and not bench.lane.jobs
+
+
+def test_switch_when_the_backends_disagree_then_the_sequence_is_closed_and_says_where() -> None:
+    class Other(Matcher):
+        allowed = (0, 0)
+
+    bench = switching(0, 1)
+    bench.other.matcher = lambda: Other(bench.other)  # type: ignore[method-assign]
+    bench.step(Item(1, accept=(2,), row=0))
+    bench.lane.work()
+    result = bench.step(Item(1, row=0))[0]
+    assert (result.status, result.detail_index, result.detail_value) == (Status.BACKENDS_DISAGREE, 1, 1)
+    assert bench.row(0) == [63] and len(bench.table) == 0
