@@ -143,6 +143,81 @@ def test_sequence_when_there_is_no_lane_then_nothing_is_slow(spend: Spend) -> No
     assert [(result.status, result.position) for result in results] == [(Status.OK, 600), (Status.OK, 300)]
 
 
+def plain_step(bench: Bench, token_id: int) -> int | tuple[object, ...]:
+    """One token for sequence 1 and a row, in the short form that nearly every item has; returns the result as it is."""
+    bench.number += 1
+    return bench.table.step(bench.number, ([1], [token_id], [0], {}), bench.rows)[0]
+
+
+def test_plain_item_when_steps_are_timed_then_it_is_timed_as_any_other(spend: Spend) -> None:
+    bench = quick_bench()
+    spend(bench, "fill", 2 * ROW_SECONDS)
+    assert plain_step(bench, 0) == 1
+    assert not is_slow(bench)
+    plain_step(bench, 1)
+    assert is_slow(bench)
+
+
+def test_plain_item_when_its_sequence_is_slow_then_it_runs_in_the_lane() -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1)
+    result = plain_step(bench, 0)
+    assert isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
+    bench.lane.work()
+    assert bench.step(Item(1, row=0))[0].position == 1 and bench.row(0) == [1, 2]
+
+
+# -- in the lane -------------------------------------------------------------------------------------------------------
+
+
+class Shared(Matcher):
+    """Shares something with others until it is detached."""
+
+    def detach(self) -> None:
+        self.grammar.call("detach")
+
+
+def counting(bench: Bench, *names: str) -> dict[str, int]:
+    """Counts calls from now on."""
+    counts = dict.fromkeys(names, 0)
+
+    def count(name: str) -> None:
+        counts[name] += 1
+
+    bench.grammar.meanwhile.update({name: lambda name=name: count(name) for name in names})
+    return counts
+
+
+def test_sequence_when_its_grammar_is_slow_then_it_is_detached_once_and_takes_tokens_one_by_one() -> None:
+    """A token may take a second, and a slow call must not hold up those on the data path."""
+    bench = Bench(row_seconds=0.001)
+    bench.grammar.matcher = lambda: Shared(bench.grammar)  # type: ignore[method-assign]
+    counts = counting(bench, "detach", "accept")
+    bench.open(1, 0, 1, 2)
+    assert counts == {"detach": 1, "accept": 3}
+    bench.step(Item(1, accept=(3, 4)))
+    bench.lane.work()
+    assert bench.step(Item(1))[0].position == 5 and counts == {"detach": 1, "accept": 5}
+
+
+def test_sequence_when_only_its_item_is_long_then_it_is_not_detached() -> None:
+    bench = Bench(slow=False, row_seconds=0.001)
+    bench.grammar.matcher = lambda: Shared(bench.grammar)  # type: ignore[method-assign]
+    counts = counting(bench, "detach", "accept")
+    bench.open(1, *(at % 50 for at in range(320)))
+    assert counts == {"detach": 0, "accept": 20}
+
+
+def test_forced_tokens_when_the_item_runs_in_the_lane_then_none_are_looked_for() -> None:
+    """They are a hint, and would make it later still."""
+    bench = Bench(row_seconds=0.001)
+    bench.open(1)
+    bench.step(Item(1, accept=(0,), want_forced=True, row=0))
+    bench.lane.work()
+    counts = counting(bench, "fill")
+    assert bench.step(Item(1, want_forced=True, row=0))[0].forced == () and counts == {"fill": 0}
+
+
 # -- what is said of a late item ---------------------------------------------------------------------------------------
 
 

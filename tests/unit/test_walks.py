@@ -151,6 +151,93 @@ def test_forced_when_the_library_fails_on_the_way_then_the_sequence_is_closed() 
     assert bench.step(Item(1))[0].status == Status.SEQUENCE_NOT_FOUND
 
 
+# -- an item that is taken back ----------------------------------------------------------------------------------------
+
+
+class Unwilling(Matcher):
+    """Takes no token for a second time at the same place."""
+
+    def __init__(self, *of: object) -> None:
+        super().__init__(*of)  # type: ignore[arg-type]
+        self.seen: set[tuple[int, ...]] = set()
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        if token_ids and (*self.history, token_ids[0]) in self.seen:
+            return 0
+        accepted = super().accept(token_ids)
+        self.seen |= {tuple(self.history[: at + 1]) for at in range(len(self.history))}
+        return accepted
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_item_when_it_cannot_be_taken_back_then_the_sequence_is_closed(raises: bool) -> None:
+    """The undone token is refused, or the library fails: where the matcher stands is not known."""
+    bench = bench_with(Matcher if raises else Unwilling)
+    bench.step(Item(1, accept=(1, 2)))
+    if raises:
+        bench.faults.accept.add((1, 2))
+    result = bench.step(Item(1, rollback=1, accept=(DEAD_END,), row=0))[0]
+    assert (result.status, result.detail_value, rows(bench, 0)) == (Status.BACKEND_FAILED, 1, [{STOP}])
+    assert bench.step(Item(1))[0].status == Status.SEQUENCE_NOT_FOUND
+
+
+# -- the short way, and rows that are filled together ------------------------------------------------------------------
+
+
+class Counted(Matcher):
+    """Has the short way, and counts how often it is taken."""
+
+    advanced = 0
+
+    def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
+        type(self).advanced += 1
+        return 0 if token_id == self.stop else self.accept((token_id,))
+
+
+def test_plain_item_when_the_matcher_has_a_short_way_then_it_is_taken() -> None:
+    """By one of the two tables of the bench; the other is given its items in full."""
+
+    class Own(Counted):
+        """With a counter of its own."""
+
+    bench = bench_with(Own)
+    bench.step(Item(1, accept=(4,), row=0))
+    assert Own.advanced == 1
+    bench.step(Item(1, accept=(4, 4), row=0), Item(2, Action.FORK, source_sequence_id=1))
+    assert Own.advanced == 1
+    bench.step(Item(1, accept=(4,), row=0), Item(2, accept=(4,), row=1))
+    assert Own.advanced == 3
+
+
+def test_rows_when_two_backends_fill_together_then_each_is_given_its_own() -> None:
+    """In one call each; a single one is filled alone."""
+    bench = Bench()
+    calls: list[list[tuple[int, int]]] = []
+
+    class Together:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def fill_bitmasks(self, matchers: Sequence[Matcher], block: NDArray[np.int32], indices: Sequence[int]) -> None:
+            calls.append([(self.number, index) for index in indices])
+            for matcher, index in zip(matchers, indices, strict=True):
+                matcher.fill_bitmask(block[index])
+
+    for grammar_id in (5, 6, 7):
+        for table in (bench.table, bench.long_table):
+            grammar = Grammar(bench.faults, STOP, Matcher)
+            table.grammars[grammar_id] = HeldGrammar.of(grammar_id, grammar, Together(grammar_id))  # type: ignore[arg-type]
+    bench.step(Item(1, Action.OPEN, 5), Item(2, Action.OPEN, 6), Item(3, Action.OPEN, 7))
+    bench.step(Item(1, row=0), Item(2, row=1), Item(3, row=2))
+    assert calls == []
+    bench.step(Item(3, Action.CLOSE), Item(4, Action.FORK, source_sequence_id=1))
+    bench.step(Item(2, Action.CLOSE), Item(5, Action.OPEN, 6))
+    bench.step(Item(3, Action.FORK, source_sequence_id=5))
+    bench.step(Item(1, row=0), Item(5, row=1), Item(3, row=2), Item(4, accept=(4,), row=3))
+    assert sorted(calls[:2]) == sorted(calls[2:]) == [[(5, 0), (5, 3)], [(6, 1), (6, 2)]]
+    assert rows(bench, 0, 1, 2, 3) == [AFTER_ODD, AFTER_ODD, AFTER_ODD, AFTER_EVEN]
+
+
 # -- the marker --------------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +254,7 @@ def noting(calls: list[tuple[str, int, int]], bench: list[Bench]) -> type[Matche
             super().fill_bitmask(row)
 
         def accept(self, token_ids: Sequence[int]) -> int:
-            self.note("accept")
+            self.note("accept" if len(token_ids) == 1 else f"accept-{len(token_ids)}")
             return super().accept(token_ids)
 
         def fork(self) -> Matcher:
@@ -183,7 +270,7 @@ def noting(calls: list[tuple[str, int, int]], bench: list[Bench]) -> type[Matche
         (Item(1, accept=(4,), row=0), ["accept", "fill"]),
         (Item(1, accept=(4,), drafts=(2, 2), row=0), ["accept fill", "accept fill", "accept fill"]),
         (Item(1, accept=(7,), want_forced=True), ["accept", "fill accept", "fill"]),
-        (Item(1, accept=(4,) * 40), ["accept", "accept", "accept"]),
+        (Item(1, accept=(4,) * 40), ["accept-16", "accept-16", "accept-8"]),
         (Item(2, Action.FORK, source_sequence_id=1, accept=(4,), row=0), ["fork", "accept", "fill"]),
     ],
 )
@@ -195,6 +282,7 @@ def test_marker_when_an_item_makes_several_native_calls_then_each_is_one_of_its_
     benches: list[Bench] = []
     bench = bench_with(noting(calls, benches))
     benches.append(bench)
+    opened(bench, 3, 1)  # so that the marker names another grammar
     before = bench.marker[0]
     bench.step(item)
     of_number: dict[int, list[str]] = {}
