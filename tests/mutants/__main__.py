@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.mutants.mutations import Mutant, mutants_of
@@ -50,43 +50,42 @@ def explanations() -> dict[tuple[str, str], str]:
     return {(file, after): why for file, after, why in parts}
 
 
-def survivors_of(file: str, mutants: Sequence[Mutant], baseline: Baseline) -> list[Mutant]:
-    """Tries every mutant of ``file``; tells how far it is on a terminal."""
-    survivors = []
+def tried(file: str, baseline: Baseline) -> Iterator[tuple[Mutant, bool]]:
+    """Yields every mutant of ``file`` and whether it survived; on a terminal, says how far it is."""
+    mutants = list(mutants_of((ROOT / file).read_bytes()))
     for number, mutant in enumerate(mutants, 1):
         if sys.stderr.isatty():
-            print(f"\r{file}: {number} of {len(mutants)}, {len(survivors)} survived", end="", file=sys.stderr)
-        if survives(file, mutant, baseline):
-            survivors.append(mutant)
+            print(f"\r\033[K{file}: {number} of {len(mutants)}", end="", file=sys.stderr, flush=True)
+        yield mutant, survives(file, mutant, baseline)
     if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
-    return survivors
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Are there tests that notice?")
-    parser.add_argument("files", nargs="*", choices=[*TESTS, []], metavar="FILE", help="of " + ", ".join(TESTS))
+    parser.add_argument("files", nargs="*", metavar="FILE", help="of " + ", ".join(TESTS))
     files = parser.parse_args().files or list(TESTS)
     explained = explanations()
     used: set[tuple[str, str]] = set()
+    table = [f"{'file':<36}{'mutants':>9}{'killed':>9}{'survived':>10}{'explained':>11}{'seconds':>9}"]
     open_count = 0
-    print(f"{'file':<36}{'mutants':>8}{'killed':>8}{'survived':>10}{'explained':>11}{'seconds':>9}", flush=True)
     for file in files:
         started = time.monotonic()
-        mutants = list(mutants_of((ROOT / file).read_bytes()))
-        survivors = survivors_of(file, mutants, measure(ROOT, file, TESTS[file]))
-        unexplained = [one for one in survivors if (file, one.after) not in explained]
-        used |= {(file, one.after) for one in survivors}
-        open_count += len(unexplained)
-        counts = f"{len(mutants):>8}{len(mutants) - len(survivors):>8}{len(survivors):>10}"
-        print(f"{file:<36}{counts}{len(survivors) - len(unexplained):>11}{time.monotonic() - started:>9.0f}")
-        for one in unexplained:
-            print(f"  line {one.line}\n    - {one.before}\n    + {one.after}")
-        sys.stdout.flush()
-    for file, after in sorted(explained.keys() - used):
-        if file in files:
-            print(f"explained, but no survivor: {file} :: {after}")
+        count = survived = unexplained = 0
+        for mutant, has_survived in tried(file, measure(ROOT, file, TESTS[file])):
+            count += 1
+            survived += has_survived
+            if has_survived and (file, mutant.after) in explained:
+                used.add((file, mutant.after))
+            elif has_survived:
+                unexplained += 1
+                print(f"\n{file}, line {mutant.line}\n- {mutant.before}\n+ {mutant.after}", flush=True)
+        counts = f"{count:>9}{count - survived:>9}{survived:>10}{survived - unexplained:>11}"
+        table.append(f"{file:<36}{counts}{time.monotonic() - started:>9.0f}")
+        open_count += unexplained
+    stale = sorted(key for key in explained.keys() - used if key[0] in files)
+    print("\n" + "\n".join([*table, *(f"explained, but no survivor: {file} :: {after}" for file, after in stale)]))
     print(f"{open_count} survived without an explanation" if open_count else "every survivor is explained")
     return 1 if open_count else 0
 

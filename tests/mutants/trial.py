@@ -72,7 +72,7 @@ def survives(file: str, mutant: Mutant, baseline: Baseline) -> bool:
     def trial() -> int:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds := int(3 + 3 * total), seconds))
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
-        signal.alarm(int(60 + 20 * total))  # of the wall: it may sleep
+        signal.alarm(int(20 + 10 * total))  # of the wall: it may sleep
         sys.meta_path.insert(0, _Import(baseline.root / file, file[:-3].replace("/", "."), mutant.source))
         return _pytest(list(dict.fromkeys(name.partition("::")[0] for name in wanted)), _Only(wanted))
 

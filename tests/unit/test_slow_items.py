@@ -104,6 +104,24 @@ def test_row_when_it_takes_exactly_its_time_then_its_sequence_is_not_slow(spend:
     assert not is_slow(bench)
 
 
+@pytest.mark.parametrize(
+    ("matcher_rows", "accept_rows", "slow"), [(0.75, 0.75, False), (0.0, 1.5, True), (1.5, 0.0, True)]
+)
+@pytest.mark.parametrize(("action", "name"), [(Action.OPEN, "matcher"), (Action.FORK, "fork")])
+def test_create_when_it_takes_its_time_then_matcher_and_tokens_are_timed_each_for_itself(
+    spend: Spend, action: Action, name: str, matcher_rows: float, accept_rows: float, slow: bool
+) -> None:
+    """Always, not only after a slow step."""
+    bench = quick_bench()
+    spend(bench, name, matcher_rows * ROW_SECONDS)
+    spend(bench, "accept", accept_rows * ROW_SECONDS)
+    bench.step(Item(2, action, 1, source_sequence_id=1, accept=(0,)))
+    bench.lane.work()
+    bench.step(Item(2))
+    spend(bench, "accept", 0.0)
+    assert is_slow(bench) == slow
+
+
 def test_grammar_when_one_sequence_of_it_was_slow_then_all_are_and_others_are_not(spend: Spend) -> None:
     bench = quick_bench()
     bench.open(2)
@@ -208,6 +226,28 @@ def test_sequence_when_only_its_item_is_long_then_it_is_not_detached() -> None:
     assert counts == {"detach": 0, "accept": 20}
 
 
+@pytest.mark.parametrize(("action", "name"), [(Action.OPEN, "matcher"), (Action.FORK, "fork")])
+def test_create_when_the_grammar_is_slow_then_the_matcher_is_made_in_the_lane(action: Action, name: str) -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1)
+    counts = counting(bench, name)
+    bench.step(Item(2, action, 1, source_sequence_id=1))
+    assert counts == {name: 0}
+    bench.lane.work()
+    assert counts == {name: 1}
+
+
+def test_fork_when_its_source_is_in_the_lane_for_a_long_item_then_it_is_made_there() -> None:
+    """Also once the item is done, if no one has asked for it."""
+    bench = Bench(slow=False, row_seconds=0.001)
+    bench.open(1)
+    bench.step(Item(1, accept=[at % 50 for at in range(300)]))
+    bench.lane.work()
+    assert ends(bench.step(Item(2, Action.FORK, source_sequence_id=1))) == [UNDER_WAY]
+    bench.lane.work()
+    assert bench.step(Item(2))[0].position == 300 and not is_slow(bench, 2)
+
+
 def test_forced_tokens_when_the_item_runs_in_the_lane_then_none_are_looked_for() -> None:
     """They are a hint, and would make it later still."""
     bench = Bench(row_seconds=0.001)
@@ -295,6 +335,17 @@ def test_row_when_the_late_item_had_none_then_asking_for_one_is_an_item_of_its_o
     assert (ends(bench.step(Item(1, row=0))), bench.row(0)) == ([Status.OK], [2, 3])
 
 
+@pytest.mark.parametrize("action", [Action.OPEN, Action.FORK])
+def test_create_when_it_fails_in_the_lane_then_the_sequence_was_never_there(action: Action) -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1)
+    bench.step(Item(2, action, 1, source_sequence_id=1, accept=(0, 50), row=0))
+    assert len(bench.table) == 2, "until the engine has asked"
+    bench.lane.work()
+    assert (ends(bench.step(Item(2, row=0))), bench.row(0)) == ([Status.TOKEN_REJECTED], [63])
+    assert len(bench.table) == 1 and ends(bench.step(Item(2))) == [Status.SEQUENCE_NOT_FOUND]
+
+
 # -- closing, and grammars that go -------------------------------------------------------------------------------------
 
 
@@ -350,6 +401,16 @@ def test_switch_when_a_row_is_late_then_the_other_backend_makes_it_from_the_firs
     assert bench.step(Item(1, row=0))[0].position == next_token + 1
     assert bench.row(0) == [next_token + 1, next_token + 2]
     assert ends(bench.step(Item(1, accept=(next_token + 1,), row=0))) == [Status.OK] and not bench.lane.jobs
+
+
+def test_switch_when_the_other_backend_refuses_the_token_then_the_sequence_goes_on_there() -> None:
+    bench = switching(0)
+    bench.step(Item(1, accept=(50,), row=0))
+    bench.lane.work()
+    result = bench.step(Item(1, row=0))[0]
+    assert (result.status, result.position, bench.row(0)) == (Status.TOKEN_REJECTED, 1, [63])
+    assert (ends(bench.step(Item(1, accept=(1,), row=0))), bench.row(0)) == ([Status.OK], [2, 3])
+    assert not bench.lane.jobs
 
 
 def test_switch_when_the_backends_disagree_then_the_sequence_is_closed_and_says_where() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from maskd.bitmask import row_of
-from maskd.sequences import HeldGrammar
+from maskd.sequences import HeldGrammar, item_of
 from maskd.step import Action, Item, Status
 from tests.unit.test_sequences import (
     DEAD_END,
@@ -21,6 +22,7 @@ from tests.unit.test_sequences import (
     Bench,
     Grammar,
     Matcher,
+    allowed,
     opened,
 )
 
@@ -209,6 +211,75 @@ def test_plain_item_when_the_matcher_has_a_short_way_then_it_is_taken() -> None:
     assert Own.advanced == 3
 
 
+@pytest.mark.parametrize(
+    "first", [Item(5, Action.OPEN, 1), Item(5, Action.FORK, source_sequence_id=1), Item(1), Item(1, row=0)]
+)
+def test_item_when_its_sequence_was_in_this_step_already_then_it_is_refused(first: Item) -> None:
+    bench = Bench()
+    opened(bench, 1)
+    results = bench.step(first, Item(first.sequence_id, accept=(4,)))
+    assert [result.status for result in results] == [Status.OK, Status.SEQUENCE_EXISTS]
+    assert bench.step(Item(first.sequence_id))[0].position == 0
+
+
+def test_plain_item_when_its_row_was_filled_on_the_way_then_it_is_not_filled_again() -> None:
+    class Filled(Counted):
+        """Fills the row as it accepts."""
+
+        def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
+            if not super().advance(token_id, row_address, row_bytes):
+                return 0
+            row = np.ctypeslib.as_array((ctypes.c_int32 * (row_bytes // 4)).from_address(row_address))
+            row[:] = row_of(allowed(self.history), VOCAB_SIZE)
+            return 2
+
+        def fill_bitmask(self, row: NDArray[np.int32]) -> None:
+            fills.append(list(self.history))
+            super().fill_bitmask(row)
+
+    fills: list[list[int]] = []
+    bench = bench_with(Filled)
+    assert bench.step(Item(1, accept=(4,), row=0))[0].accepting and rows(bench, 0) == [AFTER_EVEN]
+    assert fills == [[4]], "by the table that is given its items in full"
+
+
+@pytest.mark.parametrize("grammar_id", [1, 2])
+def test_rows_when_their_sequences_are_forked_in_the_same_step_then_they_are_filled_before_and_only_then(
+    grammar_id: int,
+) -> None:
+    """One of them cannot be made: it is taken back once, its fork stands before the token, its row stays closed."""
+    bench = Bench()
+    opened(bench, 1, grammar_id, (4, 2))
+    opened(bench, 2, grammar_id, (4, 1))
+    results = bench.step(
+        Item(1, accept=(DEAD_END,), row=0),
+        Item(2, accept=(2,), row=1),
+        Item(7, Action.FORK, source_sequence_id=1),
+        Item(8, Action.FORK, source_sequence_id=2, row=3),
+    )
+    assert [(result.status, result.position) for result in results] == [
+        (Status.NO_TOKEN_ALLOWED, 2),
+        (Status.OK, 3),
+        (Status.OK, 2),
+        (Status.OK, 3),
+    ]
+    assert rows(bench, 0, 1, 3) == [{STOP}, AFTER_EVEN, AFTER_EVEN]
+    assert [result.position for result in bench.step(Item(1), Item(2), Item(7), Item(8))] == [2, 3, 2, 3]
+
+
+def test_rows_when_another_sequence_is_forked_in_the_same_step_then_they_are_still_filled_together() -> None:
+    bench = Bench()
+    for sequence_id in (1, 3, 4):
+        opened(bench, sequence_id, 2)
+    bench.step(Item(1, row=0), Item(2, Action.FORK, source_sequence_id=4), Item(3, row=1))
+    assert bench.faults.batches == [2]
+
+
+def test_plain_item_when_it_is_written_out_then_it_accepts_one_token_and_wants_one_row() -> None:
+    """In the order of the fields in shared memory; nothing else is asked, and nothing is wrong with it."""
+    assert tuple(item_of(([4, 3], [8, 7], [6, 5], {}), 1)) == (0, 3, 0, 0, 0, 0, 0, 5, (7,), (), -1, 0)
+
+
 def test_rows_when_two_backends_fill_together_then_each_is_given_its_own() -> None:
     """In one call each; a single one is filled alone."""
     bench = Bench()
@@ -291,6 +362,24 @@ def test_marker_when_an_item_makes_several_native_calls_then_each_is_one_of_its_
     assert [" ".join(of) for of in of_number.values()] == names
     assert all(number > before and number % 2 == before % 2 for number in of_number)
     assert {mark for _, _, mark in calls} == {NUMBER << 32 | 5}
+
+
+def test_marker_when_items_of_both_forms_come_then_its_count_only_grows() -> None:
+    """Two native calls with the same count would be one to the front, which hangs."""
+    calls: list[tuple[str, int, int]] = []
+    benches: list[Bench] = []
+    bench = bench_with(noting(calls, benches))
+    for sequence_id in (2, 3, 4):
+        opened(bench, sequence_id, 5)
+    benches.append(bench)
+    bench.step(
+        Item(1, accept=(4,), row=0),
+        Item(2, accept=(4,), drafts=(2,), row=1),
+        Item(3, accept=(4,), row=3),
+        Item(4, accept=(4,) * 20, row=4),
+    )
+    numbers = [number for name, number, _ in calls[: len(calls) // 2] if name != "fill"]
+    assert len(numbers) == 6 and numbers == sorted(set(numbers))
 
 
 def test_marker_when_rows_are_filled_together_then_it_names_the_session_and_no_grammar() -> None:
