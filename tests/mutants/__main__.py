@@ -52,7 +52,10 @@ def explanations() -> dict[tuple[str, str], str]:
 
 def tried(file: str, baseline: Baseline) -> Iterator[tuple[Mutant, bool]]:
     """Yields every mutant of ``file`` and whether it survived; on a terminal, says how far it is."""
-    mutants = list(mutants_of((ROOT / file).read_bytes()))
+    source = (ROOT / file).read_bytes()
+    if not survives(file, Mutant(source, 1, 1, "", "", runs_at_import=True), baseline):
+        raise RuntimeError(f"{file} is not changed, and yet its tests fail where its mutants are tried")
+    mutants = list(mutants_of(source))
     for number, mutant in enumerate(mutants, 1):
         if sys.stderr.isatty():
             print(f"\r\033[K{file}: {number} of {len(mutants)}", end="", file=sys.stderr, flush=True)

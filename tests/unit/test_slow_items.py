@@ -176,6 +176,18 @@ def test_plain_item_when_steps_are_timed_then_it_is_timed_as_any_other(spend: Sp
     assert is_slow(bench)
 
 
+def test_rows_when_steps_are_timed_then_they_are_filled_one_by_one(spend: Spend) -> None:
+    """Else it would not show which of them is slow."""
+    bench = Bench(slow=False, row_seconds=ROW_SECONDS)
+    bench.table.grammars[1] = HeldGrammar.of(1, bench.grammar, bench.grammar)  # type: ignore[arg-type]
+    bench.open(1)
+    bench.open(2)
+    spend(bench, "fill", 2 * ROW_SECONDS)
+    for _ in range(2):
+        assert ends(bench.step(Item(1, row=0), Item(2, row=1))) == [Status.OK] * 2
+    assert is_slow(bench)
+
+
 def test_plain_item_when_its_sequence_is_slow_then_it_runs_in_the_lane() -> None:
     bench = Bench(row_seconds=0.001)
     bench.open(1)

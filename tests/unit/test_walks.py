@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from maskd.bitmask import row_of
+from maskd.errors import BackendError
 from maskd.sequences import HeldGrammar, item_of
 from maskd.step import Action, Item, Status
 from tests.unit.test_sequences import (
@@ -355,7 +356,7 @@ def test_marker_when_an_item_makes_several_native_calls_then_each_is_one_of_its_
     benches.append(bench)
     opened(bench, 3, 1)  # so that the marker names another grammar
     before = bench.marker[0]
-    bench.step(item)
+    bench.step(item, Item(3, accept=(4,), row=7))
     of_number: dict[int, list[str]] = {}
     for name, number, _ in calls[: len(calls) // 2]:  # the second half is the other table's
         of_number.setdefault(number, []).append(name)
@@ -383,13 +384,36 @@ def test_marker_when_items_of_both_forms_come_then_its_count_only_grows() -> Non
 
 
 def test_marker_when_rows_are_filled_together_then_it_names_the_session_and_no_grammar() -> None:
+    """The call is one of its own."""
+    calls: list[tuple[str, int, int]] = []
+    benches: list[Bench] = []
     bench = Bench()
-    marks: list[int] = []
-    batch = bench.table.grammars[2].batch
-    assert batch is not None
-    fill = batch.fill_bitmasks
-    batch.fill_bitmasks = lambda *of: (marks.append(bench.marker[1]), fill(*of))[1]  # type: ignore[method-assign]
-    for sequence_id in (1, 2):
-        opened(bench, sequence_id, 2)
-    bench.step(Item(1, row=0), Item(2, row=1))
-    assert marks == [NUMBER << 32]
+    kind = noting(calls, benches)
+
+    class Together:
+        def fill_bitmasks(self, matchers: Sequence[Matcher], block: NDArray[np.int32], indices: Sequence[int]) -> None:
+            calls.append(("together", *bench.marker))
+            for matcher, index in zip(matchers, indices, strict=True):
+                matcher.fill_bitmask(block[index])
+
+    for table in (bench.table, bench.long_table):
+        table.grammars[5] = HeldGrammar.of(5, Grammar(bench.faults, STOP, kind), Together())  # type: ignore[arg-type]
+    bench.step(Item(1, Action.OPEN, 5), Item(2, Action.OPEN, 5))
+    benches.append(bench)
+    bench.step(Item(1, accept=(4,), row=0), Item(2, accept=(4,), row=1))
+    assert [name for name, _, _ in calls] == ["accept", "accept", "together", "fill", "fill"] * 2
+    assert calls[2][2] == NUMBER << 32 and calls[1][2] == NUMBER << 32 | 5
+    assert calls[0][1] < calls[1][1] < calls[2][1]
+
+
+def test_fill_when_it_fails_and_leaves_the_row_empty_then_the_item_is_taken_back_once() -> None:
+    class Empty(Matcher):
+        def fill_bitmask(self, row: NDArray[np.int32]) -> None:
+            row[:] = 0
+            raise BackendError("fill")
+
+    bench = bench_with(Empty)
+    bench.step(Item(1, accept=(4, 4)))
+    result = bench.step(Item(1, accept=(2,), row=0))[0]
+    assert (result.status, result.position, rows(bench, 0)) == (Status.BACKEND_FAILED, 2, [{STOP}])
+    assert bench.step(Item(1))[0].position == 2
