@@ -321,6 +321,13 @@ def test_detach_when_the_grammar_can_then_it_is_told_and_else_nothing_happens() 
     gate_around(Counting, X).detach()
 
 
+def test_end_when_a_long_beginning_of_it_ends_in_a_shorter_one_then_it_is_still_found() -> None:
+    """aabaaa fits twice, three tokens apart."""
+    matcher = gated(A, A, B, A, A, A, X)
+    text = [A, A, B, A, A, A, B, A, A, A, X]
+    assert matcher.accept(text) == len(text) and matcher.is_open
+
+
 class Together:
     """Fills the rows of its matchers one by one, and notes how many there were."""
 

@@ -214,8 +214,9 @@ def test_fork_when_it_was_made_then_it_does_not_follow_its_source_any_more() -> 
     source = engine.open(1)
     fork = engine.ledger.fork(source)
     engine.step({source: 2, fork: 3})
-    engine.ledger.rollback(fork, 2)
     engine.ledger.close(source)
+    assert engine.ledger.standing() == {fork: (DIGITS, [1, 3])}
+    engine.ledger.rollback(fork, 2)
     assert engine.step({fork: 4}) == [Item(fork, rollback=2, accept=(4,)), Item(source, Action.CLOSE)]
     assert engine.ledger.standing() == {fork: (DIGITS, [4])}
 
