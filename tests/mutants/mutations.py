@@ -59,6 +59,8 @@ def mutants_of(source: bytes) -> Iterator[Mutant]:
         number = source.count(b"\n", 0, start)
         before = source.split(b"\n")[number].decode().strip()
         after = f"(deleted) {before}" if is_deletion else mutated.split(b"\n")[number].decode().strip()
+        if after == "return None":  # one of many lines
+            after += f", not {before.removeprefix('return ')}"
         body = getattr(statement, "body", None)
         last = body[0].lineno - 1 if isinstance(body, list) else statement.end_lineno or statement.lineno
         yield Mutant(mutated, statement.lineno, max(statement.lineno, last), before, after, not in_function)

@@ -114,7 +114,10 @@ class Bench:
         self, *, slow: bool = True, when_slow: WhenSlow = "wait", at_once: bool = False, row_seconds: float = 0.002
     ) -> None:
         self.lane, self.grammar, self.other = Lane(at_once=at_once), Grammar(), Grammar()
-        self.table = SequenceTable(STOP + 1, VOCAB_SIZE, (STOP,), 32, lane=self.lane, row_seconds=row_seconds)
+        self.marker = memoryview(bytearray(16)).cast("Q")
+        self.table = SequenceTable(
+            STOP + 1, VOCAB_SIZE, (STOP,), 32, self.marker, lane=self.lane, row_seconds=row_seconds
+        )
         self.table.grammars[1] = HeldGrammar.of(1, self.grammar, None, slow=slow, when_slow=when_slow)  # type: ignore[arg-type]
         self.table.grammars[2] = HeldGrammar.of(2, self.other, None)  # type: ignore[arg-type]
         self.rows = Rows(np.zeros((ROWS, len(row_of((), VOCAB_SIZE))), dtype=np.int32))

@@ -9,7 +9,8 @@ import pytest
 
 from maskd.grammar import WhenSlow
 from maskd.sequences import HeldGrammar
-from maskd.step import Action, Item, LateIndex, Result, Status
+from maskd.step import ROLLBACK_ALL, Action, Item, LateIndex, Result, Status
+from maskd.worker.slow_lane import LateWork
 from tests.unit import test_sequences
 from tests.unit.test_late import Bench, Matcher, ends, late
 
@@ -280,6 +281,59 @@ def test_forced_tokens_when_the_item_runs_in_the_lane_then_none_are_looked_for()
     assert bench.step(Item(1, want_forced=True, row=0))[0].forced == () and counts == {"fill": 0}
 
 
+def test_source_when_the_lane_copies_it_then_its_plain_items_wait(spend: Spend) -> None:
+    """Its grammar has become slow since its last item."""
+    bench = quick_bench()
+    spend(bench, "matcher", 2 * ROW_SECONDS)
+    bench.step(Item(2, Action.OPEN, 1))
+    for _ in range(16):
+        bench.step()  # items are timed no more
+    assert ends(bench.step(Item(3, Action.FORK, source_sequence_id=1))) == [UNDER_WAY]
+    result = plain_step(bench, 0)
+    assert isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
+
+
+def test_item_when_it_wants_no_row_then_the_lane_makes_none() -> None:
+    bench = Bench(row_seconds=0.001)
+    bench.open(1)
+    counts = counting(bench, "fill")
+    bench.step(Item(1, accept=(0,)))
+    bench.lane.work()
+    assert bench.step(Item(1))[0].position == 1 and counts == {"fill": 0}
+    bench.step(Item(1, rollback=ROLLBACK_ALL, row=2))
+    bench.lane.work()
+    assert (bench.step(Item(1, row=2))[0].position, bench.row(2), counts) == (0, [0, 1], {"fill": 1})
+
+
+def test_job_when_it_makes_several_native_calls_then_it_says_so_before_each_but_the_first() -> None:
+    bench = Bench(row_seconds=0.001)
+    said: list[str] = []
+    for name in ("matcher", "accept", "fill"):
+        bench.grammar.meanwhile[name] = lambda name=name: said.append(name)
+    bench.step(Item(1, Action.OPEN, 1, accept=(0, 1), row=0))
+    bench.lane.jobs.pop().run(lambda: said.append("-"))
+    assert said == ["matcher", "-", "accept", "-", "accept", "fill"]
+
+
+def test_marker_when_the_step_waits_for_the_lane_then_the_data_path_is_not_busy() -> None:
+    """A hang in the lane is the lane's. The count goes on, so that no call seems to be the one before."""
+    waits: list[tuple[int, int]] = []
+
+    class Watched(LateWork):
+        def wait(self, seconds: float) -> bool:
+            waits.append((bench.marker[0], bench.marker[1]))
+            return super().wait(seconds)
+
+    bench = Bench(row_seconds=0.001)
+    bench.open(2, grammar_id=2)
+    bench.lane.start = lambda job, mark: bench.lane.jobs.append(Watched(job, mark)) or bench.lane.jobs[-1]  # type: ignore
+    before = bench.marker[0]
+    bench.step(Item(1, Action.OPEN, 1))
+    during, after = waits[0][0], bench.marker[0]
+    assert before < during < after and (during - before) % 2 == 1 and (after - before) % 2 == 0
+    assert waits[0][1] == bench.marker[1] == 1
+
+
 # -- what is said of a late item ---------------------------------------------------------------------------------------
 
 
@@ -364,6 +418,8 @@ def test_create_when_it_fails_in_the_lane_then_the_sequence_was_never_there(acti
     bench.step(Item(2, action, 1, source_sequence_id=1, accept=(0, 50), row=0))
     assert len(bench.table) == 2, "until the engine has asked"
     bench.lane.work()
+    fork = bench.step(Item(3, Action.FORK, source_sequence_id=2))[0]
+    assert (fork.status, fork.detail_value) == (Status.SEQUENCE_NOT_FOUND, 2)
     assert (ends(bench.step(Item(2, row=0))), bench.row(0)) == ([Status.TOKEN_REJECTED], [63])
     assert len(bench.table) == 1 and ends(bench.step(Item(2))) == [Status.SEQUENCE_NOT_FOUND]
 
@@ -423,6 +479,43 @@ def test_switch_when_a_row_is_late_then_the_other_backend_makes_it_from_the_firs
     assert bench.step(Item(1, row=0))[0].position == next_token + 1
     assert bench.row(0) == [next_token + 1, next_token + 2]
     assert ends(bench.step(Item(1, accept=(next_token + 1,), row=0))) == [Status.OK] and not bench.lane.jobs
+
+
+def test_fork_when_its_source_was_moved_then_it_is_a_copy_of_what_took_its_place() -> None:
+    """Also before the engine has asked for the source."""
+    bench = switching(0)
+    bench.step(Item(1, accept=(1,), row=0))
+    assert [job.mark for job in bench.lane.jobs] == [1, 3]
+    bench.lane.work()
+    assert ends(bench.step(Item(2, Action.FORK, source_sequence_id=1, row=1))) == [Status.OK]
+    assert bench.row(1) == [2, 3] and bench.step(Item(1))[0].position == 2
+
+
+def test_switch_when_the_other_backend_is_slow_too_then_the_sequence_stays_in_the_lane() -> None:
+    bench = switching(0)
+    bench.table.grammars[3] = HeldGrammar.of(3, bench.other, None, slow=True)  # type: ignore[arg-type]
+    bench.table.grammars[1] = bench.table.grammars[1].with_alternate(bench.table.grammars[3])
+    bench.lane.at_once = True
+    bench.step(Item(2, Action.OPEN, 1, accept=(0,)))
+    bench.lane.at_once = False
+    bench.step(Item(2, accept=(1,)))
+    bench.lane.work()
+    assert bench.step(Item(2))[0].position == 2
+    bench.number += 1
+    result = bench.table.step(bench.number, ([2], [2], [0], {}), bench.rows)[0]
+    assert isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
+
+
+def test_switch_when_there_is_no_other_backend_or_only_the_item_is_long_then_it_is_waited_for() -> None:
+    bench = Bench(when_slow="switch", row_seconds=0.001)
+    assert ends(bench.step(Item(1, Action.OPEN, 1))) == [UNDER_WAY]
+    assert [job.is_cancelled for job in bench.lane.jobs] == [False]
+    bench = Bench(slow=False, when_slow="switch", row_seconds=0.001)
+    bench.table.grammars[3] = HeldGrammar.of(3, bench.other, None)  # type: ignore[arg-type]
+    bench.table.grammars[1] = bench.table.grammars[1].with_alternate(bench.table.grammars[3])
+    bench.open(1)
+    assert ends(bench.step(Item(1, accept=[at % 50 for at in range(300)]))) == [UNDER_WAY]
+    assert [job.is_cancelled for job in bench.lane.jobs] == [False]
 
 
 def test_switch_when_the_other_backend_refuses_the_token_then_the_sequence_goes_on_there() -> None:
