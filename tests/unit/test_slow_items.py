@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -291,6 +293,24 @@ def test_source_when_the_lane_copies_it_then_its_plain_items_wait(spend: Spend) 
     assert ends(bench.step(Item(3, Action.FORK, source_sequence_id=1))) == [UNDER_WAY]
     result = plain_step(bench, 0)
     assert isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
+
+
+def test_item_when_the_lane_copies_its_sequence_then_it_waits_for_that_until_the_deadline() -> None:
+    bench = Bench(row_seconds=30.0, at_once=True)
+    bench.open(1)
+    threads: list[threading.Timer] = []
+
+    def start(job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
+        work = LateWork(job, mark)
+        threads.append(threading.Timer(0.05, work.run, [lambda: None]))
+        threads[-1].start()
+        return work
+
+    bench.lane.start = start  # type: ignore[method-assign]
+    results = bench.step(Item(2, Action.FORK, source_sequence_id=1, row=0), Item(1, accept=(0,), row=1))
+    assert (ends(results), bench.row(0), bench.row(1)) == ([Status.OK] * 2, [0, 1], [1, 2])
+    for thread in threads:
+        thread.join()
 
 
 def test_item_when_it_wants_no_row_then_the_lane_makes_none() -> None:
