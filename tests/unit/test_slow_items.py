@@ -295,6 +295,19 @@ def test_source_when_the_lane_copies_it_then_its_plain_items_wait(spend: Spend) 
     assert isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
 
 
+def test_plain_item_when_its_sequence_is_quick_again_then_it_takes_the_short_way() -> None:
+    class Short(Matcher):
+        def advance(self, token_id: int, row_address: int, row_bytes: int) -> int:
+            self.grammar.call("advance")
+            return self.accept((token_id,))
+
+    bench = Bench(slow=False, row_seconds=0.001)
+    bench.grammar.matcher = lambda: Short(bench.grammar)  # type: ignore[method-assign]
+    counts = counting(bench, "advance")
+    bench.open(1, *(at % 50 for at in range(300)))
+    assert plain_step(bench, 0) == 301 and counts == {"advance": 1}
+
+
 def test_item_when_the_lane_copies_its_sequence_then_it_waits_for_that_until_the_deadline() -> None:
     bench = Bench(row_seconds=30.0, at_once=True)
     bench.open(1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from maskd.bitmask import row_of
 from maskd.errors import BackendError
 from maskd.sequences import HeldGrammar, item_of
-from maskd.step import Action, Item, Status
+from maskd.step import Action, Item, Result, Status
 from tests.unit.test_sequences import (
     DEAD_END,
     FORCED_LIMIT,
@@ -83,19 +83,13 @@ def test_drafts_when_their_rows_are_closed_then_those_of_the_neighbour_stay(item
 
 
 class Ahead(Matcher):
-    """Walks on a copy, which is never rolled back."""
+    """Walks on a copy; neither is rolled back."""
 
-    is_copy = False
-
-    def look_ahead(self) -> Ahead:
-        copy = self.fork()
-        assert isinstance(copy, Ahead)
-        copy.is_copy = True
-        return copy
+    def look_ahead(self) -> Matcher:
+        return self.fork()
 
     def rollback(self, token_count: int) -> None:
-        assert not self.is_copy
-        super().rollback(token_count)
+        raise AssertionError("a walk is never taken back here")
 
 
 @pytest.mark.parametrize("kind", [Matcher, Ahead])
@@ -182,6 +176,41 @@ def test_item_when_it_cannot_be_taken_back_then_the_sequence_is_closed(raises: b
     result = bench.step(Item(1, rollback=1, accept=(DEAD_END,), row=0))[0]
     assert (result.status, result.detail_value, rows(bench, 0)) == (Status.BACKEND_FAILED, 1, [{STOP}])
     assert bench.step(Item(1))[0].status == Status.SEQUENCE_NOT_FOUND
+
+
+def test_item_when_a_token_among_many_is_refused_then_the_answer_says_which() -> None:
+    """They are taken in pieces; what stands behind the refused one is not tried."""
+    bench = Bench()
+    opened(bench, 1)
+    assert bench.step(Item(1, accept=(4, 4, 4, 50, *(4,) * 40)))[0] == Result(
+        1, Status.TOKEN_REJECTED, accepted_count=3, detail_index=3, detail_value=50
+    )
+    assert bench.step(Item(1))[0].position == 0
+
+
+def test_item_when_its_sequence_has_terminated_before_then_no_token_is_tried() -> None:
+    bench = Bench()
+    opened(bench, 1, accept=(4, STOP))
+    assert bench.step(Item(1, accept=(4,), row=0))[0] == Result(
+        1, Status.SEQUENCE_TERMINATED, position=2, terminated=True, detail_value=2
+    )
+    assert bench.step(Item(1, rollback=1, accept=(STOP, 4), row=0))[0] == Result(
+        1,
+        Status.SEQUENCE_TERMINATED,
+        accepted_count=1,
+        position=2,
+        terminated=True,
+        detail_index=1,
+        detail_value=2,
+    )
+
+
+def test_fork_when_its_source_has_terminated_then_so_has_the_fork() -> None:
+    bench = Bench()
+    opened(bench, 1, accept=(4, STOP))
+    result = bench.step(Item(2, Action.FORK, source_sequence_id=1, row=0))[0]
+    assert (result.terminated, result.position, rows(bench, 0)) == (True, 2, [{STOP}])
+    assert bench.step(Item(2, rollback=1, row=0))[0].position == 1 and rows(bench, 0) == [AFTER_EVEN]
 
 
 # -- the short way, and rows that are filled together ------------------------------------------------------------------
