@@ -44,16 +44,16 @@ TESTS: dict[str, Sequence[str]] = {
 }
 
 
-def explanations() -> dict[tuple[str, str], str]:
-    """Returns why a mutant may survive, by its file and its changed line."""
+def explanations() -> dict[tuple[str, str, str], str]:
+    """Returns why a mutant may survive, by its file, its function and its changed line."""
     parts = (line.split(" :: ") for line in EXPLAINED.read_text().splitlines() if line and not line.startswith("#"))
-    return {(file, after): why for file, after, why in parts}
+    return {(file, function, after): why for file, function, after, why in parts}
 
 
 def tried(file: str, baseline: Baseline) -> Iterator[tuple[Mutant, bool]]:
     """Yields every mutant of ``file`` and whether it survived; on a terminal, says how far it is."""
     source = (ROOT / file).read_bytes()
-    if not survives(file, Mutant(source, 1, 1, "", "", runs_at_import=True), baseline):
+    if not survives(file, Mutant(source, "", 1, 1, "", "", runs_at_import=True), baseline):
         raise RuntimeError(f"{file} is not changed, and yet its tests fail where its mutants are tried")
     mutants = list(mutants_of(source))
     for number, mutant in enumerate(mutants, 1):
@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", metavar="FILE", help="of " + ", ".join(TESTS))
     files = parser.parse_args().files or list(TESTS)
     explained = explanations()
-    used: set[tuple[str, str]] = set()
+    used: set[tuple[str, str, str]] = set()
     table = [f"{'file':<36}{'mutants':>9}{'killed':>9}{'survived':>10}{'explained':>11}{'seconds':>9}"]
     open_count = 0
     for file in files:
@@ -79,16 +79,18 @@ def main() -> int:
         for mutant, has_survived in tried(file, measure(ROOT, file, TESTS[file])):
             count += 1
             survived += has_survived
-            if has_survived and (file, mutant.after) in explained:
-                used.add((file, mutant.after))
+            key = (file, mutant.function, mutant.after)
+            if has_survived and key in explained:
+                used.add(key)
             elif has_survived:
                 unexplained += 1
-                print(f"\n{file}, line {mutant.line}\n- {mutant.before}\n+ {mutant.after}", flush=True)
+                print(f"\n{file}, line {mutant.line}, {mutant.function or 'outside of functions'}")
+                print(f"- {mutant.before}\n+ {mutant.after}", flush=True)
         counts = f"{count:>9}{count - survived:>9}{survived:>10}{survived - unexplained:>11}"
         table.append(f"{file:<36}{counts}{time.monotonic() - started:>9.0f}")
         open_count += unexplained
     stale = sorted(key for key in explained.keys() - used if key[0] in files)
-    print("\n" + "\n".join([*table, *(f"explained, but no survivor: {file} :: {after}" for file, after in stale)]))
+    print("\n" + "\n".join([*table, *("explained, but no survivor: " + " :: ".join(key) for key in stale)]))
     print(f"{open_count} survived without an explanation" if open_count else "every survivor is explained")
     return 1 if open_count else 0
 

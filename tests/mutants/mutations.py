@@ -29,12 +29,14 @@ class Mutant:
 
     Attributes:
         source: all of it.
+        function: the name of the function in which the change is; "" outside of functions.
         line, last_line: the first and the last line of the statement, or of its head, that was changed.
         before, after: the first changed line. ``after`` is "(deleted)" and the line if the statement is gone.
-        runs_at_import: the change is outside of functions.
+        runs_at_import: the change is outside of functions, or in a default of one.
     """
 
     source: bytes
+    function: str
     line: int
     last_line: int
     before: str
@@ -47,7 +49,7 @@ def mutants_of(source: bytes) -> Iterator[Mutant]:
     finder = _Finder(source)
     finder.visit(ast.parse(source))
     seen = set()
-    for start, end, text, statement, in_function, is_deletion in finder.found:
+    for start, end, text, statement, function, in_function, is_deletion in finder.found:
         mutated = source[:start] + text + source[end:]
         try:
             compile(mutated, "mutant", "exec")
@@ -59,18 +61,17 @@ def mutants_of(source: bytes) -> Iterator[Mutant]:
         number = source.count(b"\n", 0, start)
         before = source.split(b"\n")[number].decode().strip()
         after = f"(deleted) {before}" if is_deletion else mutated.split(b"\n")[number].decode().strip()
-        if after == "return None":  # one of many lines
-            after += f", not {before.removeprefix('return ')}"
         body = getattr(statement, "body", None)
         last = body[0].lineno - 1 if isinstance(body, list) else statement.end_lineno or statement.lineno
-        yield Mutant(mutated, statement.lineno, max(statement.lineno, last), before, after, not in_function)
+        last = max(statement.lineno, last)
+        yield Mutant(mutated, function, statement.lineno, last, before, after, not in_function)
 
 
 class _Finder(ast.NodeVisitor):
-    """Collects the changes of a tree: (first byte, last byte + 1, new text, statement, in a function, deletes it)."""
+    """Collects the changes of a tree: (first byte, last byte + 1, new text, statement, function, in one, deletes)."""
 
     def __init__(self, source: bytes) -> None:
-        self.found: list[tuple[int, int, bytes, ast.stmt, bool, bool]] = []
+        self.found: list[tuple[int, int, bytes, ast.stmt, str, bool, bool]] = []
         self._source = source
         self._line_starts = [0, *(match.end() for match in re.finditer(rb"\n", source))]
         self._statement = ast.stmt()
@@ -114,7 +115,8 @@ class _Finder(ast.NodeVisitor):
         self._depth -= 1
 
     def _add(self, start: int, end: int, text: bytes, *, is_deletion: bool = False) -> None:
-        self.found.append((start, end, text, self._statement, self._depth > 0, is_deletion))
+        name = self._function.name if self._function else ""
+        self.found.append((start, end, text, self._statement, name, self._depth > 0, is_deletion))
 
     def _start(self, node: ast.expr | ast.stmt) -> int:
         return self._line_starts[node.lineno - 1] + node.col_offset

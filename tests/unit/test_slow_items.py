@@ -21,7 +21,7 @@ UNDER_WAY, NOT_BEGUN = late(LateIndex.UNDER_WAY), late(LateIndex.NOT_BEGUN)
 Spend = Callable[[Bench, str, float], None]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def spend(monkeypatch: pytest.MonkeyPatch) -> Spend:
     """Says how long one kind of call takes from now on; all others take no time."""
     now = [0.0]
@@ -357,12 +357,18 @@ def test_marker_when_the_step_waits_for_the_lane_then_the_data_path_is_not_busy(
             waits.append((bench.marker[0], bench.marker[1]))
             return super().wait(seconds)
 
+    started: list[int] = []
+
+    def start(job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
+        started.append(bench.marker[0])
+        bench.lane.jobs.append(Watched(job, mark))
+        return bench.lane.jobs[-1]
+
     bench = Bench(row_seconds=0.001)
     bench.open(2, grammar_id=2)
-    bench.lane.start = lambda job, mark: bench.lane.jobs.append(Watched(job, mark)) or bench.lane.jobs[-1]  # type: ignore
-    before = bench.marker[0]
+    bench.lane.start = start  # type: ignore[method-assign]
     bench.step(Item(1, Action.OPEN, 1))
-    during, after = waits[0][0], bench.marker[0]
+    before, during, after = started[0], waits[0][0], bench.marker[0]
     assert before < during < after and (during - before) % 2 == 1 and (after - before) % 2 == 0
     assert waits[0][1] == bench.marker[1] == 1
 
