@@ -385,13 +385,23 @@ def test_marker_when_an_item_makes_several_native_calls_then_each_is_one_of_its_
     benches.append(bench)
     opened(bench, 3, 1)  # so that the marker names another grammar
     before = bench.marker[0]
-    bench.step(item, Item(3, accept=(4,), row=7))
+    bench.step(item)
     of_number: dict[int, list[str]] = {}
     for name, number, _ in calls[: len(calls) // 2]:  # the second half is the other table's
         of_number.setdefault(number, []).append(name)
     assert [" ".join(of) for of in of_number.values()] == names
     assert all(number > before and number % 2 == before % 2 for number in of_number)
     assert {mark for _, _, mark in calls} == {NUMBER << 32 | 5}
+
+
+def test_marker_when_rows_are_filled_one_by_one_then_it_names_the_grammar_of_each() -> None:
+    calls: list[tuple[str, int, int]] = []
+    benches: list[Bench] = []
+    bench = bench_with(noting(calls, benches))
+    opened(bench, 3, 1)
+    benches.append(bench)
+    bench.step(Item(1, row=0), Item(3, row=1))
+    assert [(name, mark) for name, _, mark in calls] == [("fill", NUMBER << 32 | 5)] * 2
 
 
 def test_marker_when_items_of_both_forms_come_then_its_count_only_grows() -> None:
