@@ -67,14 +67,12 @@ def survives(file: str, mutant: Mutant, baseline: Baseline) -> bool:
     if not wanted:
         return True
     wanted.sort(key=baseline.seconds.__getitem__)
-    total = sum(baseline.seconds[name] for name in wanted)
 
     def trial() -> int:
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds := int(3 + 3 * total), seconds))
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
-        signal.alarm(int(20 + 10 * total))  # of the wall: it may sleep
         sys.meta_path.insert(0, _Import(baseline.root / file, file[:-3].replace("/", "."), mutant.source))
-        return _pytest(list(dict.fromkeys(name.partition("::")[0] for name in wanted)), _Only(wanted))
+        only = _Only({name: baseline.seconds[name] for name in wanted})
+        return _pytest(list(dict.fromkeys(name.partition("::")[0] for name in wanted)), only)
 
     return _fork(trial) == 0
 
@@ -167,13 +165,24 @@ class _Tracer:
 
 
 class _Only:
-    """Runs the given tests, in this order."""
+    """Runs the given tests, in this order, each for ten times as long as it takes when nothing is changed."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._order = {name: at for at, name in enumerate(names)}
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+        self._order = {name: at for at, name in enumerate(seconds)}
+        _limit(3)  # for what is imported
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted((one for one in items if one.nodeid in self._order), key=lambda one: self._order[one.nodeid])
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        _limit(self._seconds[item.nodeid])
+
+
+def _limit(seconds: float) -> None:
+    """Ends this process if it goes on for much longer: by the processor's clock, or by the wall's if it sleeps."""
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + 10 * seconds) + 2, resource.RLIM_INFINITY))
+    signal.alarm(int(20 * seconds) + 20)
 
 
 class _Import(MetaPathFinder):
