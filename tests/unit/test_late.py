@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from maskd.bitmask import allowed_token_ids, row_of
 from maskd.errors import BackendError
 from maskd.grammar import GrammarReport, WhenSlow
+from maskd.ipc.progress import Progress
 from maskd.sequences import HeldGrammar, Rows, SequenceTable
 from maskd.step import NO_ROW, Action, Item, LateIndex, Result, Status
 from maskd.worker.slow_lane import LaneJob
@@ -114,18 +115,18 @@ class Bench:
         self, *, slow: bool = True, when_slow: WhenSlow = "wait", at_once: bool = False, row_seconds: float = 0.002
     ) -> None:
         self.lane, self.grammar, self.other = Lane(at_once=at_once), Grammar(), Grammar()
-        self.marker = memoryview(bytearray(16)).cast("Q")
+        self.progress = Progress()
         self.table = SequenceTable(
-            STOP + 1, VOCAB_SIZE, (STOP,), 32, self.marker, lane=self.lane, row_seconds=row_seconds
+            STOP + 1, VOCAB_SIZE, (STOP,), 32, self.progress, lane=self.lane, row_seconds=row_seconds
         )
         self.table.grammars[1] = HeldGrammar.of(1, self.grammar, None, slow=slow, when_slow=when_slow)  # type: ignore[arg-type]
         self.table.grammars[2] = HeldGrammar.of(2, self.other, None)  # type: ignore[arg-type]
         self.rows = Rows(np.zeros((ROWS, len(row_of((), VOCAB_SIZE))), dtype=np.int32))
         self.number = 0
 
-    def step(self, *items: Item) -> list[Result]:
+    def step(self, *items: Item, plain: bool = False) -> list[Result]:
         self.number += 1
-        batch = batch_of([checked(item) for item in items], plain=False)
+        batch = batch_of([checked(item) for item in items], plain=plain)
         return [result_of(result) for result in in_full(batch, self.table.step(self.number, batch, self.rows))]
 
     def row(self, number: int) -> list[int]:

@@ -41,7 +41,7 @@ class Engine:
 
     def book(self, step: Step, failing: Mapping[int, Result] | None = None) -> dict[int, MaskdError]:
         if failing is None:
-            return self.ledger.book(step, None)
+            return self.ledger.book_ok(step)
         results = [failing.get(item.sequence_id, Result(item.sequence_id)) for item in step.items]
         return self.ledger.book(step, results)
 

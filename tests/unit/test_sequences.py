@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from maskd.bitmask import allowed_token_ids, row_of
 from maskd.errors import BackendError
 from maskd.grammar import GrammarReport
+from maskd.ipc.progress import Progress
 from maskd.sequences import HeldGrammar, Rows, SequenceTable
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, Result, ResultFlag, Status
 from tests.unit.steps import batch_of, checked, in_full, result_of
@@ -141,14 +142,14 @@ class Bench:
 
     def __init__(self) -> None:
         self.faults = Faults()
-        self.marker = memoryview(bytearray(16)).cast("Q")
+        self.progress = Progress()
         self.table, self.rows = self._table(Batch(self.faults), FillingMatcher, QuickMatcher)
         self.long_table, self.long_rows = self._table(Batch(Faults()), Matcher, Matcher)
         self.number = 0
 
     def _table(self, batch: Batch, first: type[Matcher], second: type[Matcher]) -> tuple[SequenceTable, Rows]:
         table = SequenceTable(
-            TOKEN_COUNT, VOCAB_SIZE, (STOP,), CAPACITY, self.marker, NUMBER, forced_limit=FORCED_LIMIT
+            TOKEN_COUNT, VOCAB_SIZE, (STOP,), CAPACITY, self.progress, NUMBER, forced_limit=FORCED_LIMIT
         )
         for grammar_id, stop, kind, by in (
             (1, STOP, first, None),

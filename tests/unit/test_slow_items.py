@@ -12,7 +12,7 @@ import pytest
 from maskd.grammar import WhenSlow
 from maskd.sequences import HeldGrammar
 from maskd.step import ROLLBACK_ALL, Action, Item, LateIndex, Result, Status
-from maskd.worker.slow_lane import LateWork
+from maskd.worker.slow_lane import LaneJob
 from tests.unit import test_sequences
 from tests.unit.test_late import Bench, Matcher, ends, late
 
@@ -66,8 +66,7 @@ def test_steps_when_one_was_slow_then_the_next_sixteen_look_for_the_sequence(spe
         bench.step(Item(1, row=0))
     spend(bench, "fill", 2 * ROW_SECONDS)
     bench.step(Item(1, row=0))
-    result = plain_step(bench, 0)
-    was_found = isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
+    was_found = plain_step(bench, 0).status == Status.STEP_DEADLINE
     assert was_found == (quick_steps == 15)
 
 
@@ -166,16 +165,15 @@ def test_sequence_when_there_is_no_lane_then_nothing_is_slow(spend: Spend) -> No
     assert [(result.status, result.position) for result in results] == [(Status.OK, 600), (Status.OK, 300)]
 
 
-def plain_step(bench: Bench, token_id: int) -> int | tuple[object, ...]:
-    """One token for sequence 1 and a row, in the short form that nearly every item has; returns the result as it is."""
-    bench.number += 1
-    return bench.table.step(bench.number, ([1], [token_id], [0], {}), bench.rows)[0]
+def plain_step(bench: Bench, token_id: int, sequence_id: int = 1) -> Result:
+    """One token for the sequence and a row, in the short form that nearly every item has."""
+    return bench.step(Item(sequence_id, accept=(token_id,), row=0), plain=True)[0]
 
 
 def test_plain_item_when_steps_are_timed_then_it_is_timed_as_any_other(spend: Spend) -> None:
     bench = quick_bench()
     spend(bench, "fill", 2 * ROW_SECONDS)
-    assert plain_step(bench, 0) == 1
+    assert plain_step(bench, 0).status == Status.OK
     assert not is_slow(bench)
     plain_step(bench, 1)
     assert is_slow(bench)
@@ -204,8 +202,7 @@ def test_rows_when_steps_are_timed_then_they_are_filled_one_by_one(spend: Spend)
 def test_plain_item_when_its_sequence_is_slow_then_it_runs_in_the_lane() -> None:
     bench = Bench(row_seconds=0.001)
     bench.open(1)
-    result = plain_step(bench, 0)
-    assert isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
+    assert plain_step(bench, 0).status == Status.STEP_DEADLINE
     bench.lane.work()
     assert bench.step(Item(1, row=0))[0].position == 1 and bench.row(0) == [1, 2]
 
@@ -291,8 +288,7 @@ def test_source_when_the_lane_copies_it_then_its_plain_items_wait(spend: Spend) 
     for _ in range(16):
         bench.step()  # items are timed no more
     assert ends(bench.step(Item(3, Action.FORK, source_sequence_id=1))) == [UNDER_WAY]
-    result = plain_step(bench, 0)
-    assert isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
+    assert plain_step(bench, 0).status == Status.STEP_DEADLINE
 
 
 def test_plain_item_when_its_sequence_is_quick_again_then_it_takes_the_short_way() -> None:
@@ -305,7 +301,7 @@ def test_plain_item_when_its_sequence_is_quick_again_then_it_takes_the_short_way
     bench.grammar.matcher = lambda: Short(bench.grammar)  # type: ignore[method-assign]
     counts = counting(bench, "advance")
     bench.open(1, *(at % 50 for at in range(300)))
-    assert plain_step(bench, 0) == 301 and counts == {"advance": 1}
+    assert plain_step(bench, 0).position == 301 and counts == {"advance": 1}
 
 
 def test_item_when_the_lane_copies_its_sequence_then_it_waits_for_that_until_the_deadline() -> None:
@@ -313,8 +309,8 @@ def test_item_when_the_lane_copies_its_sequence_then_it_waits_for_that_until_the
     bench.open(1)
     threads: list[threading.Timer] = []
 
-    def start(job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
-        work = LateWork(job, mark)
+    def start(job: Callable[[Callable[[], None]], Any], mark: int) -> LaneJob:
+        work = LaneJob(job, mark)
         threads.append(threading.Timer(0.05, work.run, [lambda: None]))
         threads[-1].start()
         return work
@@ -348,19 +344,19 @@ def test_job_when_it_makes_several_native_calls_then_it_says_so_before_each_but_
     assert said == ["matcher", "-", "accept", "-", "accept", "fill"]
 
 
-def test_marker_when_the_step_waits_for_the_lane_then_the_data_path_is_not_busy() -> None:
+def test_progress_when_the_step_waits_for_the_lane_then_the_data_path_is_not_busy() -> None:
     """A hang in the lane is the lane's. The count goes on, so that no call seems to be the one before."""
     waits: list[tuple[int, int]] = []
 
-    class Watched(LateWork):
+    class Watched(LaneJob):
         def wait(self, seconds: float) -> bool:
-            waits.append((bench.marker[0], bench.marker[1]))
+            waits.append((bench.progress.words[0], bench.progress.words[1]))
             return super().wait(seconds)
 
     started: list[int] = []
 
-    def start(job: Callable[[Callable[[], None]], Any], mark: int) -> LateWork:
-        started.append(bench.marker[0])
+    def start(job: Callable[[Callable[[], None]], Any], mark: int) -> LaneJob:
+        started.append(bench.progress.words[0])
         bench.lane.jobs.append(Watched(job, mark))
         return bench.lane.jobs[-1]
 
@@ -368,9 +364,9 @@ def test_marker_when_the_step_waits_for_the_lane_then_the_data_path_is_not_busy(
     bench.open(2, grammar_id=2)
     bench.lane.start = start  # type: ignore[method-assign]
     bench.step(Item(1, Action.OPEN, 1))
-    before, during, after = started[0], waits[0][0], bench.marker[0]
+    before, during, after = started[0], waits[0][0], bench.progress.words[0]
     assert before < during < after and (during - before) % 2 == 1 and (after - before) % 2 == 0
-    assert waits[0][1] == bench.marker[1] == 1
+    assert waits[0][1] == bench.progress.words[1] == 1
 
 
 # -- what is said of a late item ---------------------------------------------------------------------------------------
@@ -540,9 +536,7 @@ def test_switch_when_the_other_backend_is_slow_too_then_the_sequence_stays_in_th
     bench.step(Item(2, accept=(1,)))
     bench.lane.work()
     assert bench.step(Item(2))[0].position == 2
-    bench.number += 1
-    result = bench.table.step(bench.number, ([2], [2], [0], {}), bench.rows)[0]
-    assert isinstance(result, tuple) and result[1] == Status.STEP_DEADLINE
+    assert plain_step(bench, 2, 2).status == Status.STEP_DEADLINE
 
 
 def test_switch_when_there_is_no_other_backend_or_only_the_item_is_long_then_it_is_waited_for() -> None:

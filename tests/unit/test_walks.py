@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from maskd import _shm
 from maskd.bitmask import row_of
 from maskd.errors import BackendError
 from maskd.sequences import HeldGrammar, item_of
@@ -307,7 +308,7 @@ def test_rows_when_another_sequence_is_forked_in_the_same_step_then_they_are_sti
 
 def test_plain_item_when_it_is_written_out_then_it_accepts_one_token_and_wants_one_row() -> None:
     """In the order of the fields in shared memory; nothing else is asked, and nothing is wrong with it."""
-    assert tuple(item_of(([4, 3], [8, 7], [6, 5], {}), 1)) == (0, 3, 0, 0, 0, 0, 0, 5, (7,), (), -1, 0)
+    assert tuple(item_of(_shm.Batch(([4, 3], [8, 7], [6, 5], {})), 1)) == (0, 3, 0, 0, 0, 0, 0, 5, (7,), (), -1, 0)
 
 
 def test_rows_when_two_backends_fill_together_then_each_is_given_its_own() -> None:
@@ -339,16 +340,16 @@ def test_rows_when_two_backends_fill_together_then_each_is_given_its_own() -> No
     assert rows(bench, 0, 1, 2, 3) == [AFTER_ODD, AFTER_ODD, AFTER_ODD, AFTER_EVEN]
 
 
-# -- the marker --------------------------------------------------------------------------------------------------------
+# -- progress ----------------------------------------------------------------------------------------------------------
 
 
 def noting(calls: list[tuple[str, int, int]], bench: list[Bench]) -> type[Matcher]:
-    """Matchers that note every native call, with the two words of the marker."""
+    """Matchers that note every native call, with the count and the mark of its progress."""
 
     class Noting(Matcher):
         def note(self, name: str) -> None:
             if bench:
-                calls.append((name, *bench[0].marker))
+                calls.append((name, *bench[0].progress.words[:2]))
 
         def fill_bitmask(self, row: NDArray[np.int32]) -> None:
             self.note("fill")
@@ -375,7 +376,7 @@ def noting(calls: list[tuple[str, int, int]], bench: list[Bench]) -> type[Matche
         (Item(2, Action.FORK, source_sequence_id=1, accept=(4,), row=0), ["fork", "accept", "fill"]),
     ],
 )
-def test_marker_when_an_item_makes_several_native_calls_then_each_is_one_of_its_own(
+def test_progress_when_an_item_makes_several_native_calls_then_each_is_one_of_its_own(
     item: Item, names: list[str]
 ) -> None:
     """The front looks for one call that hangs; many short ones are none. Session and grammar stand beside it."""
@@ -383,8 +384,8 @@ def test_marker_when_an_item_makes_several_native_calls_then_each_is_one_of_its_
     benches: list[Bench] = []
     bench = bench_with(noting(calls, benches))
     benches.append(bench)
-    opened(bench, 3, 1)  # so that the marker names another grammar
-    before = bench.marker[0]
+    opened(bench, 3, 1)  # so that the mark names another grammar
+    before = bench.progress.words[0]
     bench.step(item)
     of_number: dict[int, list[str]] = {}
     for name, number, _ in calls[: len(calls) // 2]:  # the second half is the other table's
@@ -394,7 +395,7 @@ def test_marker_when_an_item_makes_several_native_calls_then_each_is_one_of_its_
     assert {mark for _, _, mark in calls} == {NUMBER << 32 | 5}
 
 
-def test_marker_when_rows_are_filled_one_by_one_then_it_names_the_grammar_of_each() -> None:
+def test_progress_when_rows_are_filled_one_by_one_then_it_names_the_grammar_of_each() -> None:
     calls: list[tuple[str, int, int]] = []
     benches: list[Bench] = []
     bench = bench_with(noting(calls, benches))
@@ -404,7 +405,7 @@ def test_marker_when_rows_are_filled_one_by_one_then_it_names_the_grammar_of_eac
     assert [(name, mark) for name, _, mark in calls] == [("fill", NUMBER << 32 | 5)] * 2
 
 
-def test_marker_when_items_of_both_forms_come_then_its_count_only_grows() -> None:
+def test_progress_when_items_of_both_forms_come_then_its_count_only_grows() -> None:
     """Two native calls with the same count would be one to the front, which hangs."""
     calls: list[tuple[str, int, int]] = []
     benches: list[Bench] = []
@@ -422,7 +423,7 @@ def test_marker_when_items_of_both_forms_come_then_its_count_only_grows() -> Non
     assert len(numbers) == 6 and numbers == sorted(set(numbers))
 
 
-def test_marker_when_rows_are_filled_together_then_it_names_the_session_and_no_grammar() -> None:
+def test_progress_when_rows_are_filled_together_then_it_names_the_session_and_no_grammar() -> None:
     """The call is one of its own."""
     calls: list[tuple[str, int, int]] = []
     benches: list[Bench] = []
@@ -431,7 +432,7 @@ def test_marker_when_rows_are_filled_together_then_it_names_the_session_and_no_g
 
     class Together:
         def fill_bitmasks(self, matchers: Sequence[Matcher], block: NDArray[np.int32], indices: Sequence[int]) -> None:
-            calls.append(("together", *bench.marker))
+            calls.append(("together", *bench.progress.words[:2]))
             for matcher, index in zip(matchers, indices, strict=True):
                 matcher.fill_bitmask(block[index])
 
