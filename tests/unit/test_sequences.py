@@ -17,7 +17,7 @@ from maskd.bitmask import allowed_token_ids, row_of
 from maskd.errors import BackendError
 from maskd.grammar import GrammarReport
 from maskd.ipc.progress import Progress
-from maskd.sequences import HeldGrammar, Rows, SequenceTable
+from maskd.sequences import HeldGrammar, ItemResult, Rows, SequenceTable
 from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, Result, ResultFlag, Status
 from tests.unit.steps import batch_of, checked, in_full, result_of
 
@@ -183,6 +183,10 @@ class Bench:
 
 def opened(bench: Bench, sequence_id: int, grammar_id: int = 1, accept: Sequence[int] = ()) -> Result:
     return bench.step(Item(sequence_id, Action.OPEN, grammar_id, accept=accept))[0]
+
+
+def test_result_when_only_a_sequence_is_named_then_it_is_the_engines_result_of_that() -> None:
+    assert result_of(ItemResult(5)) == Result(5)
 
 
 # -- stories ----------------------------------------------------------------------------------------------------------

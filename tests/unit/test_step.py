@@ -19,7 +19,7 @@ from maskd.errors import (
     TerminatedError,
     TokenRejectedError,
 )
-from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, ItemField, LateIndex, Result, Status
+from maskd.step import NO_ROW, ROLLBACK_ALL, Action, Item, ItemField, ItemFlag, LateIndex, Result, ResultFlag, Status
 
 WIRE = {
     Action: "ADVANCE OPEN FORK CLOSE",
@@ -38,6 +38,8 @@ def test_numbers_when_engines_read_them_then_they_are_those_of_the_wire(kind: ty
 
 def test_numbers_when_they_stand_for_something_else_then_they_are_those_of_the_wire() -> None:
     assert {one.name: int(one) for one in LateIndex} == {"UNDER_WAY": -1, "NOT_BEGUN": 0, "CLOSED": 1}
+    assert {one.name: int(one) for one in ItemFlag} == {"WANT_FORCED": 1}
+    assert {one.name: int(one) for one in ResultFlag} == {"TERMINATED": 1, "ACCEPTING": 2, "ALL_ALLOWED": 4}
     assert (ROLLBACK_ALL, NO_ROW) == (-1, -1)
 
 
