@@ -281,14 +281,15 @@ def test_close_when_the_daemon_holds_the_sequence_then_the_next_step_tells_it_on
     assert not engine.ledger.is_closing and engine.step() == []
 
 
-def test_close_when_it_was_booked_then_a_new_session_hears_nothing_of_it() -> None:
-    """Also if the step with the close is sent again."""
+@pytest.mark.parametrize("status", [Status.OK, Status.SEQUENCE_NOT_FOUND])
+def test_close_when_it_was_booked_then_a_new_session_hears_nothing_of_it(status: Status) -> None:
+    """Also if the step with the close is sent again, or the sequence was not there."""
     engine = Engine()
     handle = engine.open()
     engine.ledger.close(handle)
     step = engine.plan()
     assert len(engine.write(step)) == 1
-    engine.book(step)
+    engine.book(step, {handle: Result(handle, status, detail_value=handle)})
     assert engine.write(step) == []
 
 
