@@ -457,3 +457,13 @@ def test_fill_when_it_fails_and_leaves_the_row_empty_then_the_item_is_taken_back
     result = bench.step(Item(1, accept=(2,), row=0))[0]
     assert (result.status, result.position, rows(bench, 0)) == (Status.BACKEND_FAILED, 2, [{STOP}])
     assert bench.step(Item(1))[0].position == 2
+
+
+def test_fill_when_it_fails_then_the_row_behind_it_stays() -> None:
+    """That row belongs to an item that came before."""
+    bench = bench_with(Matcher)
+    opened(bench, 2, 5)
+    bench.faults.fill.add((2,))
+    results = bench.step(Item(2, accept=(4,), row=1), Item(1, accept=(2,), row=0))
+    assert [result.status for result in results] == [Status.OK, Status.BACKEND_FAILED]
+    assert rows(bench, 0, 1) == [{STOP}, AFTER_EVEN]
