@@ -413,6 +413,7 @@ def test_progress_when_items_of_both_forms_come_then_its_count_only_grows() -> N
     for sequence_id in (2, 3, 4):
         opened(bench, sequence_id, 5)
     benches.append(bench)
+    before = bench.progress.words[0]
     bench.step(
         Item(1, accept=(4,), row=0),
         Item(2, accept=(4,), drafts=(2,), row=1),
@@ -421,6 +422,7 @@ def test_progress_when_items_of_both_forms_come_then_its_count_only_grows() -> N
     )
     numbers = [number for name, number, _ in calls[: len(calls) // 2] if name != "fill"]
     assert len(numbers) == 6 and numbers == sorted(set(numbers))
+    assert {number % 2 for number in numbers} == {before % 2}, "odd or even says whether a call is under way"
 
 
 def test_progress_when_rows_are_filled_together_then_it_names_the_session_and_no_grammar() -> None:
