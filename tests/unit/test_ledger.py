@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
 from engine_adapter.masker.ledger import Ledger, Step
@@ -440,3 +442,120 @@ def test_step_when_it_is_sent_again_to_a_new_session_then_it_asks_the_same_of_re
     ]
     engine.book(step)
     assert (engine.history(restored), engine.history(missing)) == ([1, 7], [4, 8])
+
+
+# -- bad input of one sequence -----------------------------------------------------------------------------------------
+
+EDGES = [0, -(1 << 31), (1 << 31) - 1]
+
+
+@pytest.mark.parametrize("token_id", EDGES)
+def test_plan_when_a_token_is_at_the_edge_of_int32_then_it_is_asked(token_id: int) -> None:
+    """One alone and one of several are the same, whatever library made the integer."""
+    engine = Engine()
+    handle = engine.open()
+    for given in (token_id, [token_id], np.int64(token_id), np.array([token_id])):
+        step = engine.plan({handle: given})
+        assert tuple(step.tokens[handle]) == (token_id,) and not step.refused
+
+
+@pytest.mark.parametrize("token_id", [1 << 31, -(1 << 31) - 1, 1 << 40])
+def test_plan_when_a_token_is_beyond_int32_then_its_sequence_alone_is_refused(token_id: int) -> None:
+    engine = Engine()
+    bad, good = engine.open(1), engine.open(2)
+    for given in (token_id, [token_id], [3, token_id]):
+        step = engine.plan({bad: given, good: 4}, [bad, good])
+        assert step.tokens[bad] == [] or step.tokens[bad] == ()
+        assert [item.sequence_id for item in engine.write(step)] == [good]
+        errors = engine.book(step)
+        assert list(errors) == [bad] and isinstance(errors[bad], InvalidRequestError)
+        assert errors[bad].metadata["field"] == "tokens" and errors[bad].metadata["sequence_id"] == str(bad)
+    assert engine.history(bad) == [1] and engine.history(good) == [2, 4, 4, 4]
+
+
+def test_plan_when_a_draft_is_beyond_int32_then_its_rows_stay_and_its_sequence_alone_is_refused() -> None:
+    """The rows of the others keep their places."""
+    engine = Engine()
+    bad, good = engine.open(1), engine.open(2)
+    step = engine.plan({bad: 3, good: 4}, [bad, good], {bad: [5, 1 << 31]})
+    assert dict(step.first_row) == {bad: 0, good: 3} and list(step.drafts[bad]) == [0, 0]
+    assert [item.sequence_id for item in engine.write(step)] == [good]
+    assert step.unfilled_rows == [0, 1, 2]
+    assert engine.book(step)[bad].metadata == {"field": "drafts", "sequence_id": str(bad), "index": "1"}
+
+
+@pytest.mark.parametrize("given", ["ab", 1.5, None, [1, "a"]])
+def test_plan_when_tokens_are_no_integers_then_nothing_is_taken(given: Any) -> None:
+    engine = Engine()
+    handle = engine.open(1, 2)
+    engine.ledger.rollback(handle, 1)
+    for tokens, drafts in (({handle: given}, {}), ({}, {handle: given})):
+        with pytest.raises(InvalidRequestError, match=f"sequence {handle}"):
+            engine.plan(tokens, [handle], drafts)
+    assert engine.step() == [Item(handle, rollback=1)]
+
+
+def test_plan_when_a_sequence_stands_twice_in_rows_then_refused() -> None:
+    engine = Engine()
+    handle, free = engine.open(1), engine.ledger.open(None)
+    with pytest.raises(InvalidRequestError, match="twice"):
+        engine.plan({}, [handle, handle])
+    assert engine.plan({}, [free, free]).row_indices.tolist() == [-1, -1], "rows without a mask are no one's"
+
+
+def test_rollback_when_a_step_is_under_way_then_the_next_plan_refuses_that_sequence_alone() -> None:
+    """Only when the step is booked is it known how many tokens there are."""
+    engine = Engine()
+    bad, good = engine.open(1), engine.open(2)
+    engine.ledger.rollback(bad, 5, is_settled=False)
+    step = engine.plan({bad: 3, good: 4})
+    assert [item.sequence_id for item in engine.write(step)] == [good]
+    errors = engine.book(step)
+    assert list(errors) == [bad] and isinstance(errors[bad], RollbackError)
+    assert engine.step({bad: 3}) == [Item(bad, accept=(3,))], "it is taken as never asked"
+
+
+def test_rollback_when_a_sequence_has_no_grammar_or_has_failed_then_nothing_is_checked() -> None:
+    """There is no history to check it against, and the error of a failed sequence is told anyway."""
+    engine = Engine()
+    free, failed = engine.ledger.open(None), engine.open(1)
+    engine.step({failed: 2}, {failed: closed(failed)})
+    engine.ledger.rollback(free, 9)
+    engine.ledger.rollback(failed, 9)
+    assert engine.step() == []
+
+
+def test_take_back_when_a_step_was_not_sent_then_the_next_one_asks_the_same() -> None:
+    engine = Engine()
+    handle, gone, closing = engine.open(1, 2, 3), engine.open(4), engine.open(5)
+    engine.ledger.rollback(handle, 2)
+    engine.ledger.rollback(gone, 1)
+    engine.ledger.close(closing)
+    step = engine.plan({handle: 6})
+    engine.ledger.close(gone)
+    engine.ledger.take_back(step)
+    assert engine.step() == [Item(handle, rollback=2), Item(closing, Action.CLOSE), Item(gone, Action.CLOSE)]
+    assert engine.history(handle) == [1] and engine.step() == []
+
+
+def test_book_when_a_fork_fails_or_is_refused_then_it_stands_where_its_source_stood() -> None:
+    """The source goes on; the fork opens later from the tokens that both had."""
+    engine = Engine()
+    source = engine.open(1)
+    failed, refused = engine.ledger.fork(source), engine.ledger.fork(source)
+    step = engine.plan({source: 2, failed: 3, refused: 1 << 31})
+    engine.write(step)
+    rejected = Result(failed, Status.TOKEN_REJECTED, detail_index=0, detail_value=3)
+    assert set(engine.book(step, {failed: rejected})) == {failed, refused}
+    assert [engine.history(handle) for handle in (source, failed, refused)] == [[1, 2], [1], [1]]
+    assert engine.step() == [], "neither is due any more"
+    for handle in (failed, refused):
+        assert engine.step({handle: 4}) == [Item(handle, Action.OPEN, 51, accept=(1, 4))]
+
+
+def test_close_when_a_rollback_waits_then_the_closed_sequence_is_not_asked() -> None:
+    engine = Engine()
+    handle = engine.open(1)
+    engine.ledger.rollback(handle, 1)
+    engine.ledger.close(handle)
+    assert engine.step() == [Item(handle, Action.CLOSE)]
