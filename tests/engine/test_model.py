@@ -70,6 +70,7 @@ def test_load_when_directory_has_weights_then_they_are_used(bare: Path) -> None:
 def test_load_when_attention_has_windows_then_refused(tmp_path: Path) -> None:
     config = json.loads((BUNDLED / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mistral", "sliding_window": 16}))
+    shutil.copy(BUNDLED / "tokenizer.json", tmp_path)
     with pytest.raises(ValueError, match="full attention"):
         load_model(tmp_path, device="cpu")
 
