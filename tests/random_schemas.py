@@ -31,6 +31,15 @@ def value(rng: random.Random, depth: int = 2) -> Any:
     return {name: value(rng, depth - 1) for name in rng.sample(NAMES, rng.randrange(4))}
 
 
+def shuffled(value: Any, rng: random.Random) -> Any:
+    """Returns ``value`` with the members of its objects in another order."""
+    if isinstance(value, dict):
+        members = list(value.items())
+        rng.shuffle(members)
+        return {key: shuffled(member, rng) for key, member in members}
+    return [shuffled(item, rng) for item in value] if isinstance(value, list) else value
+
+
 def document(rng: random.Random) -> dict[str, Any]:
     """Returns a random schema of draft 2020-12 with two definitions that references lead to."""
     found = schema(rng, rng.choice([2, 3, 4]))

@@ -62,7 +62,7 @@ class Position(Protocol):
         """Returns single bytes to try, in this order, where the row does not allow the ending."""
 
     def largest_part(self) -> int:
-        """Returns the most bytes that one token can add to the ending, near enough; the same at every place."""
+        """Returns an estimate of the most bytes that one token adds to the ending. It is the same at every place."""
 
 
 def allows(row: NDArray[np.int32], token_id: int) -> bool:

@@ -109,7 +109,7 @@ class _Closing:
         self._vocabulary = vocabulary
         self._stop_token_ids = stop_token_ids
         self._position = position
-        self._growth = 2 + position.largest_part()  # the most that one token can add to the ending, near enough
+        self._growth = 2 + position.largest_part()  # an estimate of the most that one token adds to the ending
         self._unchecked = 0  # tokens that may be taken before the ending must be worked out again
 
     def choose(self, row: NDArray[np.int32], drawn: int, remaining: int) -> int | None:

@@ -31,6 +31,7 @@ from maskd.grammar import GrammarSpec
 from maskd.json_schema.compiler.compiler import compile_schema
 from maskd.vocabulary import Vocabulary
 from tests.conftest import SHARED
+from tests.random_schemas import shuffled
 
 DATA = SHARED / "data" / "jsonschema"
 SECONDS = 30.0
@@ -45,7 +46,8 @@ SCHEMA_OF_DRAFT = {
     "draft2020-12": "https://json-schema.org/draft/2020-12/schema",
 }
 
-FrontEnd = Callable[[Any], Grammar]
+FrontEnd = Callable[[Any], tuple[Grammar, bool]]
+"""Compiles a schema; also returns whether it reports something that it does not enforce."""
 
 
 @dataclass
@@ -122,15 +124,21 @@ def front_end(name: str, remotes: Mapping[str, Any]) -> FrontEnd:
     """Returns what compiles a schema: the compiler of this project, or a library's own front end."""
     if name != "maskd":
         library: Backend = backends.load(name)(VOCABULARY, threads=1)
-        return lambda schema: library.compile(GrammarSpec("json_schema", json.dumps(schema), backend=name))
+
+        def compile_there(schema: Any) -> tuple[Grammar, bool]:
+            grammar = library.compile(GrammarSpec("json_schema", json.dumps(schema), backend=name))
+            return grammar, bool(grammar.report.unenforced)
+
+        return compile_there
     llguidance: Backend = backends.load("llguidance")(VOCABULARY, threads=1)
 
-    def compile_here(schema: Any) -> Grammar:
+    def compile_here(schema: Any) -> tuple[Grammar, bool]:
         # The data treats formats as annotations in the drafts that do.
         declared = str(schema.get("$schema", "2020-12")) if isinstance(schema, dict) else "2020-12"
         asserted = not ("2019-09" in declared or "2020-12" in declared)
         compiled = compile_schema(schema, assert_formats=asserted, resources=remotes)
-        return llguidance.compile(GrammarSpec("lark", compiled.lark, backend="llguidance"))
+        grammar = llguidance.compile(GrammarSpec("lark", compiled.lark, backend="llguidance"))
+        return grammar, bool(compiled.unenforced)
 
     return compile_here
 
@@ -166,11 +174,11 @@ def _judged(compile_one: FrontEnd, record: Mapping[str, Any]) -> Verdict:
     if isinstance(schema, dict) and "$schema" not in schema and record.get("draft"):
         schema = {"$schema": SCHEMA_OF_DRAFT[record["draft"]], **schema}
     try:
-        grammar = compile_one(schema)
+        grammar, is_reported = compile_one(schema)
     except MaskdError as error:
         return Verdict(refusal=type(error).__name__, message=error.message[:300])
     verdict = Verdict(valid=len(record["valid"]), invalid=len(record["invalid"]))
-    verdict.is_reported = bool(grammar.report.unenforced)
+    verdict.is_reported = is_reported
     rng = random.Random(record["id"])
     for value in record["valid"]:
         verdict.valid_refused += not takes(grammar, value)
@@ -191,15 +199,6 @@ def takes(grammar: Grammar, value: Any) -> bool:
     except MaskdError:
         return False
     return bool(int(row[STOP >> 5]) >> (STOP & 31) & 1)
-
-
-def shuffled(value: Any, rng: random.Random) -> Any:
-    """Returns ``value`` with the members of its objects in another order."""
-    if isinstance(value, dict):
-        members = list(value.items())
-        rng.shuffle(members)
-        return {key: shuffled(member, rng) for key, member in members}
-    return [shuffled(item, rng) for item in value] if isinstance(value, list) else value
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:

@@ -30,6 +30,7 @@ from maskd.regular.expression import (
 from maskd.regular.lark import as_json, as_text
 from maskd.regular.questions import TooManyStatesError, may_match, shortest
 from tests.fuzzing import budget
+from tests.lark import matcher_of_lark
 
 # -- sets of characters ------------------------------------------------------------------------------------------------
 
@@ -275,28 +276,10 @@ def test_pattern_when_of_lone_surrogates_then_it_matches_nothing(pattern: str) -
 
 # -- written for the grammar library -----------------------------------------------------------------------------------
 
-llguidance = pytest.importorskip("llguidance")
-
-
-class Bytes:
-    """A vocabulary of the 256 bytes and a stop token, as llguidance asks for one."""
-
-    tokens = (*(bytes([value]) for value in range(256)), b"<stop>")
-    special_token_ids = (256,)
-    eos_token_id = 256
-    bos_token_id = None
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return list(text if isinstance(text, bytes) else text.encode())
-
-
-TOKENIZER = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()))
-
 
 def taken_by_library(terminal: str, text: bytes) -> bool:
     """Whether llguidance takes ``text`` as all of ``terminal``."""
-    matcher = llguidance.LLMatcher(TOKENIZER, f"start: T\nT: {terminal}\n", log_level=0)
-    assert not matcher.is_error(), (matcher.get_error(), terminal)
+    matcher = matcher_of_lark(f"start: T\nT: {terminal}\n")
     return bool(matcher.consume_tokens(list(text)) and matcher.is_accepting()) if text else bool(matcher.is_accepting())
 
 

@@ -16,33 +16,15 @@ from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError, Gramma
 from maskd.json_schema.compiler.compiler import compile_schema
 from tests import random_schemas
 from tests.fuzzing import TIMES
+from tests.lark import STOP, matcher_of_lark
 
-llguidance = pytest.importorskip("llguidance")
-STOP = 256
 LONG_NUMBER = re.compile(r"[0-9.]{15}")
 """Python reads it as a float that is another number."""
 
 
-class Bytes:
-    """A vocabulary of the 256 bytes and a stop token, as llguidance asks for one."""
-
-    tokens = (*(bytes([value]) for value in range(256)), b"<stop>")
-    special_token_ids = (STOP,)
-    eos_token_id = STOP
-    bos_token_id = None
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return list(text if isinstance(text, bytes) else text.encode())
-
-
-TOKENIZER = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()))
-
-
 def matcher_of(schema: Any, **options: Any) -> Any:
     """Returns a matcher of the compiled ``schema``."""
-    matcher = llguidance.LLMatcher(TOKENIZER, compile_schema(schema, **options).lark, log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    return matcher
+    return matcher_of_lark(compile_schema(schema, **options).lark)
 
 
 def takes(matcher: Any, text: str) -> bool:
@@ -50,15 +32,6 @@ def takes(matcher: Any, text: str) -> bool:
     copy = matcher.deep_copy()
     tokens = list(text.encode())
     return copy.try_consume_tokens(tokens) == len(tokens) and bool(copy.is_accepting())
-
-
-def shuffled(value: Any, rng: random.Random) -> Any:
-    """Returns ``value`` with the members of its objects in another order."""
-    if isinstance(value, dict):
-        members = list(value.items())
-        rng.shuffle(members)
-        return {key: shuffled(member, rng) for key, member in members}
-    return [shuffled(item, rng) for item in value] if isinstance(value, list) else value
 
 
 def compiled(seed: int) -> Iterator[tuple[random.Random, Any, Any, Any]]:
@@ -92,7 +65,7 @@ def test_compiler_when_schemas_are_random_then_agrees_with_a_validator(block: in
         for rng, schema, validator, matcher in compiled(seed):
             for _ in range(14):
                 value = random_schemas.value(rng)
-                text = json.dumps(shuffled(value, rng), ensure_ascii=False)
+                text = json.dumps(random_schemas.shuffled(value, rng), ensure_ascii=False)
                 assert is_valid(validator, value) in (takes(matcher, text), None), (seed, schema, text)
 
 

@@ -1,7 +1,7 @@
 r"""Formats of JSON Schema that are regular languages, as expressions of the decoded text.
 
-Source: JSON Schema Validation 2020-12, section 7.3, and the RFC beside each. All others are annotations: ``regex`` and
-``uri-template`` are no regular languages, and the international ones need tables without end.
+Source: JSON Schema Validation 2020-12, section 7.3, and the RFC beside each. All others are annotations.
+``regex`` is no regular language, the international ones need tables without end. ``uri-template`` is not written yet.
 Owns: the expressions. Knows nothing about: schemas.
 """
 

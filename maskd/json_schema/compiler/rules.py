@@ -173,7 +173,7 @@ def all_hold(conditions: Iterable[str]) -> str:
 
 
 def any_holds(conditions: Iterable[str]) -> str:
-    """Returns the condition that one of ``conditions``, at least one, holds; "" always does."""
+    """Returns the condition that one of ``conditions`` holds, which are not empty; "" always holds."""
     kept = list(dict.fromkeys(conditions))
     return "" if "" in kept else _balanced("or", kept)
 

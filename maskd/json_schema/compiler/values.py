@@ -35,7 +35,7 @@ __all__ = ["MOST_ALTERNATIVES", "Algebra", "ArrayShape", "Contains", "Members", 
 
 MOST_ALTERNATIVES = 200
 MOST_WORK = 500_000
-"""Parts of shapes that one compile may put together: a second or two of work."""
+"""Most parts of shapes that the compiler puts together for one schema: some seconds of work."""
 
 Shape = TypeVar("Shape", "ArrayShape", "ObjectShape")
 
