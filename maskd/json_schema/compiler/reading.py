@@ -75,7 +75,7 @@ class SchemaReader:
         self._documents, self.nodes = documents, nodes
         self._assert_formats = assert_formats
         self.emptiness = Emptiness(nodes, self._value_if_known)
-        self.algebra = Algebra(nodes, self.emptiness.array, self.emptiness.object_at_sight)
+        self.algebra = Algebra(nodes, self.emptiness.array, self.emptiness.object_at_sight, self.emptiness.object)
         self.unenforced: dict[str, Unenforced] = {}
         self.read_unevaluated: Callable[[Place, Scope], Value]
         self._values: dict[Node, Value | None] = {}

@@ -120,7 +120,8 @@ class Algebra:
 
     Args:
         nodes: the arena.
-        is_empty_array, is_empty_object: whether no value has the shape; asked when alternatives multiply.
+        is_empty_array, is_empty_object: whether it is plain that no value has the shape.
+        is_impossible: whether no object has the shape, by a close look. Asked when alternatives are too many.
 
     Attributes:
         anything: every value.
@@ -131,9 +132,11 @@ class Algebra:
         nodes: Nodes,
         is_empty_array: Callable[[ArrayShape], bool],
         is_empty_object: Callable[[ObjectShape], bool],
+        is_impossible: Callable[[ObjectShape], bool],
     ) -> None:
         self._nodes = nodes
         self._is_empty_array, self._is_empty_object = is_empty_array, is_empty_object
+        self._is_impossible = is_impossible
         self._work = 0
         self.any_array = ArrayShape((), nodes.anything)
         self.anything = Value(True, True, True, ANYTHING, ANYTHING, (self.any_array,), (ObjectShape(),))
@@ -216,7 +219,13 @@ class Algebra:
         combined = [shape for one in ones for other in others if (shape := combine(one, other)) is not None]
         if len(ones) > 1 and len(others) > 1:  # most of a product tends to contradict itself
             combined = [shape for shape in dict.fromkeys(combined) if not is_empty(shape)]
-        return _limited(combined)
+        return _limited(self._possible(combined))
+
+    def _possible(self, shapes: Sequence[Shape]) -> Sequence[Shape]:
+        """Returns ``shapes`` without the empty ones, looked at closely if they are too many."""
+        if len(shapes) <= MOST_ALTERNATIVES:
+            return shapes
+        return [shape for shape in shapes if isinstance(shape, ArrayShape) or not self._is_impossible(shape)]
 
     def _remaining(
         self,
@@ -236,7 +245,7 @@ class Algebra:
                     continue
                 rests = (combine(one, rest) for rest in opposite(other))
                 kept += [rest for rest in rests if rest is not None and not is_empty(rest)]
-            ones = _limited(kept)
+            ones = _limited(self._possible(kept))
         return tuple(ones)
 
     def _count(self, work: int) -> None:
