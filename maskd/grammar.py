@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -17,10 +18,12 @@ from maskd.errors import InvalidRequestError
 __all__ = [
     "KINDS",
     "WHEN_SLOW",
+    "FormatPolicy",
     "GrammarKind",
     "GrammarOptions",
     "GrammarReport",
     "GrammarSpec",
+    "PropertyOrder",
     "ReasoningGate",
     "Unenforced",
     "WhenSlow",
@@ -31,6 +34,14 @@ KINDS: tuple[GrammarKind, ...] = get_args(GrammarKind)
 
 WhenSlow = Literal["wait", "fail", "switch"]
 WHEN_SLOW: tuple[WhenSlow, ...] = get_args(WhenSlow)
+PropertyOrder = Literal["any", "schema"]
+FormatPolicy = Literal["assert", "annotate"]
+_WORDS = {
+    "additional_properties": ("allow", "forbid"),
+    "property_order": get_args(PropertyOrder),
+    "formats": get_args(FormatPolicy),
+}
+"""The options that are one of some words."""
 _MAX_END_TOKENS = 64
 
 
@@ -45,6 +56,10 @@ class GrammarOptions:
         additional_properties: for object schemas without ``additionalProperties``: "allow", as in the JSON Schema
             standard, or "forbid", as in OpenAI's strict mode.
         strict: refuse a schema with a keyword that the backend does not enforce. Otherwise the report lists it.
+        property_order: "any", as JSON Schema has it, or "schema": named properties in the order of the schema, further
+            ones behind them.
+        formats: "assert": ``format`` decides where it is a regular language (docs/json-schema.md). "annotate": it never
+            does, and the report lists it.
         stop_token_ids: replaces the stop tokens of the vocabulary for this grammar; empty = keep those.
     """
 
@@ -54,6 +69,8 @@ class GrammarOptions:
     additional_properties: Literal["allow", "forbid"] = "allow"
     strict: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    property_order: PropertyOrder = "any"
+    formats: FormatPolicy = "assert"
 
     def __post_init__(self) -> None:
         if self.max_whitespace is not None and not 0 <= self.max_whitespace <= 1024:
@@ -61,11 +78,9 @@ class GrammarOptions:
                 f"max_whitespace is {self.max_whitespace}; give 0 to 1024, or leave it out for any",
                 field="max_whitespace",
             )
-        if self.additional_properties not in ("allow", "forbid"):
-            raise InvalidRequestError(
-                f"additional_properties is {self.additional_properties!r}; give 'allow' or 'forbid'",
-                field="additional_properties",
-            )
+        for name, known in _WORDS.items():
+            if getattr(self, name) not in known:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)!r}; give {' or '.join(known)}", field=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +122,7 @@ class GrammarSpec:
             of strings. For ``json_object``, empty.
         backend: "auto", "xgrammar", "llguidance" or the ``module:attribute`` of another backend.
         options: how to read it.
+        resources: documents that the references of its schemas may lead to: JSON text by address. Nothing is fetched.
         reasoning: what may come before the grammar; None = nothing.
         when_slow: what becomes of a sequence whose row is late. "wait": the engine asks for the row again. "fail": the
             sequence is closed. "switch": it moves to another backend, which must take every token so far. If that
@@ -117,6 +133,7 @@ class GrammarSpec:
     source: str = ""
     backend: str = "auto"
     options: GrammarOptions = field(default_factory=GrammarOptions)
+    resources: Mapping[str, str] = field(default_factory=dict, hash=False)
     reasoning: ReasoningGate | None = None
     when_slow: WhenSlow = "wait"
     _digest: bytes = field(default=b"", init=False, repr=False, compare=False)
@@ -139,6 +156,7 @@ class GrammarSpec:
         """
         if not self._digest:
             parts = [self.kind, self.source, self.backend, dataclasses.astuple(self.options)]
+            parts += sorted(self.resources.items())
             text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
             object.__setattr__(self, "_digest", hashlib.sha256(text.encode("ascii")).digest())
         return self._digest

@@ -13,7 +13,6 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import llguidance
 import numpy as np
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from maskd.backends import structural_tag
 from maskd.backends.llguidance_matcher import LlguidanceGrammar, LlguidanceMatcher, address_of, first_lines
-from maskd.backends.sources import WHITESPACE, check_text, json_options, read_choices, read_schema
+from maskd.backends.llguidance_schema import reads, with_guidance
+from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_resources
 from maskd.backends.structural_tag_lark import lark_string
 from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.errors import (
@@ -33,9 +33,10 @@ from maskd.errors import (
     GrammarUnsupportedError,
     VocabularyError,
 )
-from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec
-from maskd.json_schema.enforcement import NAMES_AGAIN, may_name_again
-from maskd.json_schema.schema import JsonSchema, parse_schema
+from maskd.grammar import GrammarReport, GrammarSpec, Unenforced
+from maskd.json_schema import strict_json
+from maskd.json_schema.compiler.compiler import compile_schema
+from maskd.json_schema.strict_json import Json
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]
@@ -53,6 +54,11 @@ _QUICK_SECONDS = 0.5
 """A grammar that compiles in less time is compiled again where a matcher needs another lexer; the data path waits."""
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 
+_LIBRARY = (
+    "llguidance's own reading of the schema is used, which takes properties in the order of the schema, "
+    "and a name again if it is written with escapes"
+)
+
 _TOKEN_BYTES, _TRIE_NODES = 1 << 10, (1 << 22) - 1
 """Limits of the trie that llguidance builds from a vocabulary; it panics beyond them (toktrie, ``PARENT_BITS``)."""
 
@@ -64,6 +70,20 @@ def create(vocabulary: Vocabulary, *, threads: int) -> LlguidanceBackend:
     Tekken).
     """
     return LlguidanceBackend(vocabulary)
+
+
+@dataclasses.dataclass(slots=True)
+class _Notes:
+    """What a compile says about a grammar.
+
+    Attributes:
+        unenforced, warnings: for the report.
+        refusal: why our own compiler did not do a schema that the library may do.
+    """
+
+    unenforced: list[Unenforced] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    refusal: GrammarError | None = None
 
 
 class _Tokenizer:
@@ -106,17 +126,20 @@ class LlguidanceBackend:
     def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
         """See ``Backend.compile``."""
         check_text(spec)
-        warnings: list[str] = []
-        text = json.dumps({"grammars": [*self._grammars(spec, warnings), _OPTIONS]})
+        notes = _Notes()
+        text = json.dumps({"grammars": [*self._grammars(spec, notes), _OPTIONS]})
         make_root = functools.partial(llguidance.LLMatcher, self._tokenizer, text, log_level=0, limits=_LIMITS)
         started = time.thread_time()  # of this thread: time spent waiting for a core says nothing
         root = make_root()
         seconds = time.thread_time() - started
         if root.is_error():
-            raise _refusal(spec, root.get_error())
-        warnings.extend(map(first_lines, root.get_grammar_warnings()))
+            raise notes.refusal or _refusal(spec, root.get_error())
         report = GrammarReport(
-            self.name, "asked for", (), tuple(dict.fromkeys(warnings)), _MEMORY_BYTES + _MEMORY_FACTOR * len(text)
+            self.name,
+            "asked for",
+            tuple(dict.fromkeys(notes.unenforced)),
+            tuple(dict.fromkeys((*notes.warnings, *map(first_lines, root.get_grammar_warnings())))),
+            _MEMORY_BYTES + _MEMORY_FACTOR * len(text),
         )
         grammar = LlguidanceGrammar(
             root,
@@ -145,14 +168,13 @@ class LlguidanceBackend:
         )
         return grammar
 
-    def _grammars(self, spec: GrammarSpec, warnings: list[str]) -> list[dict[str, object]]:
-        def for_library(schema: JsonSchema, options: GrammarOptions) -> Any:
-            if may_name_again(schema):
-                warnings.append(NAMES_AGAIN)
-            return with_guidance(schema.value, options)
-
-        if spec.kind in ("json_schema", "json_object"):
-            return [{"json_schema": for_library(read_schema(spec), spec.options)}]
+    def _grammars(self, spec: GrammarSpec, notes: _Notes) -> list[dict[str, object]]:
+        """Returns ``spec`` as llguidance takes it: the main grammar, and those that it refers to."""
+        if spec.kind == "json_schema":
+            return [self._schema(strict_json.loads(spec.source, "the schema"), spec, notes)]
+        if spec.kind == "json_object":  # any object: further properties are not forbidden
+            options = dataclasses.replace(spec.options, additional_properties="allow")
+            return [self._schema({"type": "object"}, dataclasses.replace(spec, options=options), notes)]
         if spec.kind == "regex":
             return [{"lark_grammar": f"start: /{regex_body(spec.source)}/"}]
         if spec.kind == "choice":
@@ -162,14 +184,32 @@ class LlguidanceBackend:
         if spec.kind == "lark":
             return [{"lark_grammar": spec.source}]
         tag = structural_tag.parse(spec.source, self._vocabulary)
+        return tag.for_llguidance(
+            lambda value, pointer, most: self._schema(value, spec, notes, pointer, most), regex_body, lark_of_gbnf
+        )
 
-        def schema_of(value: object, pointer: str, max_whitespace: int | None) -> object:
-            options = spec.options
-            if max_whitespace is not None:
-                options = dataclasses.replace(options, max_whitespace=max_whitespace)
-            return for_library(parse_schema(value, spec.options, pointer=pointer), options)
+    def _schema(
+        self, value: Json, spec: GrammarSpec, notes: _Notes, pointer: str = "", max_whitespace: int | None = None
+    ) -> dict[str, object]:
+        """Returns the grammar of the schema ``value``: of our own compiler, or where that refuses, the library's.
 
-        return tag.for_llguidance(schema_of, regex_body, lark_of_gbnf)
+        ``max_whitespace``: instead of that of the options.
+        """
+        options = spec.options
+        if max_whitespace is not None:
+            options = dataclasses.replace(options, max_whitespace=max_whitespace)
+        item_separator, key_separator = json_options(options)
+        try:
+            compiled = compile_schema(value, options, resources=read_resources(spec), pointer=pointer)
+            check_strict(compiled.unenforced, options, self.name)
+        except (GrammarUnsupportedError, GrammarTooLargeError) as refusal:
+            if not reads(value, options):
+                raise
+            notes.refusal = refusal
+            notes.warnings.append(f"{_LIBRARY}: {refusal.message}")
+            return {"json_schema": with_guidance(value, options, item_separator, key_separator)}
+        notes.unenforced.extend(compiled.unenforced)
+        return {"lark_grammar": compiled.lark}
 
     def fill_bitmasks(
         self, matchers: Sequence[LlguidanceMatcher], rows: NDArray[np.int32], indices: Sequence[int]
@@ -199,18 +239,6 @@ def _too_large(vocabulary: Vocabulary) -> VocabularyError:
         backend="llguidance",
         **metadata,
     )
-
-
-def with_guidance(schema: Any, options: GrammarOptions) -> Any:
-    """Returns ``schema`` with ``x-guidance``, where llguidance reads ``options``; what stood there is replaced."""
-    item_separator, key_separator = json_options(options)
-    white = re.escape(WHITESPACE)
-    given: dict[str, object] = {"item_separator": re.escape(item_separator), "key_separator": re.escape(key_separator)}
-    if options.max_whitespace == 0:
-        given["whitespace_flexible"] = False
-    elif options.max_whitespace is not None:
-        given["whitespace_pattern"] = f"[{white}]{{1,{options.max_whitespace}}}"
-    return {**(schema if isinstance(schema, dict) else {}), "x-guidance": given}
 
 
 def regex_body(pattern: str) -> str:

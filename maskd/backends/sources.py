@@ -1,6 +1,7 @@
 """Reading the source of a grammar spec, as far as it is the same for every backend.
 
-Owns: checks of the text, choice lists, separators, regexes in the form to which xgrammar gives the usual meaning.
+Owns: checks of the text, choice lists, separators, documents given along, what ``strict`` refuses, regexes in the form
+    to which xgrammar gives the usual meaning.
 Knows nothing about: structural tags (``structural_tag``), the libraries themselves.
 """
 
@@ -11,14 +12,17 @@ import re
 from collections.abc import Sequence
 
 from maskd.errors import GrammarError, GrammarUnsatisfiableError, GrammarUnsupportedError
-from maskd.grammar import GrammarOptions, GrammarSpec
+from maskd.grammar import GrammarOptions, GrammarSpec, Unenforced
 from maskd.json_schema import strict_json
 from maskd.json_schema.patterns import misread, units
 from maskd.json_schema.schema import JsonSchema, parse_schema
+from maskd.json_schema.strict_json import Json
 
-__all__ = ["WHITESPACE", "check_text", "json_options", "read_choices", "read_schema", "regex_for_xgrammar"]
+__all__ = [
+    "check_strict", "check_text", "json_options", "read_choices", "read_resources", "read_schema", "regex_for_xgrammar",
+]  # fmt: skip
 
-WHITESPACE = " \t\n\r"
+_WHITESPACE = " \t\n\r"
 
 
 def check_text(spec: GrammarSpec) -> None:
@@ -60,12 +64,28 @@ def json_options(options: GrammarOptions) -> tuple[str, str]:
         ("item_separator", options.item_separator, ","),
         ("key_separator", options.key_separator, ":"),
     ):
-        if literal is not None and literal.strip(WHITESPACE) != needed:
+        if literal is not None and literal.strip(_WHITESPACE) != needed:
             raise GrammarError(
                 f"{name} is {literal!r}, which is not JSON; give {needed!r}, with white space around it if wanted",
                 field=name,
             )
     return options.item_separator or ",", options.key_separator or ":"
+
+
+def read_resources(spec: GrammarSpec) -> dict[str, Json]:
+    """Returns the documents that come with ``spec``, parsed. Raises GrammarError if one is not JSON."""
+    return {address: strict_json.loads(text, f"the document {address}") for address, text in spec.resources.items()}
+
+
+def check_strict(unenforced: Sequence[Unenforced], options: GrammarOptions, backend: str) -> None:
+    """Raises GrammarUnsupportedError if ``options`` are strict, and ``backend`` does not enforce all of a schema."""
+    if unenforced and options.strict:
+        listed = ", ".join(f"{entry.keyword} at {entry.pointer!r}" for entry in unenforced[:20])
+        raise GrammarUnsupportedError(
+            f"{backend} does not enforce {listed}; drop the keywords, use another backend, or leave out strict",
+            pointer=unenforced[0].pointer,
+            keyword=unenforced[0].keyword,
+        )
 
 
 _CLASS_OPERATOR = re.compile(r"\[:|&&|~~|--")

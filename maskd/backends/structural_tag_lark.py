@@ -10,7 +10,7 @@ split by itself. A sequence of terminals would be cut greedily: ``[a-z]*`` befor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from maskd.errors import GrammarUnsupportedError
@@ -19,7 +19,7 @@ from maskd.json_schema.strict_json import Json, Path, pointer
 __all__ = ["LarkTranslation", "SchemaReader", "lark_string"]
 
 SchemaReader = Callable[[Json, str, "int | None"], Json]
-"""Takes a JSON schema, its JSON pointer and its ``max_whitespace_cnt``; returns the schema as the library takes it.
+"""Takes a JSON schema, its JSON pointer and its ``max_whitespace_cnt``; returns it as the library takes it.
 
 None for the limit: that of the grammar's options."""
 
@@ -65,7 +65,7 @@ class LarkTranslation:
     """Translates one structural tag.
 
     Args:
-        schema: translates a JSON schema.
+        schema: translates a JSON schema to a grammar of the list that llguidance takes.
         regex: translates a regex to the body of one in Lark.
         gbnf: translates an EBNF grammar to Lark.
     """
@@ -158,11 +158,14 @@ class LarkTranslation:
                 backends="xgrammar",
             )
         schema = self._schema(value["json_schema"], pointer((*path, "json_schema")), value.get("max_whitespace_cnt"))
-        return _Part(self._name("j", "%json " + json.dumps(schema)), False)
+        return self._subgrammar(schema)
 
     def _of_grammar(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
+        return self._subgrammar({"lark_grammar": self._gbnf(value["grammar"])})
+
+    def _subgrammar(self, grammar: Mapping[str, object]) -> _Part:
         name = f"g{len(self._subgrammars)}"
-        self._subgrammars.append({"name": name, "lark_grammar": self._gbnf(value["grammar"])})
+        self._subgrammars.append({"name": name, **grammar})
         return _Part(self._name("s", f"@{name}"), False)
 
     def _of_token(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:

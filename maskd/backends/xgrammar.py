@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from maskd.backends import structural_tag
 from maskd.backends.base import Grammar
-from maskd.backends.sources import check_text, json_options, read_choices, read_schema, regex_for_xgrammar
+from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_schema, regex_for_xgrammar
 from maskd.backends.xgrammar_schema import NOT_UTF8, SURROGATES, rewrite
 from maskd.bitmask import row_stride_words
 from maskd.errors import (
@@ -307,14 +307,7 @@ class XgrammarBackend:
     def _note(self, schema: JsonSchema, options: GrammarOptions, notes: _Notes) -> None:
         """Adds to ``notes`` what xgrammar does not enforce of ``schema``; with ``strict``, refuses such a schema."""
         relaxed = unenforced(schema, self.name)
-        if relaxed and options.strict:
-            listed = ", ".join(f"{entry.keyword} at {entry.pointer}" for entry in relaxed[:20])
-            raise GrammarUnsupportedError(
-                f"xgrammar does not enforce {listed}; drop the keywords, use llguidance, or leave out strict",
-                pointer=relaxed[0].pointer,
-                keyword=relaxed[0].keyword,
-                backends="llguidance",
-            )
+        check_strict(relaxed, options, self.name)
         notes.relaxed.extend(relaxed)
         notes.warnings.append(SURROGATES)
         if may_name_again(schema):

@@ -90,7 +90,8 @@ class SessionGrammars:
 
     def _check(self, spec: GrammarSpec) -> None:
         """Raises GrammarTooLargeError, or InvalidRequestError where ``spec`` does not fit the vocabulary."""
-        size = len(spec.source.encode("utf-8", "surrogatepass"))
+        texts = (spec.source, *spec.resources, *spec.resources.values())
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         if size > self._config.grammar_bytes:
             raise GrammarTooLargeError(
                 f"the grammar has {size} bytes; the limit grammar_bytes is {self._config.grammar_bytes}",

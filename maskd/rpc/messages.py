@@ -73,6 +73,7 @@ def spec_message(spec: GrammarSpec) -> pb.GrammarSpec:
         when_slow=1 + WHEN_SLOW.index(spec.when_slow),  # type: ignore[arg-type]  # 0 is unspecified
     )
     try:
+        message.resources.update(spec.resources)
         if spec.kind == "json_object":
             message.json_object = True
         elif spec.kind == "choice":
@@ -110,19 +111,32 @@ def spec_of(message: pb.GrammarSpec) -> GrammarSpec:
         source,
         backend=message.backend or "auto",
         options=_options_of(message.options),
+        resources=dict(message.resources),
         reasoning=ReasoningGate(**_fields(message.reasoning)) if message.HasField("reasoning") else None,
         when_slow=_when_slow_of(message.when_slow),
     )
 
 
+_WORDS = {
+    name: tuple(value.name.removeprefix(f"{name}_".upper()).lower() for value in field.enum_type.values)
+    for name, field in pb.GrammarOptions.DESCRIPTOR.fields_by_name.items()
+    if field.enum_type is not None
+}
+"""The options that are one of some words: the words by number; the first, unspecified, means the second."""
+
+
 def _options_message(options: GrammarOptions) -> pb.GrammarOptions:
-    meaning = f"ADDITIONAL_PROPERTIES_{options.additional_properties.upper()}"
-    return pb.GrammarOptions(**asdict(options) | {"additional_properties": meaning})
+    fields = asdict(options)
+    return pb.GrammarOptions(**fields | {name: words.index(fields[name]) for name, words in _WORDS.items()})
 
 
 def _options_of(message: pb.GrammarOptions) -> GrammarOptions:
-    forbid = message.additional_properties == pb.GrammarOptions.ADDITIONAL_PROPERTIES_FORBID
-    return GrammarOptions(**_fields(message) | {"additional_properties": "forbid" if forbid else "allow"})
+    fields = _fields(message)
+    for name, words in _WORDS.items():
+        if not 0 <= fields[name] < len(words):
+            raise InvalidRequestError(f"unknown {name} {fields[name]}; give {' or '.join(words[1:])}", field=name)
+        fields[name] = words[max(1, fields[name])]
+    return GrammarOptions(**fields)
 
 
 def _when_slow_of(number: int) -> WhenSlow:

@@ -217,7 +217,14 @@ class DeleteSessionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class GrammarSpec(_message.Message):
-    __slots__ = ("json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag", "backend", "options", "reasoning", "when_slow")
+    __slots__ = ("json_schema", "json_object", "regex", "choice", "ebnf", "lark", "structural_tag", "backend", "options", "reasoning", "when_slow", "resources")
+    class ResourcesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     JSON_OBJECT_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
@@ -229,6 +236,7 @@ class GrammarSpec(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     REASONING_FIELD_NUMBER: _ClassVar[int]
     WHEN_SLOW_FIELD_NUMBER: _ClassVar[int]
+    RESOURCES_FIELD_NUMBER: _ClassVar[int]
     json_schema: str
     json_object: bool
     regex: str
@@ -240,7 +248,8 @@ class GrammarSpec(_message.Message):
     options: GrammarOptions
     reasoning: ReasoningGate
     when_slow: WhenSlow
-    def __init__(self, json_schema: _Optional[str] = ..., json_object: _Optional[bool] = ..., regex: _Optional[str] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ebnf: _Optional[str] = ..., lark: _Optional[str] = ..., structural_tag: _Optional[str] = ..., backend: _Optional[str] = ..., options: _Optional[_Union[GrammarOptions, _Mapping]] = ..., reasoning: _Optional[_Union[ReasoningGate, _Mapping]] = ..., when_slow: _Optional[_Union[WhenSlow, str]] = ...) -> None: ...
+    resources: _containers.ScalarMap[str, str]
+    def __init__(self, json_schema: _Optional[str] = ..., json_object: _Optional[bool] = ..., regex: _Optional[str] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ebnf: _Optional[str] = ..., lark: _Optional[str] = ..., structural_tag: _Optional[str] = ..., backend: _Optional[str] = ..., options: _Optional[_Union[GrammarOptions, _Mapping]] = ..., reasoning: _Optional[_Union[ReasoningGate, _Mapping]] = ..., when_slow: _Optional[_Union[WhenSlow, str]] = ..., resources: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ReasoningGate(_message.Message):
     __slots__ = ("end_token_ids", "max_tokens")
@@ -257,7 +266,7 @@ class Choice(_message.Message):
     def __init__(self, options: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GrammarOptions(_message.Message):
-    __slots__ = ("max_whitespace", "item_separator", "key_separator", "additional_properties", "strict", "stop_token_ids")
+    __slots__ = ("max_whitespace", "item_separator", "key_separator", "additional_properties", "strict", "stop_token_ids", "property_order", "formats")
     class AdditionalProperties(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ADDITIONAL_PROPERTIES_UNSPECIFIED: _ClassVar[GrammarOptions.AdditionalProperties]
@@ -266,19 +275,39 @@ class GrammarOptions(_message.Message):
     ADDITIONAL_PROPERTIES_UNSPECIFIED: GrammarOptions.AdditionalProperties
     ADDITIONAL_PROPERTIES_ALLOW: GrammarOptions.AdditionalProperties
     ADDITIONAL_PROPERTIES_FORBID: GrammarOptions.AdditionalProperties
+    class PropertyOrder(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PROPERTY_ORDER_UNSPECIFIED: _ClassVar[GrammarOptions.PropertyOrder]
+        PROPERTY_ORDER_ANY: _ClassVar[GrammarOptions.PropertyOrder]
+        PROPERTY_ORDER_SCHEMA: _ClassVar[GrammarOptions.PropertyOrder]
+    PROPERTY_ORDER_UNSPECIFIED: GrammarOptions.PropertyOrder
+    PROPERTY_ORDER_ANY: GrammarOptions.PropertyOrder
+    PROPERTY_ORDER_SCHEMA: GrammarOptions.PropertyOrder
+    class Formats(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        FORMATS_UNSPECIFIED: _ClassVar[GrammarOptions.Formats]
+        FORMATS_ASSERT: _ClassVar[GrammarOptions.Formats]
+        FORMATS_ANNOTATE: _ClassVar[GrammarOptions.Formats]
+    FORMATS_UNSPECIFIED: GrammarOptions.Formats
+    FORMATS_ASSERT: GrammarOptions.Formats
+    FORMATS_ANNOTATE: GrammarOptions.Formats
     MAX_WHITESPACE_FIELD_NUMBER: _ClassVar[int]
     ITEM_SEPARATOR_FIELD_NUMBER: _ClassVar[int]
     KEY_SEPARATOR_FIELD_NUMBER: _ClassVar[int]
     ADDITIONAL_PROPERTIES_FIELD_NUMBER: _ClassVar[int]
     STRICT_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROPERTY_ORDER_FIELD_NUMBER: _ClassVar[int]
+    FORMATS_FIELD_NUMBER: _ClassVar[int]
     max_whitespace: int
     item_separator: str
     key_separator: str
     additional_properties: GrammarOptions.AdditionalProperties
     strict: bool
     stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, max_whitespace: _Optional[int] = ..., item_separator: _Optional[str] = ..., key_separator: _Optional[str] = ..., additional_properties: _Optional[_Union[GrammarOptions.AdditionalProperties, str]] = ..., strict: _Optional[bool] = ..., stop_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    property_order: GrammarOptions.PropertyOrder
+    formats: GrammarOptions.Formats
+    def __init__(self, max_whitespace: _Optional[int] = ..., item_separator: _Optional[str] = ..., key_separator: _Optional[str] = ..., additional_properties: _Optional[_Union[GrammarOptions.AdditionalProperties, str]] = ..., strict: _Optional[bool] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., property_order: _Optional[_Union[GrammarOptions.PropertyOrder, str]] = ..., formats: _Optional[_Union[GrammarOptions.Formats, str]] = ...) -> None: ...
 
 class CreateGrammarRequest(_message.Message):
     __slots__ = ("session_id", "grammar", "validate_only")

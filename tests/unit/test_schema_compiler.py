@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
+from maskd.grammar import GrammarOptions
 from maskd.json_schema.compiler.compiler import compile_schema
 from tests import random_schemas
 from tests.fuzzing import TIMES
@@ -24,7 +25,7 @@ LONG_NUMBER = re.compile(r"[0-9.]{15}")
 
 def matcher_of(schema: Any, **options: Any) -> Any:
     """Returns a matcher of the compiled ``schema``."""
-    return matcher_of_lark(compile_schema(schema, **options).lark)
+    return matcher_of_lark(compile_schema(schema, GrammarOptions(**options)).lark)
 
 
 def takes(matcher: Any, text: str) -> bool:

@@ -49,11 +49,12 @@ class ArrayRules:
             self._write_plain(name, shape, longest)
 
     def _write_plain(self, name: str, shape: ArrayShape, longest: int | None) -> None:
-        found = [Alternative('"[" "]"')] if not shape.low else []
+        marks = self._symbols.punctuation
+        found = [Alternative(marks.no_items)] if not shape.low else []
         if longest != 0:
             first = self._symbols.rule(shape.item(0))
             tail = self._tail(shape, longest)
-            found.append(Alternative(f'"[" {first} {tail.text} "]"', (first, *tail.uses)))
+            found.append(Alternative(f"{marks.array_start} {first} {tail.text} {marks.array_end}", (first, *tail.uses)))
         self._symbols.rules.add(name, found)
 
     def _tail(self, shape: ArrayShape, longest: int | None) -> Alternative:
@@ -63,7 +64,7 @@ class ArrayRules:
         for index in range(last - 1, 0, -1):
             if longest is None or index < longest:
                 rules, rule = self._symbols.rules, self._symbols.rule(shape.item(index))
-                found = [Alternative(f'"," {rule} {tail.text}', (rule, *tail.uses))]
+                found = [Alternative(f"{self._symbols.punctuation.comma} {rule} {tail.text}", (rule, *tail.uses))]
                 if index >= shape.low:
                     found.append(Alternative('""'))
                 name = rules.add(rules.fresh("t"), found)
@@ -77,7 +78,7 @@ class ArrayRules:
         rule = self._symbols.rule(shape.rest)
         low, high = max(0, shape.low - index), "" if longest is None else longest - index
         times = "*" if (low, high) == (0, "") else f"{{{low},{high}}}"
-        return Alternative(f'("," {rule}){times}', (rule,) if low else ())
+        return Alternative(f"({self._symbols.punctuation.comma} {rule}){times}", (rule,) if low else ())
 
 
 class _Counted:
@@ -154,7 +155,7 @@ class _Counted:
 
     def write(self, name: str) -> None:
         """Adds the rule ``name``."""
-        shape, rules = self._shape, self._rules
+        shape, rules, marks = self._shape, self._rules, self._symbols.punctuation
         items = [rules.fresh("i") for _ in range(self._loop_at + 1)]
         ends = [rules.fresh("e") for _ in range(self._loop_at + 1)]
         for index in range(self._loop_at + 1):
@@ -162,13 +163,13 @@ class _Counted:
             found = list(self._items(index, following)) if self._longest is None or index < self._limit(index) else []
             rules.add(items[index], found, parametric=True)
             closing = self._closing(index)
-            end = [] if closing is None else [Alternative('"]"', (), closing)]
+            end = [] if closing is None else [Alternative(marks.array_end, (), closing)]
             if found:
-                end.append(Alternative(f'"," {items[index]}::_', (items[index],), self._may_go_on(index)))
+                end.append(Alternative(f"{marks.comma} {items[index]}::_", (items[index],), self._may_go_on(index)))
             rules.add(ends[index], end, parametric=True)
-        alternatives = [Alternative(f'"[" {items[0]}::0', (items[0],))]
+        alternatives = [Alternative(f"{marks.array_start} {items[0]}::0", (items[0],))]
         if not shape.low and not any(contains.low for contains in shape.contains):
-            alternatives.append(Alternative('"[" "]"'))
+            alternatives.append(Alternative(marks.no_items))
         rules.add(name, alternatives)
 
     def _limit(self, index: int) -> int:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from maskd.errors import GrammarError
-from maskd.grammar import Unenforced
+from maskd.errors import GrammarError, GrammarTooLargeError
+from maskd.grammar import GrammarOptions, Unenforced
 from maskd.json_schema.compiler.documents import Documents
 from maskd.json_schema.compiler.evaluated import Evaluated
 from maskd.json_schema.compiler.lowering import Lowering
-from maskd.json_schema.compiler.nodes import Nodes
-from maskd.json_schema.compiler.objects import PropertyOrder
+from maskd.json_schema.compiler.nodes import Nodes, Scope
 from maskd.json_schema.compiler.reading import SchemaReader
 from maskd.json_schema.strict_json import Json
 
@@ -35,45 +34,46 @@ class CompiledSchema:
 
 
 def compile_schema(
-    schema: Json,
-    *,
-    order: PropertyOrder = "any",
-    assert_formats: bool = True,
-    resources: Mapping[str, Json] | None = None,
-    pointer: str = "",
+    schema: Json, options: GrammarOptions, *, resources: Mapping[str, Json] | None = None, pointer: str = ""
 ) -> CompiledSchema:
-    """Compiles ``schema``, parsed JSON.
+    """Compiles ``schema``, parsed JSON, which stays as it is.
 
     Args:
-        schema: the schema; its keywords have values of the right type.
-        order: whether properties come in any order, or in that of the schema.
-        assert_formats: whether ``format`` is an assertion where it can be one.
-        resources: documents that references may lead to, by address.
+        schema: the schema.
+        options: of the grammar. Its separators are JSON.
+        resources: documents that references may lead to, parsed JSON by address.
         pointer: where the schema stands in what the caller sent.
 
     Raises:
-        GrammarError: a reference leads nowhere, or a pattern is malformed.
+        GrammarError: a schema is malformed, a reference leads nowhere.
         GrammarUnsupportedError, GrammarTooLargeError: a part of the schema cannot be done.
         GrammarUnsatisfiableError: nothing satisfies it.
     """
-    documents = Documents(schema, pointer, resources)
-    while True:
-        was_dynamic = documents.is_dynamic
-        try:
-            compiled = _compiled(documents, order, assert_formats=assert_formats)
-        except GrammarError:
+    try:
+        documents = Documents(schema, pointer, resources)
+        while True:
+            was_dynamic = documents.is_dynamic
+            try:
+                compiled = _compiled(documents, options)
+            except GrammarError:
+                if documents.is_dynamic == was_dynamic:
+                    raise
+                continue
             if documents.is_dynamic == was_dynamic:
-                raise
-            continue
-        if documents.is_dynamic == was_dynamic:
-            return compiled
-        # A document that was read on the way has references that depend on how they were reached.
+                return compiled
+            # A document that was read on the way has references that depend on how they were reached.
+    except RecursionError:
+        raise GrammarTooLargeError(
+            "the schema is nested too deeply, or references follow one another too long; make it flatter",
+            pointer=pointer,
+            limit="depth",
+        ) from None
 
 
-def _compiled(documents: Documents, order: PropertyOrder, *, assert_formats: bool) -> CompiledSchema:
+def _compiled(documents: Documents, options: GrammarOptions) -> CompiledSchema:
     nodes = Nodes(documents)
-    reader = SchemaReader(documents, nodes, assert_formats=assert_formats)
+    reader = SchemaReader(documents, nodes, assert_formats=options.formats == "assert")
     reader.read_unevaluated = Evaluated(reader).schema
-    options = ('%llguidance {"no_forcing": true}', r"%ignore /[ \t\n\r]+/")
-    lark = Lowering(reader, order).lark(nodes.schema(documents.root, ()), options)
+    root = nodes.schema(documents.root, Scope(further=options.additional_properties))
+    lark = Lowering(reader, options).lark(root)
     return CompiledSchema(lark, tuple(reader.unenforced.values()))

@@ -1,6 +1,7 @@
 """Documents: every schema object, where it stands, and what a reference leads to.
 
-Owns: base URIs, anchors, drafts, JSON pointers. Knows nothing about: what keywords ask for.
+Owns: base URIs, anchors, drafts, JSON pointers, and that every schema that is read is well formed.
+Knows nothing about: what keywords ask for.
 Nothing is fetched. A document is the caller's, comes along with it, or is the metaschema of a draft.
 Source: JSON Schema Core 2020-12, sections 8 and 9; the same of 2019-09 and of drafts 7, 6 and 4.
 """
@@ -15,8 +16,9 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 from maskd.errors import GrammarError
+from maskd.json_schema.checks import fault_in
 from maskd.json_schema.keywords import subschemas
-from maskd.json_schema.strict_json import Json, pointer
+from maskd.json_schema.strict_json import Json, kind_of, pointer
 
 __all__ = ["Documents", "SchemaDraft", "Place"]
 
@@ -116,9 +118,14 @@ class Documents:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def _index(self, schema: Json, base: str, draft: SchemaDraft, document: str, where: str) -> None:
-        """Gives ``schema``, which stands at the pointer ``where``, and all schemas below it their places and names."""
-        if not isinstance(schema, dict) or id(schema) in self._places:
+        """Checks ``schema``, which stands at the pointer ``where``, and all below it; gives them places and names."""
+        if isinstance(schema, bool) or id(schema) in self._places:
             return
+        address = f"{document}#{where}" if document else where
+        if not isinstance(schema, dict):
+            raise GrammarError(f"a schema is a JSON object, true or false, not {kind_of(schema)}", pointer=address)
+        if fault := fault_in(schema):
+            raise GrammarError(fault[1], pointer=address + pointer(fault[:1]), keyword=fault[0])
         draft = _draft_of(schema, draft)
         is_hidden = draft <= SchemaDraft.DRAFT_7 and "$ref" in schema  # a reference hides what stands beside it
         own = schema.get("id" if draft == SchemaDraft.DRAFT_4 else "$id")
@@ -178,7 +185,11 @@ class Documents:
                     pointer=place.at("$ref"),
                 )
             inside = self._places.get(id(value), inside)
-        if isinstance(value, dict) and id(value) not in self._places:  # below a keyword that is unknown
+        if not isinstance(value, dict | bool):
+            raise GrammarError(
+                f"$ref {reference!r} leads to {kind_of(value)}, not to a schema", pointer=place.at("$ref")
+            )
+        if id(value) not in self._places:  # below a keyword that is unknown
             self._index(value, inside.base, inside.draft, inside.document, inside.pointer + path)
         return self._located(value, inside)
 

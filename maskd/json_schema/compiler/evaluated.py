@@ -1,7 +1,8 @@
 """``unevaluatedItems`` and ``unevaluatedProperties``: what no other keyword has looked at.
 
 Which members and items were looked at depends on which branches hold. So a schema is taken apart into alternatives,
-each with what it allows and what it evaluates. What remains is then a constraint as any other.
+each with what it allows and what it evaluates. What remains is then a constraint as any other. In the same way a schema
+forbids what it does not name, where the options ask for that (``further``).
 Knows nothing about: grammars. Source: JSON Schema Core 2020-12, section 11.
 """
 
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 from maskd.errors import GrammarTooLargeError
 from maskd.json_schema.compiler.documents import Place, SchemaDraft
+from maskd.json_schema.compiler.further import is_composed, is_object
 from maskd.json_schema.compiler.nodes import AllOf, Node, Reference, Scope
 from maskd.json_schema.compiler.presence import ALWAYS, Has, negated
 from maskd.json_schema.compiler.reading import OpenLoopError, SchemaReader
 from maskd.json_schema.compiler.values import ArrayShape, Members, ObjectShape, Value
+from maskd.json_schema.strict_json import Json
 from maskd.regular.expression import ANYTHING, NOTHING, Expression, choice, complement
 
 __all__ = ["Evaluated"]
@@ -33,16 +36,23 @@ class Branch:
         keys: the members that are evaluated.
         items: how many items are, from the first; None = all.
         contained: items that satisfy one of these are, too.
+        is_object: whether a schema of it describes objects.
     """
 
     value: Value
     keys: Expression = NOTHING
     items: int | None = 0
     contained: tuple[Node, ...] = ()
+    is_object: bool = False
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether it looks at any member or item."""
+        return self.keys is not NOTHING or self.items != 0 or bool(self.contained) or self.is_object
 
 
 class Evaluated:
-    """Reads schemas whose ``unevaluated…`` keywords matter."""
+    """Reads schemas for which it matters what other schemas looked at."""
 
     def __init__(self, reader: SchemaReader) -> None:
         self._reader = reader
@@ -74,9 +84,13 @@ class Evaluated:
             self._open.discard((place, scope))
 
     def _read(self, place: Place, scope: Scope) -> list[Branch]:
-        reader, schema = self._reader, place.schema
-        groups = [[self._own(place, scope)]]
-        groups += [self._branches(target) for target in reader.references(place, scope)]
+        reader, schema, closing = self._reader, place.schema, scope
+        if scope.further == "forbid" and is_composed(place):
+            scope = scope._replace(further="outer")
+        groups = [self._branches(target) for target in reader.references(place, scope)]
+        if place.draft <= SchemaDraft.DRAFT_7 and "$ref" in schema:
+            return self._all(groups)
+        groups.append([self._own(place, scope)])
         for name, dependent in reader.dependencies(place).items():
             every = self._algebra.anything
             absent = Value(True, True, True, ANYTHING, ANYTHING, every.arrays, (ObjectShape((), negated(Has(name))),))
@@ -89,48 +103,52 @@ class Evaluated:
         if "oneOf" in schema:
             groups.append(self._one_of([reader.node(part, scope) for part in schema["oneOf"]]))
         if "not" in schema:
-            groups.append([self._failing(reader.node(schema["not"], scope))])
+            groups.append([self._failing(reader.node(schema["not"], scope.of_condition()))])
         if reader.has(place, "if"):
-            condition = reader.node(schema["if"], scope)
+            condition = reader.node(schema["if"], scope.of_condition())
             then = self._branches(reader.node(schema.get("then", True), scope))
             otherwise = self._branches(reader.node(schema.get("else", True), scope))
             holds = self._all((self._branches(condition), then))
             groups.append([*holds, *self._all(([self._failing(condition)], otherwise))])
-        return [self._complete(branch, place, scope) for branch in self._all(groups)]
+        return [self._complete(branch, place, closing) for branch in self._all(groups)]
 
     def _own(self, place: Place, scope: Scope) -> Branch:
         reader = self._reader
         prefix, rest = reader.items(place)
         contained: tuple[Node, ...] = ()
         if reader.has(place, "contains") and place.draft >= SchemaDraft.DRAFT_2020:
-            contained = (reader.node(place.schema["contains"], scope),)
+            contained = (reader.node(place.schema["contains"], scope.of_condition()),)
         return Branch(
             reader.own(place, scope),
             ANYTHING if "additionalProperties" in place.schema else reader.named_keys(place),
             len(prefix) if rest is None else None,
             contained,
+            is_object(place),
         )
 
     def _complete(self, branch: Branch, place: Place, scope: Scope) -> Branch:
-        """Applies the ``unevaluated…`` keywords of a schema to one of its branches."""
-        reader, schema = self._reader, place.schema
+        """Applies to one of its branches what a schema says about members and items that were not looked at."""
+        reader, schema, inner = self._reader, place.schema, scope.of_part()
         value, keys, items, contained = branch.value, branch.keys, branch.items, branch.contained
-        if "unevaluatedProperties" in schema:
+        others: Json | None = schema["unevaluatedProperties"] if reader.has(place, "unevaluatedProperties") else None
+        if others is None and scope.further == "forbid" and branch.is_object:
+            others = False
+        if others is not None:
             if keys is not ANYTHING:
-                node = reader.node(schema["unevaluatedProperties"], scope)
+                node = reader.node(others, inner)
                 shape = ObjectShape(
                     (Members(complement(keys), node),) if node is not reader.nodes.anything else (), ALWAYS
                 )
                 value = self._algebra.both(value, self._only(objects=(shape,)))
             keys = ANYTHING
-        if "unevaluatedItems" in schema:
+        if reader.has(place, "unevaluatedItems"):
             if items is not None:
-                node = reader.node(schema["unevaluatedItems"], scope)
+                node = reader.node(schema["unevaluatedItems"], inner)
                 rest = reader.nodes.any_of((node, *contained))
                 array = ArrayShape((reader.nodes.anything,) * items if rest is not reader.nodes.anything else (), rest)
                 value = self._algebra.both(value, self._only(arrays=(array,)))
             items = None
-        return Branch(value, keys, items, contained)
+        return Branch(value, keys, items, contained, branch.is_object)
 
     def _only(
         self, arrays: tuple[ArrayShape, ...] | None = None, objects: tuple[ObjectShape, ...] | None = None
@@ -145,14 +163,16 @@ class Evaluated:
         return Branch(self._algebra.opposite(self._reader.value(node)))
 
     def _any_of(self, options: Sequence[Node]) -> list[Branch]:
+        """Returns a branch for each set of ``options`` that hold; those that look at nothing are one together."""
+        looking = [node for node in options if any(branch.evaluates for branch in self._branches(node))]
+        blind = self._reader.nodes.any_of(node for node in options if node not in looking)
         found: list[Branch] = []
-        for holds in itertools.product((True, False), repeat=len(options)):
-            if any(holds):
-                groups = [
-                    self._branches(node) if is_so else [self._failing(node)]
-                    for node, is_so in zip(options, holds, strict=True)
-                ]
-                found += self._all(groups)
+        for holds in itertools.product((True, False), repeat=len(looking)):
+            groups = [
+                self._branches(node) if is_so else [self._failing(node)]
+                for node, is_so in zip(looking, holds, strict=True)
+            ]
+            found += self._all(groups if any(holds) else [*groups, [Branch(self._reader.value(blind))]])
         return found
 
     def _one_of(self, options: Sequence[Node]) -> list[Branch]:
@@ -183,4 +203,5 @@ class Evaluated:
             choice(one.keys, other.keys),
             None if one.items is None or other.items is None else max(one.items, other.items),
             tuple(dict.fromkeys((*one.contained, *other.contained))),
+            one.is_object or other.is_object,
         )

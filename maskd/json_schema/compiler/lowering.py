@@ -7,10 +7,12 @@ Owns: the order of the work. ``arrays`` and ``objects`` write the rules of their
 from __future__ import annotations
 
 from maskd.errors import GrammarUnsatisfiableError
+from maskd.grammar import GrammarOptions
 from maskd.json_schema.compiler.arrays import ArrayRules
 from maskd.json_schema.compiler.nodes import Node
 from maskd.json_schema.compiler.numbers import spelled
-from maskd.json_schema.compiler.objects import ObjectRules, PropertyOrder
+from maskd.json_schema.compiler.objects import ObjectRules
+from maskd.json_schema.compiler.punctuation import punctuation
 from maskd.json_schema.compiler.reading import SchemaReader
 from maskd.json_schema.compiler.rules import Alternative
 from maskd.json_schema.compiler.symbols import Symbols
@@ -20,24 +22,26 @@ from maskd.regular.questions import may_match
 
 __all__ = ["Lowering"]
 
+_NO_FORCING = '%llguidance {"no_forcing": true}'
+"""Without it, forced text has one tokenization only."""
+
 
 class Lowering:
     """The rules of one schema.
 
     Args:
         reader: what nodes allow.
-        order: whether properties come in any order, or in that of the schema.
-
+        options: of the grammar.
     """
 
-    def __init__(self, reader: SchemaReader, order: PropertyOrder = "any") -> None:
+    def __init__(self, reader: SchemaReader, options: GrammarOptions) -> None:
         self._reader = reader
-        self._symbols = Symbols()
+        self._symbols = Symbols(punctuation(options))
         self._shapes: dict[ArrayShape | ObjectShape, str] = {}
         self._arrays = ArrayRules(reader, self._symbols)
-        self._objects = ObjectRules(reader, self._symbols, order)
+        self._objects = ObjectRules(reader, self._symbols, options.property_order)
 
-    def lark(self, root: Node, options: tuple[str, ...]) -> str:
+    def lark(self, root: Node) -> str:
         """Returns the grammar of ``root``.
 
         Raises:
@@ -50,7 +54,7 @@ class Lowering:
         while (waiting := symbols.next_waiting()) is not None:
             node, name = waiting
             symbols.rules.add(name, self._alternatives(self._reader.value(node)))
-        return symbols.rules.lark(start, options)
+        return symbols.rules.lark(start, (_NO_FORCING, *symbols.punctuation.lines))
 
     def _alternatives(self, value: Value) -> list[Alternative]:
         emptiness, symbols = self._reader.emptiness, self._symbols

@@ -9,15 +9,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from maskd.json_schema.compiler.documents import Documents, Place
 from maskd.json_schema.strict_json import Json
 
 __all__ = ["AllOf", "AnyOf", "Anything", "Constant", "Node", "Nodes", "Nothing", "Opposite", "Reference", "Scope"]
 
-Scope = tuple[str, ...]
-"""The resources through which a schema was reached, outermost first, where that matters."""
+
+class Scope(NamedTuple):
+    """How a schema was reached, as far as that decides what it allows.
+
+    Attributes:
+        resources: the resources on the way, outermost first. Empty unless a document has dynamic references.
+        further: what becomes of members that no schema names. allow: what the schemas say. forbid: this schema forbids
+            them. outer: a schema around it, of the same value, does.
+    """
+
+    resources: tuple[str, ...] = ()
+    further: Literal["allow", "forbid", "outer"] = "allow"
+
+    def of_condition(self) -> Scope:
+        """Returns the scope of a schema under ``not`` or a condition: forbidding there would allow more elsewhere."""
+        return self._replace(further="allow")
+
+    def of_part(self) -> Scope:
+        """Returns the scope of the schema of a member or an item."""
+        return self if self.further == "allow" else self._replace(further="forbid")
 
 
 class Node:
@@ -112,8 +130,8 @@ class Nodes:
         if schema is False:
             return self.nothing
         place = self._documents.place(schema)
-        if self._documents.is_dynamic and place.base not in scope:
-            scope = (*scope, place.base)
+        if self._documents.is_dynamic and place.base not in scope.resources:
+            scope = scope._replace(resources=(*scope.resources, place.base))
         return self._interned(Reference, place, scope)
 
     def constant(self, value: Json) -> Node:

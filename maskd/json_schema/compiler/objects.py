@@ -14,9 +14,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from maskd.errors import GrammarTooLargeError
+from maskd.grammar import PropertyOrder
 from maskd.json_schema.compiler.emptiness import Term
 from maskd.json_schema.compiler.nodes import Node
 from maskd.json_schema.compiler.presence import And, AtLeast, Exists, Formula, Has, Leaf, Not, Or, leaves
@@ -40,9 +40,8 @@ from maskd.regular.expression import (
 )
 from maskd.regular.questions import may_match
 
-__all__ = ["ObjectRules", "PropertyOrder"]
+__all__ = ["ObjectRules"]
 
-PropertyOrder = Literal["any", "schema"]
 _MOST_CLASSES = 64
 
 
@@ -184,7 +183,7 @@ class _Object:
 
     def write(self, name: str) -> None:
         """Adds the rule ``name``."""
-        rules = self._rules
+        rules, marks = self._rules, self._symbols.punctuation
         if not self._bit and not self._events and self._count is None:
             self._write_free(name)
             return
@@ -196,30 +195,32 @@ class _Object:
             if key not in free
             for alternative in self._alternatives(key, following)
         ]
-        found = [Alternative('"{" "}"')] if _holds_without_members(self._presence) else []
+        found = [Alternative(marks.no_members)] if _holds_without_members(self._presence) else []
         run: str | None = None
         if free:
             run = rules.add(rules.fresh("x"), [Alternative(*self._plain(key)) for key in free])
-            found.append(Alternative(f'"{{" {run} {following}::0', (run, following)))
+            found.append(Alternative(f"{marks.object_start} {run} {following}::0", (run, following)))
         if bound:
             rules.add(member, bound, parametric=True)
-            found.append(Alternative(f'"{{" {member}::0', (member,)))
-        more = f'("," {run})* ' if run else ""
-        ends = [Alternative(more + '"}"', (), self._condition(self._presence))]
+            found.append(Alternative(f"{marks.object_start} {member}::0", (member,)))
+        more = f"({marks.comma} {run})* " if run else ""
+        ends = [Alternative(more + marks.object_end, (), self._condition(self._presence))]
         if bound:
             conditions = [alternative.condition for alternative in bound]
             if set(conditions) == {f"bit_clear({bit})" for bit in range(len(self._bit))}:
                 conditions = [f"not(is_ones([0:{len(self._bit)}]))"]
-            ends.append(Alternative(f'{more}"," {member}::_', (member,), any_holds(conditions)))
+            ends.append(Alternative(f"{more}{marks.comma} {member}::_", (member,), any_holds(conditions)))
         rules.add(following, ends, parametric=True)
         rules.add(name, found)
 
     def _write_free(self, name: str) -> None:
         """An object whose members do not concern each other."""
-        rules, found = self._rules, [Alternative('"{" "}"')]
+        rules, marks = self._rules, self._symbols.punctuation
+        found = [Alternative(marks.no_members)]
         if self._classes:
             member = rules.add(rules.fresh("m"), [Alternative(*self._plain(key)) for key in self._classes])
-            found.append(Alternative(f'"{{" {member} ("," {member})* "}}"', (member,)))
+            text = f"{marks.object_start} {member} ({marks.comma} {member})* {marks.object_end}"
+            found.append(Alternative(text, (member,)))
         rules.add(name, found)
 
     def _is_free(self, key: _Key) -> bool:
@@ -234,7 +235,7 @@ class _Object:
 
     def _plain(self, key: _Key, node: Node | None = None) -> tuple[str, tuple[str, ...]]:
         rule = self._symbols.rule(key.node if node is None else node)
-        return f'{self._symbols.string(key.keys)} ":" {rule}', (rule,)
+        return f"{self._symbols.string(key.keys)} {self._symbols.punctuation.colon} {rule}", (rule,)
 
     def _alternatives(self, key: _Key, following: str) -> Iterator[Alternative]:
         """Yields ways to write a member of ``key``: one for each set of events that it makes true."""

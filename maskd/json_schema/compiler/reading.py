@@ -16,6 +16,7 @@ from maskd.grammar import Unenforced
 from maskd.json_schema.compiler.documents import Documents, Place, SchemaDraft
 from maskd.json_schema.compiler.emptiness import Emptiness
 from maskd.json_schema.compiler.formats import format_expression
+from maskd.json_schema.compiler.further import is_closed_alone, is_composed
 from maskd.json_schema.compiler.nodes import AllOf, AnyOf, Constant, Node, Nodes, Opposite, Reference, Scope
 from maskd.json_schema.compiler.numbers import (
     INTEGER,
@@ -148,7 +149,8 @@ class SchemaReader:
     # -- a schema --------------------------------------------------------------------------------------------------
 
     def _schema(self, place: Place, scope: Scope) -> Value:
-        if self.has(place, "unevaluatedProperties") or self.has(place, "unevaluatedItems"):
+        is_shared = scope.further == "forbid" and is_composed(place)
+        if is_shared or self.has(place, "unevaluatedProperties") or self.has(place, "unevaluatedItems"):
             return self.read_unevaluated(place, scope)
         found = self.own(place, scope)
         for value in self._in_place(place, scope):
@@ -203,7 +205,7 @@ class SchemaReader:
         if "oneOf" in schema:
             yield self._one_of([self.node(part, scope) for part in schema["oneOf"]])
         if "not" in schema:
-            yield self.algebra.opposite(self._value(self.node(schema["not"], scope)))
+            yield self.algebra.opposite(self._value(self.node(schema["not"], scope.of_condition())))
         if self.has(place, "if"):
             yield self._conditional(place, scope)
 
@@ -218,12 +220,12 @@ class SchemaReader:
             target, _ = self._documents.follow(reference, place)
             anchor = urldefrag(reference)[1]
             if isinstance(target, dict) and anchor and target.get("$dynamicAnchor") == anchor:
-                target = self._documents.outermost(anchor, scope) or target
+                target = self._documents.outermost(anchor, scope.resources) or target
             yield self.node(target, scope)
         if "$recursiveRef" in schema and place.draft == SchemaDraft.DRAFT_2019:
             target, _ = self._documents.follow(schema["$recursiveRef"], place)
             if isinstance(target, dict) and target.get("$recursiveAnchor") is True:
-                target = self._documents.outermost("", scope) or target
+                target = self._documents.outermost("", scope.resources) or target
             yield self.node(target, scope)
 
     def dependencies(self, place: Place) -> dict[str, Json]:
@@ -258,7 +260,7 @@ class SchemaReader:
 
     def _conditional(self, place: Place, scope: Scope) -> Value:
         schema = place.schema
-        condition = self.node(schema["if"], scope)
+        condition = self.node(schema["if"], scope.of_condition())
         then = self.node(schema.get("then", True), scope)
         otherwise = self.node(schema.get("else", True), scope)
         if then is self.nodes.anything and otherwise is self.nodes.anything:
@@ -351,6 +353,7 @@ class SchemaReader:
 
     def _array(self, place: Place, scope: Scope) -> ArrayShape:
         schema, anything = place.schema, self.nodes.anything
+        inner = scope.of_part()
         prefix, rest = self.items(place)
         contains: tuple[Contains, ...] = ()
         if self.has(place, "contains"):
@@ -360,10 +363,10 @@ class SchemaReader:
             if self.has(place, "maxContains"):
                 high = int(schema["maxContains"])
             if low or high is not None:
-                contains = (Contains(self.node(schema["contains"], scope), 0, low, high),)
+                contains = (Contains(self.node(schema["contains"], scope.of_condition()), 0, low, high),)
         most = schema.get("maxItems")
-        nodes = [self.node(item, scope) for item in prefix]
-        following = anything if rest is None else self.node(rest, scope)
+        nodes = [self.node(item, inner) for item in prefix]
+        following = anything if rest is None else self.node(rest, inner)
         while nodes and nodes[-1] is following:
             nodes.pop()
         return ArrayShape(
@@ -389,17 +392,19 @@ class SchemaReader:
     # -- objects ---------------------------------------------------------------------------------------------------
 
     def _object(self, place: Place, scope: Scope) -> ObjectShape:
-        schema, nodes = place.schema, self.nodes
+        schema, nodes, inner = place.schema, self.nodes, scope.of_part()
         members = [
-            Members(words((name,)), self.node(part, scope)) for name, part in schema.get("properties", {}).items()
+            Members(words((name,)), self.node(part, inner)) for name, part in schema.get("properties", {}).items()
         ]
         for pattern, part in schema.get("patternProperties", {}).items():
-            members.append(Members(self._pattern_keys(place, pattern), self.node(part, scope)))
-        if "additionalProperties" in schema:
-            others = complement(self.named_keys(place))
-            members.append(Members(others, self.node(schema["additionalProperties"], scope)))
+            members.append(Members(self._pattern_keys(place, pattern), self.node(part, inner)))
+        others: Json = schema.get("additionalProperties", True)
+        if scope.further == "forbid" and is_closed_alone(place):
+            others = False
+        if others is not True:
+            members.append(Members(complement(self.named_keys(place)), self.node(others, inner)))
         if self.has(place, "propertyNames"):
-            allowed = self._value(self.node(schema["propertyNames"], scope)).strings
+            allowed = self._value(self.node(schema["propertyNames"], scope.of_condition())).strings
             members.append(Members(complement(allowed), nodes.nothing))
         kept = [part for part in members if part.node is not nodes.anything and part.keys is not choice()]
         presence = [Has(name) for name in schema.get("required", []) if isinstance(schema["required"], list)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from maskd.json_schema.compiler.nodes import Node
 from maskd.json_schema.compiler.numbers import ANY_NUMBER, spelled
+from maskd.json_schema.compiler.punctuation import Punctuation
 from maskd.json_schema.compiler.rules import Rules
 from maskd.regular.expression import ANYTHING, Expression
 from maskd.regular.lark import as_json, as_text
@@ -18,10 +19,12 @@ class Symbols:
     """The symbols of one grammar.
 
     Attributes:
+        punctuation: what stands around and between values.
         rules: what was written so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, punctuation: Punctuation) -> None:
+        self.punctuation = punctuation
         self.rules = Rules()
         self._names: dict[Node, str] = {}
         self._waiting: list[Node] = []
