@@ -30,6 +30,7 @@ from engine_adapter.serve.errors import Dialect, RequestError, error_response
 from engine_adapter.serve.fields.body import Defaults
 from engine_adapter.serve.metrics import Metrics
 from engine_adapter.serve.stream import ClientGoneError
+from maskd.grammar import PropertyOrder
 
 __all__ = ["create_app"]
 
@@ -43,6 +44,7 @@ def create_app(
     bounded: bool = False,
     close_before_budget: bool = True,
     max_whitespace: int | None = 32,
+    property_order: PropertyOrder = "schema",
     body_bytes: int = 4 << 20,
     body_seconds: float = 60.0,
 ) -> Starlette:
@@ -53,6 +55,7 @@ def create_app(
         bounded: whether the engine narrows JSON schemas; then the schemas of tools are narrowed as well.
         close_before_budget: for requests that do not say whether JSON is to be closed before the token limit.
         max_whitespace: for requests that do not say how much white space may stand between two JSON tokens; None = any.
+        property_order: for requests that do not say in which order the properties of an object come.
         body_bytes: longest body; more is answered with 413.
         body_seconds: how long a body may take to arrive; more is answered with 408.
     """
@@ -76,7 +79,7 @@ def create_app(
         engine,
         metrics,
         bounded=bounded,
-        defaults=Defaults(close_before_budget, max_whitespace),
+        defaults=Defaults(close_before_budget, max_whitespace, property_order),
         body_bytes=body_bytes,
         body_seconds=body_seconds,
         created=int(time.time()),

@@ -18,12 +18,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from maskd.errors import ConfigError
-from maskd.grammar import WHEN_SLOW, WhenSlow
+from maskd.grammar import WHEN_SLOW, PropertyOrder, WhenSlow
 
 __all__ = ["ServeSettings", "add_flags", "load_settings", "run_server"]
 
@@ -85,6 +85,11 @@ class ServeSettings:
         int,
         limits=(0, 1024),
         or_any=True,
+    )
+    property_order: PropertyOrder = _setting(  # noqa: RUF009 - as below
+        "schema",
+        "properties of JSON come in the order of the schema, or in any; unless a request says otherwise",
+        among=get_args(PropertyOrder),
     )
     when_slow: WhenSlow = _setting(  # noqa: RUF009 - the call makes a dataclass field; ruff takes it for a default
         "wait",
@@ -224,6 +229,7 @@ def run_server(settings: ServeSettings) -> int:
             bounded=settings.bounded,
             close_before_budget=settings.close_before_budget,
             max_whitespace=settings.max_whitespace,
+            property_order=settings.property_order,
             body_bytes=settings.body_bytes,
             body_seconds=settings.body_seconds,
         )

@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from engine_adapter.engine.generation import TextGeneration
 from engine_adapter.serve.errors import RequestError
-from maskd.grammar import WhenSlow
+from maskd.grammar import FormatPolicy, PropertyOrder, WhenSlow
 
 __all__ = ["CommonFields", "Defaults", "OwnFields", "read_body", "usage_of"]
 
@@ -34,6 +34,7 @@ class Defaults:
 
     close_before_budget: bool
     max_whitespace: int | None
+    property_order: PropertyOrder
 
 
 class OwnFields(msgspec.Struct, kw_only=True):
@@ -43,12 +44,17 @@ class OwnFields(msgspec.Struct, kw_only=True):
         guided_decoding_backend: of the grammar, "auto", "xgrammar" or "llguidance".
         close_before_budget: see ``TextRequest``.
         max_whitespace: characters of white space between two JSON tokens; None = any number.
+        property_order, formats: see ``GrammarOptions``.
+        resources: JSON schemas that the references of the request's schemas may lead to, by address.
         when_slow: see ``GrammarSpec``.
     """
 
     guided_decoding_backend: str | None = None
     close_before_budget: bool | None = None
     max_whitespace: int | msgspec.UnsetType | None = msgspec.UNSET
+    property_order: PropertyOrder | None = None
+    formats: FormatPolicy | None = None
+    resources: dict[str, Any] | None = None
     when_slow: WhenSlow | None = None
 
 

@@ -7,6 +7,7 @@ Knows nothing about: prompts, tools, answers.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,10 +108,16 @@ def shape_of(fields: OwnFields, grammar: GrammarSpec | None, defaults: Defaults)
         )
     if grammar is not None:
         options = grammar.options
-        if grammar.kind in _JSON_KINDS and options.max_whitespace is None:
-            most = defaults.max_whitespace if fields.max_whitespace is msgspec.UNSET else fields.max_whitespace
-            options = dataclasses.replace(options, max_whitespace=most)
-        grammar = dataclasses.replace(grammar, backend=backend, options=options)
+        if grammar.kind in _JSON_KINDS:
+            if options.max_whitespace is None:
+                most = defaults.max_whitespace if fields.max_whitespace is msgspec.UNSET else fields.max_whitespace
+                options = dataclasses.replace(options, max_whitespace=most)
+            order, formats = fields.property_order or defaults.property_order, fields.formats or options.formats
+            options = dataclasses.replace(options, property_order=order, formats=formats)
+        resources = {
+            address: json.dumps(document, ensure_ascii=False) for address, document in (fields.resources or {}).items()
+        }
+        grammar = dataclasses.replace(grammar, backend=backend, options=options, resources=resources)
     close = defaults.close_before_budget if fields.close_before_budget is None else fields.close_before_budget
     return {"grammar": grammar, "close_before_budget": close, "when_slow": fields.when_slow}
 
