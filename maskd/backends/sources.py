@@ -1,7 +1,7 @@
 """Reading the source of a grammar spec, as far as it is the same for every backend.
 
-Owns: checks of the text, choice lists, separators, documents given along, what ``strict`` refuses, regexes in the form
-    to which xgrammar gives the usual meaning.
+Owns: checks of the text, choice lists, separators, documents given along, what ``strict`` refuses.
+    Also regexes in the form to which xgrammar gives the usual meaning.
 Knows nothing about: structural tags (``structural_tag``), the libraries themselves.
 """
 

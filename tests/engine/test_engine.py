@@ -170,7 +170,7 @@ def test_refused_requests_then_errors_where_they_are_due(engine: Engine) -> None
 def test_slow_masks_when_the_request_says_what_they_mean_then_the_daemon_is_told(engine: Engine) -> None:
     """Switching needs a second backend that takes the grammar: the daemon says so when the grammar is made, so it was
     told."""
-    only_xgrammar = GrammarSpec("json_schema", '{"type": "string", "format": "idn-email", "maxLength": 4}')
+    only_xgrammar = GrammarSpec("structural_tag", '{"format": {"type": "exclude_token", "token": "<|im_start|>"}}')
     for when_slow in ("wait", "fail"):
         assert engine.submit(TextRequest(PROMPT, only_xgrammar, sampled(1), 8, when_slow=when_slow)).result(60)  # type: ignore[arg-type]
     with pytest.raises(GrammarUnsupportedError, match="'switch', and no backend but xgrammar"):

@@ -2,7 +2,8 @@ r"""Numbers as regular languages of their decimal spelling, without exponents.
 
 A bound is a set of digit strings. A number above 317 has more digits, or a greater one at the first difference.
 "At most" is the complement of "greater than", so two expressions are enough.
-A number has many spellings (``1``, ``1.0``, ``1.00``). A language here holds all spellings of a number, or none.
+A number has few spellings, so that none goes on without end: a fraction ends in two zeros at most (``1``, ``1.0``,
+``1.00``, ``9.90``). A language here holds all spellings of a number, or none.
 Owns: bounds, integers, multiples, constants. Knows nothing about: keywords, grammars.
 """
 
@@ -14,7 +15,6 @@ from decimal import Decimal
 from maskd.errors import GrammarUnsupportedError
 from maskd.regular.assertions import whole
 from maskd.regular.expression import (
-    EMPTY_TEXT,
     NOTHING,
     Expression,
     both,
@@ -38,18 +38,20 @@ __all__ = [
 
 ANY_NUMBER = r"/-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+\-]?[0-9]+)?/"
 """Every JSON number, as a terminal (RFC 8259, section 6)."""
-PLAIN_NUMBER = whole(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+PLAIN_NUMBER = whole(r"-?(0|[1-9][0-9]*)(\.(0{1,2}|[0-9]*[1-9]0{0,2}))?")
 """Every number without an exponent: what all languages here are part of."""
-INTEGER = whole(r"-?(0|[1-9][0-9]*)(\.0+)?")
+INTEGER = whole(r"-?(0|[1-9][0-9]*)(\.0{1,2})?")
 PLAIN_INTEGER = whole(r"-?(0|[1-9][0-9]*)")
 """Integers of draft 4, where ``1.0`` is none."""
 
-_NOT_NEGATIVE = whole(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
-_NEGATIVE_ZERO = whole(r"-0(\.0+)?")
-_DIGITS = whole("[0-9]*")
-_FRACTION = whole(r"(\.[0-9]+)?")
-_ZEROS = whole(r"(\.0+)?")
-_MORE_THAN_ZEROS = whole("[0-9]*[1-9][0-9]*")
+_FRACTION = whole(r"(\.(0{1,2}|[0-9]*[1-9]0{0,2}))?")
+_NOT_NEGATIVE = sequence(whole("0|[1-9][0-9]*"), _FRACTION)
+_ZEROS = whole(r"(\.0{1,2})?")
+_NEGATIVE_ZERO = sequence(literal("-0"), _ZEROS)
+_LAST_ZEROS = whole("0{0,2}")
+_MORE_THAN_ZEROS = whole("[0-9]*[1-9]0{0,2}")
+_DIGITS = choice(_MORE_THAN_ZEROS, _LAST_ZEROS)
+"""What may stand behind a digit of a fraction that is not 0."""
 _LARGEST_MODULUS = 7
 _MOST_SUFFIXES = 10_000
 _MOST_LAST_DIGITS = 12
@@ -172,10 +174,10 @@ def _by_suffix(factor: int, length: int, decimals: int) -> Expression:
             integer = whole("0|[1-9][0-9]*")
         kept = tail.rstrip("0")
         if kept:
-            fraction = sequence(literal("."), repeat(_digit_from("0"), free, free), literal(kept), whole("0*"))
+            fraction = sequence(literal("."), repeat(_digit_from("0"), free, free), literal(kept), _LAST_ZEROS)
         elif free:
-            some = sequence(literal("."), repeat(_digit_from("0"), 1, free), whole("0*"))
-            fraction = choice(EMPTY_TEXT, some)
+            some = sequence(literal("."), repeat(_digit_from("0"), 0, free - 1), _digit_from("1"), _LAST_ZEROS)
+            fraction = choice(_ZEROS, some)
         else:
             fraction = _ZEROS
         found.append(sequence(integer, fraction))
@@ -214,4 +216,4 @@ def number_constant(value: float) -> Expression:
     integer, _, fraction = format(number.normalize(), "f").partition(".")
     if not fraction:
         return sequence(literal(integer), _ZEROS)
-    return sequence(literal(f"{integer}.{fraction}"), whole("0*"))
+    return sequence(literal(f"{integer}.{fraction}"), _LAST_ZEROS)
