@@ -2,8 +2,8 @@ r"""Numbers as regular languages of their decimal spelling, without exponents.
 
 A bound is a set of digit strings. A number above 317 has more digits, or a greater one at the first difference.
 "At most" is the complement of "greater than", so two expressions are enough.
-A number has few spellings, so that none goes on without end: a fraction ends in two zeros at most (``1``, ``1.0``,
-``1.00``, ``9.90``). A language here holds all spellings of a number, or none.
+A number has few spellings, so that none goes on without end. A fraction ends in two zeros at most: ``1``, ``1.0``,
+``1.00``, ``9.90``. A language here holds all spellings of a number, or none.
 Owns: bounds, integers, multiples, constants. Knows nothing about: keywords, grammars.
 """
 
