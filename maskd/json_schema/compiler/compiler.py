@@ -72,7 +72,7 @@ def compile_schema(
 
 def _compiled(documents: Documents, options: GrammarOptions) -> CompiledSchema:
     nodes = Nodes(documents)
-    reader = SchemaReader(documents, nodes, assert_formats=options.formats == "assert")
+    reader = SchemaReader(documents, nodes, options)
     reader.read_unevaluated = Evaluated(reader).schema
     root = nodes.schema(documents.root, Scope(further=options.additional_properties))
     lark = Lowering(reader, options).lark(root)

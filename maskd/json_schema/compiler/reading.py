@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import urldefrag
 
 from maskd.errors import GrammarError, GrammarUnsupportedError
-from maskd.grammar import Unenforced
+from maskd.grammar import GrammarOptions, Unenforced
 from maskd.json_schema.compiler.documents import Documents, Place, SchemaDraft
 from maskd.json_schema.compiler.emptiness import Emptiness
 from maskd.json_schema.compiler.formats import format_expression
@@ -31,7 +31,7 @@ from maskd.json_schema.compiler.values import Algebra, ArrayShape, Contains, Mem
 from maskd.json_schema.strict_json import Json
 from maskd.regular.assertions import searched
 from maskd.regular.charset import ANY
-from maskd.regular.expression import ANYTHING, Expression, both, chars, choice, complement, repeat, words
+from maskd.regular.expression import ANYTHING, Expression, Words, both, chars, choice, complement, repeat, words
 
 __all__ = ["OpenLoopError", "SchemaReader"]
 
@@ -63,7 +63,7 @@ class SchemaReader:
     Args:
         documents: where schemas stand.
         nodes: the arena.
-        assert_formats: whether ``format`` is an assertion where it can be one.
+        options: of the grammar.
 
     Attributes:
         algebra: operations on values.
@@ -72,9 +72,10 @@ class SchemaReader:
         read_unevaluated: reads a schema with an ``unevaluated…`` keyword; set before the first node is asked for.
     """
 
-    def __init__(self, documents: Documents, nodes: Nodes, *, assert_formats: bool = True) -> None:
+    def __init__(self, documents: Documents, nodes: Nodes, options: GrammarOptions) -> None:
         self._documents, self.nodes = documents, nodes
-        self._assert_formats = assert_formats
+        self._assert_formats = options.formats == "assert"
+        self._names_have_places = options.property_order == "schema"
         self.emptiness = Emptiness(nodes, self._value_if_known)
         self.algebra = Algebra(nodes, self.emptiness.array, self.emptiness.object_at_sight, self.emptiness.object)
         self.unenforced: dict[str, Unenforced] = {}
@@ -406,7 +407,7 @@ class SchemaReader:
         if self.has(place, "propertyNames"):
             allowed = self._value(self.node(schema["propertyNames"], scope.of_condition())).strings
             members.append(Members(complement(allowed), nodes.nothing))
-        kept = [part for part in members if part.node is not nodes.anything and part.keys is not choice()]
+        kept = [part for part in members if self._asks(part)]
         presence = [Has(name) for name in schema.get("required", []) if isinstance(schema["required"], list)]
         least, most = int(schema.get("minProperties", 0)), schema.get("maxProperties")
         formula = all_of(
@@ -421,6 +422,11 @@ class SchemaReader:
             )
         )
         return ObjectShape(tuple(dict.fromkeys(kept)), formula)
+
+    def _asks(self, members: Members) -> bool:
+        """Whether ``members`` ask for something: a value, or a place among the other members."""
+        has_place = self._names_have_places and isinstance(members.keys, Words)
+        return members.keys is not choice() and (has_place or members.node is not self.nodes.anything)
 
     def named_keys(self, place: Place) -> Expression:
         """Returns the keys that ``properties`` and ``patternProperties`` name."""

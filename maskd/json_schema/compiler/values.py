@@ -87,7 +87,7 @@ class ObjectShape:
     """Objects of one form.
 
     Attributes:
-        members: what values satisfy, by key.
+        members: what values satisfy, by key. A name may be there for its place among the others only.
         presence: which members there are; every ``Exists`` in it is positive.
     """
 
@@ -314,7 +314,11 @@ class Algebra:
 
     def _opposite_object(self, shape: ObjectShape) -> list[ObjectShape]:
         """Returns what does not have ``shape``: a member is wrong, or others are there."""
-        wrong = (Exists(members.keys, self._nodes.opposite(members.node)) for members in shape.members)
+        wrong = (
+            Exists(members.keys, self._nodes.opposite(members.node))
+            for members in shape.members
+            if members.node is not self._nodes.anything
+        )
         return self._shapes(without_negated_groups(any_of((negated(shape.presence), *wrong))))
 
     def _shapes(self, presence: Formula) -> list[ObjectShape]:
