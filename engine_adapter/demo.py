@@ -29,7 +29,7 @@ from engine_adapter.masker import Masker
 from engine_adapter.model.loading import LoadedModel, load_model
 from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
-from engine_adapter.sidecar import Sidecar
+from maskd.sidecar import Sidecar
 from engine_adapter.structured_output.bounded import bounded_spec
 from maskd.client import Client
 from maskd.grammar import GrammarSpec

@@ -272,7 +272,7 @@ def test_error_table_when_made_from_the_classes_then_it_is_the_one_on_the_page()
 
 def test_settings_table_when_made_from_config_then_it_is_the_one_on_the_page() -> None:
     """docs/daemon.md has every setting with its default, as the help of the flags has it."""
-    meanings = dict(config._field_help())
+    meanings = dict(config.field_help(config.Config))
     rows = ["| setting | default | meaning |\n|---|---|---|\n"]
     for field in msgspec.structs.fields(config.Config):
         default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()

@@ -23,7 +23,7 @@ import yaml
 from maskd.errors import ConfigError
 from maskd.rpc.address import parse_listen
 
-__all__ = ["Config", "VocabularySource", "check_processors", "flags", "load"]
+__all__ = ["Config", "VocabularySource", "check_processors", "field_help", "flags", "load"]
 
 _COUNTS = (
     "workers", "compile_threads", "sessions", "vocabularies_limit", "sequences_per_session", "rows_per_session",
@@ -244,7 +244,7 @@ def _from_text(text: str, kind: Any, source: str) -> Any:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Adds ``--config`` and a flag for every field of ``Config`` to ``parser``. Its result has only the given flags."""
-    help_of = dict(_field_help())
+    help_of = dict(field_help(Config))
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with any of the settings below"
     )
@@ -268,10 +268,10 @@ def _metavar(field: msgspec.structs.FieldInfo) -> str:
     return "PATH,…" if field.name == "vocabularies" else "NAME,…" if field.name == "backends" else str(default)
 
 
-def _field_help() -> typing.Iterator[tuple[str, str]]:
-    """Yields (field, text) from the Attributes section of Config's docstring: the help is written once."""
+def field_help(described: object) -> typing.Iterator[tuple[str, str]]:
+    """Yields (field, text) from the Attributes section of the docstring of a class: the help is written once."""
     name, lines = "", list[str]()
-    for line in (Config.__doc__ or "").split("Attributes:", 1)[1].splitlines():
+    for line in (described.__doc__ or "").split("Attributes:", 1)[1].splitlines():
         head, colon, rest = line.strip().partition(": ")
         if line.startswith(" " * 8) and not line.startswith(" " * 9) and colon:
             if name:

@@ -34,7 +34,7 @@ from engine_adapter.masker.late_rows import StepAnswer
 from engine_adapter.model.loading import LoadedModel, load_model
 from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
-from engine_adapter.sidecar import Sidecar
+from maskd.sidecar import Sidecar
 from maskd.backends import load
 from maskd.backends.base import Matcher
 from maskd.bitmask import row_words
