@@ -76,7 +76,7 @@ class Sampler:
             allowed, accepting = walk.look()
             pressure = min(1.0, 2 * count / self._max_tokens)
             ids = allowed[~np.isin(allowed, self._stops)]
-            if accepting and (not ids.size or rng.random() < max(0.3, pressure)):
+            if accepting and (not ids.size or rng.random() < (pressure if rest else max(0.3, pressure))):
                 return Output(bytes(text), count, "complete")
             if not ids.size:
                 return Output(bytes(text), count, "dead_end")

@@ -37,7 +37,7 @@ def report_lines(name: str, kind: str, grammar: Grammar) -> Iterator[str]:
     verdict = f"{count} keyword{'s are' * (count != 1) or ' is'} not enforced" if count else "every keyword is enforced"
     yield f"{name}: {verdict if 'json' in kind or kind == 'structural_tag' else 'compiled'}"
     yield f"  kind      {kind}"
-    yield f"  backend   {report.backend}, because {report.backend_reason}"
+    yield f"  backend   {report.backend}: {report.backend_reason}"
     how_long = "before, for another client" if grammar.cached else f"in {grammar.compile_seconds * 1000:.1f} ms"
     yield f"  compiled  {how_long}, about {_bytes(report.memory_bytes)} of memory"
     for warning in report.warnings:

@@ -20,7 +20,7 @@ _LITERAL = re.compile(r'"((?:[^"\\\n]|\\.)+)"')
 _NAMED = ("properties", "dependentSchemas", "dependentRequired", "dependencies")
 """Keywords whose keys are names of properties."""
 _MOST_WORDS = 2000
-_VALUES = ("required", "enum", "const", "examples", "default", "dependentRequired", "dependencies", "begin", "end")
+_VALUES = ("required", "enum", "const", "examples", "default", "dependentRequired", "dependencies", "begin")
 """Keywords whose scalars stand in outputs."""
 
 
