@@ -116,8 +116,10 @@ def _run(arguments: dict[str, Any], work: Callable[[_Opened], int]) -> int:
     spec = source.read_spec(arguments)
     name = arguments["file"] or spec.kind
     try:
-        vocabulary = BYTES if arguments["tokenizer"] is None else load_vocabulary(arguments["tokenizer"])
-        alphabet = Alphabet.of(vocabulary, spec.options.stop_token_ids)
+        stops = spec.options.stop_token_ids
+        path = arguments["tokenizer"]
+        vocabulary = BYTES if path is None else load_vocabulary(path, stop_token_ids=stops or None)
+        alphabet = Alphabet.of(vocabulary, stops)
         with daemon.reach(arguments) as client:
             fingerprint = client.upload_vocabulary(alphabet.vocabulary)
             with client.open_session(

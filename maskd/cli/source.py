@@ -41,6 +41,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         ".regex or .re, .ebnf or .gbnf, .lark",
     )  # fmt: skip
     parser.add_argument("--backend", default="auto", metavar="NAME", help="default: auto")
+    parser.add_argument(
+        "--resource",
+        action="append",
+        default=[],
+        metavar="ADDRESS=FILE",
+        help="a document that references of the schema lead to, by its address; may be given many times",
+    )
     options = parser.add_argument_group("options of the grammar")
     meanings, kinds = dict(field_help(GrammarOptions)), typing.get_type_hints(GrammarOptions)
     for field in dataclasses.fields(GrammarOptions):
@@ -86,8 +93,9 @@ def read_spec(arguments: Mapping[str, Any]) -> GrammarSpec:
     given = {
         field.name: arguments[field.name] for field in dataclasses.fields(GrammarOptions) if field.name in arguments
     }
+    resources = dict(_resource(text) for text in arguments["resource"])
     try:
-        return GrammarSpec(kind, source, arguments["backend"], GrammarOptions(**given))
+        return GrammarSpec(kind, source, arguments["backend"], GrammarOptions(**given), resources=resources)
     except InvalidRequestError as error:
         raise ConfigError(error.message, **error.metadata) from None
 
@@ -105,6 +113,13 @@ def read_file(name: str) -> bytes:
     if len(found) > _MOST_BYTES:
         raise ConfigError(f"{name} has more than {_MOST_BYTES} bytes; give a smaller file", field="file")
     return found
+
+
+def _resource(text: str) -> tuple[str, str]:
+    address, _, name = text.rpartition("=")  # an address may have "=" in its query
+    if not address or not name:
+        raise ConfigError(f"--resource is {text!r}; give ADDRESS=FILE", field="resource")
+    return address, _decoded(name, read_file(name))
 
 
 def _decoded(name: str, raw: bytes) -> str:

@@ -107,11 +107,17 @@ class Walk:
             The allowed token ids, ascending, (n,) int64, none where ``ahead`` itself is refused. And whether the text
             so far, without ``ahead``, is a complete match.
         """
-        item = Item(self._id, drafts=ahead, row=0)
+        return self._look(Item(self._id, drafts=ahead, row=0))
+
+    def go(self, token_id: int) -> tuple[NDArray[np.int64], bool]:
+        """Accepts an allowed token and looks, in one step. Where nothing is allowed behind it, it stays unaccepted."""
+        return self._look(Item(self._id, accept=[token_id], row=0))
+
+    def _look(self, item: Item) -> tuple[NDArray[np.int64], bool]:
         result, rows = self._ask(item, expect=Status.NO_TOKEN_ALLOWED)
-        if result.status or result.row_count <= len(ahead):
+        if result.status or result.row_count <= len(item.drafts):
             return np.empty(0, dtype=np.int64), False
-        return allowed_token_ids(rows[len(ahead)]), result.accepting
+        return allowed_token_ids(rows[len(item.drafts)]), result.accepting
 
     def _ask(self, item: Item, *, expect: Status = Status.OK) -> tuple[Result, NDArray[np.int32]]:
         """Sends ``item``, waits for its result, however late, and returns it with the rows of the step.
