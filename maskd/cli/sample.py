@@ -143,7 +143,7 @@ def _chance_of_word(text: bytearray, in_quotes: bool, pressure: float) -> float:
         return 0.6
     if text[-1:] != b'"':
         return 0.05
-    return 0.2 if text[-64:-1].rstrip().endswith(b":") else 0.8 + 0.19 * pressure
+    return 0.2 if text[-64:-1].rstrip().endswith(b":") else 0.9 + 0.1 * pressure
 
 
 class _Quotes:

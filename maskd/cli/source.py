@@ -86,8 +86,9 @@ def read_spec(arguments: Mapping[str, Any]) -> GrammarSpec:
     name, kind = arguments["file"], arguments["kind"]
     if not name and kind != "json_object":
         raise ConfigError("FILE is missing; give the file of the grammar, or - for standard input", field="file")
+    kind = kind or _kind_of_suffix(name)
     source = _decoded(name, read_file(name)) if name else ""
-    kind = kind or _kind_of(name, source)
+    kind = kind or _kind_of_json(source)
     if kind == "regex":
         source = source.removesuffix("\n").removesuffix("\r")
     given = {
@@ -129,10 +130,11 @@ def _decoded(name: str, raw: bytes) -> str:
         raise ConfigError(f"{name} is not UTF-8: byte {error.start} is {raw[error.start]:#04x}", field="file") from None
 
 
-def _kind_of(name: str, source: str) -> GrammarKind:
+def _kind_of_suffix(name: str) -> GrammarKind | None:
+    """Returns the kind; None for .json, where the text decides. Raises ConfigError."""
     suffix = Path(name).suffix.lower()
     if suffix == ".json":
-        return _kind_of_json(source)
+        return None
     if suffix not in _SUFFIXES:
         what = "standard input has no suffix" if name == STDIN else f"{name} has the suffix {suffix or 'none'!r}"
         raise ConfigError(f"{what}, which says no kind; give --kind, one of {', '.join(KINDS)}", field="kind")
