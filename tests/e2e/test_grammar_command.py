@@ -5,6 +5,7 @@ The oracle of a verdict is a matcher in this process, asked for the row behind e
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -29,8 +30,10 @@ from maskd import backends
 from maskd.__main__ import main
 from maskd.backends.base import Grammar, Matcher
 from maskd.bitmask import row_stride_words
+from maskd.cli import source
 from maskd.cli.check import judge
 from maskd.cli.walk import BYTES, ROW_CAPACITY, TOKEN_CAPACITY, Alphabet, Walk
+from maskd.cli.wording import place_of
 from maskd.client import Client, Session
 from maskd.grammar import GrammarOptions, GrammarSpec
 from maskd.tokenizer_files import load_vocabulary
@@ -209,51 +212,45 @@ def makers() -> dict[str, Any]:
     return {name: backends.load(name)(BYTES, threads=1) for name in backends.BUILTIN}
 
 
-@pytest.mark.parametrize("tokenizer", ["", str(BUNDLED)], ids=["bytes", "bundled"])
 @pytest.mark.parametrize("case", CASES)
-def test_mutated_text_when_checked_then_the_place_is_that_of_brute_force(
-    case: str, tokenizer: str, command: Command, makers: dict[str, Any]
+def test_mutated_text_when_judged_then_the_place_is_that_of_brute_force(
+    case: str, command: Command, client: Client, makers: dict[str, Any]
 ) -> None:
     """Offset, allowed bytes and whether the text may end are those of a matcher that sees every prefix anew."""
     name, contents, flags = CASES[case]
     file = command.file(name, contents)
     _, outputs = command.samples(file, *flags, "-n", "2", "--seed", "3")
-    given = ("--tokenizer", tokenizer) if tokenizer else ()
-    rng, grammar, refused = random.Random(case), None, 0
-    for one in outputs:
-        for _ in range(round(8 * TIMES)):
-            text = mutated(one["text"].encode(), rng)
-            code, told = command.verdict(file, *flags, *given, text=text)
-            found = told["text"]
-            if grammar is None:
-                options = GrammarOptions(**options_of(flags))
-                source = "" if not name else Path(file).read_text()
-                grammar = makers[told["backend"]].compile(GrammarSpec(told["kind"], source, options=options))
-            offset, allowed, may_end = brute_force(grammar, text)
-            accepted = may_end and text[offset:] in (b"", b"\n")
-            assert (code, found["accepted"], found["offset"]) == (0 if accepted else 1, accepted, offset), text
-            if not accepted:
-                refused += 1
-                assert set(found["allowed_bytes"]) == allowed, text
-                before = text[: found["start"]]
-                assert found["start"] <= offset < found["start"] + 4
-                assert found["line"] == before.count(b"\n") + 1
-                assert brute_force(grammar, before)[0] == len(before)
-    assert refused
+    parser = argparse.ArgumentParser()
+    source.add_flags(parser)
+    spec = source.read_spec(vars(parser.parse_args([*[file] * bool(file), *flags])))
+    for vocabulary in (BYTES, load_vocabulary(BUNDLED)):
+        alphabet, rng, numbers, refused = Alphabet.of(vocabulary), random.Random(case), itertools.count(1), 0
+        with open_session(client, alphabet) as session:
+            compiled = session.create_grammar(spec)
+            grammar = makers[compiled.report.backend].compile(spec)
+            for text in (mutated(one["text"].encode(), rng) for one in outputs for _ in range(round(10 * TIMES))):
+                verdict = judge(Walk(session, compiled.grammar_id, next(numbers)), text, alphabet)
+                offset, allowed, may_end = brute_force(grammar, text)
+                accepted = may_end and text[offset:] in (b"", b"\n")
+                assert (verdict.accepted, verdict.offset) == (accepted, offset), text
+                if not accepted:
+                    refused += 1
+                    assert set(verdict.allowed_bytes) == allowed, text
+                    assert verdict.allowed is not None and verdict.start <= offset < verdict.start + 4
+                    assert verdict.allowed.end == brute_force(grammar, text[: verdict.start])[2]
+                    assert place_of(text, verdict.start)[0] == text[:offset].count(b"\n") + 1
+        assert refused
 
 
-def options_of(flags: tuple[str, ...]) -> dict[str, Any]:
-    read = {"max_whitespace": int, "strict": lambda _: True}
-    named = [(flag.removeprefix("--").replace("-", "_"), value) for flag, value in itertools.pairwise((*flags, ""))]
-    return {name: read.get(name, str)(value) for name, value in named if name in GrammarOptions.__dataclass_fields__}
+def open_session(client: Client, alphabet: Alphabet) -> Session:
+    fingerprint = client.upload_vocabulary(alphabet.vocabulary)
+    size = alphabet.vocabulary.vocab_size
+    return client.open_session(fingerprint, vocab_size=size, row_capacity=ROW_CAPACITY, token_capacity=TOKEN_CAPACITY)
 
 
 @pytest.fixture
 def session(client: Client) -> Iterator[Session]:
-    fingerprint = client.upload_vocabulary(BYTES)
-    with client.open_session(
-        fingerprint, vocab_size=BYTES.vocab_size, row_capacity=ROW_CAPACITY, token_capacity=TOKEN_CAPACITY
-    ) as opened:
+    with open_session(client, Alphabet.of(BYTES)) as opened:
         yield opened
 
 
@@ -291,9 +288,7 @@ def test_vocabulary_when_bytes_are_missing_then_the_verdict_is_the_same(client: 
         alphabet = Alphabet.of(words, stops)
         assert [alphabet.vocabulary.tokens[i] for i in alphabet.byte_ids] == [bytes([byte]) for byte in range(256)]
         assert not {*alphabet.byte_ids} & {*alphabet.stop_token_ids, *words.special_token_ids}
-        size = alphabet.vocabulary.vocab_size
-        fingerprint = client.upload_vocabulary(alphabet.vocabulary)
-        with client.open_session(fingerprint, vocab_size=size, row_capacity=8, token_capacity=1024) as session:
+        with open_session(client, alphabet) as session:
             grammar = session.create_grammar(
                 GrammarSpec("regex", "Paris", options=GrammarOptions(stop_token_ids=stops))
             )
