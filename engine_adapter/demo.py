@@ -29,10 +29,10 @@ from engine_adapter.masker import Masker
 from engine_adapter.model.loading import LoadedModel, load_model
 from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
-from maskd.sidecar import Sidecar
 from engine_adapter.structured_output.bounded import bounded_spec
 from maskd.client import Client
 from maskd.grammar import GrammarSpec
+from maskd.sidecar import Sidecar
 from maskd.tokenizer_files import load_vocabulary
 
 __all__ = ["run_demo"]

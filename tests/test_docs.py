@@ -28,6 +28,7 @@ import pytest
 
 from engine_adapter.masker import Masker
 from maskd import _shm, backends
+from maskd.__main__ import main
 from maskd.backends.base import Backend
 from maskd.client import Client, Session
 from maskd.errors import GrammarUnsupportedError, error_classes
@@ -138,6 +139,20 @@ def test_console_block_when_read_then_its_commands_exist(
             subprocess.run(["bash", "-c", command], check=True, cwd=ROOT, timeout=100, stdout=subprocess.DEVNULL)
         else:
             assert words[0] in ("git", "cd", "cc", "docker", "pip"), command
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^```text\n\$ (maskd .*)$", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+)
+def test_command_when_run_then_it_prints_what_the_page_shows(
+    command: str, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """docs/commands.md has the output of its commands; time and memory of a compile are other ones each time."""
+    monkeypatch.chdir(ROOT)
+    main([*shlex.split(command)[1:], "--listen", daemon.target])
+    printed = capsysbinary.readouterr().out.decode()
+    printed = re.sub(r"compiled  .*", "compiled  in 3.4 ms, about 130 KiB of memory", printed)
+    hold("docs/commands.md", f"```text\n$ {command}\n", printed, "```\n")
 
 
 def test_readme_when_pasted_from_the_top_then_its_loop_prints_a_city() -> None:

@@ -26,11 +26,11 @@ from engine_adapter.masker import Masker
 from engine_adapter.model.loading import load_model
 from engine_adapter.model.slots import SlotModel, slots_that_fit
 from engine_adapter.sampling.params import SamplingParams
-from maskd.sidecar import Sidecar
 from engine_adapter.text.reasoning_prompts import ReasoningPrompts
 from engine_adapter.text.tokenizer import TextTokenizer
 from maskd.client import Client
 from maskd.grammar import WhenSlow
+from maskd.sidecar import Sidecar
 from maskd.tokenizer_files import load_vocabulary
 
 __all__ = ["Engine", "EngineStats", "QueueFullError"]

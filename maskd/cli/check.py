@@ -1,4 +1,4 @@
-"""Whether a text matches a grammar, and if not, the first place that the grammar refuses and what it allows there.
+"""Whether a text matches a grammar. If not: the first place that the grammar refuses, and what it allows there.
 
 Owns: the verdict on one text, exact to the byte. Knows nothing about: how it is said (``wording``), flags.
 Source: The Unicode Standard, table 3-7 (well-formed UTF-8), for the characters that begin with given bytes.

@@ -1,4 +1,4 @@
-"""Which daemon a command talks to: one that runs, or one of its own for as long as the command takes.
+"""Which daemon a command talks to: one that runs, or one of its own that ends with the command.
 
 Owns: the flags of an address and its credentials, and the way to a client.
 Knows nothing about: what the command asks the daemon.

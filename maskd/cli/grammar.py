@@ -32,9 +32,9 @@ _COMPILE_SECONDS = 120.0
 _MOST_OUTPUTS = 4000
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds both commands and their flags."""
-    grammar = commands.add_parser("grammar", help="check a grammar, and a text against it; write random outputs")
+    grammar = subparsers.add_parser("grammar", help="check a grammar, and a text against it; write random outputs")
     actions = grammar.add_subparsers(dest="action", required=True, metavar="check | sample")
     check = actions.add_parser(
         "check",
@@ -178,16 +178,16 @@ def _print_check(arguments: Mapping[str, Any], opened: _Opened, text: bytes | No
 
 
 def _print_samples(arguments: Mapping[str, Any], opened: _Opened) -> int:
-    from maskd.cli.sample import Sampler
+    from maskd.cli.sample import RandomWalk
     from maskd.cli.walk import Walk
     from maskd.cli.words import words_of
 
-    sampler = Sampler(opened.alphabet, words_of(opened.spec), max_tokens=arguments["max_tokens"])
+    drawing = RandomWalk(opened.alphabet, words_of(opened.spec), max_tokens=arguments["max_tokens"])
     outputs = []
     for number in range(1, arguments["n"] + 1):
         walk = Walk(opened.session, opened.grammar.grammar_id, number)
         rng = random.Random(f"{arguments['seed']} {number}")  # noqa: S311 - the same outputs for the same seed
-        output = sampler.output(walk, rng)
+        output = drawing.sample(walk, rng)
         walk.close()
         outputs.append(output)
         if arguments["json"]:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command and its flags."""
-    parser = commands.add_parser("info", help="show what a running daemon is and holds")
+    parser = subparsers.add_parser("info", help="show what a running daemon is and holds")
     parser.set_defaults(run=run)
     parser.add_argument("--listen", default=config.Config().listen, help="address of the daemon (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object, with whole fingerprints, for programs")

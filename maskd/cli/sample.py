@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from maskd.cli.walk import Alphabet, Walk
 
-__all__ = ["Output", "Sampler"]
+__all__ = ["Sample", "RandomWalk"]
 
 Ending = Literal["complete", "cut_off", "dead_end"]
 
@@ -31,7 +31,7 @@ _INSIDE = np.array([[0.3, 3.0, 5.0, 0.3, 0.3, 0.5, 0.1, 1.0], [0.1, 200.0, 5.0, 
 
 
 @dataclass(frozen=True)
-class Output:
+class Sample:
     """One output.
 
     Attributes:
@@ -45,7 +45,7 @@ class Output:
     ending: Ending
 
 
-class Sampler:
+class RandomWalk:
     """Draws outputs of one grammar.
 
     Args:
@@ -63,7 +63,7 @@ class Sampler:
         self._ids = {token: i for i, token in enumerate(self._tokens) if i not in special}
         self._max_tokens = max_tokens
 
-    def output(self, walk: Walk, rng: random.Random) -> Output:
+    def sample(self, walk: Walk, rng: random.Random) -> Sample:
         """Draws one output: the same one for the same grammar, vocabulary and state of ``rng``.
 
         Raises:
@@ -76,9 +76,9 @@ class Sampler:
             pressure = min(1.0, 2 * count / self._max_tokens)
             ids = allowed[~np.isin(allowed, self._stops)]
             if accepting and (not ids.size or rng.random() < (pressure if rest else max(0.3, pressure))):
-                return Output(bytes(text), count, "complete")
+                return Sample(bytes(text), count, "complete")
             if not ids.size:
-                return Output(bytes(text), count, "dead_end")
+                return Sample(bytes(text), count, "dead_end")
             there = set(ids.tolist())
             if not rest and not just_ended and rng.random() < _chance_of_word(text, quotes.are_open, pressure):
                 rest = self._word(there, used, rng)
@@ -95,7 +95,7 @@ class Sampler:
             allowed, accepting = walk.go(token_id)
             text += self._tokens[token_id]
             quotes.read(self._tokens[token_id])
-        return Output(bytes(text), self._max_tokens, "complete" if accepting else "cut_off")
+        return Sample(bytes(text), self._max_tokens, "complete" if accepting else "cut_off")
 
     def _word(self, there: set[int], used: Mapping[bytes, int], rng: random.Random) -> bytes:
         """Draws a word that may begin here, or nothing; likelier what the source has often, and the output seldom."""

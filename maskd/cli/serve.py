@@ -20,9 +20,11 @@ from maskd.observability.logs import configure_logging
 __all__ = ["add", "run"]
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command and a flag for every setting. Raises ConfigError: later, when a flag is read."""
-    parser = commands.add_parser("serve", help="run the daemon", description="Run the daemon until SIGTERM or SIGINT.")
+    parser = subparsers.add_parser(
+        "serve", help="run the daemon", description="Run the daemon until SIGTERM or SIGINT."
+    )
     parser.set_defaults(run=run)
     config.flags(parser)
 

@@ -1,4 +1,4 @@
-"""A walk through a grammar: one sequence of a session, with rows that are waited for, and bytes instead of tokens.
+"""A walk through a grammar: one sequence of a session. Its rows are waited for, and every byte has a token.
 
 Owns: the alphabet, and asking again where a row is late.
 Knows nothing about: verdicts, random choices.

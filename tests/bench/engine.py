@@ -34,11 +34,11 @@ from engine_adapter.masker.late_rows import StepAnswer
 from engine_adapter.model.loading import LoadedModel, load_model
 from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
-from maskd.sidecar import Sidecar
 from maskd.backends import load
 from maskd.backends.base import Matcher
 from maskd.bitmask import row_words
 from maskd.grammar import GrammarReport, GrammarSpec
+from maskd.sidecar import Sidecar
 from maskd.tokenizer_files import load_vocabulary
 from maskd.vocabulary import Vocabulary
 

@@ -28,8 +28,8 @@ from engine_adapter.masker import Masker
 from engine_adapter.model.loading import BUNDLED, LoadedModel, load_model
 from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
-from maskd.sidecar import Sidecar
 from maskd.grammar import GrammarSpec, ReasoningGate
+from maskd.sidecar import Sidecar
 from maskd.tokenizer_files import load_vocabulary
 
 torch.set_num_threads(1)

@@ -35,10 +35,10 @@ from engine_adapter.masker import Masker
 from engine_adapter.model.loading import LoadedModel, load_model
 from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
-from maskd.sidecar import Sidecar
 from engine_adapter.steering.closing import ClosingVocabulary, steering_for
 from engine_adapter.steering.reasoning import AfterReasoning
 from maskd.grammar import GrammarOptions, GrammarSpec, ReasoningGate
+from maskd.sidecar import Sidecar
 from maskd.tokenizer_files import load_vocabulary
 
 CONTEXT_LENGTH = 1280
