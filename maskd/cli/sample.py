@@ -132,7 +132,7 @@ def _group_of(token: bytes) -> int:
         return _WORD
     if last in (b"{", b"[", b"(", b"<", b","):
         return _OPENING
-    return _BEYOND if last >= b"\x80" else _BLANK if last <= b" " or last == b"\x7f" else _OTHER
+    return _BEYOND if last >= b"\x7f" else _BLANK if last <= b" " else _OTHER
 
 
 def _chance_of_word(text: bytearray, in_quotes: bool, pressure: float) -> float:
