@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from engine_adapter.steering.base import UNKNOWN, Position, Steering, allows
 from engine_adapter.steering.positions import position_of
+from maskd.errors import GrammarError
 from maskd.grammar import GrammarSpec
 from maskd.vocabulary import Vocabulary
 
@@ -82,7 +83,7 @@ def steering_for(spec: GrammarSpec, vocabulary: ClosingVocabulary) -> Closing:
     try:
         position = position_of(spec)
         return _StopSoon(stop_token_ids) if position is None else _Closing(position, vocabulary, stop_token_ids)
-    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError):
+    except (GrammarError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError):
         return _StopSoon(stop_token_ids)
 
 

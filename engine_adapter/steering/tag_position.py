@@ -9,16 +9,17 @@ decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engine_adapter.steering.json_position import MARKS, JsonPosition
-from engine_adapter.steering.shapes import Shapes
+from maskd.json_schema.endings.schema import SchemaEndings
+from maskd.json_schema.strict_json import Json
 
 __all__ = ["TagPosition", "tags_of"]
 
-_MOST_TAGS, _MOST_EDGE = 256, 256
+_MOST_TAGS, _MOST_EDGE = 256, 256  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,39 +29,37 @@ class Tag:
     Attributes:
         begin: the text that it begins with.
         ends: the texts that it may end with, the shortest first.
-        shapes: the shapes of the value.
+        schema: the endings of the value.
     """
 
     begin: bytes
     ends: tuple[bytes, ...]
-    shapes: Shapes
+    schema: SchemaEndings
 
     @property
     def shortest(self) -> bytes:
         """The shortest text from behind the beginning to the end."""
-        return (self.shapes.shortest(self.shapes.root) or b"0") + self.ends[0]
+        return (self.schema.shortest.document(self.schema.root) or b"") + self.ends[0]
 
 
-def tags_of(source: Any, item_separator: str, key_separator: str) -> list[Tag]:
+def tags_of(source: Any, endings_of: Callable[[Json], SchemaEndings]) -> list[Tag]:
     """Returns the tags of a parsed structural tag whose edges are text and whose content is JSON.
 
     Args:
         source: in any of the spellings of structural tags.
-        item_separator: with ``key_separator``, the separators that the grammar demands.
+        endings_of: reads the schema of a content.
     Raises:
         ValueError: there are too many tags, or their edges are too long; each is searched for at each byte.
     """
-    tags = [
-        Tag(
-            begin.encode(),
-            tuple(sorted((end.encode() for end in ends), key=len)),
-            Shapes(schema, item_separator, key_separator),
+    found = list(_found(source))
+    if len(found) > _MOST_TAGS or any(len(edge) > _MOST_EDGE for begin, _, ends in found for edge in (begin, *ends)):
+        raise ValueError(
+            f"there are more than {_MOST_TAGS} tags, or one has an edge of more than {_MOST_EDGE} characters"
         )
-        for begin, schema, ends in _found(source)
+    return [
+        Tag(begin.encode(), tuple(sorted((end.encode() for end in ends), key=len)), endings_of(schema))
+        for begin, schema, ends in found
     ]
-    if len(tags) > _MOST_TAGS or any(len(edge) > _MOST_EDGE for tag in tags for edge in (tag.begin, *tag.ends)):
-        raise ValueError(f"there are more than {_MOST_TAGS} tags, or one has an edge of more than {_MOST_EDGE} bytes")
-    return tags
 
 
 def _found(node: Any) -> Iterator[tuple[str, Any, list[str]]]:
@@ -130,7 +129,7 @@ class TagPosition:
 
     def largest_part(self) -> int:
         """See ``Position.largest_part``."""
-        return max(len(tag.begin + tag.shortest) + tag.shapes.largest_part() for tag in self._tags)
+        return max(len(tag.begin + tag.shortest) + tag.schema.largest for tag in self._tags)
 
     @property
     def _is_tag_due(self) -> bool:
@@ -148,7 +147,7 @@ class TagPosition:
             self._outside = (self._outside + byte)[-self._longest :]
             self._tag = next((tag for tag in self._tags if self._outside.endswith(tag.begin)), None)
             if self._tag is not None:
-                self._value, self._end, self._has_tag = JsonPosition(self._tag.shapes), b"", True
+                self._value, self._end, self._has_tag = JsonPosition(self._tag.schema), b"", True
             return
         if self._value is not None and not (
             self._value.may_end and any(end.startswith(byte) for end in self._tag.ends)

@@ -1,15 +1,18 @@
 """Questions about an expression: does it match anything, and what is a shortest text of it.
 
 Characters that an expression treats alike form a class. It has few classes and so few derivatives, however large the
-alphabet is. Source: Owens, Reppy and Turon, "Regular-expression derivatives re-examined", 2009.
+alphabet is. A shortest text is a shortest path through the derivatives.
+Source: Owens, Reppy and Turon, "Regular-expression derivatives re-examined", 2009.
 Knows nothing about: syntax, JSON, grammar libraries.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import deque
+import heapq
+import sys
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from maskd.regular.charset import ANY, CharSet
 from maskd.regular.expression import (
@@ -25,46 +28,90 @@ from maskd.regular.expression import (
     derivative,
 )
 
-__all__ = ["TooManyStatesError", "may_match", "shortest"]
+__all__ = ["EQUAL", "MOST_STATES", "Tiers", "TooManyStatesError", "classes", "may_match", "shortest"]
 
 MOST_STATES = 2_000
+Tiers: TypeAlias = tuple[tuple[int, CharSet], ...]
+"""What characters weigh, the lightest first; all characters are in one of the sets. Earlier ones are preferred."""
+EQUAL: Tiers = ((1, CharSet([(0x61, 0x7A)])), (1, CharSet([(0x30, 0x39)])), (1, CharSet([(0x20, 0x7E)])), (1, ANY))
+"""All alike; those that are easy to read and to write are preferred."""
 
 
 class TooManyStatesError(Exception):
     """A question about an expression needs more states than its caller allows."""
 
 
-def may_match(expression: Expression) -> bool:
-    """Says whether any text belongs to ``expression``. True also if that takes more than ``MOST_STATES`` states."""
+def may_match(expression: Expression, most_states: int = MOST_STATES) -> bool:
+    """Says whether any text belongs to ``expression``. True also if that takes more than ``most_states`` states."""
     if expression.plain:
         return expression is not NOTHING
     try:
-        return shortest(expression) is not None
+        return shortest(expression, most_states) is not None
     except TooManyStatesError:
         return True
 
 
-def shortest(expression: Expression, most_states: int = MOST_STATES) -> str | None:
-    """Returns a shortest text of ``expression``, or None if it has none.
+@functools.lru_cache(maxsize=1 << 12)
+def shortest(expression: Expression, most_states: int = MOST_STATES, tiers: Tiers = EQUAL) -> str | None:
+    """Returns a text of ``expression`` that weighs least, or None if it has none. Characters weigh what ``tiers`` say.
 
     Raises:
-        TooManyStatesError: more than ``most_states`` derivatives were looked at.
+        TooManyStatesError: more than ``most_states`` derivatives were looked at, or the text is longer than that.
     """
-    seen, waiting = {expression}, deque([(expression, "")])
+    if expression.plain:
+        found = _lightest_text(expression, most_states, tiers)
+        return None if found is None else found[1]
+    lightest, waiting, number = {expression: 0}, [(0, 0, "", expression)], 0
     while waiting:
-        state, text = waiting.popleft()
+        weight, _, text, state = heapq.heappop(waiting)
         if state.nullable:
             return text
+        if weight > lightest[state]:
+            continue
         for charset in classes(state):
-            char = chr(_plainest(charset))
+            more, char = _lightest(charset, tiers)
             following = derivative(state, char)
-            if following is NOTHING or following in seen:
+            if following is NOTHING or lightest.get(following, sys.maxsize) <= weight + more:
                 continue
-            if len(seen) >= most_states:
+            if len(lightest) >= most_states:
                 raise TooManyStatesError(f"more than {most_states} states")
-            seen.add(following)
-            waiting.append((following, text + char))
+            lightest[following] = weight + more
+            number += 1
+            heapq.heappush(waiting, (weight + more, number, text + char, following))
     return None
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _lightest_text(expression: Expression, most_chars: int, tiers: Tiers) -> tuple[int, str] | None:
+    """Returns weight and text of the lightest text of a plain expression, which is made of those of its parts."""
+    match expression:
+        case Chars(charset=charset):
+            return _lightest(charset, tiers)
+        case Words(texts=texts):
+            return min((sum(_weight(char, tiers) for char in text), text) for text in texts)
+        case Concatenation(parts=parts):
+            weight, text = 0, ""
+            for part in parts:
+                found = _lightest_text(part, most_chars, tiers)
+                assert found is not None, "a sequence with an empty part is NOTHING"
+                weight, text = weight + found[0], text + found[1]
+                _check_length(len(text), most_chars)
+            return weight, text
+        case Union(parts=parts):
+            options = [found for part in parts if (found := _lightest_text(part, most_chars, tiers)) is not None]
+            return min(options, default=None)
+        case Repeat(inner=inner, low=low):
+            once = _lightest_text(inner, most_chars, tiers) if low else None
+            if once is None:
+                return 0, ""
+            _check_length(len(once[1]) * low, most_chars)
+            return once[0] * low, once[1] * low
+    raise TypeError(type(expression))
+
+
+def _check_length(chars: int, most_chars: int) -> None:
+    if chars > most_chars:
+        raise TooManyStatesError(f"a text of more than {most_chars} characters")
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -104,9 +151,15 @@ def _first_sets(expression: Expression) -> Iterator[CharSet]:
                 yield from _first_sets(part)
 
 
-def _plainest(charset: CharSet) -> int:
-    """Returns a character that is easy to read and to write, if there is one."""
-    for good in (CharSet([(0x61, 0x7A)]), CharSet([(0x30, 0x39)]), CharSet([(0x20, 0x7E)])):
-        if common := charset & good:
-            return common.ranges[0][0]
-    return charset.ranges[0][0]
+@functools.lru_cache(maxsize=1 << 14)
+def _lightest(charset: CharSet, tiers: Tiers) -> tuple[int, str]:
+    """Returns the weight of the lightest character of ``charset``, and that character."""
+    for weight, tier in tiers:
+        if common := charset & tier:
+            return weight, chr(common.ranges[0][0])
+    raise ValueError("a character is in no tier")
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _weight(char: str, tiers: Tiers) -> int:
+    return _lightest(CharSet.of(char), tiers)[0]

@@ -26,11 +26,11 @@ from engine_adapter.steering.closing import ClosingVocabulary, steering_for
 from engine_adapter.steering.json_position import MARKS, JsonPosition
 from engine_adapter.steering.positions import position_of
 from engine_adapter.steering.regex_position import Automaton, RegexPosition
-from engine_adapter.steering.shapes import Shapes
 from engine_adapter.steering.tag_position import TagPosition, tags_of
 from engine_adapter.structured_output.response_format import grammar_of
 from maskd.bitmask import row_of
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarOptions, GrammarSpec
+from maskd.json_schema.endings.schema import SchemaEndings
 from tests.conftest import Daemon, byte_vocabulary
 
 torch.set_num_threads(1)
@@ -87,8 +87,12 @@ def engine(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield made
 
 
+def endings(schema: Any) -> SchemaEndings:
+    return SchemaEndings(schema, GrammarOptions(), {})
+
+
 def ending_of(schema: Any, begun: str | bytes) -> bytes:
-    position = JsonPosition(Shapes(schema))
+    position = JsonPosition(endings(schema))
     position.feed(begun.encode() if isinstance(begun, str) else begun)
     return position.ending()
 
@@ -104,7 +108,7 @@ def ending_of(schema: Any, begun: str | bytes) -> bytes:
         (PERSON, '{"name": "x", "skills" ', ':["","",""]}'),
         (PERSON, '{"name": "x", "skills": ["a", "b', '",""]}'),
         (PERSON, '{"name": "x", "skills": ["a", "b", "c"', "]}"),
-        (PERSON, '{"name": "x", "skills": ["a", "b", "c"], ', '"a":0}'),
+        (PERSON, '{"name": "x", "skills": ["a", "b", "c"], ', '"":0}'),
         (PERSON, '{"name": "x", "skills": ["a", "b", "c"]}', ""),
         (KINDS["recursive"][0], '{"v": 1, "kids": [{', '"v":0,"kids":[]}]}'),
         (KINDS["recursive"][0], '{"v": -', '0,"kids":[]}'),
@@ -124,9 +128,10 @@ def test_ending_is_the_shortest(schema: Any, begun: str, ending: str) -> None:
     assert ending_of(schema, begun).decode() == ending
 
 
-def test_ending_of_what_only_the_mask_knows_then_counts_its_characters() -> None:
-    assert ending_of({"type": "string", "pattern": "^[a-z]{3}-$"}, '"a').count(UNKNOWN) == 3
-    assert ending_of({"type": "string"}, b'"\xf0\x9f') == UNKNOWN * 2 + b'"'
+def test_ending_within_a_character_then_completes_it() -> None:
+    assert ending_of({"type": "string", "pattern": "^[a-z]{3}-$"}, '"a') == b'aa-"'
+    assert ending_of({"type": "string"}, b'"\xf0\x9f') == b'\x80\x80"'
+    assert ending_of({"enum": ["\U0001f600", "\U0001f601"]}, b'"\xf0\x9f\x98') == b'\x80"'
 
 
 json_values = st.recursive(
@@ -142,9 +147,7 @@ def test_any_document_cut_anywhere_then_its_ending_makes_it_json(
 ) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii, indent=indent).encode("utf-8", "surrogatepass")
     begun = text[: cut % (len(text) + 1)]
-    ending = ending_of(True, begun)
-    if UNKNOWN not in ending:  # else it was cut within a character
-        json.loads(begun + ending)
+    json.loads(begun + ending_of(True, begun))
 
 
 # -- regular expressions and structural tags ---------------------------------------------------------------------------
@@ -274,7 +277,7 @@ _OLDER = {"structures": [{"begin": "<f=a>", "schema": PERSON, "end": "</f>"}], "
     ],
 )
 def test_ending_of_a_tag_is_the_shortest(source: Any, begun: str, ending: str) -> None:
-    position = TagPosition(source, tags_of(source, ",", ":"))
+    position = TagPosition(source, tags_of(source, endings))
     position.feed(begun.encode())
     assert position.fork().ending().decode() == ending
 
@@ -308,7 +311,7 @@ def test_substitutes_by_position_then_none_where_text_is_free(
 )
 def test_tags_when_too_many_or_too_long_then_refused(tags: Any) -> None:
     with pytest.raises(ValueError, match="more than 256"):
-        tags_of({"type": "triggered_tags", "triggers": ["<"], "tags": tags}, ",", ":")
+        tags_of({"type": "triggered_tags", "triggers": ["<"], "tags": tags}, endings)
 
 
 # -- steering ----------------------------------------------------------------------------------------------------------
@@ -475,10 +478,10 @@ def test_steering_when_an_object_has_many_alternatives_then_it_follows_to_its_en
     vocabulary = byte_vocabulary()
     schema = {
         "type": "object",
-        "properties": {f"k{number}": json.loads(json.dumps(_CONSTANTS)) for number in range(400)},
+        "properties": {f"k{number}": json.loads(json.dumps(_CONSTANTS)) for number in range(200)},
     }
     steering = steering_for(GrammarSpec("json_schema", json.dumps(schema)), ClosingVocabulary(vocabulary))
-    text = json.dumps({f"k{number}": "v1" for number in range(400)}, separators=(",", ":")).encode()
+    text = json.dumps({f"k{number}": "v1" for number in range(200)}, separators=(",", ":")).encode()
     row = row_of(range(256), vocabulary.vocab_size)
     for at, byte in enumerate(text):
         steering.choose(row, byte, 9000 - at)

@@ -23,11 +23,11 @@ from engine_adapter.model.slots import SlotModel
 from engine_adapter.sampling.params import SamplingParams
 from engine_adapter.sampling.sampler import Sampler
 from engine_adapter.steering.closing import ClosingVocabulary, steering_for
-from engine_adapter.steering.json_position import JsonPosition
 from engine_adapter.structured_output.bounded import bounded_spec
 from maskd.client import Client
 from maskd.errors import GrammarError, UnavailableError
 from maskd.grammar import GrammarOptions, GrammarSpec
+from maskd.json_schema.endings.open_values import OpenValue
 from maskd.tokenizer_files import load_vocabulary
 from maskd.vocabulary import Vocabulary
 from tests.conftest import Daemon
@@ -370,16 +370,15 @@ def test_output_when_its_schema_multiplies_then_the_loop_goes_on(
     )
     steering = steering_for(spec, ClosingVocabulary(vocabulary))
     sizes: list[int] = []
-    below_of = JsonPosition._below
+    begin = OpenValue.begin
 
-    def counting(position: JsonPosition, *arguments: Any) -> Any:
-        holders = [len(holder.shapes) for holder in position._open]
-        assert max(holders) <= 128, holders  # else it would take minutes
-        sizes.append(max(holders))
-        return below_of(position, *arguments)
+    def counting(value: OpenValue, *arguments: Any) -> Any:
+        sizes.append(len(value._readings))
+        assert sizes[-1] <= 128, "else it would take minutes"
+        return begin(value, *arguments)
 
     with pytest.MonkeyPatch.context() as patch, looping(loaded, vocabulary, daemon.target) as loop:
-        patch.setattr(JsonPosition, "_below", counting)
+        patch.setattr(OpenValue, "begin", counting)
         hostile = loop.add(dataclasses.replace(request(loaded, spec, 1), steering=steering))
         neighbour = loop.add(request(loaded, CITY, 2))
         loop.run()

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from maskd.errors import GrammarError, GrammarTooLargeError
 from maskd.grammar import GrammarOptions, Unenforced
 from maskd.json_schema.compiler.documents import Documents
-from maskd.json_schema.compiler.evaluated import Evaluated
+from maskd.json_schema.compiler.evaluated import read
 from maskd.json_schema.compiler.lowering import Lowering
-from maskd.json_schema.compiler.nodes import Nodes, Scope
-from maskd.json_schema.compiler.reading import SchemaReader
 from maskd.json_schema.strict_json import Json
 
 __all__ = ["CompiledSchema", "compile_schema"]
@@ -71,9 +69,6 @@ def compile_schema(
 
 
 def _compiled(documents: Documents, options: GrammarOptions) -> CompiledSchema:
-    nodes = Nodes(documents)
-    reader = SchemaReader(documents, nodes, options)
-    reader.read_unevaluated = Evaluated(reader).schema
-    root = nodes.schema(documents.root, Scope(further=options.additional_properties))
+    reader, root = read(documents, options)
     lark = Lowering(reader, options).lark(root)
     return CompiledSchema(lark, tuple(reader.unenforced.values()))

@@ -29,7 +29,7 @@ from maskd.json_schema.compiler.presence import (
     without_negated_groups,
 )
 from maskd.json_schema.compiler.values import ArrayShape, Members, ObjectShape, Value
-from maskd.regular.expression import NOTHING, Words, both, complement, matches, words
+from maskd.regular.expression import NOTHING, Expression, Words, both, complement, matches, words
 from maskd.regular.questions import may_match
 
 __all__ = ["Emptiness", "Term"]
@@ -37,6 +37,8 @@ __all__ = ["Emptiness", "Term"]
 Term = tuple[tuple[Leaf, bool], ...]
 """A conjunction: leaves, each with whether it holds."""
 _MOST_TERMS = 3_000
+_QUESTION = 20
+"""Units of work of a question about a regular expression, as a rule."""
 
 
 class Emptiness:
@@ -78,11 +80,16 @@ class Emptiness:
             value.null
             or value.true
             or value.false
-            or may_match(spelled(value.numbers))
-            or may_match(value.strings)
+            or self._may_match(spelled(value.numbers))
+            or self._may_match(value.strings)
             or not all(map(self.array, value.arrays))
             or not all(map(self.object, value.objects))
         )
+
+    def _may_match(self, expression: Expression) -> bool:
+        if not expression.plain:
+            self._nodes.work.spend(_QUESTION)
+        return may_match(expression, self._nodes.work.most_states)
 
     # -- arrays ----------------------------------------------------------------------------------------------------
 
@@ -210,7 +217,7 @@ class Emptiness:
             event.keys, *(complement(members.keys) for members in shape.members if members.node is nodes.nothing)
         )
         if not isinstance(keys, Words):
-            return Exists(keys, event.node) if may_match(keys) else NEVER
+            return Exists(keys, event.node) if self._may_match(keys) else NEVER
         found: list[Formula] = []
         unsure = []
         for name in sorted(keys.texts):

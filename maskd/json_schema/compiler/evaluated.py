@@ -13,18 +13,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from maskd.errors import GrammarTooLargeError
-from maskd.json_schema.compiler.documents import Place, SchemaDraft
+from maskd.grammar import GrammarOptions
+from maskd.json_schema.compiler.documents import Documents, Place, SchemaDraft
 from maskd.json_schema.compiler.further import is_composed, is_object
-from maskd.json_schema.compiler.nodes import AllOf, Node, Reference, Scope
+from maskd.json_schema.compiler.nodes import AllOf, Node, Nodes, Reference, Scope, Work
 from maskd.json_schema.compiler.presence import ALWAYS, Has, negated
 from maskd.json_schema.compiler.reading import OpenLoopError, SchemaReader
 from maskd.json_schema.compiler.values import ArrayShape, Members, ObjectShape, Value
 from maskd.json_schema.strict_json import Json
 from maskd.regular.expression import ANYTHING, NOTHING, Expression, choice, complement
 
-__all__ = ["Evaluated"]
+__all__ = ["Evaluated", "read"]
 
 _MOST_BRANCHES = 64
+
+
+def read(documents: Documents, options: GrammarOptions, work: Work | None = None) -> tuple[SchemaReader, Node]:
+    """Returns a reader of all schemas of ``documents``, and the node of the caller's schema."""
+    reader = SchemaReader(documents, Nodes(documents, work), options)
+    reader.read_unevaluated = Evaluated(reader).schema
+    return reader, reader.nodes.schema(documents.root, Scope(further=options.additional_properties))
 
 
 @dataclass(frozen=True, slots=True)

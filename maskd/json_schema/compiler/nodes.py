@@ -11,10 +11,14 @@ import json
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from maskd.errors import GrammarTooLargeError
 from maskd.json_schema.compiler.documents import Documents, Place
 from maskd.json_schema.strict_json import Json
+from maskd.regular.questions import MOST_STATES
 
-__all__ = ["AllOf", "AnyOf", "Anything", "Constant", "Node", "Nodes", "Nothing", "Opposite", "Reference", "Scope"]
+__all__ = [
+    "AllOf", "AnyOf", "Anything", "Constant", "Node", "Nodes", "Nothing", "Opposite", "Reference", "Scope", "Work",
+]  # fmt: skip
 
 
 class Scope(NamedTuple):
@@ -102,15 +106,43 @@ class Opposite(Node):
         self.inner = inner
 
 
+class Work:
+    """What a schema may cost.
+
+    Attributes:
+        left: units that may still be spent, of some microseconds each.
+        most_states: derivatives that one question about a regular expression may look at.
+    """
+
+    def __init__(self, left: int = 500_000, most_states: int = MOST_STATES) -> None:
+        self.left, self.most_states = left, most_states
+
+    def spend(self, units: int) -> None:
+        """Takes ``units`` from what is left.
+
+        Raises:
+            GrammarTooLargeError: there is not so much.
+        """
+        self.left -= units
+        if self.left < 0:
+            raise GrammarTooLargeError(
+                "the schema's alternatives take too long to combine; "
+                "write fewer branches of anyOf, oneOf or not that overlap",
+                limit="combinations",
+            )
+
+
 class Nodes:
     """The arena: makes every node, each once.
 
     Attributes:
         anything, nothing: the two constants.
+        work: what all that is asked about its nodes may cost.
     """
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: Documents, work: Work | None = None) -> None:
         self._documents = documents
+        self.work = work or Work()
         self._known: dict[tuple[object, ...], Node] = {}
         self.anything = self._interned(Anything)
         self.nothing = self._interned(Nothing)

@@ -28,6 +28,7 @@ from maskd.regular.expression import (
 __all__ = [
     "ANY_NUMBER",
     "INTEGER",
+    "JSON_NUMBER",
     "PLAIN_INTEGER",
     "PLAIN_NUMBER",
     "at_least",
@@ -38,6 +39,8 @@ __all__ = [
 
 ANY_NUMBER = r"/-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+\-]?[0-9]+)?/"
 """Every JSON number, as a terminal (RFC 8259, section 6)."""
+JSON_NUMBER = whole(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+\-]?[0-9]+)?")
+"""The same as an expression."""
 PLAIN_NUMBER = whole(r"-?(0|[1-9][0-9]*)(\.(0{1,2}|[0-9]*[1-9]0{0,2}))?")
 """Every number without an exponent: what all languages here are part of."""
 INTEGER = whole(r"-?(0|[1-9][0-9]*)(\.0{1,2})?")

@@ -13,53 +13,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from maskd.errors import GrammarTooLargeError
 from maskd.grammar import PropertyOrder
 from maskd.json_schema.compiler.emptiness import Term
+from maskd.json_schema.compiler.keys import Key, Keys
 from maskd.json_schema.compiler.nodes import Node
 from maskd.json_schema.compiler.presence import And, AtLeast, Exists, Formula, Has, Leaf, Not, Or, leaves
 from maskd.json_schema.compiler.reading import SchemaReader
 from maskd.json_schema.compiler.rules import PARAMETER_BITS, Alternative, BitField, Bits, all_hold, any_holds
 from maskd.json_schema.compiler.symbols import Symbols
 from maskd.json_schema.compiler.values import ObjectShape
-from maskd.regular.expression import (
-    ANYTHING,
-    NOTHING,
-    Both,
-    Complement,
-    Expression,
-    Union,
-    Words,
-    both,
-    choice,
-    complement,
-    matches,
-    words,
-)
-from maskd.regular.questions import may_match
 
 __all__ = ["ObjectRules"]
 
-_MOST_CLASSES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """Members that are alike.
-
-    Attributes:
-        name: of the member; None = a class of keys without a bit.
-        keys: the keys.
-        node: what the value satisfies.
-        events: the ``Exists`` leaves, by number, that the member can make true.
-    """
-
-    name: str | None
-    keys: Expression
-    node: Node
-    events: tuple[int, ...]
+_MOST_OPTIONS = 64
 
 
 class ObjectRules:
@@ -79,7 +47,7 @@ class _Object:
     def __init__(self, reader: SchemaReader, symbols: Symbols, shape: ObjectShape, order: PropertyOrder) -> None:
         self._reader, self._symbols, self._rules = reader, symbols, symbols.rules
         self._nodes, self._emptiness = reader.nodes, reader.emptiness
-        self._shape, self._is_ordered = shape, order == "schema"
+        self._is_ordered = order == "schema"
         presence, terms = self._emptiness.presence(shape)
         if terms is None:
             raise GrammarTooLargeError(
@@ -87,60 +55,9 @@ class _Object:
                 limit="presence_terms",
             )
         self._presence, self._terms = presence, terms
-        found = list(dict.fromkeys(leaves(presence)))
-        self._events = [leaf for leaf in found if isinstance(leaf, Exists)]
-        names = self._names(found)
-        self._classes = self._unnamed(words(names))
-        self._named = [self._key(name) for name in names if not self._emptiness.node(self._node(name))]
-        self._assign(found)
-
-    # -- keys ------------------------------------------------------------------------------------------------------
-
-    def _names(self, found: Sequence[Leaf]) -> list[str]:
-        """Returns every name that something is said about, in the order of the schema."""
-        names: dict[str, None] = {}
-        for members in self._shape.members:
-            names.update(dict.fromkeys(_texts(members.keys)))
-        for leaf in found:
-            names.update(dict.fromkeys([leaf.name] if isinstance(leaf, Has) else []))
-            names.update(dict.fromkeys(_texts(leaf.keys) if isinstance(leaf, Exists) else []))
-        return list(names)
-
-    def _node(self, name: str) -> Node:
-        return self._emptiness.named(self._shape, name)
-
-    def _key(self, name: str) -> _Key:
-        events = tuple(index for index, event in enumerate(self._events) if matches(event.keys, name))
-        return _Key(name, words((name,)), self._node(name), events)
-
-    def _unnamed(self, named: Expression) -> list[_Key]:
-        """Divides the keys without a bit into classes whose values satisfy the same, and make the same events true."""
-        classes: list[tuple[Expression, tuple[Node, ...], tuple[int, ...]]] = [(ANYTHING, (), ())]
-        constraints: list[tuple[Expression, tuple[Node, ...], tuple[int, ...]]] = [
-            *((_unworded(members.keys), (members.node,), ()) for members in self._shape.members),
-            *((_unworded(event.keys), (), (index,)) for index, event in enumerate(self._events)),
-        ]
-        for keys, nodes, events in constraints:
-            if keys is NOTHING:
-                continue
-            divided = []
-            for others, known, seen in classes:
-                divided.append((both(others, keys), (*known, *nodes), (*seen, *events)))
-                divided.append((both(others, complement(keys)), known, seen))
-            classes = [entry for entry in divided if entry[0] is ANYTHING or may_match(entry[0])]
-            if len(classes) > _MOST_CLASSES:
-                raise GrammarTooLargeError(
-                    f"an object's patterns divide its keys into more than {_MOST_CLASSES} classes; "
-                    "write fewer patternProperties that overlap",
-                    limit="key_classes",
-                    value=_MOST_CLASSES,
-                )
-        found = []
-        for keys, nodes, events in classes:
-            node, rest = self._nodes.all_of(nodes), both(keys, complement(named))
-            if not self._emptiness.node(node) and (rest is ANYTHING or may_match(rest)):
-                found.append(_Key(None, rest, node, events))
-        return found
+        keys = Keys(reader, shape, presence)
+        self._events, self._named, self._classes = keys.events, keys.named, keys.classes
+        self._assign(list(dict.fromkeys(leaves(presence))))
 
     # -- bits ------------------------------------------------------------------------------------------------------
 
@@ -223,7 +140,7 @@ class _Object:
             found.append(Alternative(text, (member,)))
         rules.add(name, found)
 
-    def _is_free(self, key: _Key) -> bool:
+    def _is_free(self, key: Key) -> bool:
         """Says whether members of ``key`` may come at any time, and change nothing."""
         return (
             not key.events
@@ -233,23 +150,23 @@ class _Object:
             and self._guard(key) == ""
         )
 
-    def _plain(self, key: _Key, node: Node | None = None) -> tuple[str, tuple[str, ...]]:
+    def _plain(self, key: Key, node: Node | None = None) -> tuple[str, tuple[str, ...]]:
         rule = self._symbols.rule(key.node if node is None else node)
         return f"{self._symbols.string(key.keys)} {self._symbols.punctuation.colon} {rule}", (rule,)
 
-    def _alternatives(self, key: _Key, following: str) -> Iterator[Alternative]:
+    def _alternatives(self, key: Key, following: str) -> Iterator[Alternative]:
         """Yields ways to write a member of ``key``: one for each set of events that it makes true."""
-        guard = self._guard(key)
-        if guard is None:
-            return
         bit = self._bit.get(key.name) if key.name is not None else None
         for holds in itertools.product((False, True), repeat=len(key.events)):
             true = [event for event, is_so in zip(key.events, holds, strict=True) if is_so]
-            node = self._nodes.all_of((key.node, *(self._events[event].node for event in true)))
+            guard = self._guard(key, true)
+            if guard is None:
+                continue
+            node = self._nodes.all_of((key.node, *(event.node for event in true)))
             if self._emptiness.node(node):
                 continue
             symbols, (rule,) = self._plain(key, node)
-            mask = sum(1 << self._event_bits[event] for event in true)
+            mask = sum(1 << self._event_bits[self._events.index(event)] for event in true)
             conditions = []
             if bit is not None:
                 mask |= 1 << bit
@@ -291,20 +208,22 @@ class _Object:
             return all_hold((f"is_ones([0:{len(first)}])", *map(self._condition, rest)))
         return all_hold(map(self._condition, formula.parts))
 
-    def _guard(self, key: _Key) -> str | None:
-        """Returns when the formula can still hold behind a member of ``key``; None = never.
+    def _guard(self, key: Key, true: Sequence[Exists] = ()) -> str | None:
+        """Returns when the formula can still hold behind a member of ``key`` that makes ``true`` true; None = never.
 
         What is there cannot be taken back, so a term is lost as soon as something is there that it forbids, or when its
-        missing names have no room under its upper bound.
+        missing names have no room under its upper bound. In the order of the schema, it is also lost when what it needs
+        could only have come before.
         """
         found = []
         for term in self._terms:
             conditions = self._room(term, key)
             if conditions is not None:
-                found.append(all_hold(conditions))
+                behind = self._needs_behind(term, key, true) if self._is_ordered else []
+                found.append(all_hold([*conditions, *behind]))
         return any_holds(found) if found else None
 
-    def _room(self, term: Term, key: _Key) -> list[str] | None:
+    def _room(self, term: Term, key: Key) -> list[str] | None:
         needed = [leaf.name for leaf, is_so in term if is_so and isinstance(leaf, Has) and leaf.name != key.name]
         conditions = []
         for leaf, is_so in term:
@@ -318,12 +237,26 @@ class _Object:
             elif isinstance(leaf, AtLeast):
                 assert self._count is not None
                 conditions.append(self._room_under(self._count, leaf.count - 1, needed))
-        if self._is_ordered and key.name is not None and key.name in self._bit:
-            late = [name for name in needed if name in self._bit and self._bit[name] < self._bit[key.name]]
-            conditions += [f"bit_set({self._bit[name]})" for name in late]
-        elif self._is_ordered and key.name is None:
-            conditions += [f"bit_set({self._bit[name]})" for name in needed]
         return None if "never" in conditions else conditions
+
+    def _needs_behind(self, term: Term, key: Key, true: Sequence[Exists]) -> list[str]:
+        """Returns when what ``term`` needs is there, or can come behind a member of ``key`` in the schema's order."""
+        place = len(self._bit) if key.name is None else self._bit.get(key.name, -1)
+        later = [other for other in self._named if other.name is not None and self._bit.get(other.name, -1) > place]
+        conditions = []
+        for leaf, is_so in term:
+            if not is_so:
+                continue
+            if isinstance(leaf, Has):
+                if leaf.name != key.name and self._bit[leaf.name] < place:
+                    conditions.append(f"bit_set({self._bit[leaf.name]})")
+            elif isinstance(leaf, Exists):
+                if leaf not in true and not any(leaf in other.events for other in (*later, *self._classes)):
+                    conditions.append(self._condition(leaf))
+            elif not self._classes and (before := leaf.count - 1 - len(later)) > 0:
+                assert self._count is not None
+                conditions.append(self._count.at_least(before))
+        return conditions
 
     def _room_under(self, count: BitField, most: int, needed: Sequence[str]) -> str:
         """Returns when one more member leaves room for those of ``needed`` that are not there yet, under ``most``."""
@@ -344,7 +277,7 @@ class _Object:
             if most > missing:
                 for there in itertools.combinations(first, len(first) - missing):
                     options.append(all_hold([*(f"bit_set({bit})" for bit in there), count.below(most - missing)]))
-                    if len(options) > _MOST_CLASSES:
+                    if len(options) > _MOST_OPTIONS:
                         raise GrammarTooLargeError(
                             "an object's maxProperties and required members make a condition that is too large; "
                             "leave maxProperties out",
@@ -366,29 +299,3 @@ def _holds_without_members(formula: Formula) -> bool:
         case Or(parts=parts):
             return any(map(_holds_without_members, parts))
     return False
-
-
-def _texts(keys: Expression) -> list[str]:
-    """Returns the words that ``keys`` names, negated or not."""
-    match keys:
-        case Words(texts=texts):
-            return sorted(texts) if len(texts) > 1 else list(texts)
-        case Complement(inner=inner):
-            return _texts(inner)
-        case Union(parts=parts) | Both(parts=parts):
-            return sorted(text for part in parts for text in _texts(part))
-    return []
-
-
-def _unworded(keys: Expression) -> Expression:
-    """Returns ``keys`` for keys that are none of its words."""
-    match keys:
-        case Words():
-            return NOTHING
-        case Complement(inner=inner):
-            return complement(_unworded(inner))
-        case Union(parts=parts):
-            return choice(*map(_unworded, parts))
-        case Both(parts=parts):
-            return both(*map(_unworded, parts))
-    return keys

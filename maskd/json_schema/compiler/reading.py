@@ -120,6 +120,7 @@ class SchemaReader:
 
     def _worked_out(self, node: Node) -> Value:
         algebra = self.algebra
+        self.nodes.work.spend(1)
         match node:
             case Reference(place=place, scope=scope):
                 return self._schema(place, scope)

@@ -34,8 +34,6 @@ from maskd.regular.expression import ANYTHING, NOTHING, Expression, both, choice
 __all__ = ["MOST_ALTERNATIVES", "Algebra", "ArrayShape", "Contains", "Members", "ObjectShape", "Value"]
 
 MOST_ALTERNATIVES = 200
-MOST_WORK = 500_000
-"""Most parts of shapes that the compiler puts together for one schema: some seconds of work."""
 
 Shape = TypeVar("Shape", "ArrayShape", "ObjectShape")
 
@@ -137,7 +135,6 @@ class Algebra:
         self._nodes = nodes
         self._is_empty_array, self._is_empty_object = is_empty_array, is_empty_object
         self._is_impossible = is_impossible
-        self._work = 0
         self.any_array = ArrayShape((), nodes.anything)
         self.anything = Value(True, True, True, ANYTHING, ANYTHING, (self.any_array,), (ObjectShape(),))
 
@@ -248,20 +245,10 @@ class Algebra:
             ones = _limited(self._possible(kept))
         return tuple(ones)
 
-    def _count(self, work: int) -> None:
-        self._work += work
-        if self._work > MOST_WORK:
-            raise GrammarTooLargeError(
-                "the schema's alternatives take too long to combine; "
-                "write fewer branches of anyOf, oneOf or not that overlap",
-                limit="combinations",
-                value=MOST_WORK,
-            )
-
     # -- arrays ----------------------------------------------------------------------------------------------------
 
     def _both_arrays(self, one: ArrayShape, other: ArrayShape) -> ArrayShape | None:
-        self._count(1 + len(one.prefix) + len(other.prefix))
+        self._nodes.work.spend(1 + len(one.prefix) + len(other.prefix))
         if {one.unique, other.unique} == {True, False}:
             return None
         highs = [high for high in (one.high, other.high) if high is not None]
@@ -306,7 +293,7 @@ class Algebra:
 
     def both_objects(self, one: ObjectShape, other: ObjectShape) -> ObjectShape | None:
         """Returns what has both shapes; None if that cannot be."""
-        self._count(1 + sum(len(shape.members) + _size(shape.presence) for shape in (one, other)))
+        self._nodes.work.spend(1 + sum(len(shape.members) + _size(shape.presence) for shape in (one, other)))
         presence = all_of((one.presence, other.presence))
         if presence == NEVER:
             return None
