@@ -141,7 +141,11 @@ class GrammarUnsupportedError(GrammarError):
 
 
 class GrammarUnsatisfiableError(GrammarError):
-    """No token sequence of this vocabulary matches the grammar."""
+    """No token sequence of this vocabulary matches the grammar.
+
+    Of a JSON schema, ``metadata`` has what contradicts itself: ``pointer`` and ``keyword``, then ``pointer_2``,
+    ``keyword_2`` and so on.
+    """
 
     reason = "GRAMMAR_UNSATISFIABLE"
     recovery = "fix the grammar; nothing can match it"

@@ -93,6 +93,7 @@ class _Continuation(NamedTuple):
         return self.at_start if at_start else self.later
 
 
+@functools.lru_cache(maxsize=4096)  # a part is asked once for each start: without it, twice as often at each depth
 def _meaning(pattern: Pattern, behind: _Continuation, *, at_start: bool) -> Expression:
     """Returns the texts of ``pattern`` and what follows it. ``at_start``: nothing stands before it."""
     following = behind.choose(at_start=at_start)

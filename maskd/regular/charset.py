@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import regex
 
-__all__ = ["ANY", "CharSet", "unicode_property"]
+__all__ = ["ANY", "CharSet", "Range", "unicode_property"]
 
 _LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 from maskd.errors import GrammarError, GrammarUnsupportedError
-from maskd.regular.charset import CharSet, unicode_property
+from maskd.regular.charset import CharSet, Range, unicode_property
 from maskd.regular.expression import Expression, chars, choice, repeat, sequence
 
 __all__ = ["Either", "End", "InOrder", "Look", "Pattern", "Start", "Times", "read_pattern"]
@@ -98,7 +98,7 @@ class _Reader:
 
     def fail(self, what: str, at: int | None = None) -> NoReturn:
         position = self.at if at is None else at
-        raise GrammarError(f"regular expression: {what} at position {position}", position=position)
+        raise GrammarError(f"regular expression: {what} at position {position}; mend it", position=position)
 
     def _refuse(self, feature: str, at: int) -> NoReturn:
         raise GrammarUnsupportedError(
@@ -133,11 +133,16 @@ class _Reader:
 
     def _alternative(self) -> Pattern:
         parts: list[Pattern] = []
+        plain: list[Expression] = []
         while self._peek() not in ("", "|", ")"):
-            parts.append(self._term())
-        plain = [part for part in parts if isinstance(part, Expression)]
-        if len(plain) == len(parts):
-            return sequence(*plain)
+            part = self._term()
+            if isinstance(part, Expression):
+                plain.append(part)
+                continue
+            parts += [sequence(*plain), part] if plain else [part]
+            plain = []
+        if plain or not parts:
+            parts.append(sequence(*plain))
         return parts[0] if len(parts) == 1 else InOrder(tuple(parts))
 
     def _term(self) -> Pattern:
@@ -301,14 +306,15 @@ class _Reader:
 
     def _class(self, began: int) -> CharSet:
         negated = self._take("^")
-        found = CharSet()
+        ranges: list[Range] = []
         while not self._take("]"):
             first = self._member(began)
             if self._peek() == "-" and self.text[self.at + 1 : self.at + 2] not in ("]", ""):
                 self.at += 1
-                found |= self._range(first, self._member(began), began)
+                ranges += self._range(first, self._member(began), began).ranges
             else:
-                found |= _set_of(first)
+                ranges += _set_of(first).ranges
+        found = CharSet(ranges)
         return ~found if negated else found
 
     def _member(self, began: int) -> Member:

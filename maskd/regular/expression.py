@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator
 from maskd.regular.charset import ANY, CharSet
 
 __all__ = [
-    "ANYTHING", "Both", "Chars", "Complement", "Concatenation", "EMPTY_TEXT", "Expression", "NOTHING", "Repeat",
-    "Union", "Words",
-    "both", "chars", "choice", "complement", "derivative", "literal", "matches", "repeat", "sequence", "words",
+    "ANYTHING", "Both", "Chars", "Complement", "Concatenation", "EMPTY_TEXT", "Expression", "NOTHING", "Remainder",
+    "Repeat", "Union", "Words",
+    "both", "chars", "choice", "complement", "derivative", "literal", "matches", "remainder", "repeat", "sequence",
+    "words",
 ]  # fmt: skip
 
 
@@ -102,6 +103,20 @@ class Both(Expression):
         self.weight = 1 + sum(part.weight for part in parts)
 
 
+class Remainder(Expression):
+    """Digits, with points anywhere among them, that continue a number so that ``modulus`` divides it.
+
+    ``left``: what the digits before leave when divided by ``modulus``. The automaton has ``modulus`` states, and no
+    short regular expression.
+    """
+
+    __slots__ = ("left", "modulus")
+
+    def __init__(self, modulus: int, left: int) -> None:
+        self.modulus, self.left, self.nullable, self.plain = modulus, left, left == 0, False
+        self.weight = modulus
+
+
 class Complement(Expression):
     """Every text that does not belong to ``inner``."""
 
@@ -112,6 +127,7 @@ class Complement(Expression):
         self.weight = 1 + inner.weight
 
 
+_DIGITS = frozenset("0123456789")
 _known: weakref.WeakValueDictionary[tuple[object, ...], Expression] = weakref.WeakValueDictionary()
 
 
@@ -147,6 +163,11 @@ def sequence(*parts: Expression) -> Expression:
             return NOTHING
         flat += part.parts if isinstance(part, Concatenation) else (part,)
     return flat[0] if len(flat) == 1 else _interned(Concatenation, tuple(flat))
+
+
+def remainder(modulus: int, left: int = 0) -> Expression:
+    """Digits that continue a number which leaves ``left`` so that ``modulus`` divides it; points do not count."""
+    return _interned(Remainder, modulus, left)
 
 
 def words(texts: Iterable[str]) -> Expression:
@@ -280,4 +301,8 @@ def derivative(expression: Expression, char: str) -> Expression:
             return both(*(derivative(part, char) for part in parts))
         case Complement(inner=inner):
             return complement(derivative(inner, char))
+        case Remainder(modulus=modulus, left=left):
+            if char == ".":
+                return expression
+            return remainder(modulus, (10 * left + int(char)) % modulus) if char in _DIGITS else NOTHING
     raise TypeError(type(expression))

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
-from maskd.errors import GrammarTooLargeError
+from maskd.errors import GrammarTooLargeError, GrammarUnsupportedError
 from maskd.regular.charset import ANY, CharSet
 from maskd.regular.expression import (
     ANYTHING,
@@ -24,6 +24,7 @@ from maskd.regular.expression import (
     Complement,
     Concatenation,
     Expression,
+    Remainder,
     Repeat,
     Union,
     Words,
@@ -111,6 +112,12 @@ def _terminal(expression: Expression, spelling: Spelling) -> str:
             return _intersection((expression,), write)
         case Repeat(inner=inner, low=low, high=high):
             return f"({write(inner)}){_times(low, high)}"
+        case Remainder(modulus=modulus):
+            raise GrammarUnsupportedError(
+                f"multiples of {modulus} beside not, oneOf or other conditions are not done; "
+                "leave the conditions out, or multipleOf",
+                keyword="multipleOf",
+            )
     raise TypeError(type(expression))
 
 

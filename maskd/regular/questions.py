@@ -22,6 +22,7 @@ from maskd.regular.expression import (
     Complement,
     Concatenation,
     Expression,
+    Remainder,
     Repeat,
     Union,
     Words,
@@ -144,6 +145,8 @@ def _first_sets(expression: Expression) -> Iterator[CharSet]:
                 yield from _first_sets(part)
                 if not part.nullable:
                     return
+        case Remainder():
+            yield from map(CharSet.of, "0123456789.")
         case Repeat() | Complement():
             yield from _first_sets(expression.inner)
         case Union() | Both():

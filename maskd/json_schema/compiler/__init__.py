@@ -5,9 +5,10 @@ A schema goes through these stages, one module each:
 - ``documents``: what a reference leads to.
 - ``reading`` and ``evaluated``: keywords to the intermediate form.
 - ``nodes``, ``values`` and ``presence``: that form, and its algebra.
-- ``emptiness``: what nothing satisfies.
+- ``emptiness``: what nothing satisfies; ``contradiction``: why.
 - ``lowering`` with ``arrays`` and ``objects``: the form to rules.
 - ``symbols`` and ``rules``: names for what is written, and rules to Lark.
 
-``numbers`` and ``formats`` are the languages of numbers and of named formats.
+``numbers`` and ``formats`` are the languages of numbers and of named formats. ``refusals`` gives errors their place in
+the schema.
 """

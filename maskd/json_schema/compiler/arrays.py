@@ -8,7 +8,6 @@ Knows nothing about: keywords, other shapes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -41,7 +40,7 @@ class ArrayRules:
         must_differ = shape.unique is True and (longest is None or longest > 1)
         if shape.unique is False:
             raise GrammarUnsupportedError(
-                "not uniqueItems is not done: write the schema without it", keyword="uniqueItems"
+                "the opposite of uniqueItems is not done; write the schema without it", keyword="uniqueItems"
             )
         if shape.contains or must_differ:
             _Counted(self._reader, self._symbols, shape, longest, must_differ=must_differ).write(name)
@@ -105,6 +104,7 @@ class _Counted:
             raise GrammarTooLargeError(
                 f"an array counts with {bits.used} bits, and {PARAMETER_BITS} are there; "
                 "lower its bounds, or ask for less with contains",
+                keyword="contains" if shape.contains else "uniqueItems",
                 limit="array_bits",
                 value=PARAMETER_BITS,
             )
@@ -179,10 +179,10 @@ class _Counted:
 
     def _items(self, index: int, following: str) -> Iterator[Alternative]:
         active = [(contains, field) for contains, field in self._counters if contains.start <= index]
-        for holds in itertools.product((False, True), repeat=len(active)):
-            parts, changes, conditions = [self._shape.item(index)], [], []
+        cases = [(self._nodes.opposite(contains.node), contains.node) for contains, _ in active]
+        for holds, part in self._emptiness.splits(self._shape.item(index), cases):
+            changes, conditions = [], []
             for is_so, (contains, field) in zip(holds, active, strict=True):
-                parts.append(contains.node if is_so else self._nodes.opposite(contains.node))
                 if is_so:
                     changes.append(field.counted())
                     conditions.append(field.below(contains.high) if contains.high is not None else "")
@@ -192,7 +192,7 @@ class _Counted:
                     conditions.append(self._length.below(self._longest - self._loop_at))
             different: list[tuple[int | None, Node]] = [*self._different] or [(None, self._nodes.anything)]
             for bit, value in different:
-                node = self._nodes.all_of((*parts, value))
+                node = self._nodes.all_of((part, value))
                 if self._emptiness.node(node):
                     continue
                 seen = [] if bit is None else [f"set_bit({bit})"]

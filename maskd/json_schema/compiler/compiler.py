@@ -5,17 +5,22 @@ Owns: the order of the stages. Source and grammar are texts; nothing is kept bet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from maskd.errors import GrammarError, GrammarTooLargeError
+from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError
 from maskd.grammar import GrammarOptions, Unenforced
+from maskd.json_schema.compiler.contradiction import contradiction
 from maskd.json_schema.compiler.documents import Documents
 from maskd.json_schema.compiler.evaluated import read
 from maskd.json_schema.compiler.lowering import Lowering
 from maskd.json_schema.strict_json import Json
 
 __all__ = ["CompiledSchema", "compile_schema"]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +52,14 @@ def compile_schema(
         GrammarUnsupportedError, GrammarTooLargeError: a part of the schema cannot be done.
         GrammarUnsatisfiableError: nothing satisfies it.
     """
+    resources = resources or {}
     try:
         documents = Documents(schema, pointer, resources)
-        while True:
-            was_dynamic = documents.is_dynamic
-            try:
-                compiled = _compiled(documents, options)
-            except GrammarError:
-                if documents.is_dynamic == was_dynamic:
-                    raise
-                continue
-            if documents.is_dynamic == was_dynamic:
-                return compiled
-            # A document that was read on the way has references that depend on how they were reached.
+        return _settled(documents, lambda: _compiled(documents, options))
+    except GrammarUnsatisfiableError as error:
+        if error.metadata.get("pointer"):
+            raise
+        raise contradiction(schema, resources, pointer, functools.partial(_is_empty, options)) from None
     except RecursionError:
         raise GrammarTooLargeError(
             "the schema is nested too deeply, or references follow one another too long; make it flatter",
@@ -68,7 +68,33 @@ def compile_schema(
         ) from None
 
 
+def _settled(documents: Documents, work: Callable[[], Result]) -> Result:
+    """Returns what ``work`` does. A document that it reads may have references that depend on how they were reached;
+    then all is done again."""
+    while True:
+        was_dynamic = documents.is_dynamic
+        try:
+            result = work()
+        except GrammarError:
+            if documents.is_dynamic == was_dynamic:
+                raise
+            continue
+        if documents.is_dynamic == was_dynamic:
+            return result
+
+
 def _compiled(documents: Documents, options: GrammarOptions) -> CompiledSchema:
     reader, root = read(documents, options)
     lark = Lowering(reader, options).lark(root)
     return CompiledSchema(lark, tuple(reader.unenforced.values()))
+
+
+def _is_empty(options: GrammarOptions, schema: Json, resources: Mapping[str, Json]) -> bool:
+    """Says whether nothing satisfies ``schema``."""
+
+    def ask() -> bool:
+        reader, root = read(documents, options)
+        return reader.emptiness.node(root)
+
+    documents = Documents(schema, "", resources)
+    return _settled(documents, ask)

@@ -105,11 +105,26 @@ class Documents:
         if fragment and not fragment.startswith("/"):
             if (address, fragment) not in self._anchors:
                 raise GrammarError(
-                    f"$ref {reference!r}: there is no anchor {fragment!r} in {address or 'the schema'}",
+                    f"$ref {reference!r} leads nowhere: there is no anchor {fragment!r} in {address or 'the schema'}; "
+                    "name one that is there",
                     pointer=place.at("$ref"),
+                    keyword="$ref",
                 )
             return self._located(self._anchors[address, fragment], place)
         return self._descend(document, address, fragment, reference, place)
+
+    def loop(self, place: Place) -> Place | None:
+        """Returns ``place``, or where its ``$ref`` leads, if that refers to itself again; None = no such loop."""
+        seen = set[Place]()
+        while "$ref" in place.schema:
+            if place in seen:
+                return place
+            seen.add(place)
+            target, _ = self.follow(place.schema["$ref"], place)
+            if isinstance(target, bool):
+                return None
+            place = self.place(target)
+        return None
 
     def outermost(self, name: str, scope: tuple[str, ...]) -> Json | None:
         """Returns the schema with the dynamic anchor ``name`` in the first resource of ``scope`` that has one."""
@@ -123,7 +138,9 @@ class Documents:
             return
         address = f"{document}#{where}" if document else where
         if not isinstance(schema, dict):
-            raise GrammarError(f"a schema is a JSON object, true or false, not {kind_of(schema)}", pointer=address)
+            raise GrammarError(
+                f"a schema is a JSON object, true or false, not {kind_of(schema)}; write one", pointer=address
+            )
         if fault := fault_in(schema):
             raise GrammarError(fault[1], pointer=address + pointer(fault[:1]), keyword=fault[0])
         draft = _draft_of(schema, draft)
@@ -163,6 +180,7 @@ class Documents:
                     f"$ref {reference!r} leads to {address}, and nothing is fetched; give that document along, "
                     "or put the target under $defs",
                     pointer=place.at("$ref"),
+                    keyword="$ref",
                     address=address,
                 )
             self._resources[address] = document
@@ -181,13 +199,17 @@ class Documents:
                 value = value[key]
             else:
                 raise GrammarError(
-                    f"$ref {reference!r} leads nowhere: there is no {key!r} in {base or 'the schema'}",
+                    f"$ref {reference!r} leads nowhere: there is no {key!r} in {base or 'the schema'}; "
+                    "give a JSON pointer to a schema",
                     pointer=place.at("$ref"),
+                    keyword="$ref",
                 )
             inside = self._places.get(id(value), inside)
         if not isinstance(value, dict | bool):
             raise GrammarError(
-                f"$ref {reference!r} leads to {kind_of(value)}, not to a schema", pointer=place.at("$ref")
+                f"$ref {reference!r} leads to {kind_of(value)}, not to a schema; let it lead to one",
+                pointer=place.at("$ref"),
+                keyword="$ref",
             )
         if id(value) not in self._places:  # below a keyword that is unknown
             self._index(value, inside.base, inside.draft, inside.document, inside.pointer + path)

@@ -8,10 +8,11 @@ Owns: the answers. Knows nothing about: keywords, grammars.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
+from maskd.errors import GrammarTooLargeError
 from maskd.json_schema.compiler.nodes import Node, Nodes
-from maskd.json_schema.compiler.numbers import spelled
+from maskd.json_schema.compiler.numbers import may_be
 from maskd.json_schema.compiler.presence import (
     ALWAYS,
     NEVER,
@@ -28,7 +29,7 @@ from maskd.json_schema.compiler.presence import (
     negated,
     without_negated_groups,
 )
-from maskd.json_schema.compiler.values import ArrayShape, Members, ObjectShape, Value
+from maskd.json_schema.compiler.values import ArrayShape, Labels, Members, ObjectShape, Value
 from maskd.regular.expression import NOTHING, Expression, Words, both, complement, matches, words
 from maskd.regular.questions import may_match
 
@@ -39,6 +40,9 @@ Term = tuple[tuple[Leaf, bool], ...]
 _MOST_TERMS = 3_000
 _QUESTION = 20
 """Units of work of a question about a regular expression, as a rule."""
+_MOST_JOINED = 300_000
+"""Leaves of all terms that one formula may take on the way: a second of work."""
+_MOST_SPLITS = 256
 
 
 class Emptiness:
@@ -47,10 +51,16 @@ class Emptiness:
     Args:
         nodes: the arena.
         value_of: what a node allows. May call back; what is being worked out is taken for not empty.
+        few_values: the only values that a node can allow, if that is plain without looking into it.
     """
 
-    def __init__(self, nodes: Nodes, value_of: Callable[[Node], Value | None]) -> None:
-        self._nodes, self._value_of = nodes, value_of
+    def __init__(
+        self,
+        nodes: Nodes,
+        value_of: Callable[[Node], Value | None],
+        few_values: Callable[[Node], frozenset[Hashable] | None],
+    ) -> None:
+        self._nodes, self._value_of, self._few_values = nodes, value_of, few_values
         self._known: dict[Node, bool] = {nodes.anything: False, nodes.nothing: True}
         self._asked: list[Node] = []
         self._members: dict[int, _Index] = {}
@@ -74,17 +84,45 @@ class Emptiness:
             self._known[node] = found
         return found
 
+    def splits(self, node: Node, cases: Sequence[tuple[Node, Node]]) -> Iterator[tuple[tuple[bool, ...], Node]]:
+        """Yields every choice of the second (True) or the first (False) node of each of ``cases`` that ``node`` allows,
+        with what is then allowed.
+
+        Raises:
+            GrammarTooLargeError: there are more than ``_MOST_SPLITS``.
+        """
+        found: list[tuple[tuple[bool, ...], Node]] = [((), node)]
+        for case in cases:
+            pairs = (
+                ((*holds, is_so), self._nodes.all_of((part, case[is_so])))
+                for holds, part in found
+                for is_so in (False, True)
+            )
+            found = [(holds, part) for holds, part in pairs if not self.node(part)]
+            if len(found) > _MOST_SPLITS:
+                raise GrammarTooLargeError(
+                    f"a value can satisfy {len(cases)} conditions in more than {_MOST_SPLITS} ways; "
+                    "ask for less with contains, or with not and oneOf about members",
+                    limit="splits",
+                    value=_MOST_SPLITS,
+                )
+        yield from found
+
     def value(self, value: Value) -> bool:
         """Says whether ``value`` allows nothing."""
         return not (
             value.null
             or value.true
             or value.false
-            or self._may_match(spelled(value.numbers))
+            or self._may_be(value.numbers)
             or self._may_match(value.strings)
             or not all(map(self.array, value.arrays))
             or not all(map(self.object, value.objects))
         )
+
+    def _may_be(self, numbers: Expression) -> bool:
+        self._nodes.work.spend(1 if numbers.plain else _QUESTION)
+        return may_be(numbers, self._nodes.work.most_states)
 
     def _may_match(self, expression: Expression) -> bool:
         if not expression.plain:
@@ -140,6 +178,8 @@ class Emptiness:
 
         What must hold is taken for granted, and what it rules out is left away, until nothing more follows.
         """
+        if not all(self.labels(shape).values()):
+            return True
         holds: dict[Leaf, bool] = {}
         waiting = [without_negated_groups(shape.presence)]
         options: list[Or] = []
@@ -169,6 +209,18 @@ class Emptiness:
             options = remaining
             if not waiting:
                 return False
+
+    def labels(self, shape: ObjectShape) -> Labels:
+        """Returns the only values, if they are plain, of names that every object of ``shape`` has."""
+        presence = shape.presence.parts if isinstance(shape.presence, And) else (shape.presence,)
+        required = {part.name for part in presence if isinstance(part, Has)}
+        found: dict[str, frozenset[Hashable]] = {}
+        for members in shape.members if required else ():
+            if isinstance(members.keys, Words):
+                for name in required & members.keys.texts:
+                    if (values := self._few_values(members.node)) is not None:
+                        found[name] = found.get(name, values) & values
+        return found
 
     def named(self, shape: ObjectShape, name: str) -> Node:
         """Returns what the member ``name`` of ``shape`` satisfies."""
@@ -265,17 +317,28 @@ def _terms(formula: Formula) -> list[Term] | None:
                 found += terms
             return found
         case And(parts=parts):
-            product: list[Term] = [()]
-            for part in parts:
+            product: list[Term] = [tuple(_signed(part) for part in parts if not isinstance(part, And | Or))]
+            work = 0
+            for part in (part for part in parts if isinstance(part, And | Or)):
                 terms = _terms(part)
-                if terms is None or len(product) * len(terms) > _MOST_TERMS:
+                if terms is None:
                     return None
-                product = [_joined(one, other) for one, other in itertools.product(product, terms)]
+                work += len(product) * len(terms) * (len(product[-1]) + 1 if product else 1)
+                if work > _MOST_JOINED:
+                    return None
+                pairs = (_joined(one, other) for one, other in itertools.product(product, terms))
+                product = list(dict.fromkeys(term for term in pairs if term is not None))
+                if len(product) > _MOST_TERMS:
+                    return None
             return product
-        case Not(inner=inner):
-            assert not isinstance(inner, Not | And | Or)
-            return [((inner, False),)]
-    return [((formula, True),)]
+    return [(_signed(formula),)]
+
+
+def _signed(formula: Not | Leaf) -> tuple[Leaf, bool]:
+    if not isinstance(formula, Not):
+        return formula, True
+    assert not isinstance(formula.inner, Not | And | Or)
+    return formula.inner, False
 
 
 def _may_hold(formula: Formula, holds: Mapping[Leaf, bool]) -> bool:
@@ -289,8 +352,12 @@ def _may_hold(formula: Formula, holds: Mapping[Leaf, bool]) -> bool:
     return holds.get(formula) is not False
 
 
-def _joined(one: Term, other: Term) -> Term:
-    return tuple(dict.fromkeys((*one, *other)))
+def _joined(one: Term, other: Term) -> Term | None:
+    """Returns both together; None if they contradict each other."""
+    holds = dict(one)
+    if any(holds.setdefault(leaf, is_so) != is_so for leaf, is_so in other):
+        return None
+    return tuple(holds.items())
 
 
 def _is_consistent(term: Term, names: frozenset[str] | None) -> bool:

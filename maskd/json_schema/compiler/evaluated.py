@@ -25,7 +25,8 @@ from maskd.regular.expression import ANYTHING, NOTHING, Expression, choice, comp
 
 __all__ = ["Evaluated", "read"]
 
-_MOST_BRANCHES = 64
+_MOST_PAIRS = 10_000
+"""Most pairs of branches that are put together for one schema: some seconds of work."""
 
 
 def read(documents: Documents, options: GrammarOptions, work: Work | None = None) -> tuple[SchemaReader, Node]:
@@ -65,14 +66,12 @@ class Evaluated:
     def __init__(self, reader: SchemaReader) -> None:
         self._reader = reader
         self._algebra = reader.algebra
+        self._pairs = 0
         self._open: set[tuple[Place, Scope]] = set()
 
     def schema(self, place: Place, scope: Scope) -> Value:
         """Returns what the schema at ``place`` allows."""
-        found = Value()
-        for branch in self._branches_at(place, scope):
-            found = self._algebra.either(found, branch.value)
-        return found
+        return self._algebra.any_of(branch.value for branch in self._branches_at(place, scope))
 
     def _branches(self, node: Node) -> list[Branch]:
         match node:
@@ -147,14 +146,14 @@ class Evaluated:
                 shape = ObjectShape(
                     (Members(complement(keys), node),) if node is not reader.nodes.anything else (), ALWAYS
                 )
-                value = self._algebra.both(value, self._only(objects=(shape,)))
+                value = self._algebra.all_of((value, self._only(objects=(shape,))))
             keys = ANYTHING
         if reader.has(place, "unevaluatedItems"):
             if items is not None:
                 node = reader.node(schema["unevaluatedItems"], inner)
                 rest = reader.nodes.any_of((node, *contained))
                 array = ArrayShape((reader.nodes.anything,) * items if rest is not reader.nodes.anything else (), rest)
-                value = self._algebra.both(value, self._only(arrays=(array,)))
+                value = self._algebra.all_of((value, self._only(arrays=(array,))))
             items = None
         return Branch(value, keys, items, contained, branch.is_object)
 
@@ -174,42 +173,42 @@ class Evaluated:
         """Returns a branch for each set of ``options`` that hold; those that look at nothing are one together."""
         looking = [node for node in options if any(branch.evaluates for branch in self._branches(node))]
         blind = self._reader.nodes.any_of(node for node in options if node not in looking)
-        found: list[Branch] = []
-        for holds in itertools.product((True, False), repeat=len(looking)):
-            groups = [
-                self._branches(node) if is_so else [self._failing(node)]
-                for node, is_so in zip(looking, holds, strict=True)
-            ]
-            found += self._all(groups if any(holds) else [*groups, [Branch(self._reader.value(blind))]])
-        return found
+        none, some = [Branch(self._algebra.anything)], list[Branch]()
+        for node in looking:
+            holding, failing = self._branches(node), [self._failing(node)]
+            some = [*self._all((some, holding)), *self._all((some, failing)), *self._all((none, holding))]
+            none = self._all((none, failing))
+        return [*some, *self._all((none, [Branch(self._reader.value(blind))]))]
 
     def _one_of(self, options: Sequence[Node]) -> list[Branch]:
-        found: list[Branch] = []
-        for index, option in enumerate(options):
-            others = [[self._failing(other)] for other in (*options[:index], *options[index + 1 :])]
-            found += self._all((self._branches(option), *others))
-        return found
+        alone = Branch(self._algebra.one_of([self._reader.value(option) for option in options]))
+        return [branch for option in options for branch in self._all(([alone], self._branches(option)))]
 
     def _all(self, groups: Iterable[Sequence[Branch]]) -> list[Branch]:
         """Returns the branches in which one of each group holds."""
-        found = [Branch(self._algebra.anything)]
-        for group in groups:
-            pairs = (self._both(one, other) for one, other in itertools.product(found, group))
-            found = [branch for branch in pairs if not self._reader.emptiness.value(branch.value)]
-            if len(found) > _MOST_BRANCHES:
+        known = list(groups)
+        if not all(known):
+            return []
+        found = [self._together(*(group[0] for group in known if len(group) == 1))]
+        for group in (group for group in known if len(group) != 1):
+            self._pairs += len(found) * len(group)
+            if self._pairs > _MOST_PAIRS:
                 raise GrammarTooLargeError(
-                    f"unevaluatedItems or unevaluatedProperties stands beside more than {_MOST_BRANCHES} branches; "
+                    "unevaluatedItems or unevaluatedProperties stands beside too many branches; "
                     "write fewer branches of anyOf and oneOf, or additionalProperties",
                     limit="branches",
-                    value=_MOST_BRANCHES,
+                    value=_MOST_PAIRS,
                 )
+            found = [self._together(one, other) for one, other in itertools.product(found, group)]
+            found = [branch for branch in found if not self._reader.emptiness.value(branch.value)]
         return found
 
-    def _both(self, one: Branch, other: Branch) -> Branch:
+    def _together(self, *branches: Branch) -> Branch:
+        items = [branch.items for branch in branches if branch.items is not None]
         return Branch(
-            self._algebra.both(one.value, other.value),
-            choice(one.keys, other.keys),
-            None if one.items is None or other.items is None else max(one.items, other.items),
-            tuple(dict.fromkeys((*one.contained, *other.contained))),
-            one.is_object or other.is_object,
+            self._algebra.all_of(branch.value for branch in branches),
+            choice(*(branch.keys for branch in branches)),
+            max(items, default=0) if len(items) == len(branches) else None,
+            tuple(dict.fromkeys(node for branch in branches for node in branch.contained)),
+            any(branch.is_object for branch in branches),
         )

@@ -107,6 +107,7 @@ class Keys:
                 raise GrammarTooLargeError(
                     f"an object's patterns divide its keys into more than {_MOST_CLASSES} classes; "
                     "write fewer patternProperties that overlap",
+                    keyword="patternProperties",
                     limit="key_classes",
                     value=_MOST_CLASSES,
                 )

@@ -10,10 +10,11 @@ from maskd.errors import GrammarUnsatisfiableError
 from maskd.grammar import GrammarOptions
 from maskd.json_schema.compiler.arrays import ArrayRules
 from maskd.json_schema.compiler.nodes import Node
-from maskd.json_schema.compiler.numbers import spelled
+from maskd.json_schema.compiler.numbers import apart, may_be
 from maskd.json_schema.compiler.objects import ObjectRules
 from maskd.json_schema.compiler.punctuation import punctuation
 from maskd.json_schema.compiler.reading import SchemaReader
+from maskd.json_schema.compiler.refusals import located_below
 from maskd.json_schema.compiler.rules import Alternative
 from maskd.json_schema.compiler.symbols import Symbols
 from maskd.json_schema.compiler.values import ArrayShape, ObjectShape, Value
@@ -47,20 +48,23 @@ class Lowering:
         Raises:
             GrammarUnsatisfiableError: nothing satisfies it.
         """
-        if self._reader.emptiness.node(root):
-            raise GrammarUnsatisfiableError("nothing satisfies the schema", pointer="")
+        with located_below(root):
+            is_empty = self._reader.emptiness.node(root)
+        if is_empty:
+            raise GrammarUnsatisfiableError("nothing satisfies the schema")
         symbols = self._symbols
         start = symbols.rule(root)
         while (waiting := symbols.next_waiting()) is not None:
             node, name = waiting
-            symbols.rules.add(name, self._alternatives(self._reader.value(node)))
+            with located_below(node):
+                alternatives = self._alternatives(self._reader.value(node))
+            symbols.rules.add(name, alternatives)
         return symbols.rules.lark(start, (_NO_FORCING, *symbols.punctuation.lines))
 
     def _alternatives(self, value: Value) -> list[Alternative]:
         emptiness, symbols = self._reader.emptiness, self._symbols
         found = [Alternative(f'"{word}"') for word in ("null", "true", "false") if getattr(value, word)]
-        if may_match(spelled(value.numbers)):
-            found.append(Alternative(symbols.number(value.numbers)))
+        found += [Alternative(symbols.number(numbers)) for numbers in apart(value.numbers) if may_be(numbers)]
         if value.strings is not NOTHING and may_match(value.strings):
             found.append(Alternative(symbols.string(value.strings)))
         names = [self._shape(shape) for shape in value.arrays if not emptiness.array(shape)]

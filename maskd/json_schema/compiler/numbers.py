@@ -10,20 +10,33 @@ Owns: bounds, integers, multiples, constants. Knows nothing about: keywords, gra
 from __future__ import annotations
 
 import functools
+import math
+import weakref
+from collections.abc import Iterable
 from decimal import Decimal
+from fractions import Fraction
 
 from maskd.errors import GrammarUnsupportedError
 from maskd.regular.assertions import whole
 from maskd.regular.expression import (
+    EMPTY_TEXT,
     NOTHING,
+    Both,
+    Complement,
+    Concatenation,
     Expression,
+    Remainder,
+    Union,
     both,
     choice,
     complement,
     literal,
+    remainder,
     repeat,
     sequence,
+    words,
 )
+from maskd.regular.questions import MOST_STATES, may_match
 
 __all__ = [
     "ANY_NUMBER",
@@ -31,10 +44,15 @@ __all__ = [
     "JSON_NUMBER",
     "PLAIN_INTEGER",
     "PLAIN_NUMBER",
+    "apart",
+    "as_schemas",
     "at_least",
     "greater",
+    "in_all",
+    "may_be",
     "multiple",
     "number_constant",
+    "number_constants",
 ]
 
 ANY_NUMBER = r"/-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+\-]?[0-9]+)?/"
@@ -56,6 +74,8 @@ _MORE_THAN_ZEROS = whole("[0-9]*[1-9]0{0,2}")
 _DIGITS = choice(_MORE_THAN_ZEROS, _LAST_ZEROS)
 """What may stand behind a digit of a fraction that is not 0."""
 _LARGEST_MODULUS = 7
+_LARGEST_DIVISOR = 100_000
+"""llguidance's automaton of larger ones takes more work than it allows itself (1.9.1)."""
 _MOST_SUFFIXES = 10_000
 _MOST_LAST_DIGITS = 12
 
@@ -82,7 +102,35 @@ def greater(bound: Decimal) -> Expression:
     return _beyond(bound, inclusive=False)
 
 
+def in_all(parts: Iterable[Expression]) -> Expression:
+    """Returns what belongs to all of ``parts``. Of many bounds, only the narrowest matter."""
+    lowest: Expression | None = None
+    highest: Expression | None = None
+    others = []
+    flat = [inner for part in parts for inner in (part.parts if isinstance(part, Both) else (part,))]
+    for part in flat:
+        if part in _BOUNDS:
+            lowest = part if lowest is None else max(lowest, part, key=_BOUNDS.__getitem__)
+        elif isinstance(part, Complement) and part.inner in _BOUNDS:
+            highest = part.inner if highest is None else min(highest, part.inner, key=_BOUNDS.__getitem__)
+        else:
+            others.append(part)
+    if lowest is not None and highest is not None and _BOUNDS[lowest] >= _BOUNDS[highest]:
+        return NOTHING
+    return both(*others, *([lowest] if lowest else []), *([complement(highest)] if highest else []))
+
+
+_BOUNDS: weakref.WeakKeyDictionary[Expression, tuple[Decimal, bool]] = weakref.WeakKeyDictionary()
+"""What the numbers beyond each bound begin with: the bound, and whether it is left out."""
+
+
 def _beyond(bound: Decimal, *, inclusive: bool) -> Expression:
+    found = _numbers_beyond(bound, inclusive=inclusive)
+    _BOUNDS[found] = bound, not inclusive
+    return found
+
+
+def _numbers_beyond(bound: Decimal, *, inclusive: bool) -> Expression:
     if bound > 0 or (bound == 0 and not inclusive):
         return _magnitude_beyond(bound, inclusive=inclusive)
     if bound == 0:
@@ -99,18 +147,23 @@ def _magnitude_beyond(bound: Decimal, *, inclusive: bool) -> Expression:
     found = [longer]
     for place, digit in enumerate(integer):
         if digit != "9":
-            head = sequence(literal(integer[:place]), _digit_from(chr(ord(digit) + 1)))
+            head = sequence(_text(integer[:place]), _digit_from(chr(ord(digit) + 1)))
             found.append(sequence(head, repeat(_digit_from("0"), tail := len(integer) - place - 1, tail), _FRACTION))
-    point = sequence(literal(integer), literal("."))
     for place, digit in enumerate(fraction):
         if digit != "9":
-            found.append(sequence(point, literal(fraction[:place]), _digit_from(chr(ord(digit) + 1)), _DIGITS))
-    behind = sequence(point, literal(fraction))
+            head = sequence(_text(f"{integer}.{fraction[:place]}"), _digit_from(chr(ord(digit) + 1)))
+            found.append(sequence(head, _DIGITS))
+    behind = _text(f"{integer}.{fraction}")
     if inclusive:
-        found.append(sequence(behind, _DIGITS) if fraction else sequence(literal(integer), _FRACTION))
+        found.append(sequence(behind, _DIGITS) if fraction else sequence(_text(integer), _FRACTION))
     else:
         found.append(sequence(behind, _MORE_THAN_ZEROS))
-    return both(_NOT_NEGATIVE, choice(*found))
+    return choice(*found)
+
+
+def _text(text: str) -> Expression:
+    """Returns ``text`` as one part of a sequence: with one part a character, long bounds take seconds to search."""
+    return words((text,)) if text else EMPTY_TEXT
 
 
 def _digit_from(lowest: str) -> Expression:
@@ -125,7 +178,7 @@ def multiple(divisor: Decimal) -> Expression:
     digits decide about the former. The remainder of all digits decides about each of the others, wherever the point is.
 
     Raises:
-        GrammarUnsupportedError: a prime power is above ``_LARGEST_MODULUS``, or too many last digits decide.
+        GrammarUnsupportedError: a divisor above ``_LARGEST_DIVISOR``, or too many last digits decide.
     """
     _, digits, exponent = divisor.normalize().as_tuple()
     assert isinstance(exponent, int)
@@ -136,34 +189,144 @@ def multiple(divisor: Decimal) -> Expression:
     while rest % 5 == 0:
         rest, fives = rest // 5, fives + 1
     length = max(twos, fives)
-    powers = _prime_powers(rest)
-    if 10**length * rest // factor > _MOST_SUFFIXES or length > _MOST_LAST_DIGITS or powers is None:
+    if (
+        10**length * rest // factor > _MOST_SUFFIXES
+        or length > _MOST_LAST_DIGITS
+        or (max(_prime_powers(rest), default=1) > _LARGEST_MODULUS and factor > _LARGEST_DIVISOR)
+    ):
         raise GrammarUnsupportedError(
-            f"multipleOf {divisor} is not done: only powers of 2 and 5 and prime powers up to {_LARGEST_MODULUS} are; "
+            f"multipleOf {divisor} is not done: it has too many digits that are no powers of 2, 3, 5 and 7; "
             "leave it out, or give bounds",
             keyword="multipleOf",
         )
-    by_suffix = INTEGER if (factor // rest, decimals) == (1, 0) else _by_suffix(factor // rest, length, decimals)
-    return both(by_suffix, *(sequence(_SIGN, both(_NOT_NEGATIVE, _by_remainder(power))) for power in powers))
+    if (factor, decimals) == (1, 0):
+        return INTEGER
+    remainders = [
+        _by_remainder(power) if power <= _LARGEST_MODULUS else remainder(power) for power in _prime_powers(rest)
+    ]
+    found = sequence(_SIGN, both(_by_suffix(factor // rest, length, decimals), *remainders))
+    _DIVISORS[found] = Fraction(divisor)
+    return found
 
 
-def _prime_powers(number: int) -> list[int] | None:
-    """Returns powers of different primes whose product is ``number``; None if one is above ``_LARGEST_MODULUS``."""
-    found = []
-    for prime in (3, 7, 11, 13):
+_SIGN = whole("-?")
+_DIVISORS: weakref.WeakKeyDictionary[Expression, Fraction] = weakref.WeakKeyDictionary()
+"""Of what each set of multiples is made."""
+_DIVISORS[INTEGER] = _DIVISORS[PLAIN_INTEGER] = Fraction(1)
+
+
+def _prime_powers(number: int) -> list[int]:
+    """Returns powers of different primes whose product is ``number``; a large one may be a product of several."""
+    found = list[int]()
+    prime = 3
+    while number > 1:
+        if prime > _LARGEST_MODULUS:
+            return [*found, number]
         power = 1
         while number % prime == 0:
             number, power = number // prime, power * prime
         if power > 1:
             found.append(power)
-    return found if number == 1 and max(found, default=1) <= _LARGEST_MODULUS else None
+        prime += 2
+    return found
 
 
-_SIGN = whole("-?")
+def may_be(numbers: Expression, most_states: int = MOST_STATES) -> bool:
+    """Says whether any number belongs to ``numbers``; for bounds and multiples by arithmetic, without a search."""
+    found = _as_range(numbers)
+    if found is None:
+        return may_match(spelled(numbers), most_states)
+    low, high, divisor = found
+    return divisor is None or _has_multiple(low, high, divisor)  # in_all has seen whether the bounds contradict
+
+
+def _has_multiple(low: Bound | None, high: Bound | None, divisor: Fraction) -> bool:
+    if low is None or high is None:
+        return True
+    first = -(-Fraction(low[0]) // divisor) * divisor
+    if low[1] and first == low[0]:
+        first += divisor
+    return first < high[0] or (first == high[0] and high[1])
+
+
+def as_schemas(numbers: Expression) -> list[str]:
+    """Returns ``numbers`` as JSON schemas for llguidance, any of which may hold, if there is no terminal for them.
+
+    These are multiples about which the library decides by an automaton of its own. It takes numbers with as many
+    decimals as the divisor has, so there is a schema for each count of decimals. [] = there is a terminal.
+    """
+    found = _as_range(numbers)
+    if found is None or not any(part in _DIVISORS and _has_remainder(part) for part in _parts(numbers)):
+        return []
+    low, high, divisor = found
+    assert divisor is not None
+    limits = ""
+    for keyword, bound, is_exclusive in (("inimum", low, low and low[1]), ("aximum", high, high and not high[1])):
+        if bound is not None:
+            name = f"exclusiveM{keyword}" if is_exclusive else f"m{keyword}"
+            limits += f',"{name}":{format(bound[0], "f")}'
+    steps = [divisor]
+    while steps[-1].denominator > 1:
+        steps.append(
+            _common_multiple(divisor, Fraction(1, 10 ** (len(_decimal_text(steps[-1]).partition(".")[2]) - 1)))
+        )
+    return [
+        f'{{"type":"{"integer" if step.denominator == 1 else "number"}","multipleOf":{_decimal_text(step)}{limits}}}'
+        for step in steps
+        if _has_multiple(low, high, step)
+    ]
+
+
+def apart(numbers: Expression) -> Iterable[Expression]:
+    """Returns ``numbers`` as several languages, if one of them is none that an expression can name."""
+    parts = numbers.parts if isinstance(numbers, Union) else ()
+    return parts if any(as_schemas(part) for part in parts) else (numbers,)
+
+
+Bound = tuple[Decimal, bool]
+"""A number, and whether what lies beyond it is without it."""
+
+
+def _parts(numbers: Expression) -> Iterable[Expression]:
+    return numbers.parts if isinstance(numbers, Both) else (numbers,)
+
+
+def _as_range(numbers: Expression) -> tuple[Bound | None, Bound | None, Fraction | None] | None:
+    """Returns the bounds and the divisor of ``numbers``, each None without one; None if they are anything else."""
+    low: Bound | None = None
+    high: Bound | None = None
+    divisor: Fraction | None = None
+    for part in _parts(numbers):
+        if part in _BOUNDS:
+            low = _BOUNDS[part]
+        elif isinstance(part, Complement) and part.inner in _BOUNDS:
+            high = _BOUNDS[part.inner]
+        elif part in _DIVISORS:
+            other = _DIVISORS[part]
+            divisor = other if divisor is None else _common_multiple(divisor, other)
+        elif part is not PLAIN_NUMBER:
+            return None
+    return low, high, divisor
+
+
+def _common_multiple(one: Fraction, other: Fraction) -> Fraction:
+    scale = math.lcm(one.denominator, other.denominator)
+    return Fraction(math.lcm(int(one * scale), int(other * scale)), scale)
+
+
+def _has_remainder(multiples: Expression) -> bool:
+    """Says whether ``multiples``, a value of ``multiple``, have no regular expression that is short."""
+    inner = multiples.parts[-1] if isinstance(multiples, Concatenation) else multiples
+    return any(isinstance(part, Remainder) for part in _parts(inner))
+
+
+def _decimal_text(number: Fraction) -> str:
+    return format(Decimal(number.numerator) / Decimal(number.denominator), "f")
 
 
 def _by_suffix(factor: int, length: int, decimals: int) -> Expression:
-    """Numbers whose last ``length`` digits, with ``decimals`` places behind the point, are a multiple of ``factor``."""
+    """Numbers whose last ``length`` digits, with ``decimals`` places behind the point, are a multiple of ``factor``,
+    without a sign."""
     found = []
     for last in range(0, 10**length, factor):
         suffix = f"{last:0{length}d}" if length else ""
@@ -184,7 +347,7 @@ def _by_suffix(factor: int, length: int, decimals: int) -> Expression:
         else:
             fraction = _ZEROS
         found.append(sequence(integer, fraction))
-    return sequence(_SIGN, choice(*found))
+    return choice(*found)
 
 
 @functools.cache
@@ -213,10 +376,19 @@ def _by_remainder(modulus: int) -> Expression:
 @functools.lru_cache(maxsize=1024)
 def number_constant(value: float) -> Expression:
     """Returns the spellings of ``value``."""
-    number = decimal_of(value)
+    return number_constants([value])
+
+
+def number_constants(values: Iterable[float]) -> Expression:
+    """Returns the spellings of all ``values``."""
+    texts = {_shortest_spelling(decimal_of(value)) for value in values}
+    signs = {"-0"} if "0" in texts else set()
+    integers = sequence(words(text for text in texts | signs if "." not in text), _ZEROS)
+    return choice(integers, sequence(words(text for text in texts if "." in text), _LAST_ZEROS))
+
+
+def _shortest_spelling(number: Decimal) -> str:
     if number == 0:
-        return sequence(_SIGN, literal("0"), _ZEROS)
-    integer, _, fraction = format(number.normalize(), "f").partition(".")
-    if not fraction:
-        return sequence(literal(integer), _ZEROS)
-    return sequence(literal(f"{integer}.{fraction}"), _LAST_ZEROS)
+        return "0"
+    text = format(number, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -51,7 +51,8 @@ class _Object:
         presence, terms = self._emptiness.presence(shape)
         if terms is None:
             raise GrammarTooLargeError(
-                "an object's required, dependent and counted members make a formula that is too large; simplify it",
+                "an object's required, dependent and counted members make a formula that is too large; "
+                "ask for fewer of them, or for fewer alternatives",
                 limit="presence_terms",
             )
         self._presence, self._terms = presence, terms
@@ -85,6 +86,7 @@ class _Object:
             raise GrammarTooLargeError(
                 f"an object keeps track of {bits.used} facts about its members, and {PARAMETER_BITS} can be; "
                 "ask for fewer required, dependent or counted members",
+                keyword="required",
                 limit="object_bits",
                 value=PARAMETER_BITS,
             )
@@ -157,13 +159,11 @@ class _Object:
     def _alternatives(self, key: Key, following: str) -> Iterator[Alternative]:
         """Yields ways to write a member of ``key``: one for each set of events that it makes true."""
         bit = self._bit.get(key.name) if key.name is not None else None
-        for holds in itertools.product((False, True), repeat=len(key.events)):
+        cases = [(self._nodes.anything, event.node) for event in key.events]
+        for holds, node in self._emptiness.splits(key.node, cases):
             true = [event for event, is_so in zip(key.events, holds, strict=True) if is_so]
             guard = self._guard(key, true)
             if guard is None:
-                continue
-            node = self._nodes.all_of((key.node, *(event.node for event in true)))
-            if self._emptiness.node(node):
                 continue
             symbols, (rule,) = self._plain(key, node)
             mask = sum(1 << self._event_bits[self._events.index(event)] for event in true)
@@ -281,6 +281,7 @@ class _Object:
                         raise GrammarTooLargeError(
                             "an object's maxProperties and required members make a condition that is too large; "
                             "leave maxProperties out",
+                            keyword="maxProperties",
                             limit="presence_terms",
                         )
         return any_holds(options) if options else "never"

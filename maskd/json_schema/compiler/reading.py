@@ -7,11 +7,11 @@ Source: JSON Schema Core 2020-12, sections 8, 10 and 11, Validation 2020-12, sec
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from decimal import Decimal
 from urllib.parse import urldefrag
 
-from maskd.errors import GrammarError, GrammarUnsupportedError
+from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, Unenforced
 from maskd.json_schema.compiler.documents import Documents, Place, SchemaDraft
 from maskd.json_schema.compiler.emptiness import Emptiness
@@ -24,9 +24,12 @@ from maskd.json_schema.compiler.numbers import (
     at_least,
     decimal_of,
     greater,
+    in_all,
     multiple,
+    number_constants,
 )
 from maskd.json_schema.compiler.presence import AtLeast, Has, all_of, any_of, negated
+from maskd.json_schema.compiler.refusals import located, places
 from maskd.json_schema.compiler.values import Algebra, ArrayShape, Contains, Members, ObjectShape, Value
 from maskd.json_schema.strict_json import Json
 from maskd.regular.assertions import searched
@@ -36,6 +39,11 @@ from maskd.regular.expression import ANYTHING, Expression, Words, both, chars, c
 __all__ = ["OpenLoopError", "SchemaReader"]
 
 _ANY_CHAR = chars(ANY)
+_MOST_FEW = 100
+_MOST_DIGITS = 400
+"""Floats have 309 in front of the point, or some 340 behind it."""
+_MOST_COUNTED = 2**31 - 1
+"""What llguidance counts to; an output of so many characters or items does not end."""
 _SINCE = {
     "const": SchemaDraft.DRAFT_6,
     "contains": SchemaDraft.DRAFT_6,
@@ -76,8 +84,14 @@ class SchemaReader:
         self._documents, self.nodes = documents, nodes
         self._assert_formats = options.formats == "assert"
         self._names_have_places = options.property_order == "schema"
-        self.emptiness = Emptiness(nodes, self._value_if_known)
-        self.algebra = Algebra(nodes, self.emptiness.array, self.emptiness.object_at_sight, self.emptiness.object)
+        self.emptiness = Emptiness(nodes, self._value_if_known, self._few_values)
+        self.algebra = Algebra(
+            nodes,
+            self.emptiness.array,
+            self.emptiness.object_at_sight,
+            self.emptiness.object,
+            self.emptiness.labels,
+        )
         self.unenforced: dict[str, Unenforced] = {}
         self.read_unevaluated: Callable[[Place, Scope], Value]
         self._values: dict[Node, Value | None] = {}
@@ -91,11 +105,19 @@ class SchemaReader:
         try:
             return self._value(node)
         except OpenLoopError:
-            place = next(_within(node), None)
+            place = next(places(node), None)
+            if place is not None and (loop := self._documents.loop(place)):
+                raise GrammarUnsatisfiableError(
+                    f"$ref {loop.schema['$ref']!r} leads back to itself, so nothing can satisfy it; "
+                    "let it lead elsewhere",
+                    pointer=loop.at("$ref"),
+                    keyword="$ref",
+                ) from None
             raise GrammarUnsupportedError(
                 "a reference leads back to its schema at the same place of the output, which JSON Schema leaves "
                 "undefined; put it below a property or an item",
                 pointer=place.at() if place else "",
+                keyword="$ref",
             ) from None
 
     def _value_if_known(self, node: Node) -> Value | None:
@@ -123,30 +145,31 @@ class SchemaReader:
         self.nodes.work.spend(1)
         match node:
             case Reference(place=place, scope=scope):
-                return self._schema(place, scope)
+                with located(place):
+                    return self._schema(place, scope)
             case Constant(value=value):
                 return algebra.constant(value)
             case AllOf(parts=parts):
-                return self.all_of(parts)
+                return algebra.all_of(map(self._value, parts))
             case AnyOf(parts=parts):
-                return self.any_of(parts)
+                return algebra.any_of(map(self._value, parts))
             case Opposite(inner=inner):
                 return algebra.opposite(self._value(inner))
         return algebra.anything if node is self.nodes.anything else Value()
 
-    def all_of(self, parts: Iterable[Node]) -> Value:
-        """Returns what all of ``parts`` allow."""
-        found = self.algebra.anything
-        for part in parts:
-            found = self.algebra.both(found, self._value(part))
-        return found
-
-    def any_of(self, parts: Iterable[Node]) -> Value:
-        """Returns what any of ``parts`` allows."""
-        found = Value()
-        for part in parts:
-            found = self.algebra.either(found, self._value(part))
-        return found
+    def _few_values(self, node: Node) -> frozenset[Hashable] | None:
+        """Returns the only values that ``node`` can allow, as far as ``const`` and ``enum`` say so; None = any."""
+        match node:
+            case Constant(value=value):
+                return _scalars([value])
+            case Reference(place=place) if not self._is_hidden(place):
+                if self.has(place, "const"):
+                    return _scalars([place.schema["const"]])
+                return _scalars(place.schema["enum"]) if "enum" in place.schema else None
+            case AllOf(parts=parts):
+                known = [values for part in parts if (values := self._few_values(part)) is not None]
+                return frozenset.intersection(*known) if known else None
+        return None
 
     # -- a schema --------------------------------------------------------------------------------------------------
 
@@ -154,15 +177,12 @@ class SchemaReader:
         is_shared = scope.further == "forbid" and is_composed(place)
         if is_shared or self.has(place, "unevaluatedProperties") or self.has(place, "unevaluatedItems"):
             return self.read_unevaluated(place, scope)
-        found = self.own(place, scope)
-        for value in self._in_place(place, scope):
-            found = self.algebra.both(found, value)
-        return found
+        return self.algebra.all_of((self.own(place, scope), *self._in_place(place, scope)))
 
     def own(self, place: Place, scope: Scope) -> Value:
         """Returns what the keywords allow that look at the value themselves, and apply no other schema to it."""
         schema = place.schema
-        if place.draft <= SchemaDraft.DRAFT_7 and "$ref" in schema:
+        if self._is_hidden(place):
             return self.algebra.anything
         found = Value(
             True,
@@ -175,13 +195,18 @@ class SchemaReader:
         )
         if found == self.algebra.anything:
             found = self.algebra.anything
+        parts = [found]
         if "type" in schema:
-            found = self.algebra.both(found, self._types(place))
+            parts.append(self._types(place))
         if self.has(place, "const"):
-            found = self.algebra.both(found, self.algebra.constant(schema["const"]))
+            parts.append(self.algebra.constant(schema["const"]))
         if "enum" in schema:
-            found = self.algebra.both(found, self._enum(schema["enum"]))
-        return found
+            parts.append(self._enum(schema["enum"]))
+        return self.algebra.all_of(parts)
+
+    def _is_hidden(self, place: Place) -> bool:
+        """Says whether a reference hides all other keywords of a schema."""
+        return place.draft <= SchemaDraft.DRAFT_7 and "$ref" in place.schema
 
     def has(self, place: Place, keyword: str) -> bool:
         """Says whether the schema at ``place`` has ``keyword``, and its draft knows it."""
@@ -196,16 +221,17 @@ class SchemaReader:
         schema = place.schema
         for target in self.references(place, scope):
             yield self._value(target)
-        if place.draft <= SchemaDraft.DRAFT_7 and "$ref" in schema:
+        if self._is_hidden(place):
             return
         for name, dependent in self.dependencies(place).items():
             yield self.if_present(name, self._value(self.node(dependent, scope)))
         if "allOf" in schema:
-            yield self.all_of(self.node(part, scope) for part in schema["allOf"])
+            yield from (self._value(self.node(part, scope)) for part in schema["allOf"])
         if "anyOf" in schema:
             yield self._value(self.nodes.any_of(self.node(part, scope) for part in schema["anyOf"]))
         if "oneOf" in schema:
-            yield self._one_of([self.node(part, scope) for part in schema["oneOf"]])
+            branches = [self._value(self.node(part, scope)) for part in schema["oneOf"]]
+            yield self.algebra.one_of([value for value in branches if not self.emptiness.value(value)])
         if "not" in schema:
             yield self.algebra.opposite(self._value(self.node(schema["not"], scope.of_condition())))
         if self.has(place, "if"):
@@ -245,20 +271,11 @@ class SchemaReader:
         present = tuple(
             shape
             for alternative in value.objects
-            if (shape := self.algebra.both_objects(alternative, ObjectShape((), Has(name)))) is not None
+            if (shape := self.algebra.in_all_objects(alternative, ObjectShape((), Has(name)))) is not None
         )
         absent = ObjectShape((), negated(Has(name)))
         every = self.algebra.anything
         return Value(True, True, True, ANYTHING, ANYTHING, every.arrays, (absent, *present))
-
-    def _one_of(self, branches: list[Node]) -> Value:
-        values = [value for branch in branches if not self.emptiness.value(value := self._value(branch))]
-        found = Value()
-        for index, value in enumerate(values):
-            for other in (*values[:index], *values[index + 1 :]):
-                value = self.algebra.without(value, other)
-            found = self.algebra.either(found, value)
-        return found
 
     def _conditional(self, place: Place, scope: Scope) -> Value:
         schema = place.schema
@@ -267,12 +284,11 @@ class SchemaReader:
         otherwise = self.node(schema.get("else", True), scope)
         if then is self.nodes.anything and otherwise is self.nodes.anything:
             return self.algebra.anything
-        return self.any_of(
-            (
-                self.nodes.all_of((condition, then)),
-                self.nodes.all_of((self.nodes.opposite(condition), otherwise)),
-            )
+        branches = (
+            self.nodes.all_of((condition, then)),
+            self.nodes.all_of((self.nodes.opposite(condition), otherwise)),
         )
+        return self.algebra.any_of(map(self._value, branches))
 
     # -- types and constants ---------------------------------------------------------------------------------------
 
@@ -293,14 +309,10 @@ class SchemaReader:
 
     def _enum(self, options: list[Json]) -> Value:
         texts = [option for option in options if isinstance(option, str)]
-        found = Value(strings=words(texts))
-        numbers = []
-        for option in options:
-            if isinstance(option, int | float) and not isinstance(option, bool):
-                numbers.append(self.algebra.constant(option).numbers)
-            elif not isinstance(option, str):
-                found = self.algebra.either(found, self.algebra.constant(option))
-        return self.algebra.either(found, Value(numbers=choice(*numbers))) if numbers else found
+        numbers = [option for option in options if isinstance(option, int | float) and not isinstance(option, bool)]
+        plain = Value(numbers=number_constants(numbers), strings=words(texts))
+        others = (option for option in options if isinstance(option, bool | list | dict | None))
+        return self.algebra.any_of((plain, *map(self.algebra.constant, others)))
 
     # -- numbers and strings ---------------------------------------------------------------------------------------
 
@@ -310,30 +322,56 @@ class SchemaReader:
         for keyword, beyond, is_upper in (("minimum", at_least, False), ("maximum", greater, True)):
             exclusive = "exclusive" + keyword.capitalize()
             if keyword in schema:
-                bound = decimal_of(schema[keyword])
+                bound = self._bound(place, keyword)
                 if schema.get(exclusive) is True:  # draft 4
                     beyond = greater if beyond is at_least else at_least
                 found.append(complement(beyond(bound)) if is_upper else beyond(bound))
             if exclusive in schema and not isinstance(schema[exclusive], bool) and place.draft >= SchemaDraft.DRAFT_6:
-                bound = decimal_of(schema[exclusive])
+                bound = self._bound(place, exclusive)
                 found.append(complement(at_least(bound)) if is_upper else greater(bound))
         if "multipleOf" in schema:
-            with _located(place, "multipleOf"):
+            with located(place, "multipleOf"):
                 found.append(multiple(decimal_of(schema["multipleOf"])))
-        return both(*found)
+        return in_all(found)
+
+    def _bound(self, place: Place, keyword: str) -> Decimal:
+        bound = decimal_of(place.schema[keyword])
+        if len(format(bound, "f")) > _MOST_DIGITS:
+            raise GrammarTooLargeError(
+                f"{keyword} has more than {_MOST_DIGITS} digits; give a bound with fewer",
+                pointer=place.at(keyword),
+                keyword=keyword,
+                limit="digits",
+                value=_MOST_DIGITS,
+            )
+        return bound
+
+    def _least(self, place: Place, keyword: str, default: int = 0) -> int:
+        """Returns a lower bound that counts something."""
+        count = int(place.schema.get(keyword, default))
+        if count > _MOST_COUNTED:
+            raise GrammarTooLargeError(
+                f"{keyword} {count} is more than any output has; give {_MOST_COUNTED} at most",
+                pointer=place.at(keyword),
+                keyword=keyword,
+                limit="count",
+                value=_MOST_COUNTED,
+            )
+        return count
+
+    def _most(self, place: Place, keyword: str) -> int | None:
+        """Returns an upper bound that counts something; None = there is none, or none that any output reaches."""
+        count = place.schema.get(keyword)
+        return None if count is None or count > _MOST_COUNTED else int(count)
 
     def _strings(self, place: Place) -> Expression:
         schema = place.schema
         found = []
         if "minLength" in schema or "maxLength" in schema:
-            low, high = int(schema.get("minLength", 0)), schema.get("maxLength")
-            found.append(
-                choice()
-                if high is not None and high < low
-                else repeat(_ANY_CHAR, low, None if high is None else int(high))
-            )
+            low, high = self._least(place, "minLength"), self._most(place, "maxLength")
+            found.append(choice() if high is not None and high < low else repeat(_ANY_CHAR, low, high))
         if "pattern" in schema:
-            with _located(place, "pattern"):
+            with located(place, "pattern"):
                 found.append(searched(schema["pattern"]))
         if isinstance(name := schema.get("format"), str):
             expression = format_expression(name) if self._assert_formats else None
@@ -361,12 +399,11 @@ class SchemaReader:
         if self.has(place, "contains"):
             low, high = 1, None
             if self.has(place, "minContains"):
-                low = int(schema["minContains"])
+                low = self._least(place, "minContains")
             if self.has(place, "maxContains"):
-                high = int(schema["maxContains"])
+                high = self._most(place, "maxContains")
             if low or high is not None:
                 contains = (Contains(self.node(schema["contains"], scope.of_condition()), 0, low, high),)
-        most = schema.get("maxItems")
         nodes = [self.node(item, inner) for item in prefix]
         following = anything if rest is None else self.node(rest, inner)
         while nodes and nodes[-1] is following:
@@ -374,8 +411,8 @@ class SchemaReader:
         return ArrayShape(
             tuple(nodes),
             following,
-            int(schema.get("minItems", 0)),
-            None if most is None else int(most),
+            self._least(place, "minItems"),
+            self._most(place, "maxItems"),
             contains,
             True if schema.get("uniqueItems") is True else None,
         )
@@ -410,12 +447,12 @@ class SchemaReader:
             members.append(Members(complement(allowed), nodes.nothing))
         kept = [part for part in members if self._asks(part)]
         presence = [Has(name) for name in schema.get("required", []) if isinstance(schema["required"], list)]
-        least, most = int(schema.get("minProperties", 0)), schema.get("maxProperties")
+        least, most = self._least(place, "minProperties"), self._most(place, "maxProperties")
         formula = all_of(
             (
                 *presence,
                 *((AtLeast(least),) if least > 0 else ()),
-                *((negated(AtLeast(int(most) + 1)),) if most is not None else ()),
+                *((negated(AtLeast(most + 1)),) if most is not None else ()),
                 *(
                     any_of((negated(Has(name)), all_of(map(Has, needed))))
                     for name, needed in self._required_with(place)
@@ -436,7 +473,7 @@ class SchemaReader:
         return choice(words(schema.get("properties", ())), *patterns)
 
     def _pattern_keys(self, place: Place, pattern: str) -> Expression:
-        with _located(place, "patternProperties", pattern):
+        with located(place, "patternProperties", pattern):
             return searched(pattern)
 
     def _required_with(self, place: Place) -> Iterator[tuple[str, list[str]]]:
@@ -447,22 +484,10 @@ class SchemaReader:
                 yield name, [needed] if isinstance(needed, str) else needed
 
 
-@contextlib.contextmanager
-def _located(place: Place, *keys: str) -> Iterator[None]:
-    """Gives errors that are raised within the JSON pointer of a keyword."""
-    try:
-        yield
-    except GrammarError as error:
-        pointer = place.at(*keys)
-        raise type(error)(f"{error.message} (at {pointer})", **{**error.metadata, "pointer": pointer}) from None
-
-
-def _within(node: Node) -> Iterator[Place]:
-    match node:
-        case Reference(place=place):
-            yield place
-        case AllOf(parts=parts) | AnyOf(parts=parts):
-            for part in parts:
-                yield from _within(part)
-        case Opposite(inner=inner):
-            yield from _within(inner)
+def _scalars(values: list[Json]) -> frozenset[Hashable] | None:
+    """Returns ``values`` so that equal ones are equal in Python, too; None if there are many, or if one has parts."""
+    if len(values) > _MOST_FEW or any(isinstance(value, list | dict) for value in values):
+        return None
+    return frozenset(
+        (type(value), value) if isinstance(value, str | bool | None) else decimal_of(value) for value in values
+    )

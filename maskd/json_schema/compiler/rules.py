@@ -95,7 +95,10 @@ class Rules:
         """Adds a rule and returns its name."""
         if len(self._rules) >= _MOST_RULES:
             raise GrammarTooLargeError(
-                f"the schema needs more than {_MOST_RULES} rules; simplify it", limit="rules", value=_MOST_RULES
+                f"the schema needs more than {_MOST_RULES} rules; give it fewer parts, or fewer alternatives",
+                pointer="",
+                limit="rules",
+                value=_MOST_RULES,
             )
         self._rules[name] = parametric, alternatives
         return name
@@ -128,7 +131,7 @@ class Rules:
         """
         complete = self._completable()
         if start not in complete:
-            raise GrammarUnsatisfiableError("nothing satisfies the schema", pointer="")
+            raise GrammarUnsatisfiableError("nothing satisfies the schema")
         lines = [*options, f"start: {start}"]
         for name, (parametric, alternatives) in self._rules.items():
             kept = [alternative for alternative in alternatives if complete.issuperset(alternative.uses)]

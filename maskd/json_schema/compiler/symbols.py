@@ -6,9 +6,9 @@ Owns: one rule for each node, one terminal for each language. Knows nothing abou
 from __future__ import annotations
 
 from maskd.json_schema.compiler.nodes import Node
-from maskd.json_schema.compiler.numbers import ANY_NUMBER, spelled
+from maskd.json_schema.compiler.numbers import ANY_NUMBER, as_schemas, spelled
 from maskd.json_schema.compiler.punctuation import Punctuation
-from maskd.json_schema.compiler.rules import Rules
+from maskd.json_schema.compiler.rules import Alternative, Rules
 from maskd.regular.expression import ANYTHING, Expression
 from maskd.regular.lark import as_json, as_text
 
@@ -28,6 +28,7 @@ class Symbols:
         self.rules = Rules()
         self._names: dict[Node, str] = {}
         self._waiting: list[Node] = []
+        self._multiples: dict[tuple[str, ...], str] = {}
 
     def rule(self, node: Node) -> str:
         """Returns the name of the rule of ``node``, which is written later."""
@@ -41,7 +42,12 @@ class Symbols:
         return self.rules.terminal(as_json(expression))
 
     def number(self, expression: Expression) -> str:
-        """Returns the terminal of the numbers of ``expression``."""
+        """Returns the terminal of the numbers of ``expression``, or the rule of multiples that no terminal can name."""
+        if schemas := tuple(as_schemas(expression)):
+            if schemas not in self._multiples:
+                ways = [Alternative(f"%json {schema}") for schema in schemas]
+                self._multiples[schemas] = self.rules.add(self.rules.fresh("n"), ways)
+            return self._multiples[schemas]
         return self.rules.terminal(ANY_NUMBER if expression is ANYTHING else as_text(spelled(expression)))
 
     def next_waiting(self) -> tuple[Node, str] | None:
