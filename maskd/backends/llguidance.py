@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from maskd.backends import structural_tag
 from maskd.backends.llguidance_matcher import LlguidanceGrammar, LlguidanceMatcher, address_of, first_lines
 from maskd.backends.llguidance_schema import reads, with_guidance
-from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_resources
+from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_regex, read_resources
 from maskd.backends.structural_tag_lark import lark_string
 from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.errors import (
@@ -37,6 +37,7 @@ from maskd.grammar import GrammarReport, GrammarSpec, Unenforced
 from maskd.json_schema import strict_json
 from maskd.json_schema.compiler.compiler import compile_schema
 from maskd.json_schema.strict_json import Json
+from maskd.regular import lark
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]
@@ -177,7 +178,7 @@ class LlguidanceBackend:
             options = dataclasses.replace(spec.options, additional_properties="allow")
             return [self._schema({"type": "object"}, dataclasses.replace(spec, options=options), notes)]
         if spec.kind == "regex":
-            return [{"lark_grammar": f"start: /{regex_body(spec.source)}/"}]
+            return [{"lark_grammar": f"start: TEXT\nTEXT: {lark_of_regex(spec.source)}"}]
         if spec.kind == "choice":
             return [{"lark_grammar": "start: " + " | ".join(map(lark_string, read_choices(spec.source)))}]
         if spec.kind == "ebnf":
@@ -186,7 +187,7 @@ class LlguidanceBackend:
             return [{"lark_grammar": spec.source}]
         tag = structural_tag.parse(spec.source, self._vocabulary)
         return tag.for_llguidance(
-            lambda value, pointer, most: self._schema(value, spec, notes, pointer, most), regex_body, lark_of_gbnf
+            lambda value, pointer, most: self._schema(value, spec, notes, pointer, most), lark_of_regex, lark_of_gbnf
         )
 
     def _schema(
@@ -242,9 +243,9 @@ def _too_large(vocabulary: Vocabulary) -> VocabularyError:
     )
 
 
-def regex_body(pattern: str) -> str:
-    """Returns ``pattern`` as Lark has it between two slashes; classes such as ``\\d`` mean ASCII, as in xgrammar."""
-    return str(llguidance.regex_to_lark(pattern, "dws"))
+def lark_of_regex(pattern: str, pointer: str | None = None) -> str:
+    """Returns a regex as the right side of a terminal. ``pointer``: where it stands. Raises as ``read_regex`` does."""
+    return lark.as_text(read_regex(pattern, pointer))
 
 
 def lark_of_gbnf(source: str) -> str:

@@ -1,7 +1,7 @@
 """Reading the source of a grammar spec, as far as it is the same for every backend.
 
-Owns: checks of the text, choice lists, separators, documents given along, what ``strict`` refuses.
-    Also regexes in the form to which xgrammar gives the usual meaning.
+Owns: checks of the text, choice lists, separators, documents given along, what ``strict`` refuses, regexes as
+    expressions.
 Knows nothing about: structural tags (``structural_tag``), the libraries themselves.
 """
 
@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from maskd.errors import GrammarError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarSpec, Unenforced
 from maskd.json_schema import strict_json
-from maskd.json_schema.patterns import misread, units
 from maskd.json_schema.schema import JsonSchema, parse_schema
 from maskd.json_schema.strict_json import Json
+from maskd.regular.assertions import whole
+from maskd.regular.characters import COMMON
+from maskd.regular.expression import Expression
+from maskd.regular.questions import may_match
 
 __all__ = [
-    "check_strict", "check_text", "json_options", "read_choices", "read_resources", "read_schema", "regex_for_xgrammar",
+    "check_strict", "check_text", "json_options", "read_choices", "read_regex", "read_resources", "read_schema",
 ]  # fmt: skip
 
 _WHITESPACE = " \t\n\r"
@@ -88,45 +91,24 @@ def check_strict(unenforced: Sequence[Unenforced], options: GrammarOptions, back
         )
 
 
-_CLASS_OPERATOR = re.compile(r"\[:|&&|~~|--")
-_SURROGATES = r"\ud800-\udfff"
-_BEYOND = r"-\ud7ff\ue000-\U0010ffff"
-# The classes as ranges within brackets: xgrammar's own classes include surrogates, and its \s a no-break space.
-_REGEX_CLASSES = {
-    r"\d": "0-9",
-    r"\D": r"\x00-/:" + _BEYOND,
-    r"\s": r" \t\n\r\f\v",
-    r"\S": r"\x00-\x08\x0e-\x1f!" + _BEYOND,
-    r"\w": "a-zA-Z0-9_",
-    r"\W": r"\x00-/:-@\[-\^`{" + _BEYOND,
-}
+def read_regex(pattern: str, pointer: str | None = None) -> Expression:
+    """Returns the texts that ``pattern`` matches as a whole.
 
-
-def regex_for_xgrammar(pattern: str) -> str:
-    """Returns ``pattern`` in a form to which xgrammar gives its usual meaning.
-
-    In xgrammar "." matches a newline, ``\\s`` matches a no-break space, and negated classes match UTF-8 encoded
-    surrogates.
-
+    Args:
+        pointer: where the pattern stands in a structural tag, for errors.
     Raises:
-        GrammarUnsupportedError: the pattern has a construct that xgrammar misreads. llguidance reads or refuses it.
+        GrammarError: it is malformed; ``position`` is the offset of the character.
+        GrammarUnsupportedError: it is no regular language, or not one that is done here; with ``position``.
+        GrammarUnsatisfiableError: nothing matches it.
     """
-    parts = units(pattern)
-    operators = (_CLASS_OPERATOR.search(part) for part in parts if part[0] == "[")
-    strange = misread(pattern) or next((operator[0] for operator in operators if operator), None)
-    if strange is not None:
-        raise GrammarUnsupportedError(
-            f"xgrammar does not read {strange} in a regex as others do; use llguidance, or rewrite it",
-            backends="llguidance",
+    place = {} if pointer is None else {"pointer": pointer}
+    try:
+        expression = whole(pattern, COMMON)
+    except GrammarError as error:
+        raise type(error)(error.message, **{**error.metadata, **place}) from None
+    if not may_match(expression):
+        raise GrammarUnsatisfiableError(
+            "nothing can match this regex: its anchors, look-aheads or classes contradict each other; change it",
+            **place,
         )
-    read: list[str] = []
-    for unit in parts:
-        if unit == ".":
-            unit = f"[^\\n{_SURROGATES}]"
-        elif unit in _REGEX_CLASSES:
-            unit = f"[{_REGEX_CLASSES[unit]}]"
-        elif len(unit) > 2 and unit[0] == "[" and unit[-1] == "]":
-            body = re.sub(r"\\.", lambda match: _REGEX_CLASSES.get(match[0], match[0]), unit[1:-1], flags=re.DOTALL)
-            unit = f"[{body}{_SURROGATES if body[0] == '^' else ''}]"
-        read.append(unit)
-    return "".join(read)
+    return expression

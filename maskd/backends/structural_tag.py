@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from maskd.backends.structural_tag_lark import LarkTranslation, SchemaReader
+from maskd.backends.structural_tag_lark import LarkTranslation, RegexReader, SchemaReader
 from maskd.errors import GrammarError
 from maskd.json_schema import strict_json
 from maskd.json_schema.strict_json import Json, Path, pointer
@@ -62,12 +62,12 @@ class StructuralTag:
     root: Path
     names_tokens: bool
 
-    def for_xgrammar(self, schema: SchemaReader, regex: Callable[[str], str], max_whitespace: int | None) -> Json:
+    def for_xgrammar(self, schema: SchemaReader, regex: RegexReader, max_whitespace: int | None) -> Json:
         """Returns the structural tag as xgrammar takes it.
 
         Args:
             schema: translates a JSON schema.
-            regex: translates a regex.
+            regex: translates a regex to an EBNF grammar.
             max_whitespace: limit for the schemas that do not set their own; None = none.
         """
 
@@ -86,13 +86,13 @@ class StructuralTag:
                 if limit is None and max_whitespace is not None:
                     converted["max_whitespace_cnt"] = max_whitespace
             elif value.get("type") == "regex":
-                converted["pattern"] = regex(value["pattern"])
+                converted = {"type": "grammar", "grammar": regex(value["pattern"], pointer((*path, "pattern")))}
             return converted
 
         return {"type": "structural_tag", "format": convert(self.format, self.root)}
 
     def for_llguidance(
-        self, schema: SchemaReader, regex: Callable[[str], str], gbnf: Callable[[str], str]
+        self, schema: SchemaReader, regex: RegexReader, gbnf: Callable[[str], str]
     ) -> list[dict[str, object]]:
         """Returns a list of llguidance grammars, the main one first. Args as of ``LarkTranslation``.
 

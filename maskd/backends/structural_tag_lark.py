@@ -16,12 +16,15 @@ from typing import NamedTuple
 from maskd.errors import GrammarUnsupportedError
 from maskd.json_schema.strict_json import Json, Path, pointer
 
-__all__ = ["LarkTranslation", "SchemaReader", "lark_string"]
+__all__ = ["LarkTranslation", "RegexReader", "SchemaReader", "lark_string"]
 
 SchemaReader = Callable[[Json, str, "int | None"], Json]
 """Takes a JSON schema, its JSON pointer and its ``max_whitespace_cnt``; returns it as the library takes it.
 
 None for the limit: that of the grammar's options."""
+
+RegexReader = Callable[[str, str], str]
+"""Takes a regex and its JSON pointer; returns it as the library takes it."""
 
 _UNDERSTOOD = {
     "any_text": {"type", "excludes"},
@@ -66,11 +69,11 @@ class LarkTranslation:
 
     Args:
         schema: translates a JSON schema to a grammar of the list that llguidance takes.
-        regex: translates a regex to the body of one in Lark.
+        regex: translates a regex, with its JSON pointer, to the right side of a terminal.
         gbnf: translates an EBNF grammar to Lark.
     """
 
-    def __init__(self, schema: SchemaReader, regex: Callable[[str], str], gbnf: Callable[[str], str]) -> None:
+    def __init__(self, schema: SchemaReader, regex: RegexReader, gbnf: Callable[[str], str]) -> None:
         self._schema = schema
         self._regex = regex
         self._gbnf = gbnf
@@ -145,7 +148,7 @@ class LarkTranslation:
         return _Part(lark_string(value["value"]))
 
     def _of_regex(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
-        return _Part(f"/{self._regex(value['pattern'])}/")
+        return _Part(self._regex(value["pattern"], pointer((*path, "pattern"))))
 
     def _of_any_text(self, value: Json, path: Path, ends: Sequence[str]) -> _Part:
         return _Part(self._text_without([*value.get("excludes", []), *ends]), True, True)

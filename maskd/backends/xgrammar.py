@@ -8,6 +8,7 @@ Written against xgrammar 0.2.8. Native handles are called directly: one Python f
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from maskd.backends import structural_tag
 from maskd.backends.base import Grammar
-from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_schema, regex_for_xgrammar
+from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_regex, read_schema
 from maskd.backends.xgrammar_schema import NOT_UTF8, SURROGATES, rewrite
 from maskd.bitmask import row_stride_words
 from maskd.errors import (
@@ -34,6 +35,7 @@ from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, Unenforced
 from maskd.json_schema.enforcement import NAMES_AGAIN, may_name_again, unenforced
 from maskd.json_schema.keywords import subschemas
 from maskd.json_schema.schema import JsonSchema, parse_schema
+from maskd.regular import ebnf
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]
@@ -211,7 +213,7 @@ class XgrammarBackend:
             if spec.kind in ("json_schema", "json_object"):
                 compiled = self._json(spec, notes)
             elif spec.kind == "regex":
-                compiled = self._text_compiler.compile_regex(regex_for_xgrammar(spec.source))
+                compiled = self._text_compiler.compile_grammar(_ebnf_of_regex(spec.source))
             elif spec.kind == "choice":
                 compiled = self._text_compiler.compile_grammar(
                     "root ::= " + " | ".join(map(_literal, read_choices(spec.source)))
@@ -284,7 +286,7 @@ class XgrammarBackend:
             self._note(schema, spec.options, notes)
             return rewrite(schema, compact=False, strict_mode=True)
 
-        text = json.dumps(tag.for_xgrammar(schema_of, regex_for_xgrammar, spec.options.max_whitespace))
+        text = json.dumps(tag.for_xgrammar(schema_of, _ebnf_of_regex, spec.options.max_whitespace))
         if not tag.names_tokens:
             return self._text_compiler.compile_structural_tag(text), never
         return self._token_compiler.compile_structural_tag(text), self._empty | self._padding
@@ -330,6 +332,13 @@ class XgrammarBackend:
 def _literal(text: str) -> str:
     """Returns ``text`` as an EBNF string."""
     return '"' + "".join(char if char.isalnum() else f"\\U{ord(char):08x}" for char in text) + '"'
+
+
+def _ebnf_of_regex(pattern: str, pointer: str | None = None) -> str:
+    """Returns a regex as an EBNF grammar. ``pointer``: where it stands. Raises as ``read_regex`` does."""
+    numbers = itertools.count()
+    root, rules = ebnf.as_text(read_regex(pattern, pointer), lambda: f"state{next(numbers)}")
+    return "\n".join([f"root ::= {root}", *rules])
 
 
 _PREFIX = re.compile(r"^\s*(\[\d\d:\d\d:\d\d\] \S+: )?(Check failed: \(.*?\) is false: )?")

@@ -14,8 +14,8 @@ import functools
 from typing import NamedTuple
 
 from maskd.errors import GrammarUnsupportedError
+from maskd.regular.characters import ECMA, Syntax
 from maskd.regular.charset import ANY
-from maskd.regular.ecma import Either, End, InOrder, Look, Pattern, Start, Times, read_pattern
 from maskd.regular.expression import (
     ANYTHING,
     EMPTY_TEXT,
@@ -31,6 +31,8 @@ from maskd.regular.expression import (
     repeat,
     sequence,
 )
+from maskd.regular.pattern import Either, End, InOrder, Look, Pattern, Start, Times
+from maskd.regular.reader import read_pattern
 
 __all__ = ["searched", "whole"]
 
@@ -41,9 +43,9 @@ _MOST_CUT = 32
 
 
 @functools.lru_cache(maxsize=4096)
-def whole(pattern: str) -> Expression:
+def whole(pattern: str, dialect: Syntax = ECMA) -> Expression:
     """Returns the texts that ``pattern`` matches from their begin to their end. Raises what ``read_pattern`` raises."""
-    return _meaning(read_pattern(pattern), _Continuation(EMPTY_TEXT, EMPTY_TEXT), at_start=True)
+    return _meaning(read_pattern(pattern, dialect), _Continuation(EMPTY_TEXT, EMPTY_TEXT), at_start=True)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -134,9 +136,10 @@ def _repeated(pattern: Times, behind: _Continuation, *, at_start: bool) -> Expre
             return unrolled
     if pattern.high is None or pattern.high > _MOST_UNROLLED:
         raise GrammarUnsupportedError(
-            "regular expression: an assertion inside a long or unlimited repetition is not supported; "
-            "write the repetition without it",
+            f"regular expression: an assertion inside a long or unlimited repetition at position {pattern.position} is "
+            "not supported; write the repetition without it",
             feature="an assertion inside a repetition",
+            position=pattern.position,
         )
     ends = behind
     for taken in range(pattern.high - 1, -1, -1):

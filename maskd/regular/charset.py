@@ -1,17 +1,20 @@
 """Sets of characters, as sorted ranges of code points.
 
 A character is a Unicode scalar value: surrogates are none, because well-formed UTF-8 cannot hold one.
-Owns: the set operations, and Unicode properties by name. Knows nothing about: the syntax of patterns.
+Owns: the set operations; Unicode properties by name, and the other cases of characters.
+Knows nothing about: the syntax of patterns.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from array import array
 from collections.abc import Iterable, Iterator
 
 import regex
 
-__all__ = ["ANY", "CharSet", "Range", "unicode_property"]
+__all__ = ["ANY", "CharSet", "Range", "case_variants", "unicode_property"]
 
 _LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
@@ -118,6 +121,30 @@ def unicode_property(name: str, value: str | None = None) -> CharSet | None:
     return CharSet(pair for begin, end in spans for pair in _code_points(begin, end - 1))
 
 
+@functools.lru_cache(maxsize=1024)
+def case_variants(charset: CharSet) -> CharSet:
+    """Returns the characters that differ from one of ``charset`` only in their case, by simple case folding.
+
+    Source: Unicode's CaseFolding.txt, the mappings C and S, from the tables of the package ``regex``. That package also
+    takes the dotless and the dotted i of Turkish for cases of i, the mappings T. Those two are cases of nothing here.
+    """
+    members = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in (charset & _cased()).ranges)
+    found = regex.findall(f"(?i)[{members}]", "".join(map(chr, _points(_cased())))) if members else ()
+    return CharSet.of("".join(found))
+
+
+@functools.lru_cache(maxsize=1)
+def _cased() -> CharSet:
+    """Returns the characters that have cases; beyond the planes 0 and 1 there are none."""
+    text = "".join(map(chr, _points(CharSet([(0, 0x1FFFF)]) - CharSet.of("\u0130\u0131"))))
+    return CharSet.of("".join(regex.findall(r"[\p{Changes_When_Casemapped}\p{Changes_When_Casefolded}]", text)))
+
+
+def _points(charset: CharSet) -> Iterator[int]:
+    for first, last in charset.ranges:
+        yield from range(first, last + 1)
+
+
 def _code_points(first: int, last: int) -> Iterator[Range]:
     low, high = _SURROGATES
     width = high - low + 1
@@ -130,4 +157,5 @@ def _code_points(first: int, last: int) -> Iterator[Range]:
 @functools.lru_cache(maxsize=1)
 def _every_character() -> str:
     low, high = _SURROGATES
-    return "".join(map(chr, (*range(low), *range(high + 1, _LAST + 1))))
+    points = array("I", itertools.chain(range(low), range(high + 1, _LAST + 1)))
+    return points.tobytes().decode("utf-32")

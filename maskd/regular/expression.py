@@ -288,11 +288,12 @@ def derivative(expression: Expression, char: str) -> Expression:
         case Words(texts=texts):
             return words(text[1:] for text in texts if text[:1] == char)
         case Concatenation():
-            if not expression.parts:
-                return NOTHING
-            first, rest = expression.parts[0], sequence(*expression.parts[1:])
-            taken = sequence(derivative(first, char), rest)
-            return choice(taken, derivative(rest, char)) if first.nullable else taken
+            options = []
+            for number, part in enumerate(expression.parts, start=1):
+                options.append(sequence(derivative(part, char), *expression.parts[number:]))
+                if not part.nullable:
+                    break
+            return choice(*options)
         case Repeat(inner=inner, low=low, high=high):
             return sequence(derivative(inner, char), repeat(inner, max(0, low - 1), None if high is None else high - 1))
         case Union(parts=parts):

@@ -1,4 +1,5 @@
-"""Questions about an expression: does it match anything, and what is a shortest text of it.
+"""Questions about an expression: does it match anything, what is a shortest text of it,
+which are its states.
 
 Characters that an expression treats alike form a class. It has few classes and so few derivatives, however large the
 alphabet is. A shortest text is a shortest path through the derivatives.
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import heapq
+import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from maskd.regular.charset import ANY, CharSet
@@ -29,9 +31,21 @@ from maskd.regular.expression import (
     derivative,
 )
 
-__all__ = ["EQUAL", "MOST_STATES", "Tiers", "TooManyStatesError", "classes", "may_match", "shortest"]
+__all__ = [
+    "EQUAL",
+    "MOST_STATES",
+    "MOST_WEIGHT",
+    "Tiers",
+    "TooManyStatesError",
+    "automaton",
+    "classes",
+    "may_match",
+    "shortest",
+]
 
 MOST_STATES = 2_000
+MOST_WEIGHT = 5_000_000
+"""Most weight of all states together: a step takes some µs for each part of its state."""
 Tiers: TypeAlias = tuple[tuple[int, CharSet], ...]
 """What characters weigh, the lightest first; all characters are in one of the sets. Earlier ones are preferred."""
 EQUAL: Tiers = ((1, CharSet([(0x61, 0x7A)])), (1, CharSet([(0x30, 0x39)])), (1, CharSet([(0x20, 0x7E)])), (1, ANY))
@@ -57,18 +71,22 @@ def shortest(expression: Expression, most_states: int = MOST_STATES, tiers: Tier
     """Returns a text of ``expression`` that weighs least, or None if it has none. Characters weigh what ``tiers`` say.
 
     Raises:
-        TooManyStatesError: more than ``most_states`` derivatives were looked at, or the text is longer than that.
+        TooManyStatesError: more than ``most_states`` derivatives were looked at, they weigh more than ``MOST_WEIGHT``
+            together, or the text is longer than ``most_states``.
     """
     if expression.plain:
         found = _lightest_text(expression, most_states, tiers)
         return None if found is None else found[1]
-    lightest, waiting, number = {expression: 0}, [(0, 0, "", expression)], 0
+    lightest, waiting, number, size = {expression: 0}, [(0, 0, "", expression)], 0, 0
     while waiting:
         weight, _, text, state = heapq.heappop(waiting)
         if state.nullable:
             return text
         if weight > lightest[state]:
             continue
+        size += state.weight
+        if size > MOST_WEIGHT:
+            raise TooManyStatesError("states that are too large")
         for charset in classes(state):
             more, char = _lightest(charset, tiers)
             following = derivative(state, char)
@@ -113,6 +131,57 @@ def _lightest_text(expression: Expression, most_chars: int, tiers: Tiers) -> tup
 def _check_length(chars: int, most_chars: int) -> None:
     if chars > most_chars:
         raise TooManyStatesError(f"a text of more than {most_chars} characters")
+
+
+def automaton(
+    expression: Expression,
+    is_leaf: Callable[[Expression], bool],
+    most_states: int = MOST_STATES,
+    most_weight: int = MOST_WEIGHT,
+) -> dict[Expression, dict[Expression, CharSet]]:
+    """Returns the states of ``expression``: each with the states that follow it, and the characters that lead there.
+
+    A state is the expression of what may follow. States from which no text ends are left out, so the result is empty if
+    nothing belongs to ``expression``.
+
+    Args:
+        is_leaf: says of a plain state that it is not to be looked into; nothing follows it in the result.
+    Raises:
+        TooManyStatesError: it has more than ``most_states`` states, or they weigh more than ``most_weight`` together.
+    """
+    following: dict[Expression, dict[Expression, CharSet]] = {expression: {}}
+    before: dict[Expression, list[Expression]] = {}
+    live = set()
+    waiting, weight = [expression], 0
+    while waiting:
+        state = waiting.pop()
+        weight += 0 if is_leaf(state) else state.weight
+        if len(following) > most_states or weight > most_weight:
+            raise TooManyStatesError(f"more than {most_states} states")
+        if state.nullable or is_leaf(state):
+            live.add(state)
+        if is_leaf(state):
+            continue
+        sets: dict[Expression, list[CharSet]] = {}
+        for charset in classes(state):
+            sets.setdefault(derivative(state, chr(charset.ranges[0][0])), []).append(charset)
+        sets.pop(NOTHING, None)
+        for target, some in sets.items():
+            following[state][target] = functools.reduce(operator.or_, some)
+            before.setdefault(target, []).append(state)
+            if target not in following:
+                following[target] = {}
+                waiting.append(target)
+    waiting = list(live)
+    while waiting:
+        found = [state for state in before.get(waiting.pop(), ()) if state not in live]
+        live.update(found)
+        waiting += found
+    return {
+        state: {target: charset for target, charset in steps.items() if target in live}
+        for state, steps in following.items()
+        if state in live
+    }
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -270,14 +270,13 @@ def test_regex_when_a_surrogate_comes_then_refused(backend: Backend, pattern: st
     ("pattern", "text"),
     [("a^b", "ab"), ("a$b", "ab"), (r"\Aa", "Aa"), (r"a\z", "az"), ("[[:alpha:]]", "["), ("[a&&b]", "&")],
 )
-def test_regex_when_xgrammar_would_misread_it_then_refused(
-    xgrammar_small: Backend, auto: Backend, pattern: str, text: str
-) -> None:
+def test_regex_when_xgrammar_alone_would_misread_it_then_read_well(backend: Backend, pattern: str, text: str) -> None:
     """xgrammar ignores an anchor in mid-pattern, and takes escapes and classes that it does not know literally."""
-    with pytest.raises(GrammarUnsupportedError):
-        compiled(xgrammar_small, "regex", pattern)
-    with contextlib.suppress(GrammarError):
-        assert not accepts(compiled(auto, "regex", pattern), text)
+    try:
+        grammar = compiled(backend, "regex", pattern)
+    except GrammarUnsatisfiableError:
+        return
+    assert not accepts(grammar, text)
 
 
 @pytest.mark.parametrize("kind", ["json_schema", "regex", "choice", "ebnf", "lark", "structural_tag"])
@@ -300,8 +299,8 @@ def test_source_when_malformed_then_grammar_error_and_short(
 ) -> None:
     """RuntimeError, UnicodeEncodeError and RecursionError of a library become a GrammarError that does not repeat the
     source."""
-    if (kind, source) == ("regex", "") or (
-        kind in ("regex", "lark") and source.startswith('{"a"') and len(source) < 100
+    if (kind == "regex" and (not source or source[0] == "{")) or (
+        kind == "lark" and source.startswith('{"a"') and len(source) < 100
     ):
         pytest.skip("is no mistake in this kind")
     for one in (backend, auto):

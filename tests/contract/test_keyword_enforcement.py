@@ -310,9 +310,3 @@ def test_strict_pattern_with_look_ahead_then_xgrammar_refuses_it(xgrammar_small:
 )
 def test_pattern_with_plain_matches_then_xgrammar_has_them(pattern: str, text: str, xgrammar_small: Backend) -> None:
     assert accepts(xgrammar_small.compile(GrammarSpec("json_schema", json.dumps({**STRING, "pattern": pattern}))), text)
-
-
-@pytest.mark.parametrize("pattern", ["(?!a)[ab]", "(?=a)b", "x(^a)", "(^a)+", "(a$)b"])
-def test_regex_that_xgrammar_misreads_then_it_is_refused(pattern: str, xgrammar_small: Backend) -> None:
-    with pytest.raises(GrammarUnsupportedError):
-        xgrammar_small.compile(GrammarSpec("regex", pattern))
