@@ -24,6 +24,8 @@ from maskd.backends.llguidance_matcher import LlguidanceGrammar, LlguidanceMatch
 from maskd.backends.llguidance_schema import reads, with_guidance
 from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_regex, read_resources
 from maskd.backends.structural_tag_lark import lark_string
+from maskd.backends.watching.matcher import WatchedGrammar, WatchedMatcher
+from maskd.backends.watching.tokens import WatchTokens
 from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.errors import (
     BackendError,
@@ -36,6 +38,7 @@ from maskd.errors import (
 from maskd.grammar import GrammarReport, GrammarSpec, Unenforced
 from maskd.json_schema import strict_json
 from maskd.json_schema.compiler.compiler import compile_schema
+from maskd.json_schema.compiler.watch import Place
 from maskd.json_schema.strict_json import Json
 from maskd.regular import lark
 from maskd.vocabulary import Vocabulary
@@ -80,11 +83,13 @@ class _Notes:
 
     Attributes:
         unenforced, warnings: for the report.
+        watch: what must be watched beside the grammar; None = nothing.
         refusal: why our own compiler did not do a schema that the library may do.
     """
 
     unenforced: list[Unenforced] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    watch: Place | None = None
     refusal: GrammarError | None = None
 
 
@@ -125,7 +130,7 @@ class LlguidanceBackend:
                 raise
             raise _too_large(vocabulary) from None
 
-    def compile(self, spec: GrammarSpec) -> LlguidanceGrammar:
+    def compile(self, spec: GrammarSpec) -> LlguidanceGrammar | WatchedGrammar:
         """See ``Backend.compile``."""
         check_text(spec)
         notes = _Notes()
@@ -168,7 +173,11 @@ class LlguidanceBackend:
         grammar.canary = next(
             (int(token_id) for token_id in allowed_token_ids(row) if int(token_id) not in grammar.not_text), None
         )
-        return grammar
+        return grammar if notes.watch is None else WatchedGrammar(grammar, notes.watch, self._watch_tokens)
+
+    @functools.cached_property
+    def _watch_tokens(self) -> WatchTokens:
+        return WatchTokens(self._vocabulary)
 
     def _grammars(self, spec: GrammarSpec, notes: _Notes) -> list[dict[str, object]]:
         """Returns ``spec`` as llguidance takes it: the main grammar, and those that it refers to."""
@@ -204,6 +213,12 @@ class LlguidanceBackend:
         try:
             compiled = compile_schema(value, options, resources=read_resources(spec), pointer=pointer)
             check_strict(compiled.unenforced, options, self.name)
+            if compiled.watch is not None and spec.kind == "structural_tag":
+                raise GrammarUnsupportedError(
+                    "in a structural tag, neither uniqueItems over many values is done, nor a count of members with "
+                    "keys that may be equal, nor more required names than 63; use the kind json_schema",
+                    pointer=pointer,
+                )
         except (GrammarUnsupportedError, GrammarTooLargeError) as refusal:
             if not reads(value, options):
                 raise
@@ -211,15 +226,19 @@ class LlguidanceBackend:
             notes.warnings.append(f"{_LIBRARY}: {refusal.message}")
             return {"json_schema": with_guidance(value, options, item_separator, key_separator)}
         notes.unenforced.extend(compiled.unenforced)
+        notes.watch = compiled.watch
         return {"lark_grammar": compiled.lark}
 
     def fill_bitmasks(
-        self, matchers: Sequence[LlguidanceMatcher], rows: NDArray[np.int32], indices: Sequence[int]
+        self, matchers: Sequence[LlguidanceMatcher | WatchedMatcher], rows: NDArray[np.int32], indices: Sequence[int]
     ) -> None:
         """See ``BatchFill.fill_bitmasks``. Uses one thread, and looks up the address of the rows once."""
         address, stride = address_of(rows), rows.strides[0]
         for matcher, index in zip(matchers, indices, strict=True):
-            matcher.fill_at(address + index * stride, rows[index])
+            if isinstance(matcher, LlguidanceMatcher):
+                matcher.fill_at(address + index * stride, rows[index])
+            else:
+                matcher.fill_bitmask(rows[index])
 
 
 def _too_large(vocabulary: Vocabulary) -> VocabularyError:

@@ -75,6 +75,9 @@ class CharSet:
     def __contains__(self, char: str) -> bool:
         return any(first <= ord(char) <= last for first, last in self.ranges)
 
+    def __len__(self) -> int:
+        return sum(last - first + 1 for first, last in self.ranges)
+
     def __bool__(self) -> bool:
         return bool(self.ranges)
 

@@ -2,22 +2,22 @@
 
 A plain array is its first items, each the start of an optional tail, and a repetition. With ``contains``, or with items
 that are to differ, a parameter counts what was there. An item satisfies a condition or its opposite, so that it has one
-reading for each.
+reading for each. Few values that are to differ have a bit each. Many are left to a watch.
 Knows nothing about: keywords, other shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
 
 from maskd.errors import GrammarTooLargeError, GrammarUnsupportedError
 from maskd.json_schema.compiler.nodes import Node
 from maskd.json_schema.compiler.numbers import number_constant, spelled
 from maskd.json_schema.compiler.reading import SchemaReader
-from maskd.json_schema.compiler.rules import PARAMETER_BITS, Alternative, BitField, Bits, all_hold
+from maskd.json_schema.compiler.rules import PARAMETER_BITS, Alternative, BitField, Bits, all_hold, any_holds
 from maskd.json_schema.compiler.symbols import Symbols
 from maskd.json_schema.compiler.values import ArrayShape, Contains
+from maskd.json_schema.compiler.watch import ArrayNotes, WatchNotes
 from maskd.json_schema.strict_json import Json
 from maskd.regular.expression import ANYTHING, NOTHING, Expression, Words, both, complement, words
 from maskd.regular.questions import TooManyStatesError, shortest
@@ -31,8 +31,8 @@ _MOST_DIFFERENT = 48
 class ArrayRules:
     """Writes the rules of array shapes."""
 
-    def __init__(self, reader: SchemaReader, symbols: Symbols) -> None:
-        self._reader, self._symbols = reader, symbols
+    def __init__(self, reader: SchemaReader, symbols: Symbols, notes: WatchNotes) -> None:
+        self._reader, self._symbols, self._notes = reader, symbols, notes
 
     def write(self, name: str, shape: ArrayShape) -> None:
         """Adds the rule ``name`` for ``shape``, which some array has."""
@@ -42,10 +42,14 @@ class ArrayRules:
             raise GrammarUnsupportedError(
                 "the opposite of uniqueItems is not done; write the schema without it", keyword="uniqueItems"
             )
-        if shape.contains or must_differ:
-            _Counted(self._reader, self._symbols, shape, longest, must_differ=must_differ).write(name)
+        values = _Values(self._reader).of(shape, longest) if must_differ else []
+        notes = self._notes.arrays[shape] = ArrayNotes([], must_differ or shape.unique is True, values is None)
+        if shape.contains or values:
+            _Counted(self._reader, self._symbols, notes, shape, longest, values or []).write(name)
         else:
             self._write_plain(name, shape, longest)
+            notes.items = [{node} for node in (*shape.prefix, shape.rest)]
+        notes.is_endless = longest is None and not values and all(one.high is None for one in shape.contains)
 
     def _write_plain(self, name: str, shape: ArrayShape, longest: int | None) -> None:
         marks = self._symbols.punctuation
@@ -84,16 +88,21 @@ class _Counted:
     """One array whose parameter counts: items that ``contains`` asks for, items in all, or which values were there."""
 
     def __init__(
-        self, reader: SchemaReader, symbols: Symbols, shape: ArrayShape, longest: int | None, *, must_differ: bool
+        self,
+        reader: SchemaReader,
+        symbols: Symbols,
+        notes: ArrayNotes,
+        shape: ArrayShape,
+        longest: int | None,
+        different: Sequence[Node],
     ) -> None:
-        self._reader, self._symbols, self._rules, self._nodes = reader, symbols, symbols.rules, reader.nodes
-        self._emptiness = reader.emptiness
+        self._symbols, self._rules, self._nodes = symbols, symbols.rules, reader.nodes
+        self._emptiness, self._notes = reader.emptiness, notes
         self._shape, self._longest = shape, longest
         bits = Bits()
-        self._different = [(bits.bit(), node) for node in self._values()] if must_differ else []
-        if must_differ:
-            count = len(self._different)
-            self._longest = count if longest is None else min(longest, count)
+        self._different = [(bits.bit(), node) for node in different]
+        if different:
+            self._longest = len(different) if longest is None else min(longest, len(different))
         self._counters = [(contains, bits.field(_largest(contains))) for contains in shape.contains]
         self._loop_at = max(1, len(shape.prefix), *(contains.start for contains in shape.contains))
         """Items from here on are alike."""
@@ -109,48 +118,6 @@ class _Counted:
                 value=PARAMETER_BITS,
             )
 
-    def _values(self) -> list[Node]:
-        """Returns the values that items can have, if they are few."""
-        shape, found = self._shape, dict[Node, None]()
-        prefix = shape.prefix[: self._longest]
-        further = () if self._longest is not None and self._longest <= len(shape.prefix) else (shape.rest,)
-        for node in (*prefix, *further):
-            for value in self._finite(node):
-                found[self._nodes.constant(value)] = None
-        if len(found) > _MOST_DIFFERENT:
-            self._refuse()
-        return list(found)
-
-    def _finite(self, node: Node) -> list[Json]:
-        value = self._reader.value(node)
-        if not all(map(self._emptiness.array, value.arrays)) or not all(map(self._emptiness.object, value.objects)):
-            self._refuse()
-        constants: list[Json] = [None] * value.null + [True] * value.true + [False] * value.false
-        numbers = map(_number, self._texts(spelled(value.numbers), lambda text: number_constant(_number(text))))
-        return [*constants, *numbers, *self._texts(value.strings, lambda text: words((text,)))]
-
-    def _texts(self, expression: Expression, same: Callable[[str], Expression]) -> list[str]:
-        """Returns one text of each value of ``expression``; ``same`` returns all texts that mean the same."""
-        if isinstance(expression, Words):
-            return sorted(expression.texts)
-        found: list[str] = []
-        try:
-            while (text := None if expression is NOTHING else shortest(expression)) is not None:
-                if len(found) == _MOST_DIFFERENT or expression is ANYTHING:
-                    self._refuse()
-                found.append(text)
-                expression = both(expression, complement(same(text)))
-        except TooManyStatesError:
-            self._refuse()
-        return found
-
-    def _refuse(self) -> NoReturn:
-        raise GrammarUnsupportedError(
-            f"uniqueItems is done for items of at most {_MOST_DIFFERENT} different values, as enum gives them; "
-            "leave it out, or give the values",
-            keyword="uniqueItems",
-        )
-
     # -- rules -----------------------------------------------------------------------------------------------------
 
     def write(self, name: str) -> None:
@@ -158,6 +125,7 @@ class _Counted:
         shape, rules, marks = self._shape, self._rules, self._symbols.punctuation
         items = [rules.fresh("i") for _ in range(self._loop_at + 1)]
         ends = [rules.fresh("e") for _ in range(self._loop_at + 1)]
+        self._notes.items = [set() for _ in items]
         for index in range(self._loop_at + 1):
             following = ends[min(index + 1, self._loop_at)]
             found = list(self._items(index, following)) if self._longest is None or index < self._limit(index) else []
@@ -186,6 +154,8 @@ class _Counted:
                 if is_so:
                     changes.append(field.counted())
                     conditions.append(field.below(contains.high) if contains.high is not None else "")
+                else:
+                    conditions.append(self._room_behind(index, contains.low, field))
             if index == self._loop_at and self._length is not None:
                 changes.append(self._length.counted())
                 if self._longest is not None:
@@ -198,7 +168,22 @@ class _Counted:
                 seen = [] if bit is None else [f"set_bit({bit})"]
                 unseen = [] if bit is None else [f"bit_clear({bit})"]
                 rule = self._symbols.rule(node)
+                self._notes.items[index].add(node)
                 yield self._rules.changed(rule, rule, following, [*changes, *seen], all_hold([*conditions, *unseen]))
+
+    def _room_behind(self, index: int, low: int, field: BitField) -> str:
+        """Returns when item ``index`` leaves room for those that are missing of ``low``, which ``field`` counts."""
+        if self._longest is None or not low:
+            return ""
+        options = []
+        for missing in range(low + 1):
+            if index < self._loop_at:
+                if self._longest - index > missing:
+                    options.append(field.at_least(low - missing))
+            elif self._length is not None and self._longest - self._loop_at > missing:
+                room = self._length.below(self._longest - self._loop_at - missing)
+                options.append(all_hold([field.at_least(low - missing), room]))
+        return any_holds(options) if options else ""
 
     def _closing(self, index: int) -> str | None:
         """Returns when the array may end behind ``index`` items; None = never."""
@@ -221,6 +206,55 @@ class _Counted:
         if self._different:
             conditions.append(f"not(is_ones([0:{len(self._different)}]))")
         return all_hold(conditions)
+
+
+class _Values:
+    """The values that the items of an array can have, if they are few."""
+
+    def __init__(self, reader: SchemaReader) -> None:
+        self._reader, self._emptiness = reader, reader.emptiness
+
+    def of(self, shape: ArrayShape, longest: int | None) -> list[Node] | None:
+        """Returns the values of the items of ``shape``, at most ``longest`` of them; None = too many, or composite."""
+        found = dict[Node, None]()
+        prefix = shape.prefix[:longest]
+        further = () if longest is not None and longest <= len(shape.prefix) else (shape.rest,)
+        try:
+            for node in (*prefix, *further):
+                for value in self._finite(node):
+                    found[self._reader.nodes.constant(value)] = None
+        except _TooManyValuesError:
+            return None
+        return list(found) if len(found) <= _MOST_DIFFERENT else None
+
+    def _finite(self, node: Node) -> list[Json]:
+        value = self._reader.value(node)
+        if not all(map(self._emptiness.array, value.arrays)) or not all(map(self._emptiness.object, value.objects)):
+            raise _TooManyValuesError
+        constants: list[Json] = [None] * value.null + [True] * value.true + [False] * value.false
+        numbers = map(_number, self._texts(spelled(value.numbers), lambda text: number_constant(_number(text))))
+        return [*constants, *numbers, *self._texts(value.strings, lambda text: words((text,)))]
+
+    def _texts(self, expression: Expression, same: Callable[[str], Expression]) -> list[str]:
+        """Returns one text of each value of ``expression``; ``same`` returns all texts that mean the same."""
+        if isinstance(expression, Words):
+            if len(expression.texts) > _MOST_DIFFERENT:
+                raise _TooManyValuesError
+            return sorted(expression.texts)
+        found: list[str] = []
+        try:
+            while (text := None if expression is NOTHING else shortest(expression)) is not None:
+                if len(found) == _MOST_DIFFERENT or expression is ANYTHING:
+                    raise _TooManyValuesError
+                found.append(text)
+                expression = both(expression, complement(same(text)))
+        except TooManyStatesError:
+            raise _TooManyValuesError from None
+        return found
+
+
+class _TooManyValuesError(Exception):
+    """Items have more values than there are bits. Does not leave this module."""
 
 
 def _largest(contains: Contains) -> int:

@@ -16,6 +16,7 @@ from maskd.json_schema.compiler.contradiction import contradiction
 from maskd.json_schema.compiler.documents import Documents
 from maskd.json_schema.compiler.evaluated import read
 from maskd.json_schema.compiler.lowering import Lowering
+from maskd.json_schema.compiler.watch import Place
 from maskd.json_schema.strict_json import Json
 
 __all__ = ["CompiledSchema", "compile_schema"]
@@ -29,10 +30,13 @@ class CompiledSchema:
 
     Attributes:
         lark: in llguidance's dialect.
-        unenforced: what the grammar lets through although the schema may not.
+        watch: what the grammar lets through and must be watched beside it, from the place of the document on; None =
+            nothing.
+        unenforced: what both let through although the schema may not.
     """
 
     lark: str
+    watch: Place | None
     unenforced: tuple[Unenforced, ...]
 
 
@@ -85,8 +89,8 @@ def _settled(documents: Documents, work: Callable[[], Result]) -> Result:
 
 def _compiled(documents: Documents, options: GrammarOptions) -> CompiledSchema:
     reader, root = read(documents, options)
-    lark = Lowering(reader, options).lark(root)
-    return CompiledSchema(lark, tuple(reader.unenforced.values()))
+    lark, watch = Lowering(reader, options).lark(root)
+    return CompiledSchema(lark, watch, tuple(reader.unenforced.values()))
 
 
 def _is_empty(options: GrammarOptions, schema: Json, resources: Mapping[str, Json]) -> bool:

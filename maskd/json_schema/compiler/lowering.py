@@ -18,6 +18,7 @@ from maskd.json_schema.compiler.refusals import located_below
 from maskd.json_schema.compiler.rules import Alternative
 from maskd.json_schema.compiler.symbols import Symbols
 from maskd.json_schema.compiler.values import ArrayShape, ObjectShape, Value
+from maskd.json_schema.compiler.watch import Place, WatchNotes
 from maskd.regular.expression import NOTHING
 from maskd.regular.questions import may_match
 
@@ -39,14 +40,16 @@ class Lowering:
         self._reader = reader
         self._symbols = Symbols(punctuation(options))
         self._shapes: dict[ArrayShape | ObjectShape, str] = {}
-        self._arrays = ArrayRules(reader, self._symbols)
-        self._objects = ObjectRules(reader, self._symbols, options.property_order)
+        self._notes = WatchNotes(reader)
+        self._arrays = ArrayRules(reader, self._symbols, self._notes)
+        self._objects = ObjectRules(reader, self._symbols, self._notes, options.property_order)
 
-    def lark(self, root: Node) -> str:
-        """Returns the grammar of ``root``.
+    def lark(self, root: Node) -> tuple[str, Place | None]:
+        """Returns the grammar of ``root``, and what must be watched beside it, from the place of the document on.
 
         Raises:
             GrammarUnsatisfiableError: nothing satisfies it.
+            GrammarUnsupportedError, GrammarTooLargeError: a part of it cannot be done.
         """
         with located_below(root):
             is_empty = self._reader.emptiness.node(root)
@@ -59,7 +62,9 @@ class Lowering:
             with located_below(node):
                 alternatives = self._alternatives(self._reader.value(node))
             symbols.rules.add(name, alternatives)
-        return symbols.rules.lark(start, (_NO_FORCING, *symbols.punctuation.lines))
+        lark = symbols.rules.lark(start, (_NO_FORCING, *symbols.punctuation.lines))
+        with located_below(root):
+            return lark, self._notes.watch(root)
 
     def _alternatives(self, value: Value) -> list[Alternative]:
         emptiness, symbols = self._reader.emptiness, self._symbols

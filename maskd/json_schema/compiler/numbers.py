@@ -64,6 +64,8 @@ PLAIN_NUMBER = whole(r"-?(0|[1-9][0-9]*)(\.(0{1,2}|[0-9]*[1-9]0{0,2}))?")
 INTEGER = whole(r"-?(0|[1-9][0-9]*)(\.0{1,2})?")
 PLAIN_INTEGER = whole(r"-?(0|[1-9][0-9]*)")
 """Integers of draft 4, where ``1.0`` is none."""
+SHORTEST_SPELLING = whole(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?")
+"""Of every number but 0 one spelling, of those that ``PLAIN_NUMBER`` has."""
 
 _FRACTION = whole(r"(\.(0{1,2}|[0-9]*[1-9]0{0,2}))?")
 _NOT_NEGATIVE = sequence(whole("0|[1-9][0-9]*"), _FRACTION)

@@ -6,6 +6,7 @@ presence formula holds for the bits. Keys without a bit of their own fall into c
 Nothing looks ahead behind a comma, so a comma is offered only where some member may follow. Likewise, a member may come
 only if the formula can hold afterwards.
 In the order of the schema, a name may come only before all names behind it.
+A watch looks after equal keys where they would count, and after required names beyond the bits.
 Knows nothing about: keywords, other shapes.
 """
 
@@ -19,11 +20,14 @@ from maskd.grammar import PropertyOrder
 from maskd.json_schema.compiler.emptiness import Term
 from maskd.json_schema.compiler.keys import Key, Keys
 from maskd.json_schema.compiler.nodes import Node
-from maskd.json_schema.compiler.presence import And, AtLeast, Exists, Formula, Has, Leaf, Not, Or, leaves
+from maskd.json_schema.compiler.presence import And, AtLeast, Exists, Formula, Has, Leaf, Not, Or, all_of, leaves
 from maskd.json_schema.compiler.reading import SchemaReader
 from maskd.json_schema.compiler.rules import PARAMETER_BITS, Alternative, BitField, Bits, all_hold, any_holds
 from maskd.json_schema.compiler.symbols import Symbols
 from maskd.json_schema.compiler.values import ObjectShape
+from maskd.json_schema.compiler.watch import Members, ObjectNotes, WatchNotes
+from maskd.regular.amounts import has_texts, is_open_ended
+from maskd.regular.expression import choice
 
 __all__ = ["ObjectRules"]
 
@@ -33,19 +37,22 @@ _MOST_OPTIONS = 64
 class ObjectRules:
     """Writes the rules of object shapes."""
 
-    def __init__(self, reader: SchemaReader, symbols: Symbols, order: PropertyOrder) -> None:
-        self._reader, self._symbols, self._order = reader, symbols, order
+    def __init__(self, reader: SchemaReader, symbols: Symbols, notes: WatchNotes, order: PropertyOrder) -> None:
+        self._reader, self._symbols, self._notes, self._order = reader, symbols, notes, order
 
     def write(self, name: str, shape: ObjectShape) -> None:
         """Adds the rule ``name`` for ``shape``, which some object has."""
-        _Object(self._reader, self._symbols, shape, self._order).write(name)
+        self._notes.objects[shape] = ObjectNotes()
+        _Object(self._reader, self._symbols, self._notes.objects[shape], shape, self._order).write(name)
 
 
 class _Object:
     """One object and the bits of its parameter."""
 
-    def __init__(self, reader: SchemaReader, symbols: Symbols, shape: ObjectShape, order: PropertyOrder) -> None:
-        self._reader, self._symbols, self._rules = reader, symbols, symbols.rules
+    def __init__(
+        self, reader: SchemaReader, symbols: Symbols, notes: ObjectNotes, shape: ObjectShape, order: PropertyOrder
+    ) -> None:
+        self._reader, self._symbols, self._rules, self._notes = reader, symbols, symbols.rules, notes
         self._nodes, self._emptiness = reader.nodes, reader.emptiness
         self._is_ordered = order == "schema"
         presence, terms = self._emptiness.presence(shape)
@@ -56,6 +63,7 @@ class _Object:
                 limit="presence_terms",
             )
         self._presence, self._terms = presence, terms
+        self._may_be_empty = _holds_without_members(presence)
         keys = Keys(reader, shape, presence)
         self._events, self._named, self._classes = keys.events, keys.named, keys.classes
         self._assign(list(dict.fromkeys(leaves(presence))))
@@ -67,13 +75,17 @@ class _Object:
         for all of them. In the order of the schema, names stand in that order instead."""
         asked = {leaf.name for leaf in found if isinstance(leaf, Has)}
         required = [leaf.name for leaf in _conjuncts(self._presence) if isinstance(leaf, Has)]
+        self._notes.required = frozenset(required)
         most = max((leaf.count for leaf in found if isinstance(leaf, AtLeast)), default=0)
         names = [key.name for key in self._named if key.name is not None]
         if not self._is_ordered:
             names.sort(key=lambda name: (name not in required, name not in asked))
-        self._required = [name for name in names if name in required]
         reserved = len(self._events) + most.bit_length() + self._is_ordered
         room = PARAMETER_BITS - 1 - reserved
+        watched = self._left_to_watch(required) if len(asked) > room + 1 and not self._is_ordered else frozenset()
+        if watched:
+            required, asked, room = [], asked - watched, 0
+        self._required = [name for name in names if name in required]
         bits = Bits()
         self._bit: dict[str, int] = {}
         for name in names:
@@ -90,13 +102,60 @@ class _Object:
                 limit="object_bits",
                 value=PARAMETER_BITS,
             )
-        if self._count is not None and (self._classes or len(self._bit) < len(self._named)):
-            self._note("members of equal keys count as several for minProperties and maxProperties")
-        elif self._events and self._classes:
-            self._note("a member may be repeated, and an earlier one of equal key may have decided")
+        self._watch(watched)
 
-    def _note(self, effect: str) -> None:
-        self._reader.note("properties", effect)
+    def _left_to_watch(self, required: Sequence[str]) -> frozenset[str]:
+        """Takes required names out of the presence formula that matter nowhere else in it, and returns them."""
+        if any(isinstance(leaf, AtLeast) and not is_so for term in self._terms for leaf, is_so in term):
+            return frozenset()  # whether there is room for the missing ones depends on their bits
+        parts = [part for part in _conjuncts(self._presence) if not isinstance(part, Has)]
+        left = frozenset(required).difference(
+            leaf.name for part in parts for leaf in leaves(part) if isinstance(leaf, Has)
+        )
+        self._presence = all_of(
+            part for part in _conjuncts(self._presence) if not isinstance(part, Has) or part.name not in left
+        )
+        self._terms = [
+            tuple((leaf, is_so) for leaf, is_so in term if not isinstance(leaf, Has) or leaf.name not in left)
+            for term in self._terms
+        ]
+        return left
+
+    def _watch(self, required: frozenset[str]) -> None:
+        """Notes what a watch must look after: ``required`` names, and equal keys where they matter."""
+        unmarked = frozenset(key.name for key in self._named if key.name is not None and key.name not in self._bit)
+        endless = [key for key in self._classes if is_open_ended(key.keys)]
+        self._notes.is_endless = any(self._guard(key) == "" for key in endless)
+        is_repeated = bool(self._classes) or bool(unmarked)
+        if not required and not (is_repeated and (self._count is not None or (self._events and self._classes))):
+            return
+        if not required and not self._can_differ(endless):
+            effect = "members of equal keys count as several, and an earlier one may decide"
+            self._reader.note("properties", effect)
+            return
+        free = unmarked if required and self._count is None else frozenset()
+        self._notes.members = Members(
+            required,
+            free,
+            only_free=bool(free) and not self._classes and not self._bit,
+            endless=not unmarked and len(endless) == len(self._classes),
+        )
+
+    def _can_differ(self, endless: Sequence[Key]) -> bool:
+        """Says whether members of different keys are enough, as far as it is known."""
+        least = max(
+            (leaf.count for term in self._terms for leaf, is_so in term if is_so and isinstance(leaf, AtLeast)),
+            default=0,
+        )
+        if least and not endless and not has_texts(choice(*(key.keys for key in self._classes)), least):
+            return False
+        return all(
+            any(
+                event in key.events and not self._emptiness.node(self._nodes.all_of((key.node, event.node)))
+                for key in endless
+            )
+            for event in self._events
+        )
 
     # -- rules -----------------------------------------------------------------------------------------------------
 
@@ -107,14 +166,14 @@ class _Object:
             self._write_free(name)
             return
         member, following = rules.fresh("m"), rules.fresh("n")
-        free = [key for key in self._classes if self._is_free(key)]
+        free = [key for key in (*self._named, *self._classes) if self._is_free(key)]
         bound = [
             alternative
             for key in (*self._named, *self._classes)
             if key not in free
             for alternative in self._alternatives(key, following)
         ]
-        found = [Alternative(marks.no_members)] if _holds_without_members(self._presence) else []
+        found = [Alternative(marks.no_members)] if self._may_be_empty else []
         run: str | None = None
         if free:
             run = rules.add(rules.fresh("x"), [Alternative(*self._plain(key)) for key in free])
@@ -135,9 +194,9 @@ class _Object:
     def _write_free(self, name: str) -> None:
         """An object whose members do not concern each other."""
         rules, marks = self._rules, self._symbols.punctuation
-        found = [Alternative(marks.no_members)]
-        if self._classes:
-            member = rules.add(rules.fresh("m"), [Alternative(*self._plain(key)) for key in self._classes])
+        found = [Alternative(marks.no_members)] if self._may_be_empty else []
+        if keys := (*self._named, *self._classes):
+            member = rules.add(rules.fresh("m"), [Alternative(*self._plain(key)) for key in keys])
             text = f"{marks.object_start} {member} ({marks.comma} {member})* {marks.object_end}"
             found.append(Alternative(text, (member,)))
         rules.add(name, found)
@@ -153,7 +212,12 @@ class _Object:
         )
 
     def _plain(self, key: Key, node: Node | None = None) -> tuple[str, tuple[str, ...]]:
-        rule = self._symbols.rule(key.node if node is None else node)
+        node = key.node if node is None else node
+        if key.name is None:
+            self._notes.classes.setdefault(key.keys, set()).add(node)
+        else:
+            self._notes.names.setdefault(key.name, set()).add(node)
+        rule = self._symbols.rule(node)
         return f"{self._symbols.string(key.keys)} {self._symbols.punctuation.colon} {rule}", (rule,)
 
     def _alternatives(self, key: Key, following: str) -> Iterator[Alternative]:
