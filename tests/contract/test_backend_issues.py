@@ -404,9 +404,8 @@ def test_detach_when_a_slow_neighbour_holds_the_lock_then_a_detached_matcher_doe
 def test_x_guidance_when_the_schema_brings_it_then_does_not_relax(llguidance_small: Backend) -> None:
     """llguidance takes options from within a schema, ``lenient`` among them."""
     with pytest.raises(GrammarUnsupportedError):
-        compiled(
-            llguidance_small, "json_schema", {"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}
-        )
+        schema = {"type": "array", "not": {"uniqueItems": True}, "x-guidance": {"lenient": True}}
+        compiled(llguidance_small, "json_schema", schema)
 
 
 def test_no_forcing_when_a_lark_grammar_wants_forcing_then_rows_stay_complete(llguidance_small: Backend) -> None:
@@ -420,14 +419,11 @@ def test_no_forcing_when_a_lark_grammar_wants_forcing_then_rows_stay_complete(ll
 
 def test_auto_when_llguidance_refuses_then_xgrammar_reports(auto: Backend) -> None:
     """A schema that llguidance refuses goes to xgrammar, and the report says why and what is not enforced."""
-    report = compiled(
-        auto, "json_schema", {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
-    ).report
+    part = {"type": "array", "not": {"uniqueItems": True}}
+    report = compiled(auto, "json_schema", {"type": "object", "properties": {"a": part}}).report
     assert report.backend == "xgrammar"
     assert "uniqueItems" in report.backend_reason
-    assert [(entry.pointer, entry.keyword) for entry in report.unenforced] == [
-        ("/properties/a/uniqueItems", "uniqueItems")
-    ]
+    assert [(entry.pointer, entry.keyword) for entry in report.unenforced] == [("/properties/a/not", "not")]
     assert compiled(auto, "json_schema", {"type": "object"}).report.backend == "llguidance"
 
 
@@ -436,8 +432,8 @@ def test_strict_when_a_keyword_is_not_enforced_then_unsupported_with_pointer(
 ) -> None:
     """strict refuses what would otherwise be reported."""
     for one in (auto, xgrammar_small):
-        with pytest.raises(GrammarUnsupportedError, match="uniqueItems at '/uniqueItems'"):
-            compiled(one, "json_schema", {"type": "array", "uniqueItems": True}, strict=True)
+        with pytest.raises(GrammarUnsupportedError, match="not at '/not'"):
+            compiled(one, "json_schema", {"type": "array", "not": {"uniqueItems": True}}, strict=True)
 
 
 # -- structural tags -------------------------------------------------------------------------------------------------

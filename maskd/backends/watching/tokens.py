@@ -71,6 +71,7 @@ class WatchTokens:
         self._ending_scalars, self._loud_scalars = self._grouped(self._loud_or_ending, _SCALAR_END)
         self._closing = self._with(rb"[\]}]", self._quoted), self._with(rb"[\]}]", self._outside)
         self._marking = self._with(rb"[\]}:]", self._quoted), self._with(rb"[\]}:]", self._outside)
+        self._fixing = self._with(rb"[.0]", self._outside)
         self._opening = _ids(number for number in ids if _OPENING.search(self.texts[number]))
         self._sorted = sorted(ids, key=self.texts.__getitem__)
         self.row_words = row_stride_words(vocabulary.vocab_size)
@@ -129,6 +130,8 @@ class WatchTokens:
                 yield from self._ending_again(frame, reading, row)
         else:
             ids = self._loud
+        if _holds_integers(frame) and stand in (Stand.VALUE, Stand.BEHIND, Stand.SCALAR):
+            yield from self.allowed(self._fixing, row).tolist()
         yield from self.allowed(ids, row).tolist()
 
     def _marks_that_matter(self, frame: Frame, reading: Reading) -> Ids | None:
@@ -195,6 +198,12 @@ class WatchTokens:
             while at < len(self._sorted) and self.texts[self._sorted[at]] == prefix:
                 yield self._sorted[at]
                 at += 1
+
+
+def _holds_integers(frame: Frame | None) -> bool:
+    """Whether a point or a zero can leave a number of ``frame`` one value only."""
+    differing = frame.array.differing if frame is not None and frame.array is not None else None
+    return differing is not None and differing.numbers == "integers"
 
 
 def _only_strings_end(frame: Frame, reading: Reading) -> bool:

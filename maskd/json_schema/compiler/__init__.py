@@ -7,6 +7,7 @@ A schema goes through these stages, one module each:
 - ``nodes``, ``values`` and ``presence``: that form, and its algebra.
 - ``emptiness``: what nothing satisfies; ``contradiction``: why.
 - ``lowering`` with ``arrays`` and ``objects``: the form to rules.
+- ``watch``: what no grammar can hold, and where it is looked after beside one.
 - ``symbols`` and ``rules``: names for what is written, and rules to Lark.
 
 ``numbers`` and ``formats`` are the languages of numbers and of named formats. ``refusals`` gives errors their place in

@@ -126,8 +126,8 @@ class _Object:
         unmarked = frozenset(key.name for key in self._named if key.name is not None and key.name not in self._bit)
         endless = [key for key in self._classes if is_open_ended(key.keys)]
         self._notes.is_endless = any(self._guard(key) == "" for key in endless)
-        is_repeated = bool(self._classes) or bool(unmarked)
-        if not required and not (is_repeated and (self._count is not None or (self._events and self._classes))):
+        repeated = [key for key in (*self._named, *self._classes) if key.name is None or key.name in unmarked]
+        if not required and not any(self._count is not None or key.events for key in repeated):
             return
         if not required and not self._can_differ(endless):
             effect = "members of equal keys count as several, and an earlier one may decide"
@@ -155,6 +155,7 @@ class _Object:
                 for key in endless
             )
             for event in self._events
+            if any(event in key.events for key in self._classes)
         )
 
     # -- rules -----------------------------------------------------------------------------------------------------
