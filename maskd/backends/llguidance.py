@@ -38,7 +38,7 @@ from maskd.errors import (
 from maskd.grammar import GrammarReport, GrammarSpec, Unenforced
 from maskd.json_schema import strict_json
 from maskd.json_schema.compiler.compiler import compile_schema
-from maskd.json_schema.compiler.watch import Place
+from maskd.json_schema.compiler.watch import WatchedPlace
 from maskd.json_schema.strict_json import Json
 from maskd.regular import lark
 from maskd.vocabulary import Vocabulary
@@ -89,7 +89,7 @@ class _Notes:
 
     unenforced: list[Unenforced] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
-    watch: Place | None = None
+    watch: WatchedPlace | None = None
     refusal: GrammarError | None = None
 
 

@@ -20,10 +20,11 @@ from maskd import backends
 from maskd.backends.base import Matcher
 from maskd.backends.watching.matcher import WatchedGrammar, WatchedMatcher
 from maskd.bitmask import allowed_token_ids, row_stride_words
-from maskd.errors import GrammarUnsatisfiableError, GrammarUnsupportedError
+from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarSpec
 from maskd.json_schema.compiler import arrays, objects
 from maskd.vocabulary import Vocabulary
+from tests import random_schemas
 from tests.fuzzing import TIMES
 
 CHARACTERS = '[]{},:"ab12true'
@@ -303,3 +304,93 @@ def step(rng: random.Random, vocabulary: Vocabulary, allowed: list[int], must_en
     ending = [token for token in allowed if vocabulary.tokens[token][-1:] in b'"]}'] if must_end else []
     plain = [token for token in allowed if vocabulary.tokens[token].isascii() and vocabulary.tokens[token].strip()]
     return rng.choice(ending or plain or allowed)
+
+
+# -- single values -----------------------------------------------------------------------------------------------------
+
+BYTES = vocabulary_of([bytes([byte]) for byte in range(256)])
+
+
+def takes(grammar: Any, text: str) -> bool:
+    matcher, tokens = grammar.matcher(), list(text.encode())
+    return bool(matcher.accept(tokens) == len(tokens) and matcher.accept((256,)) == 1)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_watch_when_schemas_and_values_are_random_then_agrees_with_a_validator(block: int) -> None:
+    """Values near the boundaries of random schemas, in which any array and object may be watched."""
+    each, watched = round(60 * TIMES), 0
+    for seed in range(block * each, block * each + each):
+        rng = random.Random(seed)
+        schema = random_schemas.document(rng) | rng.choice(
+            [{"uniqueItems": True}, {"minProperties": 2}, {"maxProperties": 2}, {"items": {"uniqueItems": True}}]
+        )
+        validator = jsonschema.Draft202012Validator(schema)
+        try:
+            grammar = compiled(schema, BYTES)
+        except (GrammarUnsatisfiableError, GrammarUnsupportedError, GrammarTooLargeError):
+            continue
+        if not isinstance(grammar, WatchedGrammar):
+            continue
+        watched += 1
+        for _ in range(14):
+            value = random_schemas.value(rng)
+            if isinstance(value, list) and rng.random() < 0.5:
+                value = [*value, *rng.sample(value, len(value) // 2)]
+            text = json.dumps(random_schemas.shuffled(value, rng), ensure_ascii=False)
+            try:
+                assert validator.is_valid(value) == takes(grammar, text), (seed, json.dumps(schema), text)
+            except RecursionError:
+                continue
+    assert watched
+
+
+NAMES = [f"name {number}" for number in range(300)]
+
+
+@pytest.mark.parametrize("count", [64, 70, 300])
+def test_required_when_there_are_more_than_bits_then_all_of_them_must_come(count: int) -> None:
+    """In any order, closed and open; none twice, none missing."""
+    names = NAMES[:count]
+    for further in (False, {"type": "string"}):
+        schema = {"properties": {name: {"type": "integer"} for name in names}, "required": names, "type": "object"}
+        grammar = compiled(schema | {"additionalProperties": further}, BYTES)
+        members = [f'"{name}": 1' for name in random.Random(count).sample(names, count)]
+        assert takes(grammar, "{" + ", ".join(members) + "}")
+        assert not takes(grammar, "{" + ", ".join(members[1:]) + "}")
+        assert not takes(grammar, "{" + ", ".join([*members, members[0]]) + "}")
+        assert takes(grammar, "{" + ", ".join([*members, '"other": "x"']) + "}") == bool(further)
+
+
+@pytest.mark.parametrize(
+    ("items", "one", "other"),
+    [
+        ({}, "1", "1.0"),
+        ({}, "-0", "0"),
+        ({}, "10", "1e1"),
+        ({}, '"a"', r'"\u0061"'),
+        ({}, '{"a": 1, "b": [2]}', '{"b": [2.0], "a": 1}'),
+        ({"type": "string", "maxLength": 3}, '"/"', r'"\/"'),
+        ({}, '{"a": 1, "a": 2}', '{"a": 2}'),
+    ],
+)
+def test_unique_items_when_spelled_otherwise_then_equal(items: Any, one: str, other: str) -> None:
+    """Equal as JSON Schema has it (Core 2020-12, section 4.2.2), not as texts."""
+    grammar = compiled({"type": "array", "items": items, "uniqueItems": True}, BYTES)
+    assert takes(grammar, f"[{one}]")
+    assert takes(grammar, f"[{other}]")
+    assert not takes(grammar, f"[{one}, {other}]")
+    assert not takes(grammar, f"[{other}, {one}]")
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"anyOf": [{"items": {"type": "string"}, "uniqueItems": True}, {"items": {"type": "null"}}]}, "alternative"),
+        ({"items": {"type": "array", "maxItems": 0}, "minItems": 2, "uniqueItems": True}, "run out"),
+    ],
+)
+def test_watch_when_it_cannot_be_exact_then_refused_by_keyword(schema: Any, reason: str) -> None:
+    with pytest.raises(GrammarUnsupportedError, match=reason) as caught:
+        compiled({"type": "array"} | schema, BYTES)
+    assert caught.value.metadata["keyword"] == "uniqueItems"

@@ -51,7 +51,7 @@ class Complete(Beginning):
 
 
 @dataclass(slots=True)
-class BegunLiteral(Beginning):
+class WordBeginning(Beginning):
     """The beginning of true, false or null."""
 
     text: str
@@ -62,7 +62,7 @@ class BegunLiteral(Beginning):
 
 
 @dataclass(slots=True)
-class BegunString(Beginning):
+class StringBeginning(Beginning):
     """The beginning of a string, decoded."""
 
     text: str
@@ -77,7 +77,7 @@ class BegunString(Beginning):
 
 
 @dataclass(slots=True)
-class BegunNumber(Beginning):
+class NumberBeginning(Beginning):
     """The beginning of a number."""
 
     text: str
@@ -98,7 +98,7 @@ class BegunNumber(Beginning):
 
 
 @dataclass(slots=True)
-class BegunArray(Beginning):
+class ArrayBeginning(Beginning):
     """An array that is open."""
 
     items: list[Beginning] = field(default_factory=list)
@@ -121,7 +121,7 @@ class BegunArray(Beginning):
 
 
 @dataclass(slots=True)
-class BegunObject(Beginning):
+class ObjectBeginning(Beginning):
     """An object that is open.
 
     Attributes:
@@ -130,7 +130,7 @@ class BegunObject(Beginning):
     """
 
     members: dict[str, Beginning] = field(default_factory=dict)
-    key: BegunString | None = None
+    key: StringBeginning | None = None
 
     def agrees(self, value: Any) -> bool:
         """See ``Beginning``."""
@@ -189,16 +189,16 @@ class _Parser:
         if self._at < len(self._text):
             return Complete(canonical(scalar))
         text = scalar.decode()
-        return BegunLiteral(text) if text[0] in "tfn" else BegunNumber(text)
+        return WordBeginning(text) if text[0] in "tfn" else NumberBeginning(text)
 
     def _rest(self) -> Beginning:
         """A string that is open, or nothing."""
         rest = self._text[self._at :].lstrip(b" \t\r\n")
         self._at = len(self._text)
-        return BegunString(_decoded(rest)) if rest else Beginning()
+        return StringBeginning(_decoded(rest)) if rest else Beginning()
 
     def _array(self, begin: int) -> Beginning:
-        array = BegunArray()
+        array = ArrayBeginning()
         while True:
             mark = self._mark()
             if mark == b"]":
@@ -208,17 +208,17 @@ class _Parser:
             array.items.append(self.value())
 
     def _object(self, begin: int) -> Beginning:
-        found = BegunObject()
+        found = ObjectBeginning()
         while True:
             mark = self._mark()
             if mark == b"}":
                 return Complete(canonical(self._text[begin : self._at]))
             if self._at_end():
-                found.key = BegunString("") if mark == b"," else None
+                found.key = StringBeginning("") if mark == b"," else None
                 return found
             key = self.value()
             if not isinstance(key, Complete):
-                found.key = key if isinstance(key, BegunString) else BegunString("")
+                found.key = key if isinstance(key, StringBeginning) else StringBeginning("")
                 return found
             self._mark()
             found.members.pop(str(key.value), None)

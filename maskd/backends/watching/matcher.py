@@ -19,7 +19,7 @@ from maskd.backends.watching.outlook import Search, outlook
 from maskd.backends.watching.scanner import Reading, start
 from maskd.backends.watching.tokens import WatchTokens
 from maskd.errors import BackendError
-from maskd.json_schema.compiler.watch import Place
+from maskd.json_schema.compiler.watch import WatchedPlace
 
 __all__ = ["WatchedGrammar", "WatchedMatcher"]
 
@@ -33,7 +33,7 @@ class WatchedGrammar:
         tokens: of the vocabulary.
     """
 
-    def __init__(self, grammar: Grammar, watch: Place, tokens: WatchTokens) -> None:
+    def __init__(self, grammar: Grammar, watch: WatchedPlace, tokens: WatchTokens) -> None:
         self.report = grammar.report
         self.stop_token_ids = grammar.stop_token_ids
         self.tokens = tokens

@@ -1,8 +1,8 @@
 """Whether a reading can still be completed: what has begun may become something that was not there yet.
 
 A beginning is compared with what was there. If it agrees with none of that, it is fine. Else the watch may know that it
-can become infinitely many things. Where it does not, the grammar is asked, along what was there only: a step that
-leaves all of that behind is the proof.
+can become infinitely many things. Where it does not, the grammar is asked. The search goes along what was there
+only. A step that leaves all of that behind is the proof.
 Owns: the verdict on a reading, and the search. Knows nothing about: rows beyond the one of the search.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskd.backends.base import Matcher
-from maskd.backends.watching.agreement import BegunLiteral, BegunNumber, BegunString
+from maskd.backends.watching.agreement import NumberBeginning, StringBeginning, WordBeginning
 from maskd.backends.watching.rivals import begun_in, is_spared, rivals_of
 from maskd.backends.watching.scanner import Frame, Reading, Stand
 from maskd.backends.watching.tokens import WatchTokens
@@ -70,18 +70,18 @@ def _items(frame: Frame, reading: Reading, is_direct: bool) -> bool | None:
     if is_spared(beginning, differing):
         return True
     rivals = rivals_of(reading, frame, beginning)
-    if not rivals or isinstance(beginning, BegunLiteral):
+    if not rivals or isinstance(beginning, WordBeginning):
         return not rivals
-    if isinstance(beginning, BegunNumber):
+    if isinstance(beginning, NumberBeginning):
         return _numbers(beginning.text, differing.numbers, frame.seen)
-    if isinstance(beginning, BegunString) and is_direct:
+    if isinstance(beginning, StringBeginning) and is_direct:
         return _strings(beginning.text, differing, len(rivals))
     return None
 
 
 def _begun_string(reading: Reading, frame: Frame) -> str:
     beginning = begun_in(reading, frame)
-    assert isinstance(beginning, BegunString)
+    assert isinstance(beginning, StringBeginning)
     return beginning.text
 
 
@@ -116,7 +116,7 @@ def _keys(frame: Frame, reading: Reading, is_direct: bool) -> bool | None:
     text = ""
     if reading.stand is Stand.KEY:
         beginning = begun_in(reading, frame)
-        assert isinstance(beginning, BegunString)
+        assert isinstance(beginning, StringBeginning)
         text = beginning.text
     if not any(str(key).startswith(text) for key in frame.seen):
         return True

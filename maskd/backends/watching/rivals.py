@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterable
 
 from maskd.backends.watching.agreement import (
     Beginning,
-    BegunNumber,
-    BegunObject,
-    BegunString,
+    NumberBeginning,
+    ObjectBeginning,
+    StringBeginning,
     beginning_of,
 )
 from maskd.backends.watching.scanner import Frame, Reading, Rivals
@@ -49,7 +49,7 @@ def _start(reading: Reading, frame: Frame) -> int:
 def is_spared(beginning: Beginning, differing: Differing, *, is_between: bool = False) -> bool:
     """Says whether it is known of an item that more can become of it than there can ever be; with ``is_between``,
     whatever becomes of the member that has begun."""
-    if not isinstance(beginning, BegunObject):
+    if not isinstance(beginning, ObjectBeginning):
         return False
     begun = dict(beginning.members)
     last = next(reversed(begun), None) if beginning.key is None and not is_between else None
@@ -60,6 +60,6 @@ def is_spared(beginning: Beginning, differing: Differing, *, is_between: bool = 
 
 def _goes_on(value: Beginning) -> bool:
     """Whether a member that never runs out may still become many values."""
-    if isinstance(value, BegunNumber):
+    if isinstance(value, NumberBeginning):
         return value.text.lstrip("-").isdecimal() and value.text.lstrip("-") != "0"
-    return isinstance(value, BegunString) or type(value) is Beginning
+    return isinstance(value, StringBeginning) or type(value) is Beginning

@@ -1,8 +1,8 @@
 """The text of a sequence, byte by byte, along the places of a watch.
 
-A ``Reading`` is an immutable point of the text: the containers that are open, and what was in those that are watched. A
-token leads to the next reading. The scanner is no parser. It trusts the grammar that the text is JSON. It says only
-that an item or a key is there again, or that an object ends without a name that it must have.
+A ``Reading`` is an immutable point of the text. It has the containers that are open, and what was in those that are
+watched. A token leads to the next reading. The scanner is no parser: it trusts the grammar that the text is JSON. It
+says that an item or a key is there again. It says that an object ends without a name that it must have.
 Source: RFC 8259. Equality: ``values``.
 Owns: readings. Knows nothing about: rows, matchers, whether a beginning can be completed.
 """
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from maskd.backends.watching.values import Seen, canonical, nothing_seen
 from maskd.errors import BackendError
-from maskd.json_schema.compiler.watch import ArrayPlace, ObjectPlace, Place
+from maskd.json_schema.compiler.watch import ArrayPlace, ObjectPlace, WatchedPlace
 
 __all__ = ["Frame", "Reading", "Rivals", "Stand", "start"]
 
@@ -138,7 +138,7 @@ class Reading:
     is_recorded: bool
     text: bytes
     start: int
-    place: Place | None
+    place: WatchedPlace | None
     rivals: Rivals | None = None
 
     @property
@@ -165,7 +165,7 @@ class Reading:
 _STRINGS = (Stand.KEY, Stand.STRING, Stand.ELSEWHERE_STRING)
 
 
-def start(place: Place) -> Reading:
+def start(place: WatchedPlace) -> Reading:
     """Returns the reading of an empty text, for the watch that begins at ``place``."""
     return Reading(None, Stand.VALUE, 0, False, False, b"", 0, place)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from maskd.backends.watching.agreement import BegunString
+from maskd.backends.watching.agreement import StringBeginning
 from maskd.backends.watching.rivals import begun_in, is_spared, rivals_of
 from maskd.backends.watching.scanner import Frame, Reading, Stand
 from maskd.backends.watching.values import canonical
@@ -153,7 +153,7 @@ class WatchTokens:
             return
         beginning = begun_in(reading, frame)
         rivals = rivals_of(reading, frame, beginning)
-        assert isinstance(beginning, BegunString)
+        assert isinstance(beginning, StringBeginning)
         begun = _open_bytes(reading.text)
         for text in rivals:
             rest = _spelled(str(text)[len(beginning.text) :])
@@ -227,7 +227,7 @@ def _rests(frame: Frame, reading: Reading) -> Iterator[bytes]:
             beginning = begun_in(reading, inner)
             rivals = rivals_of(reading, inner, beginning)
             last = beginning.last
-            assert isinstance(last, BegunString)
+            assert isinstance(last, StringBeginning)
             for value in rivals:
                 for text in beginning.strings(value):
                     rest = _spelled(text[len(last.text) :])

@@ -16,7 +16,7 @@ from maskd.json_schema.compiler.contradiction import contradiction
 from maskd.json_schema.compiler.documents import Documents
 from maskd.json_schema.compiler.evaluated import read
 from maskd.json_schema.compiler.lowering import Lowering
-from maskd.json_schema.compiler.watch import Place
+from maskd.json_schema.compiler.watch import WatchedPlace
 from maskd.json_schema.strict_json import Json
 
 __all__ = ["CompiledSchema", "compile_schema"]
@@ -36,7 +36,7 @@ class CompiledSchema:
     """
 
     lark: str
-    watch: Place | None
+    watch: WatchedPlace | None
     unenforced: tuple[Unenforced, ...]
 
 

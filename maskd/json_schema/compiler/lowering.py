@@ -18,7 +18,7 @@ from maskd.json_schema.compiler.refusals import located_below
 from maskd.json_schema.compiler.rules import Alternative
 from maskd.json_schema.compiler.symbols import Symbols
 from maskd.json_schema.compiler.values import ArrayShape, ObjectShape, Value
-from maskd.json_schema.compiler.watch import Place, WatchNotes
+from maskd.json_schema.compiler.watch import WatchedPlace, WatchNotes
 from maskd.regular.expression import NOTHING
 from maskd.regular.questions import may_match
 
@@ -44,7 +44,7 @@ class Lowering:
         self._arrays = ArrayRules(reader, self._symbols, self._notes)
         self._objects = ObjectRules(reader, self._symbols, self._notes, options.property_order)
 
-    def lark(self, root: Node) -> tuple[str, Place | None]:
+    def lark(self, root: Node) -> tuple[str, WatchedPlace | None]:
         """Returns the grammar of ``root``, and what must be watched beside it, from the place of the document on.
 
         Raises:

@@ -25,7 +25,7 @@ from maskd.json_schema.compiler.reading import SchemaReader
 from maskd.json_schema.compiler.rules import PARAMETER_BITS, Alternative, BitField, Bits, all_hold, any_holds
 from maskd.json_schema.compiler.symbols import Symbols
 from maskd.json_schema.compiler.values import ObjectShape
-from maskd.json_schema.compiler.watch import Members, ObjectNotes, WatchNotes
+from maskd.json_schema.compiler.watch import ObjectNotes, WatchedMembers, WatchNotes
 from maskd.regular.amounts import has_texts, is_open_ended
 from maskd.regular.expression import choice
 
@@ -134,7 +134,7 @@ class _Object:
             self._reader.note("properties", effect)
             return
         free = unmarked if required and self._count is None else frozenset()
-        self._notes.members = Members(
+        self._notes.members = WatchedMembers(
             required,
             free,
             only_free=bool(free) and not self._classes and not self._bit,

@@ -1,7 +1,7 @@
 """The watch: what a grammar cannot hold, and where in a document it must be looked after.
 
-A grammar with 64 bits does not know which items or keys an array or an object has had without bound. So it lets all of
-them through, and a watch stands beside it. The watch is an automaton over the path from the root to a value: keys and
+A grammar with 64 bits cannot remember all items of an array, nor all keys of an object. So it lets repeated ones
+through, and a watch stands beside it. The watch is an automaton over the path from the root to a value. Keys and
 positions lead from place to place. A place says what its arrays and objects must not repeat.
 Several nodes may share a place, one for each alternative. They must agree on what is watched there.
 Owns: the places, from what arrays and objects noted when their rules were written.
@@ -24,7 +24,16 @@ from maskd.regular.assertions import whole
 from maskd.regular.expression import ANYTHING, NOTHING, Expression, Words, both, complement, matches
 from maskd.regular.questions import may_match
 
-__all__ = ["ArrayNotes", "ArrayPlace", "Differing", "Members", "ObjectNotes", "ObjectPlace", "Place", "WatchNotes"]
+__all__ = [
+    "ArrayNotes",
+    "ArrayPlace",
+    "Differing",
+    "WatchedMembers",
+    "ObjectNotes",
+    "ObjectPlace",
+    "WatchedPlace",
+    "WatchNotes",
+]
 
 _MOST_PLACES = 2_000
 _MOST_CLASSES = 64
@@ -36,7 +45,7 @@ _INTEGERS = whole("-?[1-9][0-9]*")
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class WatchedPlace:
     """Where values stand that are watched, or have something watched below them.
 
     Attributes:
@@ -100,8 +109,8 @@ class Differing:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
-    """Members of which no two have equal keys.
+class WatchedMembers:
+    """WatchedMembers of which no two have equal keys.
 
     Attributes:
         required: names that must be there before the object ends, and of which the grammar does not know.
@@ -127,10 +136,10 @@ class ArrayPlace:
     """
 
     differing: Differing | None
-    prefix: tuple[Place | None, ...]
-    rest: Place | None
+    prefix: tuple[WatchedPlace | None, ...]
+    rest: WatchedPlace | None
 
-    def item(self, index: int) -> Place | None:
+    def item(self, index: int) -> WatchedPlace | None:
         """Returns the place of item ``index``; None = nothing is watched there."""
         return self.prefix[index] if index < len(self.prefix) else self.rest
 
@@ -145,11 +154,11 @@ class ObjectPlace:
         classes: keys that have no entry in ``names``, and the places of their values.
     """
 
-    members: Members | None
-    names: dict[str, Place | None]
-    classes: tuple[tuple[Expression, Place], ...]
+    members: WatchedMembers | None
+    names: dict[str, WatchedPlace | None]
+    classes: tuple[tuple[Expression, WatchedPlace], ...]
 
-    def value(self, key: str) -> Place | None:
+    def value(self, key: str) -> WatchedPlace | None:
         """Returns the place of the value of ``key``; None = nothing is watched there."""
         if key in self.names:
             return self.names[key]
@@ -190,7 +199,7 @@ class ObjectNotes:
 
     names: dict[str, set[Node]] = field(default_factory=dict)
     classes: dict[Expression, set[Node]] = field(default_factory=dict)
-    members: Members | None = None
+    members: WatchedMembers | None = None
     required: frozenset[str] = frozenset()
     is_endless: bool = False
 
@@ -209,7 +218,7 @@ class WatchNotes:
         self._reader = reader
         self.arrays: dict[ArrayShape, ArrayNotes] = {}
         self.objects: dict[ObjectShape, ObjectNotes] = {}
-        self._places: dict[frozenset[Node], Place] = {}
+        self._places: dict[frozenset[Node], WatchedPlace] = {}
         self._relevant: set[Node] = set()
 
     def _differing(self, shape: ArrayShape) -> Differing:
@@ -297,7 +306,7 @@ class WatchNotes:
 
     # -- places --------------------------------------------------------------------------------------------------
 
-    def watch(self, root: Node) -> Place | None:
+    def watch(self, root: Node) -> WatchedPlace | None:
         """Returns the place of the whole document; None = nothing is watched in it.
 
         Raises:
@@ -337,7 +346,7 @@ class WatchNotes:
                 watched += above.get(node, ())
         return found
 
-    def _place(self, nodes: Iterable[Node]) -> Place | None:
+    def _place(self, nodes: Iterable[Node]) -> WatchedPlace | None:
         key = frozenset(nodes)
         if not key & self._relevant:
             return None
@@ -348,7 +357,7 @@ class WatchNotes:
                     limit="watched_places",
                     value=_MOST_PLACES,
                 )
-            place = self._places[key] = Place()
+            place = self._places[key] = WatchedPlace()
             values = [self._reader.value(node) for node in key]
             arrays = {shape for value in values for shape in value.arrays if shape in self.arrays}
             objects = {shape for value in values for shape in value.objects if shape in self.objects}
@@ -401,7 +410,7 @@ class WatchNotes:
         }
         return ObjectPlace(members, names, tuple(self._classes(notes)))
 
-    def _classes(self, notes: Sequence[ObjectNotes]) -> Iterator[tuple[Expression, Place]]:
+    def _classes(self, notes: Sequence[ObjectNotes]) -> Iterator[tuple[Expression, WatchedPlace]]:
         """Yields the unnamed keys below which something is watched, divided by what it is."""
         divided: list[tuple[Expression, frozenset[Node]]] = [(ANYTHING, frozenset())]
         for one in notes:
