@@ -118,6 +118,7 @@ class LlguidanceBackend:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        self._watch_tokens = WatchTokens(vocabulary)
         self._width = 32 * row_stride_words(vocabulary.vocab_size)
         # A Lark grammar can name every id, as ``<[*]>`` does, and llguidance would accept padding for it.
         self._never_text = frozenset((*vocabulary.stop_token_ids, *range(len(vocabulary.tokens), self._width)))
@@ -174,10 +175,6 @@ class LlguidanceBackend:
             (int(token_id) for token_id in allowed_token_ids(row) if int(token_id) not in grammar.not_text), None
         )
         return grammar if notes.watch is None else WatchedGrammar(grammar, notes.watch, self._watch_tokens)
-
-    @functools.cached_property
-    def _watch_tokens(self) -> WatchTokens:
-        return WatchTokens(self._vocabulary)
 
     def _grammars(self, spec: GrammarSpec, notes: _Notes) -> list[dict[str, object]]:
         """Returns ``spec`` as llguidance takes it: the main grammar, and those that it refers to."""

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from maskd import backends
-from maskd.backends.base import Matcher
+from maskd.backends.base import BatchFill, Matcher
 from maskd.backends.watching.matcher import WatchedGrammar, WatchedMatcher
 from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
@@ -394,3 +394,27 @@ def test_watch_when_it_cannot_be_exact_then_refused_by_keyword(schema: Any, reas
     with pytest.raises(GrammarUnsupportedError, match=reason) as caught:
         compiled({"type": "array"} | schema, BYTES)
     assert caught.value.metadata["keyword"] == "uniqueItems"
+
+
+def test_batch_when_watched_and_other_sequences_are_filled_together_then_rows_are_their_own() -> None:
+    backend = backends.load("llguidance")(BYTES, threads=1)
+    schemas = [{"type": "array", "uniqueItems": True}, {"type": "array"}]
+    specs = [GrammarSpec("json_schema", json.dumps(schema), backend="llguidance") for schema in schemas]
+    matchers = [backend.compile(spec).matcher() for spec in specs]
+    for matcher in matchers:
+        assert matcher.accept(b"[true,") == 6
+    rows = np.zeros((2, row_stride_words(BYTES.vocab_size)), dtype=np.int32)
+    assert isinstance(backend, BatchFill)
+    backend.fill_bitmasks(matchers, rows, [1, 0])
+    allowed = [[int(token) for token in allowed_token_ids(row)] for row in rows]
+    assert allowed == [row_of(matcher, BYTES) for matcher in reversed(matchers)]
+    assert [ord("t") in row for row in allowed] == [True, False]
+
+
+def test_watch_when_a_schema_stands_in_a_structural_tag_then_refused_with_its_pointer() -> None:
+    tag = {"type": "json_schema", "json_schema": {"type": "array", "uniqueItems": True}}
+    backend = backends.load("llguidance")(BYTES, threads=1)
+    spec = GrammarSpec("structural_tag", json.dumps({"type": "structural_tag", "format": tag}), backend="llguidance")
+    with pytest.raises(GrammarUnsupportedError, match="structural tag") as caught:
+        backend.compile(spec)
+    assert caught.value.metadata["pointer"] == "/format/json_schema"

@@ -186,4 +186,8 @@ def _is_idle(reading: Reading, text: bytes) -> bool:
         return False
     if not text.strip(b" \t\r\n"):
         return True
-    return text == b"0" and reading.is_recorded and reading.text.endswith(b"0" * _MOST_ZEROS)
+    return (
+        text == b"0"
+        and reading.is_recorded
+        and reading.text.since(reading.text.size - _MOST_ZEROS) == b"0" * _MOST_ZEROS
+    )

@@ -27,7 +27,7 @@ def begun_in(reading: Reading, frame: Frame) -> Beginning:
     Raises:
         ValueError: it is not JSON.
     """
-    return beginning_of(reading.text[_start(reading, frame) :])
+    return beginning_of(reading.text.since(_start(reading, frame)))
 
 
 def rivals_of(reading: Reading, frame: Frame, beginning: Beginning) -> list[Hashable]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from maskd.backends.watching.record import EMPTY_RECORD, Record
 from maskd.backends.watching.values import Seen, canonical, nothing_seen
 from maskd.errors import BackendError
 from maskd.json_schema.compiler.watch import ArrayPlace, ObjectPlace, WatchedPlace
@@ -136,7 +137,7 @@ class Reading:
     depth: int
     is_escaped: bool
     is_recorded: bool
-    text: bytes
+    text: Record
     start: int
     place: WatchedPlace | None
     rivals: Rivals | None = None
@@ -167,7 +168,7 @@ _STRINGS = (Stand.KEY, Stand.STRING, Stand.ELSEWHERE_STRING)
 
 def start(place: WatchedPlace) -> Reading:
     """Returns the reading of an empty text, for the watch that begins at ``place``."""
-    return Reading(None, Stand.VALUE, 0, False, False, b"", 0, place)
+    return Reading(None, Stand.VALUE, 0, False, False, EMPTY_RECORD, 0, place)
 
 
 class _Scan:
@@ -195,7 +196,7 @@ class _Scan:
             return None
         except RecursionError:
             raise BackendError("an item is nested too deeply to be compared with others") from None
-        text = self.text + self._token[self._kept :] if self.is_recorded else b""
+        text = self.text + self._token[self._kept :] if self.is_recorded else EMPTY_RECORD
         return Reading(
             self.frame, self.stand, self.depth, self.is_escaped, self.is_recorded, text, self.start, self.place,
             self._rivals,
@@ -237,16 +238,16 @@ class _Scan:
     # -- the record ------------------------------------------------------------------------------------------------
 
     def _record(self) -> None:
-        self.is_recorded, self.text, self._kept = True, b"", self._at
+        self.is_recorded, self.text, self._kept = True, EMPTY_RECORD, self._at
 
     def _offset(self) -> int:
-        return len(self.text) + self._at - self._kept
+        return self.text.size + self._at - self._kept
 
     def _recorded(self, begin: int) -> bytes:
         """Returns the record from ``begin`` up to here."""
-        self.text += self._token[self._kept : self._at]
+        self.text = self.text + self._token[self._kept : self._at]
         self._kept = self._at
-        return self.text[begin:]
+        return self.text.since(begin)
 
     def _forget(self) -> None:
         """Ends the record if no item around is recorded."""

@@ -42,6 +42,7 @@ _STRING_END = re.compile(rb'([^"\\]*)"[ \t\r\n]*[,:]?[ \t\r\n]*"?')
 _SCALAR_END = re.compile(rb"([0-9a-zA-Z.+\-]*)[ \t\r\n]*(?:(?<=[ \t\r\n])|,)[ \t\r\n]*\"?")
 """Ends a number or a word, and at most begins a string."""
 _ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z")
+_ESCAPE_BYTES = 12
 _OPENING = re.compile(rb"[\[{].*[,:]", re.DOTALL)
 """Opens a container and goes on to a second item, or to the value of a key."""
 
@@ -154,7 +155,7 @@ class WatchTokens:
         beginning = begun_in(reading, frame)
         rivals = rivals_of(reading, frame, beginning)
         assert isinstance(beginning, StringBeginning)
-        begun = _open_bytes(reading.text)
+        begun = _open_bytes(reading)
         for text in rivals:
             rest = _spelled(str(text)[len(beginning.text) :])
             if rest.startswith(begun) and (ids := self._ending_strings.get(rest[len(begun) :])) is not None:
@@ -165,14 +166,15 @@ class WatchTokens:
     def _ending_again(self, frame: Frame, reading: Reading, row: NDArray[np.int32]) -> Iterator[int]:
         """Yields tokens that end a number or a word as one that was there."""
         assert frame.seen is not None
+        begun = reading.text.since(frame.start)
         for text, ids in self._ending_scalars.items():
             allowed = self.allowed(ids, row).tolist()
-            if allowed and canonical(reading.text[frame.start :] + text) in frame.seen:
+            if allowed and canonical(begun + text) in frame.seen:
                 yield from allowed
 
     def _along(self, frame: Frame, reading: Reading, row: NDArray[np.int32]) -> Iterator[int]:
         """Yields tokens that go on with a string as something does that was there."""
-        if reading.is_escaped or _ESCAPE.search(reading.text):
+        if reading.is_escaped or _ESCAPE.search(reading.text.since(reading.text.size - _ESCAPE_BYTES)):
             yield from (number for number in allowed_token_ids(row).tolist() if number < len(self.texts))
             return
         rests = set(_rests(frame, reading))
@@ -219,7 +221,7 @@ def _only_strings_end(frame: Frame, reading: Reading) -> bool:
 
 def _rests(frame: Frame, reading: Reading) -> Iterator[bytes]:
     """Yields how the string at the end of ``reading`` goes on in what was there and agrees with it so far."""
-    begun = _open_bytes(reading.text)
+    begun = _open_bytes(reading)
     inner: Frame | None = frame
     while inner is not None and inner.watched:
         is_key = inner is frame and reading.depth == 0 and reading.stand is Stand.KEY
@@ -240,9 +242,14 @@ def _spelled(text: str) -> bytes:
     return json.dumps(text, ensure_ascii=False)[1:-1].encode()
 
 
-def _open_bytes(text: bytes) -> bytes:
-    """Returns the bytes at the end of ``text`` that begin a character of UTF-8."""
-    return text[len(text.decode(errors="ignore").encode()) :]
+def _open_bytes(reading: Reading) -> bytes:
+    """Returns the bytes at the end of the text of ``reading`` that begin a character of UTF-8."""
+    text = reading.text.since(reading.text.size - 3)
+    for size in (1, 2, 3):
+        first = text[-size:][:1]
+        if first >= b"\xc0":  # begins a character of 2, 3 or 4 bytes
+            return text[-size:] if size < 2 + (first >= b"\xe0") + (first >= b"\xf0") else b""
+    return b""
 
 
 def _without_strings(text: bytes) -> bytes:
