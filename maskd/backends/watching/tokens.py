@@ -43,8 +43,8 @@ _SCALAR_END = re.compile(rb"([0-9a-zA-Z.+\-]*)[ \t\r\n]*(?:(?<=[ \t\r\n])|,)[ \t
 """Ends a number or a word, and at most begins a string."""
 _ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z")
 _ESCAPE_BYTES = 12
-_OPENING = re.compile(rb"[\[{].*[,:]", re.DOTALL)
-"""Opens a container and goes on to a second item, or to the value of a key."""
+_OPENING = re.compile(rb"[\[{](?=.*[,:])", re.DOTALL)
+"""Opens a container and may go on to a second item, or to the value of a key."""
 
 
 class WatchTokens:
@@ -73,7 +73,7 @@ class WatchTokens:
         self._closing = self._with(rb"[\]}]", self._quoted), self._with(rb"[\]}]", self._outside)
         self._marking = self._with(rb"[\]}:]", self._quoted), self._with(rb"[\]}:]", self._outside)
         self._fixing = self._with(rb"[.0]", self._outside)
-        self._opening = _ids(number for number in ids if _OPENING.search(self.texts[number]))
+        self._opening = _ids(number for number in ids if _opens(self.texts[number]))
         self._sorted = sorted(ids, key=self.texts.__getitem__)
         self.row_words = row_stride_words(vocabulary.vocab_size)
         self._longest = max(map(len, self.texts), default=0)
@@ -133,7 +133,8 @@ class WatchTokens:
             ids = self._loud
         if _holds_integers(frame) and stand in (Stand.VALUE, Stand.BEHIND, Stand.SCALAR):
             yield from self.allowed(self._fixing, row).tolist()
-        yield from self.allowed(ids, row).tolist()
+        if ids.size:
+            yield from self.allowed(ids, row).tolist()
 
     def _marks_that_matter(self, frame: Frame, reading: Reading) -> Ids | None:
         """Returns tokens to look at within an object that may run out, if few of them can make it so; None = others
@@ -250,6 +251,11 @@ def _open_bytes(reading: Reading) -> bytes:
         if first >= b"\xc0":  # begins a character of 2, 3 or 4 bytes
             return text[-size:] if size < 2 + (first >= b"\xe0") + (first >= b"\xf0") else b""
     return b""
+
+
+def _opens(text: bytes) -> bool:
+    """Whether all that is in a container may be wrong by the end of ``text``, which opens it."""
+    return any(_OUTSIDE.fullmatch(text, found.start()) for found in _OPENING.finditer(text))
 
 
 def _without_strings(text: bytes) -> bytes:
