@@ -103,10 +103,12 @@ class RawLlguidance:
 
     def compile(self, text: str) -> Callable[[], Raw] | None:
         try:
-            grammar = compile_schema(json.loads(text), GrammarOptions()).lark
+            found = compile_schema(json.loads(text), GrammarOptions())
         except GrammarError:
             return None  # the adapter had it compiled by the library
-        template = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+        if found.watch is not None:
+            return None  # the library alone lets more through
+        template = llguidance.LLMatcher(self._tokenizer, found.lark, log_level=0)
         assert not template.is_error()
         return lambda: self._matcher(template.deep_copy())
 
