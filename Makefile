@@ -22,10 +22,10 @@ PROTO := proto/maskd/v1/mask_service.proto
 PROGRESS := | awk '/^ *(Downloading|Building|Installing)/ {print "  " substr($$0, 1, 110); fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve test lint types fmt proto bench bench-engine chaos conformance fuzz mutants all clean
+.PHONY: help install run serve test lint types fmt proto bench bench-engine bench-schemas chaos conformance fuzz mutants all clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install everything, pinned
 $(STAMP): $(INPUTS)
@@ -81,8 +81,11 @@ bench: $(STAMP) ## in-process, shared memory and gRPC side by side
 bench-engine: $(STAMP) ## tokens a second with no grammar, masks in process, and maskd
 	@$(BIN)/python -m tests.bench.engine
 
+bench-schemas: $(STAMP) ## compile and mask times of real schemas beside llguidance's front end; needs the data: DATA=directory
+	@$(BIN)/python -m tests.bench.schemas $(if $(DATA),--data $(DATA)/dev.jsonl)
+
 conformance: $(STAMP) ## how exactly each front end does JSON Schema; needs the data: DATA=directory
-	@$(BIN)/python -m tests.conformance $(if $(DATA),--data $(DATA))
+	@$(BIN)/python -m tests.conformance --write $(if $(DATA),--data $(DATA))
 
 chaos: $(STAMP) ## kill, stop and corrupt things under load; every row must still be right
 	@$(BIN)/python -m tests.bench.chaos

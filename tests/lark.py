@@ -11,7 +11,7 @@ llguidance = pytest.importorskip("llguidance")
 STOP = 256
 
 
-class _Bytes:
+class Tokens:
     """The bytes and a stop token, as llguidance asks for a vocabulary."""
 
     tokens = (*(bytes([value]) for value in range(STOP)), b"<stop>")
@@ -23,7 +23,7 @@ class _Bytes:
         return list(text if isinstance(text, bytes) else text.encode())
 
 
-_TOKENIZER = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()))
+_TOKENIZER = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Tokens()))
 
 
 def matcher_of_lark(grammar: str) -> Any:

@@ -34,6 +34,7 @@ from maskd.client import Client, Session
 from maskd.errors import GrammarUnsupportedError, error_classes
 from maskd.front import config
 from maskd.grammar import KINDS, WHEN_SLOW, GrammarOptions, GrammarSpec
+from maskd.json_schema.compiler.formats import FORMATS
 from maskd.shm import layout as lay
 from maskd.step import ItemField, Status
 from maskd.v1 import mask_service_pb2 as pb
@@ -306,6 +307,12 @@ def test_tables_of_grammars_when_compared_with_grammar_then_they_are_complete() 
     assert options == list(GrammarOptions.__dataclass_fields__)
     assert [row[0] for row in table_behind("docs/grammars.md", "## Kinds")] == list(KINDS)
     assert [row[0].strip('"') for row in table_behind("docs/grammars.md", "`when_slow` says")] == list(WHEN_SLOW)
+
+
+def test_table_of_formats_when_compared_with_the_compiler_then_it_is_complete() -> None:
+    """docs/json-schema.md has every format that is asserted."""
+    rows = table_behind("docs/json-schema.md", "<!-- formats -->")
+    assert {name for row in rows for name in row[0].split(", ")} == set(FORMATS)
 
 
 SAMPLES = {

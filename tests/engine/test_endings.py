@@ -23,11 +23,11 @@ from maskd.json_schema.endings.schema import SchemaEndings
 from maskd.json_schema.endings.strings import BegunString, lightest, quoted
 from maskd.regular.assertions import whole
 from maskd.regular.expression import ANYTHING, matches, words
-from tests import random_schemas
+from tests import random_schemas, random_values
 from tests.fuzzing import TIMES
 from tests.lark import STOP, matcher_of_lark
 
-_STRINGS = [*random_schemas.TEXTS[:-2], "aa", "bb", "ba", "o", "d", "0"]
+_STRINGS = [*random_values.TEXTS[:-2], "aa", "bb", "ba", "o", "d", "0"]
 _NUMBERS = [*range(-4, 16), 18, 20, 24, 30, 2.5, 0.5, 1.5, 4.5, 7.5, -2.5]
 
 
@@ -36,11 +36,11 @@ def _documents() -> list[tuple[str, Any]]:
     scalars: list[Any] = [None, True, False, *_NUMBERS, *_STRINGS]
     few: list[Any] = [None, True, 0, 1, 2, 3, 5, 6, "", "a", "b", "ab", "aa", [], {}]
     members = [
-        {name: value} for name in (*random_schemas.NAMES, "x", "d", "ab") for value in (*scalars, [], {}, [0], {"a": 0})
+        {name: value} for name in (*random_values.NAMES, "x", "d", "ab") for value in (*scalars, [], {}, [0], {"a": 0})
     ]
     pairs = [
         dict(two)
-        for names in itertools.permutations(random_schemas.NAMES, 2)
+        for names in itertools.permutations(random_values.NAMES, 2)
         for two in itertools.product(*([(name, value) for value in few[:12]] for name in names))
     ]
     arrays = [[*items] for size in (1, 2, 3) for items in itertools.product(few if size < 3 else few[1:8], repeat=size)]

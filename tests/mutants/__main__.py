@@ -33,6 +33,8 @@ TESTS: dict[str, Sequence[str]] = {
     "maskd/front/quarantine.py": ("tests/unit/test_quarantine.py",),
     "maskd/ipc/marker.py": ("tests/unit/test_marker.py",),
     "maskd/ipc/progress.py": ("tests/unit/test_marker.py",),
+    "maskd/json_schema/compiler/contents.py": ("tests/unit/test_dead_ends.py",),
+    "maskd/regular/charset.py": ("tests/unit/test_regular.py",),
     "maskd/sequences/deferred.py": _SEQUENCES,
     "maskd/sequences/fill.py": _SEQUENCES,
     "maskd/sequences/item.py": _SEQUENCES,

@@ -5,7 +5,7 @@ A schema goes through these stages, one module each:
 - ``documents``: what a reference leads to.
 - ``reading`` and ``evaluated``: keywords to the intermediate form.
 - ``nodes``, ``values`` and ``presence``: that form, and its algebra.
-- ``emptiness``: what nothing satisfies; ``contradiction``: why.
+- ``emptiness`` with ``contents``: what nothing satisfies; ``contradiction``: why.
 - ``lowering`` with ``arrays`` and ``objects``: the form to rules.
 - ``watch``: what no grammar can hold, and where it is looked after beside one.
 - ``symbols`` and ``rules``: names for what is written, and rules to Lark.

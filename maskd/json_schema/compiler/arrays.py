@@ -2,15 +2,17 @@
 
 A plain array is its first items, each the start of an optional tail, and a repetition. With ``contains``, or with items
 that are to differ, a parameter counts what was there. An item satisfies a condition or its opposite, so that it has one
-reading for each. Few values that are to differ have a bit each. Many are left to a watch.
+reading for each. It may come only if the array can still be completed behind it (``contents``). Few values that are
+to differ have a bit each. Many are left to a watch.
 Knows nothing about: keywords, other shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from maskd.errors import GrammarTooLargeError, GrammarUnsupportedError
+from maskd.json_schema.compiler.contents import Contents, Kind, Room
 from maskd.json_schema.compiler.nodes import Node
 from maskd.json_schema.compiler.numbers import number_constant, spelled
 from maskd.json_schema.compiler.reading import SchemaReader
@@ -26,6 +28,7 @@ __all__ = ["ArrayRules"]
 
 _MOST_DIFFERENT = 48
 """Values of which ``uniqueItems`` remembers, by a bit each, which were there."""
+_MOST_CONDITIONS = 64
 
 
 class ArrayRules:
@@ -103,9 +106,15 @@ class _Counted:
         self._different = [(bits.bit(), node) for node in different]
         if different:
             self._longest = len(different) if longest is None else min(longest, len(different))
-        self._counters = [(contains, bits.field(_largest(contains))) for contains in shape.contains]
-        self._loop_at = max(1, len(shape.prefix), *(contains.start for contains in shape.contains))
-        """Items from here on are alike."""
+        self._contents = Contents(self._nodes, self._emptiness.node, self._emptiness.splits, shape, self._longest)
+        if not self._contents.is_known:
+            raise GrammarTooLargeError(
+                "an array counts too many items; lower minContains and maxContains, or use fewer contains",
+                limit="array_counts",
+                keyword="contains",
+            )
+        self._counters = [bits.field(_largest(contains)) for contains in shape.contains]
+        self._loop_at = self._contents.loop_at
         self._length: BitField | None = None
         if shape.low > self._loop_at or (self._longest is not None and self._longest > self._loop_at):
             self._length = bits.field(max(shape.low, self._longest or 0) - self._loop_at + 1)
@@ -127,69 +136,85 @@ class _Counted:
         ends = [rules.fresh("e") for _ in range(self._loop_at + 1)]
         self._notes.items = [set() for _ in items]
         for index in range(self._loop_at + 1):
+            lasting = {
+                kind: (node, condition)
+                for kind, node in self._contents.kinds(index)
+                if (condition := self._lasting(index, kind)) is not None
+            }
             following = ends[min(index + 1, self._loop_at)]
-            found = list(self._items(index, following)) if self._longest is None or index < self._limit(index) else []
+            found = [
+                alternative
+                for kind, (node, condition) in lasting.items()
+                for alternative in self._items(index, kind, node, condition, following)
+            ]
             rules.add(items[index], found, parametric=True)
             closing = self._closing(index)
             end = [] if closing is None else [Alternative(marks.array_end, (), closing)]
-            if found:
-                end.append(Alternative(f"{marks.comma} {items[index]}::_", (items[index],), self._may_go_on(index)))
+            if found:  # a comma without an item would be a dead end
+                more = [any_holds(condition for _, condition in lasting.values())]
+                if self._different:
+                    more.append(f"not(is_ones([0:{len(self._different)}]))")
+                end.append(Alternative(f"{marks.comma} {items[index]}::_", (items[index],), all_hold(more)))
             rules.add(ends[index], end, parametric=True)
         alternatives = [Alternative(f"{marks.array_start} {items[0]}::0", (items[0],))]
         if not shape.low and not any(contains.low for contains in shape.contains):
             alternatives.append(Alternative(marks.no_items))
         rules.add(name, alternatives)
 
-    def _limit(self, index: int) -> int:
-        """Returns how many items there may be, as far as it is decided by position; the parameter decides the rest."""
-        assert self._longest is not None
-        return self._longest if index < self._loop_at or self._length is None else index + 1
+    def _items(self, index: int, kind: Kind, node: Node, condition: str, following: str) -> Iterator[Alternative]:
+        changes = [field.counted() for number, field in enumerate(self._counters) if number in kind]
+        if index == self._loop_at and self._length is not None:
+            changes.append(self._length.counted())
+        different: list[tuple[int | None, Node]] = [*self._different] or [(None, self._nodes.anything)]
+        for bit, value in different:
+            one = self._nodes.all_of((node, value))
+            if self._emptiness.node(one):
+                continue
+            seen = [] if bit is None else [f"set_bit({bit})"]
+            unseen = [] if bit is None else [f"bit_clear({bit})"]
+            rule = self._symbols.rule(one)
+            self._notes.items[index].add(one)
+            yield self._rules.changed(rule, rule, following, [*changes, *seen], all_hold([condition, *unseen]))
 
-    def _items(self, index: int, following: str) -> Iterator[Alternative]:
-        active = [(contains, field) for contains, field in self._counters if contains.start <= index]
-        cases = [(self._nodes.opposite(contains.node), contains.node) for contains, _ in active]
-        for holds, part in self._emptiness.splits(self._shape.item(index), cases):
-            changes, conditions = [], []
-            for is_so, (contains, field) in zip(holds, active, strict=True):
-                if is_so:
-                    changes.append(field.counted())
-                    conditions.append(field.below(contains.high) if contains.high is not None else "")
-                else:
-                    conditions.append(self._room_behind(index, contains.low, field))
-            if index == self._loop_at and self._length is not None:
-                changes.append(self._length.counted())
-                if self._longest is not None:
-                    conditions.append(self._length.below(self._longest - self._loop_at))
-            different: list[tuple[int | None, Node]] = [*self._different] or [(None, self._nodes.anything)]
-            for bit, value in different:
-                node = self._nodes.all_of((part, value))
-                if self._emptiness.node(node):
-                    continue
-                seen = [] if bit is None else [f"set_bit({bit})"]
-                unseen = [] if bit is None else [f"bit_clear({bit})"]
-                rule = self._symbols.rule(node)
-                self._notes.items[index].add(node)
-                yield self._rules.changed(rule, rule, following, [*changes, *seen], all_hold([*conditions, *unseen]))
-
-    def _room_behind(self, index: int, low: int, field: BitField) -> str:
-        """Returns when item ``index`` leaves room for those that are missing of ``low``, which ``field`` counts."""
-        if self._longest is None or not low:
+    def _lasting(self, index: int, kind: Kind) -> str | None:
+        """Returns when item ``index`` may be of ``kind``, so that the array can still be completed; None = never."""
+        if self._contents.is_free:
             return ""
-        options = []
-        for missing in range(low + 1):
-            if index < self._loop_at:
-                if self._longest - index > missing:
-                    options.append(field.at_least(low - missing))
-            elif self._length is not None and self._longest - self._loop_at > missing:
-                room = self._length.below(self._longest - self._loop_at - missing)
-                options.append(all_hold([field.at_least(low - missing), room]))
-        return any_holds(options) if options else ""
+        boxes: list[tuple[Room, ...]] = []
+        for counts in self._contents.counts():
+            counted = self._contents.counted(counts, kind)
+            if counted is None:
+                continue
+            place = tuple(
+                (count, None if count == most else count)
+                for count, most in zip(counts, self._contents.most, strict=True)
+            )
+            for low, high in self._contents.rooms(min(index + 1, self._loop_at), counted):
+                if index == self._loop_at:
+                    if high is None or high > 0:
+                        boxes.append((*place, (max(0, low - 1), None if high is None else high - 1)))
+                elif low == 0:
+                    boxes.append((*place, (0, None)))
+        fields = [*self._counters, self._length]
+        found = [
+            all_hold(condition for field, room in zip(fields, box, strict=True) for condition in _within(field, room))
+            for box in _merged(boxes)
+        ]
+        if len(found) > _MOST_CONDITIONS:
+            raise GrammarTooLargeError(
+                "an array's contains and its bounds make a condition that is too large; lower minContains or maxItems",
+                limit="array_counts",
+                keyword="contains",
+            )
+        return any_holds(found) if found else None
 
     def _closing(self, index: int) -> str | None:
         """Returns when the array may end behind ``index`` items; None = never."""
-        conditions = []
-        for contains, field in self._counters:
-            conditions.append(field.at_least(contains.low) if contains.low else "")
+        conditions = [
+            field.at_least(contains.low)
+            for field, contains in zip(self._counters, self._shape.contains, strict=True)
+            if contains.low
+        ]
         if index < self._loop_at:
             if index < self._shape.low:
                 return None
@@ -198,14 +223,36 @@ class _Counted:
             conditions.append(self._length.at_least(self._shape.low - self._loop_at))
         return all_hold(conditions)
 
-    def _may_go_on(self, index: int) -> str:
-        """Returns when an item may follow: a comma without one would be a dead end."""
-        conditions = []
-        if index == self._loop_at and self._length is not None and self._longest is not None:
-            conditions.append(self._length.below(self._longest - self._loop_at))
-        if self._different:
-            conditions.append(f"not(is_ones([0:{len(self._different)}]))")
-        return all_hold(conditions)
+
+def _within(field: BitField | None, room: Room) -> Iterator[str]:
+    """Yields the conditions that ``field`` lies in ``room``; no field = 0."""
+    if field is None:
+        return
+    low, high = room
+    if low:
+        yield field.at_least(low)
+    if high is not None:
+        yield field.below(high + 1)
+
+
+def _merged(boxes: Iterable[tuple[Room, ...]]) -> list[tuple[Room, ...]]:
+    """Returns the same counts as fewer boxes: two that differ in one dimension, and touch there, become one."""
+    found = list(dict.fromkeys(boxes))
+    for dimension in range(len(found[0]) if found else 0):
+        groups: dict[tuple[Room, ...], list[Room]] = {}
+        for box in found:
+            groups.setdefault(box[:dimension] + box[dimension + 1 :], []).append(box[dimension])
+        found = []
+        for others, rooms in groups.items():
+            merged: list[Room] = []
+            for low, high in sorted(rooms, key=lambda room: room[0]):
+                if merged and ((last := merged[-1])[1] is None or low <= last[1] + 1):
+                    highest = None if last[1] is None or high is None else max(last[1], high)
+                    merged[-1] = (last[0], highest)
+                else:
+                    merged.append((low, high))
+            found += [(*others[:dimension], room, *others[dimension:]) for room in merged]
+    return found
 
 
 class _Values:

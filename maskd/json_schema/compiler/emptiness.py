@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 from maskd.errors import GrammarTooLargeError
+from maskd.json_schema.compiler.contents import Contents
 from maskd.json_schema.compiler.nodes import Node, Nodes
 from maskd.json_schema.compiler.numbers import may_be
 from maskd.json_schema.compiler.presence import (
@@ -63,6 +64,7 @@ class Emptiness:
         self._nodes, self._value_of, self._few_values = nodes, value_of, few_values
         self._known: dict[Node, bool] = {nodes.anything: False, nodes.nothing: True}
         self._asked: list[Node] = []
+        self._taken_for_empty = self._taken_for_full = 0
         self._members: dict[int, _Index] = {}
         self._simplified: dict[ObjectShape, tuple[Formula, list[Term] | None]] = {}
 
@@ -71,16 +73,20 @@ class Emptiness:
         if node in self._known:
             return self._known[node]
         if node in self._asked:
+            self._taken_for_empty += 1
             return True
         value = self._value_of(node)
         if value is None:
+            self._taken_for_full += 1
             return False
         self._asked.append(node)
+        empty, full = self._taken_for_empty, self._taken_for_full
         try:
             found = self.value(value)
         finally:
             self._asked.pop()
-        if not found or not self._asked:  # "empty" below another question may rest on its assumption
+        # An answer is kept if it does not rest on what was taken for so. The outermost question ends the iteration.
+        if (empty == self._taken_for_empty or not self._asked) if found else full == self._taken_for_full:
             self._known[node] = found
         return found
 
@@ -145,27 +151,10 @@ class Emptiness:
         longest = self.longest(shape) if shape.low or shape.contains or shape.unique is False else shape.high
         if longest is not None and longest < max(shape.low, 2 if shape.unique is False else 0):
             return True
-        return any(
-            (contains.high is not None and contains.high < contains.low) or self._cannot_contain(shape, index, longest)
-            for index, contains in enumerate(shape.contains)
-        )
-
-    def _cannot_contain(self, shape: ArrayShape, index: int, longest: int | None) -> bool:
-        contains = shape.contains[index]
-        if not contains.low:
+        if not shape.contains:
             return False
-        places = range(contains.start, len(shape.prefix))[
-            : None if longest is None else max(0, longest - contains.start)
-        ]
-        found = sum(not self.node(self._nodes.all_of((shape.prefix[place], contains.node))) for place in places)
-        if found >= contains.low:
-            return False
-        beyond = max(len(shape.prefix), contains.start)
-        if longest is not None and longest <= beyond:
-            return True
-        if self.node(self._nodes.all_of((shape.rest, contains.node))):
-            return True
-        return longest is not None and found + longest - beyond < contains.low
+        contents = Contents(self._nodes, self.node, self.splits, shape, longest)
+        return contents.is_known and not contents.rooms(0, (0,) * len(shape.contains))
 
     # -- objects ---------------------------------------------------------------------------------------------------
 
@@ -231,14 +220,18 @@ class Emptiness:
 
     def presence(self, shape: ObjectShape) -> tuple[Formula, list[Term] | None]:
         """Returns the presence formula of ``shape`` without what cannot be, and its terms; None = too many."""
-        if shape not in self._simplified:
-            formula = self._possible(without_negated_groups(shape.presence), shape)
-            terms = _terms(formula)
-            if terms is not None:
-                names = self._only_names(shape)
-                terms = [term for term in terms if _is_consistent(term, names)]
-            self._simplified[shape] = (NEVER, []) if terms == [] else (formula, terms)
-        return self._simplified[shape]
+        if shape in self._simplified:
+            return self._simplified[shape]
+        taken = self._taken_for_empty, self._taken_for_full
+        formula = self._possible(without_negated_groups(shape.presence), shape)
+        terms = _terms(formula)
+        if terms is not None:
+            names = self._only_names(shape)
+            terms = [term for term in terms if _is_consistent(term, names) and self._has_room(term, shape)]
+        found: tuple[Formula, list[Term] | None] = (NEVER, []) if terms == [] else (formula, terms)
+        if taken == (self._taken_for_empty, self._taken_for_full):
+            self._simplified[shape] = found
+        return found
 
     def _only_names(self, shape: ObjectShape) -> frozenset[str] | None:
         """Returns the names that members of ``shape`` can have; None if they are without number."""
@@ -246,6 +239,21 @@ class Emptiness:
         if not isinstance(keys, Words):
             return None if keys is not NOTHING else frozenset()
         return frozenset(name for name in keys.texts if not self.node(self.named(shape, name)))
+
+    def _has_room(self, term: Term, shape: ObjectShape) -> bool:
+        """Says whether ``term`` can hold if there is room for its names only: they must do what has to be done."""
+        names = {leaf.name for leaf, is_so in term if is_so and isinstance(leaf, Has)}
+        most = min((leaf.count - 1 for leaf, is_so in term if not is_so and isinstance(leaf, AtLeast)), default=None)
+        if most != len(names):
+            return True
+        return all(
+            any(matches(leaf.keys, name) and not self._never(shape, name, leaf.node) for name in names)
+            for leaf, is_so in term
+            if is_so and isinstance(leaf, Exists)
+        )
+
+    def _never(self, shape: ObjectShape, name: str, node: Node) -> bool:
+        return self.node(self._nodes.all_of((self.named(shape, name), node)))
 
     def _possible(self, formula: Formula, shape: ObjectShape) -> Formula:
         match formula:
@@ -269,18 +277,36 @@ class Emptiness:
             event.keys, *(complement(members.keys) for members in shape.members if members.node is nodes.nothing)
         )
         if not isinstance(keys, Words):
-            return Exists(keys, event.node) if self._may_match(keys) else NEVER
+            return Exists(keys, event.node) if self._may_have(keys, event.node, shape) else NEVER
         found: list[Formula] = []
         unsure = []
         for name in sorted(keys.texts):
             named = self.named(shape, name)
-            if self.node(nodes.all_of((named, event.node))):
+            if self._never(shape, name, event.node):
                 continue
             if self.node(nodes.all_of((named, nodes.opposite(event.node)))):
                 found.append(Has(name))
             else:
                 unsure.append(name)
         return any_of([*found, *([Exists(words(unsure), event.node)] if unsure else [])])
+
+    def _may_have(self, keys: Expression, node: Node, shape: ObjectShape) -> bool:
+        """Says whether objects of ``shape`` can have a member of ``keys`` whose value satisfies ``node``."""
+        names = {name for one in shape.members if isinstance(one.keys, Words) for name in one.keys.texts}
+        others = tuple(one for one in shape.members if not isinstance(one.keys, Words))
+        return self._may_have_unnamed(both(keys, complement(words(names))), node, others) or any(
+            matches(keys, name) and not self._never(shape, name, node) for name in names
+        )
+
+    def _may_have_unnamed(self, keys: Expression, node: Node, members: tuple[Members, ...]) -> bool:
+        if self.node(node) or not self._may_match(keys):
+            return False
+        if not members:
+            return True
+        within, outside = both(keys, members[0].keys), both(keys, complement(members[0].keys))
+        return self._may_have_unnamed(outside, node, members[1:]) or self._may_have_unnamed(
+            within, self._nodes.all_of((node, members[0].node)), members[1:]
+        )
 
 
 class _Index:

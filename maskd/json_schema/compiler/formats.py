@@ -65,7 +65,8 @@ FORMATS = {
     "date-time": rf"{_DATE}[tT]{_TIME}",  # RFC 3339
     "duration": rf"P(?:\d+W|{_DAYS}(?:{_CLOCK})?|{_CLOCK})",  # RFC 3339, appendix A
     "email": rf"(?:{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@(?:{_HOST}|\[(?:{_IPV4}|IPv6:{_IPV6})\])",  # RFC 5321, 4.1.2
-    "hostname": rf"(?=.{{1,253}}$){_HOST}",  # RFC 1123, section 2.1
+    # RFC 1123, section 2.1. No label in Punycode: which of those are names is not regular (RFC 5891).
+    "hostname": rf"(?=.{{1,253}}$)(?!(?:.*\.)?[xX][nN]--){_HOST}",
     "ipv4": _IPV4,  # RFC 2673, section 3.2
     "ipv6": _IPV6,  # RFC 4291, section 2.2
     "uri": _URI,  # RFC 3986

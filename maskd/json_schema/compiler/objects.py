@@ -13,7 +13,7 @@ Knows nothing about: keywords, other shapes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from maskd.errors import GrammarTooLargeError
 from maskd.grammar import PropertyOrder
@@ -32,6 +32,7 @@ from maskd.regular.expression import choice
 __all__ = ["ObjectRules"]
 
 _MOST_OPTIONS = 64
+_MOST_CONDITIONS = 256
 
 
 class ObjectRules:
@@ -208,9 +209,16 @@ class _Object:
             not key.events
             and self._count is None
             and not self._is_ordered
-            and (key.name is None or key.name not in self._bit)
+            and self._bit_of(key) is None
             and self._guard(key) == ""
         )
+
+    def _bit_of(self, key: Key) -> int | None:
+        return self._bit.get(key.name) if key.name is not None else None
+
+    def _with_events(self, key: Key, events: Iterable[Exists]) -> Node:
+        """Returns what the value of a member of ``key`` satisfies that makes ``events`` true."""
+        return self._nodes.all_of((key.node, *(event.node for event in events)))
 
     def _plain(self, key: Key, node: Node | None = None) -> tuple[str, tuple[str, ...]]:
         node = key.node if node is None else node
@@ -223,10 +231,10 @@ class _Object:
 
     def _alternatives(self, key: Key, following: str) -> Iterator[Alternative]:
         """Yields ways to write a member of ``key``: one for each set of events that it makes true."""
-        bit = self._bit.get(key.name) if key.name is not None else None
+        bit = self._bit_of(key)
         cases = [(self._nodes.anything, event.node) for event in key.events]
         for holds, node in self._emptiness.splits(key.node, cases):
-            true = [event for event, is_so in zip(key.events, holds, strict=True) if is_so]
+            true = list(itertools.compress(key.events, holds))
             guard = self._guard(key, true)
             if guard is None:
                 continue
@@ -276,58 +284,106 @@ class _Object:
     def _guard(self, key: Key, true: Sequence[Exists] = ()) -> str | None:
         """Returns when the formula can still hold behind a member of ``key`` that makes ``true`` true; None = never.
 
-        What is there cannot be taken back, so a term is lost as soon as something is there that it forbids, or when its
-        missing names have no room under its upper bound. In the order of the schema, it is also lost when what it needs
-        could only have come before.
+        What is there cannot be taken back. So a term is lost as soon as something is there that it forbids. It is also
+        lost when its missing names and events have no member left, or no room under its upper bound.
         """
         found = []
         for term in self._terms:
-            conditions = self._room(term, key)
+            conditions = self._room(term, key, true)
             if conditions is not None:
-                behind = self._needs_behind(term, key, true) if self._is_ordered else []
-                found.append(all_hold([*conditions, *behind]))
+                found.append(all_hold(conditions))
         return any_holds(found) if found else None
 
-    def _room(self, term: Term, key: Key) -> list[str] | None:
+    def _room(self, term: Term, key: Key, true: Sequence[Exists]) -> list[str] | None:
         needed = [leaf.name for leaf, is_so in term if is_so and isinstance(leaf, Has) and leaf.name != key.name]
-        conditions = []
-        for leaf, is_so in term:
-            if is_so:
-                continue
-            if isinstance(leaf, Has):
-                if leaf.name == key.name:
-                    return None
-                if leaf.name in self._bit:
-                    conditions.append(f"bit_clear({self._bit[leaf.name]})")
-            elif isinstance(leaf, AtLeast):
-                assert self._count is not None
-                conditions.append(self._room_under(self._count, leaf.count - 1, needed))
+        absent = {leaf.name for leaf, is_so in term if not is_so and isinstance(leaf, Has)}
+        if key.name in absent:
+            return None
+        conditions = [f"bit_clear({self._bit[name]})" for name in absent if name in self._bit]
+        most = min((leaf.count - 1 for leaf, is_so in term if isinstance(leaf, AtLeast) and not is_so), default=None)
+        if self._is_ordered and key.name is not None and key.name in self._bit:
+            late = [name for name in needed if name in self._bit and self._bit[name] < self._bit[key.name]]
+            conditions += [f"bit_set({self._bit[name]})" for name in late]
+        elif self._is_ordered and key.name is None:
+            conditions += [f"bit_set({self._bit[name]})" for name in needed]
+        further = [
+            one for one in (*self._named, *self._classes) if one.name not in absent and self._may_follow(one, key)
+        ]
+        least = max((leaf.count for leaf, is_so in term if isinstance(leaf, AtLeast) and is_so), default=0)
+        if self._is_ordered and least > 1 and all(self._bit_of(one) is not None for one in further):
+            assert self._count is not None
+            conditions.append(self._count.at_least(least - 1 - len(further)) if least - 1 > len(further) else "")
+        events = [leaf for leaf, is_so in term if is_so and isinstance(leaf, Exists) and leaf not in true]
+        conditions.append(self._room_for(events, needed, further, most))
         return None if "never" in conditions else conditions
 
-    def _needs_behind(self, term: Term, key: Key, true: Sequence[Exists]) -> list[str]:
-        """Returns when what ``term`` needs is there, or can come behind a member of ``key`` in the schema's order."""
-        place = len(self._bit) if key.name is None else self._bit.get(key.name, -1)
-        later = [other for other in self._named if other.name is not None and self._bit.get(other.name, -1) > place]
-        conditions = []
-        for leaf, is_so in term:
-            if not is_so:
-                continue
-            if isinstance(leaf, Has):
-                if leaf.name != key.name and self._bit[leaf.name] < place:
-                    conditions.append(f"bit_set({self._bit[leaf.name]})")
-            elif isinstance(leaf, Exists):
-                if leaf not in true and not any(leaf in other.events for other in (*later, *self._classes)):
-                    conditions.append(self._condition(leaf))
-            elif not self._classes and (before := leaf.count - 1 - len(later)) > 0:
-                assert self._count is not None
-                conditions.append(self._count.at_least(before))
-        return conditions
+    def _may_follow(self, key: Key, before: Key) -> bool:
+        """Says whether a member of ``key`` may come behind one of ``before``, if there was none of that name."""
+        bit, last = self._bit_of(key), self._bit_of(before)
+        if bit is None:
+            return True
+        return key.name != before.name and (not self._is_ordered or (last is not None and last < bit))
+
+    def _room_for(
+        self, events: Sequence[Exists], needed: Sequence[str], further: Sequence[Key], most: int | None
+    ) -> str:
+        """Returns when ``needed`` and the missing ones of ``events`` have members among ``further``, and room."""
+        if most is None:  # each event may have a member of its own
+            free = {
+                event
+                for key in further
+                if self._bit_of(key) is None
+                for event in key.events
+                if self._can(key, (event,))
+            }
+            events = [event for event in events if event not in free]
+        found = []
+        for missing in itertools.chain.from_iterable(
+            itertools.combinations(events, length) for length in range(len(events) + 1)
+        ):
+            there = [self._condition(event) for event in events if event not in missing]
+            for way in self._ways(missing, further, needed):
+                names = {bit: key.name for key in way if (bit := self._bit_of(key)) is not None}
+                room = ""
+                if most is not None:
+                    assert self._count is not None
+                    further_members = len(way) - sum(name in needed for name in names.values())
+                    room = self._room_under(self._count, most - further_members, needed)
+                if room != "never":
+                    found.append(all_hold((*there, *map(self._is_next, sorted(names)), room)))
+        if len(found) > _MOST_CONDITIONS:
+            raise GrammarTooLargeError(
+                "what an object's members must satisfy somewhere makes a condition that is too large; "
+                "write fewer negations, or leave maxProperties out",
+                limit="presence_terms",
+            )
+        return any_holds(found) if found else "never"
+
+    def _can(self, key: Key, events: Sequence[Exists]) -> bool:
+        return set(events) <= set(key.events) and not self._emptiness.node(self._with_events(key, events))
+
+    def _ways(self, events: Sequence[Exists], keys: Sequence[Key], needed: Sequence[str]) -> Iterator[list[Key]]:
+        """Yields the members that together make ``events`` true, each of them at least one of these."""
+        if not events:
+            yield []
+            return
+        first, others = events[0], events[1:]
+        for holds in itertools.product((False, True), repeat=len(others)):
+            group = (first, *itertools.compress(others, holds))
+            able = [key for key in keys if self._can(key, group)]
+            if any(self._bit_of(key) is None for key in able):  # no need to take a name that may come but need not
+                unnamed = next(key for key in able if self._bit_of(key) is None)
+                able = [unnamed, *(key for key in able if key.name in needed)]
+            rest = [event for event in others if event not in group]
+            for key in able:
+                left = keys if self._bit_of(key) is None else [other for other in keys if other is not key]
+                yield from ([key, *way] for way in self._ways(rest, left, needed))
 
     def _room_under(self, count: BitField, most: int, needed: Sequence[str]) -> str:
         """Returns when one more member leaves room for those of ``needed`` that are not there yet, under ``most``."""
         first = sorted(self._bit[name] for name in needed)
         if not needed:
-            return count.below(most)
+            return count.below(most) if most > 0 else "never"
         if first == list(range(len(first))):
             # So many are there at least, so few are missing at most.
             field = BitField(0, len(first))

@@ -182,7 +182,7 @@ def any_holds(conditions: Iterable[str]) -> str:
 
 
 def _balanced(operator: str, conditions: list[str]) -> str:
-    """Nests pairs, as deep as the logarithm of their number: parentheses may nest to a depth of 30 only."""
+    """Nests pairs, as deep as the logarithm of their number. llguidance reads them by recursion."""
     if len(conditions) == 1:
         return conditions[0]
     half = len(conditions) // 2
