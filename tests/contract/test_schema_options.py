@@ -9,7 +9,7 @@ import pytest
 from walks import accepts
 
 from maskd.backends.base import Backend, Grammar
-from maskd.errors import GrammarError, GrammarUnsupportedError
+from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarSpec
 
 S: dict[str, Any] = {"type": "string"}
@@ -156,12 +156,15 @@ def test_library_when_the_compiler_refuses_a_schema_then_it_is_asked_and_the_rep
     llguidance_small: Backend,
 ) -> None:
     """Only where the library reads every keyword that the schema has."""
-    schema = {"type": "object", "properties": {"a": {"multipleOf": 11}, "b": {}}, "required": ["a", "b"]}
-    grammar = compiled(llguidance_small, schema)
+    names = [f"n{number}" for number in range(70)]
+    schema = {"type": "object", "properties": dict.fromkeys(names, {"type": "null"}), "required": names}
+    grammar = compiled(llguidance_small, schema, property_order="schema")
     [warning] = grammar.report.warnings
-    assert "llguidance's own reading" in warning and "multipleOf 11" in warning
-    assert accepts(grammar, '{"a":22,"b":1}') and not accepts(grammar, '{"a":23,"b":1}')
-    assert not accepts(grammar, '{"b":1,"a":22}')
+    assert "llguidance's own reading" in warning and "64 can be" in warning
+    document = dict.fromkeys(names)
+    assert accepts(grammar, json.dumps(document))
+    assert not accepts(grammar, json.dumps(dict.fromkeys(names[1:])))
+    assert not accepts(grammar, json.dumps({**dict.fromkeys(names[1:]), names[0]: None}))
     for unread in ({"minProperties": 1}, {"not": {"const": 5}}, {"$ref": "#/$defs/x", "$defs": {"x": {}}}):
-        with pytest.raises(GrammarUnsupportedError, match="multipleOf 11"):
-            compiled(llguidance_small, {**schema, **unread})
+        with pytest.raises(GrammarTooLargeError, match="64 can be"):
+            compiled(llguidance_small, {**schema, **unread}, property_order="schema")

@@ -24,7 +24,7 @@ from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError, Gramma
 from maskd.grammar import GrammarSpec
 from maskd.json_schema.compiler import arrays, objects
 from maskd.vocabulary import Vocabulary
-from tests import random_schemas
+from tests import random_schemas, random_values
 from tests.fuzzing import TIMES
 
 CHARACTERS = '[]{},:"ab12true'
@@ -334,10 +334,10 @@ def test_watch_when_schemas_and_values_are_random_then_agrees_with_a_validator(b
             continue
         watched += 1
         for _ in range(14):
-            value = random_schemas.value(rng)
+            value = random_values.value(rng)
             if isinstance(value, list) and rng.random() < 0.5:
                 value = [*value, *rng.sample(value, len(value) // 2)]
-            text = json.dumps(random_schemas.shuffled(value, rng), ensure_ascii=False)
+            text = json.dumps(random_values.shuffled(value, rng), ensure_ascii=False)
             try:
                 assert validator.is_valid(value) == takes(grammar, text), (seed, json.dumps(schema), text)
             except RecursionError:

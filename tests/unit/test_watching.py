@@ -10,7 +10,7 @@ import pytest
 from maskd.backends.watching.agreement import beginning_of
 from maskd.backends.watching.record import EMPTY_RECORD
 from maskd.backends.watching.values import Number, canonical, nothing_seen, number_of
-from tests import random_schemas
+from tests import random_values
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_beginning_when_cut_anywhere_then_agrees_with_what_it_was_cut_from() -> 
     """What disagrees with a value begins none of its spellings."""
     rng = random.Random(5)
     for _ in range(400):
-        value = random_schemas.value(rng, 3)
+        value = random_values.value(rng, 3)
         text = json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1])).encode()
         for size in range(len(text) + 1):
             assert beginning_of(text[:size]).agrees(canonical(text)), text[:size]
