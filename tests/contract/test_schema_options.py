@@ -157,7 +157,7 @@ def test_library_when_the_compiler_refuses_a_schema_then_it_is_asked_and_the_rep
 ) -> None:
     """Only where the library reads every keyword that the schema has."""
     names = [f"n{number}" for number in range(70)]
-    schema = {"type": "object", "properties": dict.fromkeys(names, {"type": "null"}), "required": names}
+    schema = {"type": "object", "properties": {name: {"type": "null"} for name in names}, "required": names}
     grammar = compiled(llguidance_small, schema, property_order="schema")
     [warning] = grammar.report.warnings
     assert "llguidance's own reading" in warning and "64 can be" in warning

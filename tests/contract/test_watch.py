@@ -21,7 +21,7 @@ from maskd.backends.base import BatchFill, Matcher
 from maskd.backends.watching.matcher import WatchedGrammar, WatchedMatcher
 from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarOptions, GrammarSpec
 from maskd.json_schema.compiler import arrays, objects
 from maskd.vocabulary import Vocabulary
 from tests import random_schemas, random_values
@@ -38,7 +38,8 @@ def vocabulary_of(texts: list[bytes]) -> Vocabulary:
 
 def compiled(schema: Any, vocabulary: Vocabulary) -> Any:
     backend = backends.load("llguidance")(vocabulary, threads=1)
-    return backend.compile(GrammarSpec("json_schema", json.dumps(schema), backend="llguidance"))
+    options = GrammarOptions(formats="annotate")  # the validator does not look at them
+    return backend.compile(GrammarSpec("json_schema", json.dumps(schema), backend="llguidance", options=options))
 
 
 def row_of(matcher: Matcher, vocabulary: Vocabulary) -> list[int]:

@@ -31,6 +31,13 @@ _TREE = json.dumps(
         "$ref": "#/$defs/t",
     }
 )
+_DIFFERENT = json.dumps({
+    "type": "object",
+    "properties": {"a": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}},
+    "required": ["a"],
+    "maxProperties": 3,
+})  # fmt: skip
+"""What the grammar cannot hold is watched beside it on llguidance."""
 _WORD = {"type": "regex", "pattern": "[a-z]{0,9}"}
 _TOKEN_TAG = json.dumps(
     {
@@ -88,6 +95,7 @@ def grammars(of: Vocabulary) -> list[GrammarSpec]:
         GrammarSpec("structural_tag", _TOKEN_TAG),
         GrammarSpec("lark", 'start: "a" TAIL ("," TAIL)*\nTAIL: /[0-9]+|ab?c/'),
         GrammarSpec("regex", "(ab~|ac|b)*"),
+        GrammarSpec("json_schema", _DIFFERENT),
     ]
     gates = [
         ReasoningGate((letters[0], letters[1], letters[0], letters[1], letters[4])),
