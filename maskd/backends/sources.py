@@ -7,14 +7,12 @@ Knows nothing about: structural tags (``structural_tag``), the libraries themsel
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 
 from maskd.errors import GrammarError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarSpec, Unenforced
 from maskd.json_schema import strict_json
-from maskd.json_schema.schema import JsonSchema, parse_schema
 from maskd.json_schema.strict_json import Json
 from maskd.regular.assertions import whole
 from maskd.regular.characters import COMMON
@@ -22,7 +20,7 @@ from maskd.regular.expression import Expression
 from maskd.regular.questions import may_match
 
 __all__ = [
-    "check_strict", "check_text", "json_options", "read_choices", "read_regex", "read_resources", "read_schema",
+    "check_strict", "check_text", "json_options", "read_choices", "read_regex", "read_resources",
 ]  # fmt: skip
 
 _WHITESPACE = " \t\n\r"
@@ -52,13 +50,6 @@ def read_choices(source: str) -> Sequence[str]:
         if not isinstance(choice, str):
             raise GrammarError(f"choice {index} is {type(choice).__name__}, not a string", pointer=f"/{index}")
     return tuple(dict.fromkeys(choices))
-
-
-def read_schema(spec: GrammarSpec) -> JsonSchema:
-    """Returns the schema of a ``json_schema`` or ``json_object`` spec, as ``parse_schema`` does."""
-    if spec.kind == "json_object":  # any object: further properties are not forbidden
-        return parse_schema({"type": "object"}, dataclasses.replace(spec.options, additional_properties="allow"))
-    return parse_schema(spec.source, spec.options)
 
 
 def json_options(options: GrammarOptions) -> tuple[str, str]:

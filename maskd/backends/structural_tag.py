@@ -62,13 +62,12 @@ class StructuralTag:
     root: Path
     names_tokens: bool
 
-    def for_xgrammar(self, schema: SchemaReader, regex: RegexReader, max_whitespace: int | None) -> Json:
+    def for_xgrammar(self, schema: Callable[[Json, str], Json], regex: RegexReader) -> Json:
         """Returns the structural tag as xgrammar takes it.
 
         Args:
-            schema: translates a JSON schema.
+            schema: returns the format for one with a JSON schema, at a pointer.
             regex: translates a regex to an EBNF grammar.
-            max_whitespace: limit for the schemas that do not set their own; None = none.
         """
 
         def convert(value: Json, path: Path) -> Json:
@@ -76,18 +75,11 @@ class StructuralTag:
                 return [convert(item, (*path, index)) for index, item in enumerate(value)]
             if not isinstance(value, dict):
                 return value
-            converted = {
-                key: item if key == "json_schema" else convert(item, (*path, key)) for key, item in value.items()
-            }
             if value.get("type") in ("json_schema", "qwen_xml_parameter"):
-                where = (*path, "json_schema")
-                limit = value.get("max_whitespace_cnt")
-                converted["json_schema"] = schema(value["json_schema"], pointer(where), limit)
-                if limit is None and max_whitespace is not None:
-                    converted["max_whitespace_cnt"] = max_whitespace
-            elif value.get("type") == "regex":
-                converted = {"type": "grammar", "grammar": regex(value["pattern"], pointer((*path, "pattern")))}
-            return converted
+                return schema(value, pointer((*path, "json_schema")))
+            if value.get("type") == "regex":
+                return {"type": "grammar", "grammar": regex(value["pattern"], pointer((*path, "pattern")))}
+            return {key: convert(item, (*path, key)) for key, item in value.items()}
 
         return {"type": "structural_tag", "format": convert(self.format, self.root)}
 

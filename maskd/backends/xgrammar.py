@@ -1,13 +1,14 @@
 """xgrammar behind the backend interface.
 
-Owns: the tokenizer info and the compilers of one vocabulary. It hides three habits of xgrammar. Grammars that nothing
-    matches have empty rows, special tokens make lines on stderr, and some strings are not JSON (``xgrammar_schema``).
+Owns: the tokenizer info and the compilers of one vocabulary. It hides two habits of xgrammar. Grammars that nothing
+    matches have empty rows, and special tokens make lines on stderr.
 Knows nothing about: other backends, sequences, rows beyond the one it is given.
 Written against xgrammar 0.2.8. Native handles are called directly: one Python frame less for each sequence and step.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -21,8 +22,7 @@ from numpy.typing import NDArray
 
 from maskd.backends import structural_tag
 from maskd.backends.base import Grammar
-from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_regex, read_schema
-from maskd.backends.xgrammar_schema import NOT_UTF8, SURROGATES, rewrite
+from maskd.backends.sources import check_strict, check_text, json_options, read_choices, read_regex, read_resources
 from maskd.bitmask import row_stride_words
 from maskd.errors import (
     BackendError,
@@ -32,13 +32,17 @@ from maskd.errors import (
     GrammarUnsupportedError,
 )
 from maskd.grammar import GrammarOptions, GrammarReport, GrammarSpec, Unenforced
-from maskd.json_schema.enforcement import NAMES_AGAIN, may_name_again, unenforced
-from maskd.json_schema.keywords import subschemas
-from maskd.json_schema.schema import JsonSchema, parse_schema
+from maskd.json_schema import strict_json
+from maskd.json_schema.compiler.compiler import compile_ebnf
+from maskd.json_schema.strict_json import Json
 from maskd.regular import ebnf
 from maskd.vocabulary import Vocabulary
 
 __all__ = ["create"]
+
+NOT_UTF8 = "xgrammar lets through bytes that are not UTF-8 in the free text of a structural tag"
+ORDERED = "xgrammar takes properties in the order of the schema only, further ones behind them"
+_OWN_STYLE = "xgrammar reads a schema by itself for XML; any part of it may not be enforced"
 
 # A thread pool costs about 90 µs a call (2 noisy cores, xgrammar 0.2.8), a row 9 µs.
 _ROWS_WORTH_THREADS = 16
@@ -210,8 +214,13 @@ class XgrammarBackend:
         notes = _Notes()
         never = self._never_text
         try:
-            if spec.kind in ("json_schema", "json_object"):
-                compiled = self._json(spec, notes)
+            if spec.kind == "json_schema":
+                schema = strict_json.loads(spec.source, "the schema")
+                compiled = self._text_compiler.compile_grammar(self._ebnf(schema, spec, notes))
+            elif spec.kind == "json_object":  # any object: further properties are not forbidden
+                options = dataclasses.replace(spec.options, additional_properties="allow")
+                any_object = dataclasses.replace(spec, options=options)
+                compiled = self._text_compiler.compile_grammar(self._ebnf({"type": "object"}, any_object, notes))
             elif spec.kind == "regex":
                 compiled = self._text_compiler.compile_grammar(_ebnf_of_regex(spec.source))
             elif spec.kind == "choice":
@@ -252,41 +261,37 @@ class XgrammarBackend:
             )
         return grammar
 
-    def _json(self, spec: GrammarSpec, notes: _Notes) -> Any:
-        schema = read_schema(spec)
-        self._note(schema, spec.options, notes)
-        item_separator, key_separator = json_options(spec.options)
-        compact = spec.options.max_whitespace == 0
-        try:
-            return self._text_compiler.compile_json_schema(
-                json.dumps(rewrite(schema, compact=compact)),
-                any_whitespace=not compact,
-                separators=(item_separator, key_separator),
-                strict_mode=False,
-                max_whitespace_cnt=spec.options.max_whitespace or None,
-            )
-        except RuntimeError as error:
-            # In a schema with parts, the part that nothing matches may be optional.
-            if any(sign in str(error) for sign in _UNSATISFIABLE) and not any(subschemas(schema.value)):
-                raise GrammarUnsatisfiableError(f"nothing can match this {spec.kind}: {_short(error)}") from None
-            raise
+    def _ebnf(
+        self, schema: Json, spec: GrammarSpec, notes: _Notes, pointer: str = "", max_whitespace: int | None = None
+    ) -> str:
+        """Returns the grammar of ``schema``. ``max_whitespace``: instead of that of the options."""
+        options = spec.options
+        if max_whitespace is not None:
+            options = dataclasses.replace(options, max_whitespace=max_whitespace)
+        json_options(options)
+        compiled = compile_ebnf(schema, options, resources=read_resources(spec), pointer=pointer)
+        check_strict(compiled.unenforced, options, self.name)
+        notes.relaxed.extend(compiled.unenforced)
+        if compiled.is_ordered and options.property_order == "any":
+            notes.warnings.append(ORDERED)
+        return compiled.ebnf
 
     def _structural_tag(self, spec: GrammarSpec, never: frozenset[int], notes: _Notes) -> tuple[Any, frozenset[int]]:
         """Returns the compiled tag, and ``never``, without the special tokens if the tag names tokens."""
-        if spec.options.max_whitespace == 0 or spec.options.item_separator or spec.options.key_separator:
-            raise GrammarUnsupportedError(
-                "xgrammar has neither separators nor compact JSON within a structural tag; "
-                "use llguidance, or leave the options out",
-                backends="llguidance",
-            )
         tag = structural_tag.parse(spec.source, self._vocabulary)
 
-        def schema_of(value: object, pointer: str, max_whitespace: int | None) -> object:
-            schema = parse_schema(value, spec.options, pointer=pointer)
-            self._note(schema, spec.options, notes)
-            return rewrite(schema, compact=False, strict_mode=True)
+        def format_of(value: Json, pointer: str) -> Json:
+            """Returns what stands for a format with a JSON schema: our grammar for it, or for XML the format itself."""
+            most = value.get("max_whitespace_cnt")
+            grammar = self._ebnf(value["json_schema"], spec, notes, pointer, most)
+            if value["type"] == "json_schema" and value.get("style", "json") == "json":
+                return {"type": "grammar", "grammar": grammar}
+            check_strict(own := [Unenforced(pointer, "json_schema", _OWN_STYLE)], spec.options, self.name)
+            notes.relaxed.extend(own)
+            limit = spec.options.max_whitespace if most is None else most
+            return {**value, "max_whitespace_cnt": limit} if limit is not None else value
 
-        text = json.dumps(tag.for_xgrammar(schema_of, _ebnf_of_regex, spec.options.max_whitespace))
+        text = json.dumps(tag.for_xgrammar(format_of, _ebnf_of_regex))
         if not tag.names_tokens:
             return self._text_compiler.compile_structural_tag(text), never
         return self._token_compiler.compile_structural_tag(text), self._empty | self._padding
@@ -305,15 +310,6 @@ class XgrammarBackend:
         except (RuntimeError, ValueError) as error:
             raise GrammarError(f"xgrammar cannot load its own grammar: {_short(error)}") from None
         return XgrammarGrammar(compiled, report, spec.options, self._vocabulary, self._never_text)
-
-    def _note(self, schema: JsonSchema, options: GrammarOptions, notes: _Notes) -> None:
-        """Adds to ``notes`` what xgrammar does not enforce of ``schema``; with ``strict``, refuses such a schema."""
-        relaxed = unenforced(schema, self.name)
-        check_strict(relaxed, options, self.name)
-        notes.relaxed.extend(relaxed)
-        notes.warnings.append(SURROGATES)
-        if may_name_again(schema):
-            notes.warnings.append(NAMES_AGAIN)
 
     def fill_bitmasks(
         self, matchers: Sequence[XgrammarMatcher], rows: NDArray[np.int32], indices: Sequence[int]
@@ -350,14 +346,6 @@ def _short(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-_UNSATISFIABLE = (
-    "cannot accept any value",
-    "Invalid range",
-    "greater than",
-    "less than the number",
-    "contains false",
-    "contains no multipleOf",
-)
 _UNSUPPORTED = (
     "not supported",
     "Unsupported",

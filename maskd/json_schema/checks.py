@@ -1,15 +1,15 @@
-"""Whether the keywords of one schema have values that the standard allows, and their present spelling.
+"""Whether the keywords of one schema have values that the standard allows.
 
-Owns: the check of each keyword's value, and the rewriting of older spellings.
+Owns: the check of each keyword's value.
 Knows nothing about: references, subschemas, backends.
 """
 
 from __future__ import annotations
 
-from maskd.json_schema.keywords import CONDITIONS, DYNAMIC_REFERENCES, SAME_VALUE, SCHEMA_LISTS, SCHEMA_MAPS, TYPES
+from maskd.json_schema.keywords import SCHEMA_LISTS, SCHEMA_MAPS, TYPES
 from maskd.json_schema.strict_json import Json, kind_of
 
-__all__ = ["fault_in", "modernise"]
+__all__ = ["fault_in"]
 
 _COUNTS = frozenset({
     "maxContains", "maxItems", "maxLength", "maxProperties", "minContains", "minItems", "minLength", "minProperties",
@@ -19,7 +19,6 @@ _NUMBERS = frozenset({*_EXCLUSIVE, *_EXCLUSIVE.values(), "multipleOf"})
 _LISTS = SCHEMA_LISTS - {"items"} | {"enum", "required"}
 _NOT_EMPTY = frozenset({"allOf", "anyOf", "enum", "oneOf"})
 _STRINGS = frozenset({"$anchor", "$id", "$ref", "$schema", "format", "pattern"})
-_EVALUATING = (SAME_VALUE | CONDITIONS | DYNAMIC_REFERENCES) - {"then", "else"}  # these two need an "if" beside them
 
 
 def fault_in(schema: dict[str, Json]) -> tuple[str, str] | None:
@@ -58,16 +57,3 @@ def _fault(keyword: str, value: Json) -> str | None:
     elif keyword in _STRINGS and not isinstance(value, str):
         wanted = "a string"
     return wanted and f"{keyword} is {wanted}, not {kind_of(value)}"
-
-
-def modernise(schema: dict[str, Json]) -> None:
-    """Gives the keywords of ``schema``, which has no fault, the spelling that both libraries read, in place."""
-    for keyword in _COUNTS & schema.keys():
-        schema[keyword] = int(schema[keyword])  # 2.0 is a whole number by the standard, and to neither library
-    for bound, limit in _EXCLUSIVE.items():
-        if isinstance(schema.get(bound), bool) and schema.pop(bound) and limit in schema:  # draft 4: a flag
-            schema[bound] = schema.pop(limit)
-    if not _EVALUATING & schema.keys():  # then "unevaluated" means "additional"
-        for keyword, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
-            if keyword in schema and plain not in schema:
-                schema[plain] = schema.pop(keyword)

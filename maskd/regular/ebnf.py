@@ -63,8 +63,12 @@ def as_json(expression: Expression, fresh: Callable[[], str]) -> tuple[str, list
     """
     if expression is ANYTHING:
         return _macro(any_json(_one)), []
-    root, rules = _written(expression, fresh, _Writer(json_spellings, '"'))
-    return f"{_string(chr(0x22))} {root}", rules
+    writer = _Writer(json_spellings, '"')
+    if isinstance(expression, Words):
+        check_weight(expression)
+        return f"{writer.end} {writer.nested(expression)} {writer.end}", []
+    root, rules = _written(expression, fresh, writer)
+    return f"{writer.end} {root}", rules
 
 
 def _written(expression: Expression, fresh: Callable[[], str], writer: _Writer) -> tuple[str, list[str]]:

@@ -1,12 +1,12 @@
 """Keyword by keyword: what a backend says that it enforces is what it enforces.
 
 Each probe is a schema, an instance that it allows and one that it forbids. On xgrammar the forbidden one must be
-refused
-exactly if no keyword is reported; on llguidance it must be refused, or the schema is.
+refused exactly if no keyword is reported. On llguidance it must be refused, or the schema is.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jsonschema
@@ -288,20 +288,62 @@ def test_pattern_beyond_ascii_then_strings_stay_json(
                 assert not accepts(grammar, form.format(text)), (backend.name, text)
 
 
-def test_strict_pattern_with_look_ahead_then_xgrammar_refuses_it(xgrammar_small: Backend) -> None:
-    for schema in (
-        {**STRING, "pattern": "^(?!a)[ab]$"},
-        {**OBJECT, "patternProperties": {"^(?!a)[ab]$": {}}},
-        {**OBJECT, "propertyNames": {"pattern": "^(?!a)[ab]$"}},
+@pytest.mark.parametrize(
+    ("schema", "pointer", "keyword"),
+    [
+        ({**STRING, "pattern": "(?<=a)b"}, "/pattern", "pattern"),
+        ({**OBJECT, "patternProperties": {r"\bx": INTEGER}}, "/patternProperties", "patternProperties"),
+        ({**OBJECT, "propertyNames": {"pattern": r"(a)\1"}}, "/propertyNames/pattern", "pattern"),
+        ({**INTEGER, "multipleOf": 1000003}, "/multipleOf", "multipleOf"),
+        ({**ARRAY, "uniqueItems": True}, "/uniqueItems", "uniqueItems"),
+        ({"not": {**ARRAY, "contains": {"pattern": "(?<=a)b"}}}, "/not/contains/pattern", "pattern"),
+    ],
+)
+def test_keyword_that_cannot_be_done_then_listed_or_refused_if_strict(
+    schema: object, pointer: str, keyword: str, xgrammar_small: Backend
+) -> None:
+    """It is listed with its place in a schema and in a tag, and a strict grammar is refused with it."""
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": schema}}
+    for spec, before in (
+        (GrammarSpec("json_schema", json.dumps(schema)), ""),
+        (GrammarSpec("structural_tag", json.dumps(tag)), "/format/json_schema"),
     ):
-        with pytest.raises(GrammarUnsupportedError, match="does not enforce pattern"):
-            xgrammar_small.compile(GrammarSpec("json_schema", json.dumps(schema), options=GrammarOptions(strict=True)))
-    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": {"pattern": "a^b", **STRING}}}
-    source = json.dumps(tag)
-    [entry] = xgrammar_small.compile(GrammarSpec("structural_tag", source)).report.unenforced
-    assert entry.keyword == "pattern" and entry.pointer.endswith("/json_schema/pattern")
-    with pytest.raises(GrammarUnsupportedError, match="does not enforce pattern"):
-        xgrammar_small.compile(GrammarSpec("structural_tag", source, options=GrammarOptions(strict=True)))
+        [entry] = xgrammar_small.compile(spec).report.unenforced
+        assert (entry.pointer, entry.keyword) == (before + pointer, keyword)
+        with pytest.raises(GrammarUnsupportedError, match=f"does not enforce {keyword}"):
+            xgrammar_small.compile(dataclasses.replace(spec, options=GrammarOptions(strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "taken", "refused"),
+    [
+        ({"not": {"multipleOf": 1000003}}, [3, 2000006], ["a"]),
+        ({"not": {**STRING, "pattern": "(?<=a)b"}}, ["ab", "x", 1], []),
+        ({"not": {**STRING, "pattern": "(?<=a)b", "maxLength": 2}}, ["abc", "ab", 1], []),
+        ({"oneOf": [{**STRING, "pattern": "(?<=a)b"}, {**STRING, "maxLength": 2}]}, ["ab", "a", "abc"], [1]),
+        ({"if": {"pattern": "(?<=a)b"}, "then": INTEGER, "else": STRING}, ["ab", "a", 1], [None]),
+        (
+            {
+                **OBJECT,
+                "properties": {"a": INTEGER},
+                "patternProperties": {r"\bx": INTEGER},
+                "additionalProperties": False,
+            },
+            [{"a": 1}, {"x": 1}, {"y": "z"}],
+            [{"a": "b"}],
+        ),
+        ({"contains": {"pattern": "(?<=a)b"}, "maxContains": 1, "items": STRING}, [["ab", "ab"], ["a"]], [[1]]),
+        ({**OBJECT, "patternProperties": {r"\bx": {}}, "unevaluatedProperties": False}, [{"x": 1}, {"y": 1}], [1]),
+    ],
+)
+def test_keyword_that_cannot_be_done_under_an_opposite_then_nothing_valid_is_lost(
+    schema: object, taken: list[object], refused: list[object], xgrammar_small: Backend
+) -> None:
+    """Wherever it stands, what is left away only lets more through."""
+    grammar = xgrammar_small.compile(GrammarSpec("json_schema", json.dumps(schema)))
+    assert grammar.report.unenforced
+    assert all(accepts(grammar, compact(value)) for value in taken)
+    assert not any(accepts(grammar, compact(value)) for value in refused)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ A schema goes through these stages, one module each:
 - ``lowering`` with ``arrays`` and ``objects``: the form to rules.
 - ``watch``: what no grammar can hold, and where it is looked after beside one.
 - ``symbols`` and ``rules``: names for what is written, and rules to Lark.
+- ``ebnf``: the form to rules of xgrammar, as far as those can say it.
 
 ``numbers`` and ``formats`` are the languages of numbers and of named formats. ``refusals`` gives errors their place in
 the schema.

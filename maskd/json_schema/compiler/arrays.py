@@ -24,37 +24,21 @@ from maskd.json_schema.strict_json import Json
 from maskd.regular.expression import ANYTHING, NOTHING, Expression, Words, both, complement, words
 from maskd.regular.questions import TooManyStatesError, shortest
 
-__all__ = ["ArrayRules"]
+__all__ = ["ArrayRules", "PlainArrayRules"]
 
 _MOST_DIFFERENT = 48
 """Values of which ``uniqueItems`` remembers, by a bit each, which were there."""
 _MOST_CONDITIONS = 64
 
 
-class ArrayRules:
-    """Writes the rules of array shapes."""
+class PlainArrayRules:
+    """Writes the rules of array shapes of which nothing is counted."""
 
-    def __init__(self, reader: SchemaReader, symbols: Symbols, notes: WatchNotes) -> None:
-        self._reader, self._symbols, self._notes = reader, symbols, notes
+    def __init__(self, symbols: Symbols) -> None:
+        self._symbols = symbols
 
-    def write(self, name: str, shape: ArrayShape) -> None:
-        """Adds the rule ``name`` for ``shape``, which some array has."""
-        longest = self._reader.emptiness.longest(shape)
-        must_differ = shape.unique is True and (longest is None or longest > 1)
-        if shape.unique is False:
-            raise GrammarUnsupportedError(
-                "the opposite of uniqueItems is not done; write the schema without it", keyword="uniqueItems"
-            )
-        values = _Values(self._reader).of(shape, longest) if must_differ else []
-        notes = self._notes.arrays[shape] = ArrayNotes([], must_differ or shape.unique is True, values is None)
-        if shape.contains or values:
-            _Counted(self._reader, self._symbols, notes, shape, longest, values or []).write(name)
-        else:
-            self._write_plain(name, shape, longest)
-            notes.items = [{node} for node in (*shape.prefix, shape.rest)]
-        notes.is_endless = longest is None and not values and all(one.high is None for one in shape.contains)
-
-    def _write_plain(self, name: str, shape: ArrayShape, longest: int | None) -> None:
+    def write(self, name: str, shape: ArrayShape, longest: int | None) -> None:
+        """Adds the rule ``name`` for arrays of up to ``longest`` items; None = without limit."""
         marks = self._symbols.punctuation
         found = [Alternative(marks.no_items)] if not shape.low else []
         if longest != 0:
@@ -85,6 +69,31 @@ class ArrayRules:
         low, high = max(0, shape.low - index), "" if longest is None else longest - index
         times = "*" if (low, high) == (0, "") else f"{{{low},{high}}}"
         return Alternative(f"({self._symbols.punctuation.comma} {rule}){times}", (rule,) if low else ())
+
+
+class ArrayRules:
+    """Writes the rules of array shapes."""
+
+    def __init__(self, reader: SchemaReader, symbols: Symbols, notes: WatchNotes) -> None:
+        self._reader, self._symbols, self._notes = reader, symbols, notes
+        self._plain = PlainArrayRules(symbols)
+
+    def write(self, name: str, shape: ArrayShape) -> None:
+        """Adds the rule ``name`` for ``shape``, which some array has."""
+        longest = self._reader.emptiness.longest(shape)
+        must_differ = shape.unique is True and (longest is None or longest > 1)
+        if shape.unique is False:
+            raise GrammarUnsupportedError(
+                "the opposite of uniqueItems is not done; write the schema without it", keyword="uniqueItems"
+            )
+        values = _Values(self._reader).of(shape, longest) if must_differ else []
+        notes = self._notes.arrays[shape] = ArrayNotes([], must_differ or shape.unique is True, values is None)
+        if shape.contains or values:
+            _Counted(self._reader, self._symbols, notes, shape, longest, values or []).write(name)
+        else:
+            self._plain.write(name, shape, longest)
+            notes.items = [{node} for node in (*shape.prefix, shape.rest)]
+        notes.is_endless = longest is None and not values and all(one.high is None for one in shape.contains)
 
 
 class _Counted:

@@ -130,6 +130,10 @@ class Documents:
         """Returns the schema with the dynamic anchor ``name`` in the first resource of ``scope`` that has one."""
         return next((self._dynamic[base, name] for base in scope if (base, name) in self._dynamic), None)
 
+    def matters(self, base: str, scope: tuple[str, ...]) -> bool:
+        """Whether a dynamic reference may lead elsewhere because ``base`` was gone through behind ``scope``."""
+        return any(where == base and self.outermost(name, scope) is None for where, name in self._dynamic)
+
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def _index(self, schema: Json, base: str, draft: SchemaDraft, document: str, where: str) -> None:

@@ -29,9 +29,11 @@ _MOST_PAIRS = 10_000
 """Most pairs of branches that are put together for one schema: some seconds of work."""
 
 
-def read(documents: Documents, options: GrammarOptions, work: Work | None = None) -> tuple[SchemaReader, Node]:
+def read(
+    documents: Documents, options: GrammarOptions, work: Work | None = None, *, is_lenient: bool = False
+) -> tuple[SchemaReader, Node]:
     """Returns a reader of all schemas of ``documents``, and the node of the caller's schema."""
-    reader = SchemaReader(documents, Nodes(documents, work), options)
+    reader = SchemaReader(documents, Nodes(documents, work), options, is_lenient=is_lenient)
     reader.read_unevaluated = Evaluated(reader).schema
     return reader, reader.nodes.schema(documents.root, Scope(further=options.additional_properties))
 
@@ -167,7 +169,7 @@ class Evaluated:
     # -- branches --------------------------------------------------------------------------------------------------
 
     def _failing(self, node: Node) -> Branch:
-        return Branch(self._algebra.opposite(self._reader.value(node)))
+        return Branch(self._reader.value(self._reader.nodes.opposite(node)))
 
     def _any_of(self, options: Sequence[Node]) -> list[Branch]:
         """Returns a branch for each set of ``options`` that hold; those that look at nothing are one together."""
@@ -181,7 +183,7 @@ class Evaluated:
         return [*some, *self._all((none, [Branch(self._reader.value(blind))]))]
 
     def _one_of(self, options: Sequence[Node]) -> list[Branch]:
-        alone = Branch(self._algebra.one_of([self._reader.value(option) for option in options]))
+        alone = Branch(self._reader.one_of(options))
         return [branch for option in options for branch in self._all(([alone], self._branches(option)))]
 
     def _all(self, groups: Iterable[Sequence[Branch]]) -> list[Branch]:

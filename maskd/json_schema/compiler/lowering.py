@@ -6,13 +6,15 @@ Owns: the order of the work. ``arrays`` and ``objects`` write the rules of their
 
 from __future__ import annotations
 
+from typing import Protocol, TypeVar
+
 from maskd.errors import GrammarUnsatisfiableError
 from maskd.grammar import GrammarOptions
 from maskd.json_schema.compiler.arrays import ArrayRules
 from maskd.json_schema.compiler.nodes import Node
 from maskd.json_schema.compiler.numbers import apart, may_be
 from maskd.json_schema.compiler.objects import ObjectRules
-from maskd.json_schema.compiler.punctuation import punctuation
+from maskd.json_schema.compiler.punctuation import lark_punctuation
 from maskd.json_schema.compiler.reading import SchemaReader
 from maskd.json_schema.compiler.refusals import located_below
 from maskd.json_schema.compiler.rules import Alternative
@@ -22,10 +24,20 @@ from maskd.json_schema.compiler.watch import WatchedPlace, WatchNotes
 from maskd.regular.expression import NOTHING
 from maskd.regular.questions import may_match
 
-__all__ = ["Lowering"]
+__all__ = ["Lowering", "lark"]
 
 _NO_FORCING = '%llguidance {"no_forcing": true}'
 """Without it, forced text has one tokenization only."""
+
+
+_Shape = TypeVar("_Shape", contravariant=True)
+
+
+class Writes(Protocol[_Shape]):
+    """Writes the rules of shapes."""
+
+    def write(self, name: str, shape: _Shape) -> None:
+        """Adds the rule ``name`` for ``shape``, which some value has."""
 
 
 class Lowering:
@@ -33,19 +45,22 @@ class Lowering:
 
     Args:
         reader: what nodes allow.
-        options: of the grammar.
+        symbols: where the rules go.
+        arrays, objects: write the rules of shapes.
     """
 
-    def __init__(self, reader: SchemaReader, options: GrammarOptions) -> None:
-        self._reader = reader
-        self._symbols = Symbols(punctuation(options))
+    def __init__(
+        self,
+        reader: SchemaReader,
+        symbols: Symbols,
+        arrays: Writes[ArrayShape],
+        objects: Writes[ObjectShape],
+    ) -> None:
+        self._reader, self._symbols, self._arrays, self._objects = reader, symbols, arrays, objects
         self._shapes: dict[ArrayShape | ObjectShape, str] = {}
-        self._notes = WatchNotes(reader)
-        self._arrays = ArrayRules(reader, self._symbols, self._notes)
-        self._objects = ObjectRules(reader, self._symbols, self._notes, options.property_order)
 
-    def lark(self, root: Node) -> tuple[str, WatchedPlace | None]:
-        """Returns the grammar of ``root``, and what must be watched beside it, from the place of the document on.
+    def write(self, root: Node) -> str:
+        """Adds the rules of ``root`` and of all that it leads to; returns the name of its rule.
 
         Raises:
             GrammarUnsatisfiableError: nothing satisfies it.
@@ -62,9 +77,7 @@ class Lowering:
             with located_below(node):
                 alternatives = self._alternatives(self._reader.value(node))
             symbols.rules.add(name, alternatives)
-        lark = symbols.rules.lark(start, (_NO_FORCING, *symbols.punctuation.lines))
-        with located_below(root):
-            return lark, self._notes.watch(root)
+        return start
 
     def _alternatives(self, value: Value) -> list[Alternative]:
         emptiness, symbols = self._reader.emptiness, self._symbols
@@ -78,7 +91,24 @@ class Lowering:
 
     def _shape(self, shape: ArrayShape | ObjectShape) -> str:
         if shape not in self._shapes:
-            writer = self._arrays if isinstance(shape, ArrayShape) else self._objects
             self._shapes[shape] = self._symbols.rules.fresh("a" if isinstance(shape, ArrayShape) else "o")
-            writer.write(self._shapes[shape], shape)  # type: ignore[arg-type]
+            if isinstance(shape, ArrayShape):
+                self._arrays.write(self._shapes[shape], shape)
+            else:
+                self._objects.write(self._shapes[shape], shape)
         return self._shapes[shape]
+
+
+def lark(reader: SchemaReader, root: Node, options: GrammarOptions) -> tuple[str, WatchedPlace | None]:
+    """Returns the Lark of ``root``, and what must be watched beside it, from the place of the document on.
+
+    Raises:
+        GrammarUnsatisfiableError: nothing satisfies it.
+        GrammarUnsupportedError, GrammarTooLargeError: a part of it cannot be done.
+    """
+    symbols, notes = Symbols(lark_punctuation(options)), WatchNotes(reader)
+    objects = ObjectRules(reader, symbols, notes, options.property_order)
+    start = Lowering(reader, symbols, ArrayRules(reader, symbols, notes), objects).write(root)
+    text = symbols.rules.lark(start, (_NO_FORCING, *symbols.punctuation.lines))
+    with located_below(root):
+        return text, notes.watch(root)

@@ -25,7 +25,7 @@ class Scope(NamedTuple):
     """How a schema was reached, as far as that decides what it allows.
 
     Attributes:
-        resources: the resources on the way, outermost first. Empty unless a document has dynamic references.
+        resources: the resources on the way, outermost first, as far as it matters to a dynamic reference.
         further: what becomes of members that no schema names. allow: what the schemas say. forbid: this schema forbids
             them. outer: a schema around it, of the same value, does.
     """
@@ -162,7 +162,7 @@ class Nodes:
         if schema is False:
             return self.nothing
         place = self._documents.place(schema)
-        if self._documents.is_dynamic and place.base not in scope.resources:
+        if self._documents.is_dynamic and self._documents.matters(place.base, scope.resources):
             scope = scope._replace(resources=(*scope.resources, place.base))
         return self._interned(Reference, place, scope)
 

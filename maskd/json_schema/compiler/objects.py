@@ -20,7 +20,20 @@ from maskd.grammar import PropertyOrder
 from maskd.json_schema.compiler.emptiness import Term
 from maskd.json_schema.compiler.keys import Key, Keys
 from maskd.json_schema.compiler.nodes import Node
-from maskd.json_schema.compiler.presence import And, AtLeast, Exists, Formula, Has, Leaf, Not, Or, all_of, leaves
+from maskd.json_schema.compiler.presence import (
+    And,
+    AtLeast,
+    Exists,
+    Formula,
+    Has,
+    Leaf,
+    Not,
+    Or,
+    all_of,
+    conjuncts,
+    holds_without_members,
+    leaves,
+)
 from maskd.json_schema.compiler.reading import SchemaReader
 from maskd.json_schema.compiler.rules import PARAMETER_BITS, Alternative, BitField, Bits, all_hold, any_holds
 from maskd.json_schema.compiler.symbols import Symbols
@@ -64,7 +77,7 @@ class _Object:
                 limit="presence_terms",
             )
         self._presence, self._terms = presence, terms
-        self._may_be_empty = _holds_without_members(presence)
+        self._may_be_empty = holds_without_members(presence)
         keys = Keys(reader, shape, presence)
         self._events, self._named, self._classes = keys.events, keys.named, keys.classes
         self._assign(list(dict.fromkeys(leaves(presence))))
@@ -75,7 +88,7 @@ class _Object:
         """Gives every event, the count and every name its bits. Names that are required come first: one condition asks
         for all of them. In the order of the schema, names stand in that order instead."""
         asked = {leaf.name for leaf in found if isinstance(leaf, Has)}
-        required = [leaf.name for leaf in _conjuncts(self._presence) if isinstance(leaf, Has)]
+        required = [leaf.name for leaf in conjuncts(self._presence) if isinstance(leaf, Has)]
         self._notes.required = frozenset(required)
         most = max((leaf.count for leaf in found if isinstance(leaf, AtLeast)), default=0)
         names = [key.name for key in self._named if key.name is not None]
@@ -109,12 +122,12 @@ class _Object:
         """Takes required names out of the presence formula that matter nowhere else in it, and returns them."""
         if any(isinstance(leaf, AtLeast) and not is_so for term in self._terms for leaf, is_so in term):
             return frozenset()  # whether there is room for the missing ones depends on their bits
-        parts = [part for part in _conjuncts(self._presence) if not isinstance(part, Has)]
+        parts = [part for part in conjuncts(self._presence) if not isinstance(part, Has)]
         left = frozenset(required).difference(
             leaf.name for part in parts for leaf in leaves(part) if isinstance(leaf, Has)
         )
         self._presence = all_of(
-            part for part in _conjuncts(self._presence) if not isinstance(part, Has) or part.name not in left
+            part for part in conjuncts(self._presence) if not isinstance(part, Has) or part.name not in left
         )
         self._terms = [
             tuple((leaf, is_so) for leaf, is_so in term if not isinstance(leaf, Has) or leaf.name not in left)
@@ -227,7 +240,7 @@ class _Object:
         else:
             self._notes.names.setdefault(key.name, set()).add(node)
         rule = self._symbols.rule(node)
-        return f"{self._symbols.string(key.keys)} {self._symbols.punctuation.colon} {rule}", (rule,)
+        return f"{self._symbols.key(key.keys)} {self._symbols.punctuation.colon} {rule}", (rule,)
 
     def _alternatives(self, key: Key, following: str) -> Iterator[Alternative]:
         """Yields ways to write a member of ``key``: one for each set of events that it makes true."""
@@ -406,18 +419,3 @@ class _Object:
                             limit="presence_terms",
                         )
         return any_holds(options) if options else "never"
-
-
-def _conjuncts(formula: Formula) -> Sequence[Formula]:
-    return formula.parts if isinstance(formula, And) else (formula,)
-
-
-def _holds_without_members(formula: Formula) -> bool:
-    match formula:
-        case Not(inner=inner):
-            return not _holds_without_members(inner)
-        case And(parts=parts):
-            return all(map(_holds_without_members, parts))
-        case Or(parts=parts):
-            return any(map(_holds_without_members, parts))
-    return False

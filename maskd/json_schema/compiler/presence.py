@@ -7,7 +7,7 @@ Knows nothing about: schemas, grammars.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -27,6 +27,8 @@ __all__ = [
     "Or",
     "all_of",
     "any_of",
+    "conjuncts",
+    "holds_without_members",
     "leaves",
     "negated",
     "without_negated_groups",
@@ -132,3 +134,20 @@ def leaves(formula: Formula) -> Iterator[Leaf]:
                 yield from leaves(part)
         case _:
             yield formula
+
+
+def conjuncts(formula: Formula) -> Sequence[Formula]:
+    """Returns the formulas that must all hold for ``formula`` to hold."""
+    return formula.parts if isinstance(formula, And) else (formula,)
+
+
+def holds_without_members(formula: Formula) -> bool:
+    """Says whether ``formula`` holds for an object without members."""
+    match formula:
+        case Not(inner=inner):
+            return not holds_without_members(inner)
+        case And(parts=parts):
+            return all(map(holds_without_members, parts))
+        case Or(parts=parts):
+            return any(map(holds_without_members, parts))
+    return False

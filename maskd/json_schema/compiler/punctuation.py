@@ -1,6 +1,6 @@
 """Punctuation: what stands around and between the values of a document, white space included.
 
-Owns: the symbols of Lark for it, as the options of a grammar ask. Knows nothing about: schemas, rules.
+Owns: the symbols of Lark and of EBNF for it, as the options of a grammar ask. Knows nothing about: schemas, rules.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from maskd.grammar import GrammarOptions
 
-__all__ = ["Punctuation", "punctuation"]
+__all__ = ["Punctuation", "ebnf_punctuation", "lark_punctuation"]
 
 _WHITESPACE = r"[ \t\n\r]"
 
@@ -38,16 +38,26 @@ class Punctuation(NamedTuple):
     lines: tuple[str, ...]
 
 
-def punctuation(options: GrammarOptions) -> Punctuation:
+def lark_punctuation(options: GrammarOptions) -> Punctuation:
     """Returns the punctuation for ``max_whitespace`` and the separators of ``options``.
 
     Without a limit llguidance ignores white space between lexemes. With one, rules name it: llguidance would ignore one
     run behind another.
     """
-    gap, lines = "", [rf"%ignore /{_WHITESPACE}+/"]
-    if options.max_whitespace is not None:
-        gap = "GAP?" if options.max_whitespace else ""
-        lines = [rf"GAP: /{_WHITESPACE}{{1,{options.max_whitespace}}}/"] if gap else []
+    if options.max_whitespace is None:
+        return _with_gaps("", options, rf"%ignore /{_WHITESPACE}+/")
+    if not options.max_whitespace:
+        return _with_gaps("", options)
+    return _with_gaps("GAP?", options, rf"GAP: /{_WHITESPACE}{{1,{options.max_whitespace}}}/")
+
+
+def ebnf_punctuation(options: GrammarOptions) -> Punctuation:
+    """Returns the same as ``lark_punctuation`` for EBNF, which ignores nothing: white space is written out."""
+    most = options.max_whitespace
+    return _with_gaps("" if most == 0 else _WHITESPACE + ("*" if most is None else f"{{0,{most}}}"), options)
+
+
+def _with_gaps(gap: str, options: GrammarOptions, *lines: str) -> Punctuation:
     return Punctuation(
         object_start=f'"{{" {gap}',
         object_end=f'{gap} "}}"',
@@ -57,5 +67,5 @@ def punctuation(options: GrammarOptions) -> Punctuation:
         no_items=f'"[" {gap} "]"',
         comma=f"{gap} {json.dumps(options.item_separator or ',')} {gap}",
         colon=f"{gap} {json.dumps(options.key_separator or ':')} {gap}",
-        lines=tuple(lines),
+        lines=lines,
     )

@@ -7,11 +7,12 @@ Source: JSON Schema Core 2020-12, sections 8, 10 and 11, Validation 2020-12, sec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from decimal import Decimal
 from urllib.parse import urldefrag
 
-from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
+from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, Unenforced
 from maskd.json_schema.compiler.documents import Documents, Place, SchemaDraft
 from maskd.json_schema.compiler.emptiness import Emptiness
@@ -34,7 +35,18 @@ from maskd.json_schema.compiler.values import Algebra, ArrayShape, Contains, Mem
 from maskd.json_schema.strict_json import Json
 from maskd.regular.assertions import searched
 from maskd.regular.charset import ANY
-from maskd.regular.expression import ANYTHING, Expression, Words, both, chars, choice, complement, repeat, words
+from maskd.regular.expression import (
+    ANYTHING,
+    NOTHING,
+    Expression,
+    Words,
+    both,
+    chars,
+    choice,
+    complement,
+    repeat,
+    words,
+)
 
 __all__ = ["OpenLoopError", "SchemaReader"]
 
@@ -68,10 +80,15 @@ class OpenLoopError(Exception):
 class SchemaReader:
     """What the schemas of one compile allow.
 
+    Where something cannot be done, a lenient reader leaves it away and says so. A schema without one of its keywords
+    allows more, but the opposite of that schema less. So what is left away under an odd number of opposites allows
+    nothing instead. Values are then bounds: from below under an odd number of opposites, from above elsewhere.
+
     Args:
         documents: where schemas stand.
         nodes: the arena.
         options: of the grammar.
+        is_lenient: whether what cannot be done is left away, instead of refused.
 
     Attributes:
         algebra: operations on values.
@@ -80,8 +97,11 @@ class SchemaReader:
         read_unevaluated: reads a schema with an ``unevaluated…`` keyword; set before the first node is asked for.
     """
 
-    def __init__(self, documents: Documents, nodes: Nodes, options: GrammarOptions) -> None:
+    def __init__(
+        self, documents: Documents, nodes: Nodes, options: GrammarOptions, *, is_lenient: bool = False
+    ) -> None:
         self._documents, self.nodes = documents, nodes
+        self._is_lenient, self._is_below = is_lenient, False
         self._assert_formats = options.formats == "assert"
         self._names_have_places = options.property_order == "schema"
         self.emptiness = Emptiness(nodes, self._value_if_known, self._few_values)
@@ -94,7 +114,7 @@ class SchemaReader:
         )
         self.unenforced: dict[str, Unenforced] = {}
         self.read_unevaluated: Callable[[Place, Scope], Value]
-        self._values: dict[Node, Value | None] = {}
+        self._values: tuple[dict[Node, Value | None], ...] = ({}, {})
 
     def value(self, node: Node) -> Value:
         """Returns what ``node`` allows.
@@ -122,23 +142,36 @@ class SchemaReader:
 
     def _value_if_known(self, node: Node) -> Value | None:
         try:
-            return self._value(node)
+            return self._from_side(node, is_below=False)
         except OpenLoopError:
             return None
 
     def _value(self, node: Node) -> Value:
-        if node in self._values:
-            value = self._values[node]
+        values = self._values[self._is_below]
+        if node in values:
+            value = values[node]
             if value is None:
                 raise OpenLoopError
             return value
-        self._values[node] = None
+        values[node] = None
         try:
-            value = self._values[node] = self._worked_out(node)
+            value = values[node] = self._worked_out(node)
         except BaseException:
-            del self._values[node]
+            del values[node]
             raise
         return value
+
+    def _from_side(self, node: Node, *, is_below: bool) -> Value:
+        """Returns the value of ``node``, or its bound from that side if the reader is lenient."""
+        before, self._is_below = self._is_below, is_below and self._is_lenient
+        try:
+            return self._value(node)
+        finally:
+            self._is_below = before
+
+    def _taken(self, node: Node) -> Value:
+        """Returns what ``node`` allows, to be taken away from something."""
+        return self._from_side(node, is_below=not self._is_below)
 
     def _worked_out(self, node: Node) -> Value:
         algebra = self.algebra
@@ -154,7 +187,7 @@ class SchemaReader:
             case AnyOf(parts=parts):
                 return algebra.any_of(map(self._value, parts))
             case Opposite(inner=inner):
-                return algebra.opposite(self._value(inner))
+                return algebra.opposite(self._taken(inner))
         return algebra.anything if node is self.nodes.anything else Value()
 
     def _few_values(self, node: Node) -> frozenset[Hashable] | None:
@@ -176,8 +209,36 @@ class SchemaReader:
     def _schema(self, place: Place, scope: Scope) -> Value:
         is_shared = scope.further == "forbid" and is_composed(place)
         if is_shared or self.has(place, "unevaluatedProperties") or self.has(place, "unevaluatedItems"):
-            return self.read_unevaluated(place, scope)
-        return self.algebra.all_of((self.own(place, scope), *self._in_place(place, scope)))
+            try:
+                return self.read_unevaluated(place, scope)
+            except (GrammarTooLargeError, GrammarUnsupportedError) as error:
+                unevaluated = [keyword for keyword in place.schema if keyword.startswith("unevaluated")]
+                self._give_up(place, (*unevaluated, "additionalProperties")[0], error)
+                if self._is_below:
+                    return Value()
+        found = self.own(place, scope)
+        try:
+            return self.algebra.all_of((found, *(read() for _, read in self._in_place(place, scope))))
+        except (GrammarTooLargeError, GrammarUnsupportedError):
+            if not self._is_lenient:
+                raise
+        for keyword, read in self._in_place(place, scope):
+            found = self._restricted(found, place, keyword, read)
+        return found
+
+    def _restricted(self, found: Value, place: Place, keyword: str, read: Callable[[], Value]) -> Value:
+        """Returns what ``found`` and ``keyword`` both allow; ``read`` returns the latter."""
+        try:
+            return self.algebra.all_of((found, read()))
+        except (GrammarTooLargeError, GrammarUnsupportedError) as error:
+            self._give_up(place, keyword, error)
+            return Value() if self._is_below else found
+
+    def _give_up(self, place: Place, keyword: str, error: GrammarError) -> None:
+        """Leaves ``keyword`` away, or raises ``error`` if the reader is not lenient."""
+        if not self._is_lenient:
+            raise error
+        self._annotate(place, keyword, f"it is not applied: {error.message}")
 
     def own(self, place: Place, scope: Scope) -> Value:
         """Returns what the keywords allow that look at the value themselves, and apply no other schema to it."""
@@ -201,7 +262,7 @@ class SchemaReader:
         if self.has(place, "const"):
             parts.append(self.algebra.constant(schema["const"]))
         if "enum" in schema:
-            parts.append(self._enum(schema["enum"]))
+            return self._restricted(self.algebra.all_of(parts), place, "enum", lambda: self._enum(schema["enum"]))
         return self.algebra.all_of(parts)
 
     def _is_hidden(self, place: Place) -> bool:
@@ -216,26 +277,26 @@ class SchemaReader:
         """Returns the node of a subschema."""
         return self.nodes.schema(schema, scope)
 
-    def _in_place(self, place: Place, scope: Scope) -> Iterator[Value]:
-        """Yields what each keyword allows that applies other schemas to the same value."""
-        schema = place.schema
+    def _in_place(self, place: Place, scope: Scope) -> Iterator[tuple[str, Callable[[], Value]]]:
+        """Yields each keyword that applies other schemas to the same value, and what returns what it allows."""
+        schema, later = place.schema, functools.partial
         for target in self.references(place, scope):
-            yield self._value(target)
+            yield "$ref", later(self._value, target)
         if self._is_hidden(place):
             return
         for name, dependent in self.dependencies(place).items():
-            yield self.if_present(name, self._value(self.node(dependent, scope)))
+            keyword = "dependentSchemas" if name in schema.get("dependentSchemas", ()) else "dependencies"
+            yield keyword, later(self._if_present, name, self.node(dependent, scope))
         if "allOf" in schema:
-            yield from (self._value(self.node(part, scope)) for part in schema["allOf"])
+            yield from (("allOf", later(self._value, self.node(part, scope))) for part in schema["allOf"])
         if "anyOf" in schema:
-            yield self._value(self.nodes.any_of(self.node(part, scope) for part in schema["anyOf"]))
+            yield "anyOf", later(self._value, self.nodes.any_of(self.node(part, scope) for part in schema["anyOf"]))
         if "oneOf" in schema:
-            branches = [self._value(self.node(part, scope)) for part in schema["oneOf"]]
-            yield self.algebra.one_of([value for value in branches if not self.emptiness.value(value)])
+            yield "oneOf", later(self.one_of, [self.node(part, scope) for part in schema["oneOf"]])
         if "not" in schema:
-            yield self.algebra.opposite(self._value(self.node(schema["not"], scope.of_condition())))
+            yield "not", later(self._value, self.nodes.opposite(self.node(schema["not"], scope.of_condition())))
         if self.has(place, "if"):
-            yield self._conditional(place, scope)
+            yield "if", later(self._conditional, place, scope)
 
     def references(self, place: Place, scope: Scope) -> Iterator[Node]:
         """Yields what the references of a schema lead to."""
@@ -266,11 +327,16 @@ class SchemaReader:
                 found.setdefault(name, dependent)
         return found
 
-    def if_present(self, name: str, value: Value) -> Value:
-        """Returns what allows ``value`` only, if it is an object with a member ``name``."""
+    def one_of(self, options: Sequence[Node]) -> Value:
+        """Returns what exactly one of ``options`` allows."""
+        kept = [node for node in options if not self.emptiness.value(self._value(node))]
+        return self.algebra.one_of(list(map(self._value, kept)), list(map(self._taken, kept)))
+
+    def _if_present(self, name: str, node: Node) -> Value:
+        """Returns what allows ``node`` only, if it is an object with a member ``name``."""
         present = tuple(
             shape
-            for alternative in value.objects
+            for alternative in self._value(node).objects
             if (shape := self.algebra.in_all_objects(alternative, ObjectShape((), Has(name)))) is not None
         )
         absent = ObjectShape((), negated(Has(name)))
@@ -330,8 +396,7 @@ class SchemaReader:
                 bound = self._bound(place, exclusive)
                 found.append(complement(at_least(bound)) if is_upper else greater(bound))
         if "multipleOf" in schema:
-            with located(place, "multipleOf"):
-                found.append(multiple(decimal_of(schema["multipleOf"])))
+            found.append(self._written(place, lambda: multiple(decimal_of(schema["multipleOf"])), "multipleOf"))
         return in_all(found)
 
     def _bound(self, place: Place, keyword: str) -> Decimal:
@@ -371,8 +436,7 @@ class SchemaReader:
             low, high = self._least(place, "minLength"), self._most(place, "maxLength")
             found.append(choice() if high is not None and high < low else repeat(_ANY_CHAR, low, high))
         if "pattern" in schema:
-            with located(place, "pattern"):
-                found.append(searched(schema["pattern"]))
+            found.append(self._written(place, lambda: searched(schema["pattern"]), "pattern"))
         if isinstance(name := schema.get("format"), str):
             expression = format_expression(name) if self._assert_formats else None
             if expression is not None:
@@ -380,6 +444,17 @@ class SchemaReader:
             else:
                 self._annotate(place, "format", f"any string is allowed where the format {name!r} is asked for")
         return both(*found)
+
+    def _written(
+        self, place: Place, read: Callable[[], Expression], *keys: str, is_wide: bool | None = None
+    ) -> Expression:
+        """Returns what ``read`` does, or if that cannot be done, every text or none; ``is_wide`` says which."""
+        try:
+            with located(place, *keys):
+                return read()
+        except (GrammarTooLargeError, GrammarUnsupportedError) as error:
+            self._give_up(place, keys[0], error)
+            return NOTHING if (self._is_below if is_wide is None else not is_wide) else ANYTHING
 
     def _annotate(self, place: Place, keyword: str, effect: str) -> None:
         pointer = place.at(keyword)
@@ -436,7 +511,8 @@ class SchemaReader:
             Members(words((name,)), self.node(part, inner)) for name, part in schema.get("properties", {}).items()
         ]
         for pattern, part in schema.get("patternProperties", {}).items():
-            members.append(Members(self._pattern_keys(place, pattern), self.node(part, inner)))
+            keys = self._pattern_keys(place, pattern, is_wide=self._is_below)
+            members.append(Members(keys, self.node(part, inner)))
         others: Json = schema.get("additionalProperties", True)
         if scope.further == "forbid" and is_closed_alone(place):
             others = False
@@ -469,12 +545,12 @@ class SchemaReader:
     def named_keys(self, place: Place) -> Expression:
         """Returns the keys that ``properties`` and ``patternProperties`` name."""
         schema = place.schema
-        patterns = (self._pattern_keys(place, pattern) for pattern in schema.get("patternProperties", {}))
+        is_wide = not self._is_below
+        patterns = (self._pattern_keys(place, key, is_wide=is_wide) for key in schema.get("patternProperties", {}))
         return choice(words(schema.get("properties", ())), *patterns)
 
-    def _pattern_keys(self, place: Place, pattern: str) -> Expression:
-        with located(place, "patternProperties", pattern):
-            return searched(pattern)
+    def _pattern_keys(self, place: Place, pattern: str, *, is_wide: bool) -> Expression:
+        return self._written(place, lambda: searched(pattern), "patternProperties", pattern, is_wide=is_wide)
 
     def _required_with(self, place: Place) -> Iterator[tuple[str, list[str]]]:
         if self.has(place, "dependentRequired"):

@@ -8,7 +8,7 @@ Source: llguidance, docs/parametric.md and docs/syntax.md of 1.9.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from maskd.errors import GrammarTooLargeError, GrammarUnsatisfiableError
@@ -129,14 +129,8 @@ class Rules:
         Raises:
             GrammarUnsatisfiableError: nothing satisfies ``start``.
         """
-        complete = self._completable()
-        if start not in complete:
-            raise GrammarUnsatisfiableError("nothing satisfies the schema")
         lines = [*options, f"start: {start}"]
-        for name, (parametric, alternatives) in self._rules.items():
-            kept = [alternative for alternative in alternatives if complete.issuperset(alternative.uses)]
-            if not kept:
-                continue
+        for name, parametric, kept in self.completable(start):
             conditions = (alternative.condition or (_ALWAYS if parametric else "") for alternative in kept)
             texts = [
                 f"{alternative.text} %if {condition}" if condition else alternative.text
@@ -145,6 +139,20 @@ class Rules:
             lines.append(f"{name}{'::_' if parametric else ''}: " + "\n | ".join(texts))
         lines += (f"{name}: {text}" for text, name in self._terminals.items())
         return "\n".join(lines) + "\n"
+
+    def completable(self, start: str) -> Iterator[tuple[str, bool, list[Alternative]]]:
+        """Yields every rule, whether it is parametric, and its alternatives, without what can never be completed.
+
+        Raises:
+            GrammarUnsatisfiableError: nothing satisfies ``start``.
+        """
+        complete = self._completable()
+        if start not in complete:
+            raise GrammarUnsatisfiableError("nothing satisfies the schema")
+        for name, (parametric, alternatives) in self._rules.items():
+            kept = [alternative for alternative in alternatives if complete.issuperset(alternative.uses)]
+            if kept:
+                yield name, parametric, kept
 
     def _completable(self) -> set[str]:
         """Returns the rules that some finite text satisfies, conditions left aside: a least fixpoint."""

@@ -41,6 +41,10 @@ class Symbols:
         """Returns the terminal of the JSON strings of ``expression``."""
         return self.rules.terminal(as_json(expression))
 
+    def key(self, expression: Expression) -> str:
+        """Returns the terminal of the keys of ``expression``."""
+        return self.string(expression)
+
     def number(self, expression: Expression) -> str:
         """Returns the terminal of the numbers of ``expression``, or the rule of multiples that no terminal can name."""
         if schemas := tuple(as_schemas(expression)):

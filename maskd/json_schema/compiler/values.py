@@ -183,15 +183,19 @@ class Algebra:
             _limited(shape for part in parts for shape in part.objects),
         )
 
-    def one_of(self, values: Sequence[Value]) -> Value:
-        """Returns what exactly one of ``values`` allows: one in the first half and none in the other, or so."""
-        return self._one_and_any(values)[0] if values else Value()
+    def one_of(self, values: Sequence[Value], taken: Sequence[Value] = ()) -> Value:
+        """Returns what exactly one of ``values`` allows: one in the first half and none in the other, or so.
 
-    def _one_and_any(self, values: Sequence[Value]) -> tuple[Value, Value]:
+        ``taken``: what each of them takes from the others, if that is not the same.
+        """
+        return self._one_and_any(values, taken or values)[0] if values else Value()
+
+    def _one_and_any(self, values: Sequence[Value], taken: Sequence[Value]) -> tuple[Value, Value]:
         if len(values) == 1:
-            return values[0], values[0]
+            return values[0], taken[0]
         half = len(values) // 2
-        (one, first), (other, second) = self._one_and_any(values[:half]), self._one_and_any(values[half:])
+        one, first = self._one_and_any(values[:half], taken[:half])
+        other, second = self._one_and_any(values[half:], taken[half:])
         exactly_one = self.any_of((self.without(one, second), self.without(other, first)))
         return exactly_one, self.any_of((first, second))
 
