@@ -1,7 +1,7 @@
 """Which values a schema lets through: types, constants, and whether alternatives exclude each other.
 
 Owns: ``Types``, ``are_disjoint``; how xgrammar reads a type (``DECIDING``, ``types_of``).
-Knows nothing about: which keywords are enforced (``enforcement``), grammars.
+Knows nothing about: grammars, backends.
 """
 
 from __future__ import annotations
