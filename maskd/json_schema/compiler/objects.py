@@ -181,7 +181,7 @@ class _Object:
             self._write_free(name)
             return
         member, following = rules.fresh("m"), rules.fresh("n")
-        free = [key for key in (*self._named, *self._classes) if self._is_free(key)]
+        free = dict.fromkeys(key for key in (*self._named, *self._classes) if self._is_free(key))
         bound = [
             alternative
             for key in (*self._named, *self._classes)
@@ -319,14 +319,16 @@ class _Object:
             conditions += [f"bit_set({self._bit[name]})" for name in late]
         elif self._is_ordered and key.name is None:
             conditions += [f"bit_set({self._bit[name]})" for name in needed]
-        further = [
-            one for one in (*self._named, *self._classes) if one.name not in absent and self._may_follow(one, key)
-        ]
         least = max((leaf.count for leaf, is_so in term if isinstance(leaf, AtLeast) and is_so), default=0)
-        if self._is_ordered and least > 1 and all(self._bit_of(one) is not None for one in further):
+        events = [leaf for leaf, is_so in term if is_so and isinstance(leaf, Exists) and leaf not in true]
+        is_counted = self._is_ordered and least > 1
+        further: list[Key] = []
+        if events or is_counted:
+            keys = (*self._named, *self._classes)
+            further = [one for one in keys if one.name not in absent and self._may_follow(one, key)]
+        if is_counted and all(self._bit_of(one) is not None for one in further):
             assert self._count is not None
             conditions.append(self._count.at_least(least - 1 - len(further)) if least - 1 > len(further) else "")
-        events = [leaf for leaf, is_so in term if is_so and isinstance(leaf, Exists) and leaf not in true]
         conditions.append(self._room_for(events, needed, further, most))
         return None if "never" in conditions else conditions
 
