@@ -18,15 +18,18 @@ _EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 _NUMBERS = frozenset({*_EXCLUSIVE, *_EXCLUSIVE.values(), "multipleOf"})
 _LISTS = SCHEMA_LISTS - {"items"} | {"enum", "required"}
 _NOT_EMPTY = frozenset({"allOf", "anyOf", "enum", "oneOf"})
-_STRINGS = frozenset({"$anchor", "$id", "$ref", "$schema", "format", "pattern"})
+_STRINGS = frozenset({
+    "$anchor", "$dynamicAnchor", "$dynamicRef", "$id", "$recursiveRef", "$ref", "$schema", "format", "pattern",
+})  # fmt: skip
 
 
 def fault_in(schema: dict[str, Json]) -> tuple[str, str] | None:
-    """Returns the first keyword whose value the standard does not allow, and a sentence about it; None = no fault.
-
-    Several such values end xgrammar's parser in the middle of the document.
-    """
+    """Returns the first keyword whose value the standard does not allow, and a sentence about it; None = no fault."""
     return next(((keyword, fault) for keyword, value in schema.items() if (fault := _fault(keyword, value))), None)
+
+
+def _are_strings(values: list[Json]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _fault(keyword: str, value: Json) -> str | None:
@@ -37,12 +40,19 @@ def _fault(keyword: str, value: Json) -> str | None:
             return f"type {str(value)[:80]!r} is not known; give one of {', '.join(TYPES)}, or a list of them"
     elif keyword in SCHEMA_MAPS and not isinstance(value, dict):
         wanted = "an object"
+    elif keyword == "dependencies" and any(isinstance(one, list) and not _are_strings(one) for one in value.values()):
+        return "dependencies has a list that is not one of strings"
+    elif keyword == "dependentRequired":
+        if not isinstance(value, dict) or not all(
+            isinstance(one, list) and _are_strings(one) for one in value.values()
+        ):
+            return "dependentRequired is an object of lists of strings"
     elif keyword in _LISTS:
         if not isinstance(value, list):
             wanted = "a list"
         elif not value and keyword in _NOT_EMPTY:
             return f"{keyword} is empty; give at least one"
-        elif keyword == "required" and not all(isinstance(name, str) for name in value):
+        elif keyword == "required" and not _are_strings(value):
             return "required is a list of strings"
     elif keyword in _COUNTS:
         is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, int)

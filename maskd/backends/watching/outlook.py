@@ -19,7 +19,7 @@ from maskd.backends.base import Matcher
 from maskd.backends.watching.agreement import NumberBeginning, StringBeginning, WordBeginning
 from maskd.backends.watching.rivals import begun_in, is_spared, rivals_of
 from maskd.backends.watching.scanner import Frame, Reading, Stand
-from maskd.backends.watching.tokens import WatchTokens
+from maskd.backends.watching.tokens import WatchTokens, is_between_characters
 from maskd.backends.watching.values import Seen, number_of
 from maskd.json_schema.compiler.watch import Differing, Numbers
 from maskd.regular.amounts import has_texts
@@ -57,11 +57,10 @@ def _items(frame: Frame, reading: Reading, is_direct: bool) -> bool | None:
         return True if differing.endless_start else None
     if frame.start < 0 or (differing.endless_composites if not is_direct else False):
         return True
-    if (
-        is_direct
-        and stand is Stand.STRING
-        and (differing.endless_strings or _strings(_begun_string(reading, frame), differing, len(frame.seen)))
-    ):
+    is_counted = is_direct and stand is Stand.STRING and is_between_characters(reading)
+    if is_direct and stand is Stand.STRING and differing.endless_strings:
+        return True
+    if is_counted and _strings(_begun_string(reading, frame), differing, len(frame.seen)):
         return True
     try:
         beginning = begun_in(reading, frame)
@@ -74,7 +73,7 @@ def _items(frame: Frame, reading: Reading, is_direct: bool) -> bool | None:
         return not rivals
     if isinstance(beginning, NumberBeginning):
         return _numbers(beginning.text, differing.numbers, frame.seen)
-    if isinstance(beginning, StringBeginning) and is_direct:
+    if isinstance(beginning, StringBeginning) and is_counted:
         return _strings(beginning.text, differing, len(rivals))
     return None
 
@@ -120,6 +119,8 @@ def _keys(frame: Frame, reading: Reading, is_direct: bool) -> bool | None:
         text = beginning.text
     if not any(str(key).startswith(text) for key in frame.seen):
         return True
+    if not is_between_characters(reading):
+        return None
     if any(name.startswith(text) and name not in frame.seen for name in members.free):
         return True
     return False if members.only_free else None
@@ -139,13 +140,12 @@ class Search:
         self._known: dict[bytes, bool] = {}
         self._looks = 0
 
-    def may_follow(self, matcher: Matcher, token_id: int, reading: Reading, begun: bytes = b"") -> bool:
+    def may_follow(self, matcher: Matcher, token_id: int, reading: Reading) -> bool:
         """Says whether ``token_id`` leaves a way to the end.
 
         Args:
             matcher: before ``token_id``; stays as it is.
             reading: behind it.
-            begun: what this search has taken before it.
 
         Raises:
             BackendError: the library gave up.
@@ -153,19 +153,33 @@ class Search:
         verdict = outlook(reading)
         if verdict is not None:
             return verdict
-        begun += self._tokens.texts[token_id]
-        if begun not in self._known:
-            copy = matcher.fork()
-            self._known[begun] = copy.accept((token_id,)) == 1 and self._may_end(copy, reading, begun)
-        return self._known[begun]
+        waiting, tried = [(matcher, token_id, reading, b"")], set[bytes]()
+        while waiting:
+            before, token_id, reading, begun = waiting.pop()
+            begun += self._tokens.texts[token_id]
+            if begun in tried:
+                continue
+            is_known = self._known.get(begun)
+            if is_known is None:
+                tried.add(begun)
+                here = before.fork()
+                unsure = self._unsure(here, reading) if here.accept((token_id,)) == 1 else []
+                is_known = unsure is None
+                waiting += [(here, token_id, following, begun) for token_id, following in unsure or ()]
+            if is_known:
+                self._known.update((one, True) for one in tried if begun.startswith(one))
+                return True
+        self._known.update(dict.fromkeys(tried, False))
+        return False
 
-    def _may_end(self, matcher: Matcher, reading: Reading, begun: bytes) -> bool:
+    def _unsure(self, matcher: Matcher, reading: Reading) -> list[tuple[int, Reading]] | None:
+        """Returns the steps behind ``reading`` of which it is not known whether they lead on; None = something does."""
         self._looks += 1
         if self._looks > _MOST_LOOKS:
-            return True
+            return None
         matcher.fill_bitmask(self._row)
         if self._tokens.allowed(self._stop, self._row).size:
-            return True
+            return None
         unsure: list[tuple[int, Reading]] = []
         for token_id in self._tokens.steps(self._row):
             text = self._tokens.texts[token_id]
@@ -174,10 +188,10 @@ class Search:
                 continue
             verdict = outlook(following)
             if verdict:
-                return True
+                return None
             if verdict is None:
                 unsure.append((token_id, following))
-        return any(self.may_follow(matcher, token_id, following, begun) for token_id, following in unsure)
+        return unsure
 
 
 def _is_idle(reading: Reading, text: bytes) -> bool:

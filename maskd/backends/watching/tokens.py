@@ -21,7 +21,7 @@ from maskd.backends.watching.values import canonical
 from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.vocabulary import Vocabulary
 
-__all__ = ["WatchTokens"]
+__all__ = ["WatchTokens", "is_between_characters"]
 
 Ids = NDArray[np.int64]
 
@@ -115,7 +115,11 @@ class WatchTokens:
         elif (marks := self._marks_that_matter(frame, reading)) is not None:
             ids = marks
         elif stand in (Stand.KEY, Stand.STRING, Stand.ELSEWHERE_STRING):
-            if reading.is_escaped or not (frame.is_endless or _only_strings_end(frame, reading)):
+            if (
+                reading.is_escaped
+                or _is_escaping(reading)
+                or not (frame.is_endless or _only_strings_end(frame, reading))
+            ):
                 ids = self._quoted
             else:
                 ids = self._loud_strings
@@ -170,12 +174,16 @@ class WatchTokens:
         begun = reading.text.since(frame.start)
         for text, ids in self._ending_scalars.items():
             allowed = self.allowed(ids, row).tolist()
-            if allowed and canonical(begun + text) in frame.seen:
+            try:
+                is_there = bool(allowed) and canonical(begun + text) in frame.seen
+            except ValueError:  # an exponent of thousands of digits
+                is_there = True
+            if is_there:
                 yield from allowed
 
     def _along(self, frame: Frame, reading: Reading, row: NDArray[np.int32]) -> Iterator[int]:
         """Yields tokens that go on with a string as something does that was there."""
-        if reading.is_escaped or _ESCAPE.search(reading.text.since(reading.text.size - _ESCAPE_BYTES)):
+        if reading.is_escaped or _is_escaping(reading):
             yield from (number for number in allowed_token_ids(row).tolist() if number < len(self.texts))
             return
         rests = set(_rests(frame, reading))
@@ -241,6 +249,16 @@ def _rests(frame: Frame, reading: Reading) -> Iterator[bytes]:
 
 def _spelled(text: str) -> bytes:
     return json.dumps(text, ensure_ascii=False)[1:-1].encode()
+
+
+def _is_escaping(reading: Reading) -> bool:
+    """Whether an escape sequence at the end of the text is not whole, or may be the first half of a character."""
+    return _ESCAPE.search(reading.text.since(reading.text.size - _ESCAPE_BYTES)) is not None
+
+
+def is_between_characters(reading: Reading) -> bool:
+    """Whether the text ends between two characters of a string, not within one."""
+    return not (reading.is_escaped or _is_escaping(reading) or _open_bytes(reading))
 
 
 def _open_bytes(reading: Reading) -> bytes:

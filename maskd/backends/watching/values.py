@@ -78,7 +78,7 @@ class Seen:
         return self._count + len(self._last)
 
     def __iter__(self) -> Iterator[Hashable]:
-        yield from itertools.islice(self._log.places, self._count)
+        yield from self._log.first(self._count)
         yield from self._last
 
     def with_value(self, value: Hashable) -> Seen:
@@ -97,6 +97,11 @@ class _Log:
     def __init__(self, values: Iterable[Hashable] = ()) -> None:
         self.places = {value: place for place, value in enumerate(values)}
         self._lock = threading.Lock()
+
+    def first(self, count: int) -> list[Hashable]:
+        """Returns the first ``count`` values."""
+        with self._lock:
+            return list(itertools.islice(self.places, count))
 
     def longer(self, count: int, value: Hashable) -> _Log:
         """Returns a log that has ``value`` behind the first ``count`` values of this one."""

@@ -41,6 +41,11 @@ def _ipv6() -> str:
 _IPV6 = _ipv6()
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9\\-]{0,61}[a-zA-Z0-9])?"
 _HOST = rf"{_LABEL}(?:\.{_LABEL})*"
+_PLAIN_LABEL = (  # does not begin with xn--; without look-ahead, at which llguidance may give up
+    r"(?:[a-wyzA-WYZ0-9](?:[a-zA-Z0-9\-]{0,61}[a-zA-Z0-9])?"
+    r"|[xX](?:[a-mo-zA-MO-Z0-9]|[a-mo-zA-MO-Z0-9\-][a-zA-Z0-9\-]{0,60}[a-zA-Z0-9])?"
+    r"|[xX][nN](?:-?[a-zA-Z0-9](?:[a-zA-Z0-9\-]{0,58}[a-zA-Z0-9])?|[a-zA-Z0-9][a-zA-Z0-9\-]{59}[a-zA-Z0-9])?)"
+)
 _ATOM = r"[a-zA-Z0-9!#$%&'*+\-/=?^_`{|}~]+"
 _QUOTED = r'"(?:[ !#-\[\]-~]|\\[ -~])*"'
 _ESCAPED = "%[0-9a-fA-F]{2}"
@@ -66,7 +71,7 @@ FORMATS = {
     "duration": rf"P(?:\d+W|{_DAYS}(?:{_CLOCK})?|{_CLOCK})",  # RFC 3339, appendix A
     "email": rf"(?:{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@(?:{_HOST}|\[(?:{_IPV4}|IPv6:{_IPV6})\])",  # RFC 5321, 4.1.2
     # RFC 1123, section 2.1. No label in Punycode: which of those are names is not regular (RFC 5891).
-    "hostname": rf"(?=.{{1,253}}$)(?!(?:.*\.)?[xX][nN]--){_HOST}",
+    "hostname": rf"(?=.{{1,253}}$){_PLAIN_LABEL}(?:\.{_PLAIN_LABEL})*",
     "ipv4": _IPV4,  # RFC 2673, section 3.2
     "ipv6": _IPV6,  # RFC 4291, section 2.2
     "uri": _URI,  # RFC 3986

@@ -88,7 +88,9 @@ def spelled(numbers: Expression) -> Expression:
 
 
 def decimal_of(value: float) -> Decimal:
-    """Returns ``value`` as JSON wrote it, or the shortest text that reads the same."""
+    """Returns ``value`` as JSON wrote it, or the shortest text that reads the same; zero has no sign."""
+    if value == 0:
+        return Decimal(0)
     return Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
 
 
