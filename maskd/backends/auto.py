@@ -16,20 +16,20 @@ from maskd.backends.base import Backend, Grammar, Matcher
 from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError, clip
 from maskd.grammar import GrammarReport, GrammarSpec
 
-__all__ = ["AutoBackend"]
+__all__ = ["AutoBackend", "ChosenGrammar"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Chosen:
+class ChosenGrammar:
     """A grammar of another backend, with the reason for the choice in its report. See ``Grammar``."""
 
-    _grammar: Grammar
+    grammar: Grammar
     report: GrammarReport
     stop_token_ids: frozenset[int]
 
     def matcher(self) -> Matcher:
         """See ``Grammar.matcher``."""
-        return self._grammar.matcher()
+        return self.grammar.matcher()
 
 
 class AutoBackend:
@@ -59,7 +59,7 @@ class AutoBackend:
                 refusals.append((backend.name, error))
                 continue
             report = dataclasses.replace(grammar.report, backend_reason=_reason(grammar.report, refusals))
-            return _Chosen(grammar, report, grammar.stop_token_ids)
+            return ChosenGrammar(grammar, report, grammar.stop_token_ids)
         raise _combined(refusals)
 
 

@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 
 from maskd import _shm
+from maskd.backends.auto import ChosenGrammar
 from maskd.backends.base import Backend, Grammar, Serializer
 from maskd.bitmask import allowed_token_ids, row_stride_words
 from maskd.errors import BackendError, GrammarTooLargeError, GrammarUnsatisfiableError, MaskdError
@@ -117,7 +118,7 @@ def _judge(
             raise GrammarTooLargeError(error.message, limit="library") from None
         holder = named[grammar.report.backend]
         artefact = (
-            holder.serialize(grammar)
+            holder.serialize(grammar.grammar if isinstance(grammar, ChosenGrammar) else grammar)
             if isinstance(holder, Serializer) and seconds > _WORTH_SERIALIZING_SECONDS
             else b""
         )

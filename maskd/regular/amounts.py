@@ -10,16 +10,22 @@ from __future__ import annotations
 from maskd.regular.expression import NOTHING, Expression, derivative
 from maskd.regular.questions import MOST_STATES, classes
 
-__all__ = ["has_texts", "is_open_ended"]
+__all__ = ["count_texts", "has_texts", "is_open_ended"]
 
 
 def has_texts(expression: Expression, number: int) -> bool:
     """Says whether at least ``number`` texts belong to ``expression``. False also if that takes too long."""
+    found = count_texts(expression, number)
+    return found is not None and found >= number
+
+
+def count_texts(expression: Expression, most: int) -> int | None:
+    """Returns how many texts belong to ``expression``; ``most`` or more for more; None if that takes too long."""
     counts, found = {expression: 1}, 0
     for _ in range(MOST_STATES):
         found += sum(count for state, count in counts.items() if state.nullable)
-        if found >= number or not counts:
-            break
+        if found >= most or not counts:
+            return found
         longer: dict[Expression, int] = {}
         for state, count in counts.items():
             for charset in classes(state):
@@ -29,7 +35,7 @@ def has_texts(expression: Expression, number: int) -> bool:
         if len(longer) > MOST_STATES:
             break
         counts = longer
-    return found >= number
+    return None
 
 
 def is_open_ended(expression: Expression) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from maskd import backends
 from maskd.backends.base import Backend, Grammar
-from maskd.errors import GrammarUnsatisfiableError
+from maskd.errors import GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions, GrammarSpec
 from tests.byte_grammars import VOCABULARY, takes, walk
 
@@ -224,3 +224,42 @@ def test_schema_when_it_asks_about_itself_while_it_is_read_then_the_answer_is_no
     grammar = backend.compile(spec_of(schema))
     for text, fits in (("{}", True), ('{"b": 1}', True), ('{"xa": 1}', True), ('{"a": "ab"}', False)):
         assert takes(grammar, text) == fits, text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_few_values_when_they_must_differ_then_no_row_is_empty_and_each_text_is_judged(
+    seed: int, backend: Backend
+) -> None:
+    """Lists of a few values, with prefixes, bounds and contains: all lists of up to four items, and random walks."""
+    rng, letters = random.Random(seed), ["a", "b", "c", "d"]
+    lists = [list(one) for size in range(5) for one in itertools.permutations([*letters, True, False], size)]
+
+    def some() -> dict[str, Any]:
+        return {"enum": rng.sample(letters, rng.randrange(1, 5))} if rng.random() < 0.8 else {"type": "boolean"}
+
+    compiled = 0
+    for _ in range(40):
+        items = some() if rng.random() < 0.8 else False
+        schema: dict[str, Any] = {"type": "array", "uniqueItems": True, "items": items}
+        if rng.random() < 0.4:
+            schema["prefixItems"] = [some() for _ in range(rng.randrange(1, 4))]
+        for keyword, least in (("minItems", 1), ("maxItems", 0)):
+            if rng.random() < 0.4:
+                schema[keyword] = rng.randrange(least, 5)
+        if rng.random() < 0.3:
+            schema |= {"contains": some(), rng.choice(["minContains", "maxContains"]): rng.randrange(1, 3)}
+        validator = jsonschema.Draft202012Validator(schema)
+        try:
+            grammar = backend.compile(spec_of(schema))
+        except GrammarUnsatisfiableError:
+            assert not any(map(validator.is_valid, lists)), schema
+            continue
+        except GrammarUnsupportedError:
+            continue
+        compiled += 1
+        for one in rng.sample(lists, 60):
+            assert takes(grammar, json.dumps(one)) == validator.is_valid(one), (schema, one)
+        for _ in range(8):
+            text = walk(grammar, rng)
+            assert text is None or validator.is_valid(json.loads(text)), (schema, text)
+    assert compiled > 10

@@ -14,7 +14,7 @@ import pytest
 from maskd.errors import GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarOptions
 from maskd.json_schema.compiler.compiler import compile_schema
-from maskd.json_schema.compiler.numbers import at_least, greater, in_all, may_be, multiple
+from maskd.json_schema.compiler.numbers import PLAIN_NUMBER, at_least, decimal_of, greater, in_all, may_be, multiple
 from maskd.regular.expression import both, complement, matches
 from maskd.regular.questions import shortest
 from tests.lark import STOP, matcher_of_lark
@@ -112,3 +112,10 @@ def test_numbers_when_there_is_no_expression_then_refused() -> None:
             compile_schema(schema, GrammarOptions())
         assert caught.value.metadata["keyword"] == "multipleOf"
         assert caught.value.metadata["pointer"] in ("/multipleOf", "/not")
+
+
+def test_bound_when_it_is_minus_zero_then_it_is_zero() -> None:
+    """Equal keys share a cache, so one spelling of zero must not decide for the other."""
+    for zero in (-0.0, 0):
+        above = both(PLAIN_NUMBER, greater(decimal_of(zero)))
+        assert [matches(above, text) for text in ("5", "0", "-1", "/5", ".5")] == [True, False, False, False, False]

@@ -87,6 +87,8 @@ class ArrayRules:
                 "the opposite of uniqueItems is not done; write the schema without it", keyword="uniqueItems"
             )
         values = _Values(self._reader).of(shape, longest) if must_differ else []
+        if values:
+            self._check_supply(shape, values)
         notes = self._notes.arrays[shape] = ArrayNotes([], must_differ or shape.unique is True, values is None)
         if shape.contains or values:
             _Counted(self._reader, self._symbols, notes, shape, longest, values or []).write(name)
@@ -94,6 +96,27 @@ class ArrayRules:
             self._plain.write(name, shape, longest)
             notes.items = [{node} for node in (*shape.prefix, shape.rest)]
         notes.is_endless = longest is None and not values and all(one.high is None for one in shape.contains)
+
+    def _check_supply(self, shape: ArrayShape, values: Sequence[Node]) -> None:
+        """Raises GrammarUnsupportedError if different items of ``values`` may run out before the array may end."""
+        nodes = self._reader.nodes
+
+        def number_of(node: Node) -> int:
+            return sum(not self._reader.emptiness.node(nodes.all_of((node, value))) for value in values)
+
+        is_enough = all(number_of(shape.item(index)) > index for index in range(shape.low))
+        is_enough &= all(number_of(contains.node) >= contains.low for contains in shape.contains)
+        is_enough &= not (shape.prefix and any(contains.low for contains in shape.contains))
+        limited = [contains for contains in shape.contains if contains.high is not None]
+        if limited and shape.low > 1:
+            others = number_of(nodes.all_of((shape.rest, nodes.opposite(limited[0].node))))
+            is_enough &= len(limited) == 1 and not shape.prefix and others + (limited[0].high or 0) >= shape.low
+        if not is_enough:
+            raise GrammarUnsupportedError(
+                "uniqueItems, with the items that the schema asks for, may run out of different values; "
+                "lower minItems or minContains, or leave uniqueItems out",
+                keyword="uniqueItems",
+            )
 
 
 class _Counted:
@@ -160,10 +183,10 @@ class _Counted:
             closing = self._closing(index)
             end = [] if closing is None else [Alternative(marks.array_end, (), closing)]
             if found:  # a comma without an item would be a dead end
-                more = [any_holds(condition for _, condition in lasting.values())]
-                if self._different:
-                    more.append(f"not(is_ones([0:{len(self._different)}]))")
-                end.append(Alternative(f"{marks.comma} {items[index]}::_", (items[index],), all_hold(more)))
+                conditions = [alternative.condition for alternative in found]
+                if set(conditions) == {f"bit_clear({bit})" for bit, _ in self._different}:
+                    conditions = [f"not(is_ones([0:{len(self._different)}]))"]
+                end.append(Alternative(f"{marks.comma} {items[index]}::_", (items[index],), any_holds(conditions)))
             rules.add(ends[index], end, parametric=True)
         alternatives = [Alternative(f"{marks.array_start} {items[0]}::0", (items[0],))]
         if not shape.low and not any(contains.low for contains in shape.contains):

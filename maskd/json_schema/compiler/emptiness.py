@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from maskd.errors import GrammarTooLargeError
 from maskd.json_schema.compiler.contents import Contents
 from maskd.json_schema.compiler.nodes import Node, Nodes
-from maskd.json_schema.compiler.numbers import may_be
+from maskd.json_schema.compiler.numbers import SHORTEST_SPELLING, may_be, spelled
 from maskd.json_schema.compiler.presence import (
     ALWAYS,
     NEVER,
@@ -31,6 +31,7 @@ from maskd.json_schema.compiler.presence import (
     without_negated_groups,
 )
 from maskd.json_schema.compiler.values import ArrayShape, Labels, Members, ObjectShape, Value
+from maskd.regular.amounts import count_texts
 from maskd.regular.expression import NOTHING, Expression, Words, both, complement, matches, words
 from maskd.regular.questions import may_match
 
@@ -151,10 +152,25 @@ class Emptiness:
         longest = self.longest(shape) if shape.low or shape.contains or shape.unique is False else shape.high
         if longest is not None and longest < max(shape.low, 2 if shape.unique is False else 0):
             return True
+        if shape.unique and self._has_fewer(shape.rest, shape.low - len(shape.prefix)):
+            return True
         if not shape.contains:
             return False
         contents = Contents(self._nodes, self.node, self.splits, shape, longest)
         return contents.is_known and not contents.rooms(0, (0,) * len(shape.contains))
+
+    def _has_fewer(self, node: Node, number: int) -> bool:
+        """Says whether certainly fewer than ``number`` values satisfy ``node``."""
+        value = self._value_of(node) if number > 1 else None
+        if value is None or not all(map(self.array, value.arrays)) or not all(map(self.object, value.objects)):
+            return False
+        found = value.null + value.true + value.false
+        for texts in (value.strings, both(spelled(value.numbers), SHORTEST_SPELLING)):
+            self._nodes.work.spend(_QUESTION)
+            if found >= number or (count := count_texts(texts, number - found)) is None:
+                return False
+            found += count
+        return found < number
 
     # -- objects ---------------------------------------------------------------------------------------------------
 
