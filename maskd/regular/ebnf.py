@@ -42,6 +42,7 @@ _MOST_STATES_OF_PLAIN, _MOST_WEIGHT_OF_PLAIN = 256, 100_000
 _MOST_REPETITIONS = 2_000
 _MOST_COUNTED = 128
 """A repetition of one character is written out by the library up to this count; beyond, it counts."""
+_ASCII = CharSet([(0, 0x7F)])
 _LENGTHS = CharSet([(0, 0x7FF)]), CharSet([(0x800, 0xFFFF)]), CharSet([(0x10000, 0x10FFFF)])
 
 
@@ -168,11 +169,17 @@ class _Writer:
                 return " ".join(map(self.nested, parts)) or '""'
             case Union(parts=parts):
                 return f"({' | '.join(sorted(map(self.nested, parts)))})"
-            case Repeat(inner=Chars(charset=charset), low=low, high=high) if len(self._forms(charset)) > 1:
+            case Repeat(inner=Chars(charset=charset), low=low, high=high) if self._needs_macro(charset, low, high):
                 return _macro(self._repeatable(charset) + times(low, high))
             case Repeat(inner=inner, low=low, high=high):
                 return f"({self.nested(inner)}){times(low, high)}"
         raise TypeError(type(expression))
+
+    def _needs_macro(self, charset: CharSet, low: int, high: int | None) -> bool:
+        """Whether a repetition must be the library's macro. Where the library counts characters beyond ASCII itself,
+        its rows allow tokens that its matcher refuses."""
+        is_counted = max(low, high or 0) > _MOST_COUNTED
+        return len(self._forms(charset)) > 1 or (is_counted and bool(charset & ~_ASCII))
 
     def _character(self, charset: CharSet) -> str:
         forms = [" ".join(map(_class, form)) for form in self._forms(charset)]

@@ -19,7 +19,8 @@ import xgrammar
 from numpy.typing import NDArray
 
 from maskd.client import Client, Session
-from maskd.grammar import GrammarSpec
+from maskd.grammar import GrammarOptions, GrammarSpec
+from maskd.json_schema.compiler.compiler import compile_ebnf, compile_schema
 from maskd.shm import layout as lay
 from maskd.step import ROLLBACK_ALL, Action, Item
 from maskd.v1 import mask_service_pb2 as pb
@@ -37,7 +38,7 @@ class Path(Protocol):
     def close(self) -> None: ...
 
 
-# -- in process: the libraries used directly, nothing of maskd -------------------------------------------------------
+# -- in process: the libraries used directly, with the grammar that the daemon's compiler makes of the schema ---------
 
 
 def xgrammar_matchers(vocabulary: Vocabulary) -> Callable[[], xgrammar.GrammarMatcher]:
@@ -51,9 +52,8 @@ def xgrammar_matchers(vocabulary: Vocabulary) -> Callable[[], xgrammar.GrammarMa
         vocab_size=vocabulary.vocab_size,
         stop_token_ids=list(vocabulary.stop_token_ids),
     )
-    compiled = xgrammar.GrammarCompiler(info, max_threads=1).compile_json_schema(
-        SCHEMA, separators=(",", ":"), strict_mode=False
-    )
+    grammar = compile_ebnf(json.loads(SCHEMA), GrammarOptions()).ebnf
+    compiled = xgrammar.GrammarCompiler(info, max_threads=1).compile_grammar(grammar)
     return lambda: xgrammar.GrammarMatcher(compiled)
 
 
@@ -73,10 +73,8 @@ def llguidance_matchers(vocabulary: Vocabulary) -> Callable[[], llguidance.LLMat
             raise NotImplementedError
 
     tokenizer = llguidance.LLTokenizer(Wrapper(), eos_token=list(vocabulary.stop_token_ids))
-    complete = {"name": "options", "lark_grammar": '%llguidance {"no_forcing": true}\nstart: "x"'}
-    template = llguidance.LLMatcher(
-        tokenizer, json.dumps({"grammars": [{"json_schema": json.loads(SCHEMA)}, complete]}), log_level=0
-    )
+    grammar = compile_schema(json.loads(SCHEMA), GrammarOptions()).lark
+    template = llguidance.LLMatcher(tokenizer, json.dumps({"grammars": [{"lark_grammar": grammar}]}), log_level=0)
     assert not template.is_error(), template.get_error()
     return template.deep_copy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 
 import llguidance
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from walks import SMALL, accepts, allowed
 
+from maskd.backends import load
 from maskd.backends.base import Backend, Grammar
 from maskd.errors import GrammarError, GrammarTooLargeError, GrammarUnsatisfiableError, GrammarUnsupportedError
 from maskd.grammar import GrammarSpec
+from maskd.tokenizer_files import load_vocabulary
 from tests.fuzzing import budget
 from tests.patterns import asserted_common, texts
 
@@ -219,3 +222,19 @@ def test_regex_when_hostile_then_compiled_or_refused_typed(backend: Backend, wha
         return
     except GrammarError as error:
         assert what in ("too deep", "deep classes"), error.message
+
+
+@pytest.mark.parametrize("pattern", [r"[^\n]{10,300}\.", r"[^a]{200,}b", r"[é-ü]{1,150}x"])
+def test_regex_when_it_counts_far_then_every_token_of_a_row_is_taken(pattern: str) -> None:
+    """xgrammar's own count of characters beyond ASCII allows tokens in its rows that its matcher refuses."""
+    vocabulary = load_vocabulary("engine_adapter/bundled")
+    grammar, rng = load("xgrammar")(vocabulary, threads=1).compile(GrammarSpec("regex", pattern)), random.Random(0)
+    for _ in range(6):
+        matcher = grammar.matcher()
+        for _ in range(12):
+            choices = sorted(allowed(matcher, vocabulary) - grammar.stop_token_ids)
+            for token_id in rng.sample(choices, min(len(choices), 200)):
+                assert matcher.fork().accept([token_id]) == 1, vocabulary.tokens[token_id]
+            if not choices:
+                break
+            matcher.accept([rng.choice(choices)])

@@ -193,7 +193,7 @@ def test_reasoning_when_its_message_is_malformed_then_refused(
 
 def test_switch_when_no_other_backend_takes_the_grammar_then_refused(session: Session) -> None:
     """Said when the grammar is made, not when it is slow; nothing of it is held."""
-    schema = '{"type": "string", "pattern": "^a", "maxLength": 3}'
+    schema = '{"type": "array", "items": {"type": "integer"}, "uniqueItems": true}'
     spec = GrammarSpec(
         "json_schema", schema, backend="llguidance", options=GrammarOptions(strict=True), when_slow="switch"
     )

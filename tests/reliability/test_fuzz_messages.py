@@ -154,6 +154,10 @@ def messages(draw: st.DrawFn, descriptor: Any, target: Target) -> Any:
             st.integers(0, 4)
         ) == 0:
             continue
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            entries = st.dictionaries(*(scalars(part, target) for part in field.message_type.fields), max_size=3)
+            getattr(message, field.name).update(draw(entries))
+            continue
         one = messages(field.message_type, target) if field.message_type else scalars(field, target)
         if field.is_repeated:
             getattr(message, field.name).extend(draw(st.lists(one, max_size=3)))

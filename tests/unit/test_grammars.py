@@ -109,7 +109,7 @@ def test_request_when_a_waiter_asks_again_in_its_answer_then_no_waiter_is_lost()
 
 
 def test_digest_when_what_is_compiled_differs_then_it_differs() -> None:
-    """Kind, source, backend and every option are compiled; reasoning and when_slow are how sequences use it."""
+    """Kind, source, backend, resources and options are compiled; reasoning and when_slow are how sequences use it."""
     spec = GrammarSpec("regex", "a")
     others = [
         dataclasses.replace(spec, kind="ebnf"),
@@ -120,10 +120,13 @@ def test_digest_when_what_is_compiled_differs_then_it_differs() -> None:
             for name, value in (
                 ("max_whitespace", 0), ("item_separator", ", "), ("key_separator", ": "),
                 ("additional_properties", "forbid"), ("strict", True), ("stop_token_ids", (1,)),
+                ("property_order", "schema"), ("formats", "annotate"),
             )
         ),
+        dataclasses.replace(spec, resources={"http://example.com/a": "{}"}),
+        dataclasses.replace(spec, resources={"http://example.com/a": "true"}),
     ]  # fmt: skip
-    assert len(others) == 3 + len(dataclasses.fields(GrammarOptions))
+    assert len(others) == 5 + len(dataclasses.fields(GrammarOptions))
     assert len({other.digest() for other in (spec, *others)}) == 1 + len(others)
     used = dataclasses.replace(spec, reasoning=ReasoningGate((1,)), when_slow="fail")
     assert used.digest() == spec.digest()
